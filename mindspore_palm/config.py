@@ -1,0 +1,234 @@
+"""Every setting: typed, documented beside the field, checked, with the fix named in the error.
+
+A YAML file states only what differs from the defaults here; reading files and overrides is in ``settings.py``.
+Sizes are those of the paper "PaLM: Scaling Language Modeling with Pathways" (arXiv 2204.02311), table 1.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "palm_tiny": {"layers": 4, "d_model": 128, "heads": 4, "head_dim": 32, "d_ff": 512, "vocab_size": 4096},
+    "palm_small": {"layers": 8, "d_model": 512, "heads": 8, "head_dim": 64, "d_ff": 2048, "vocab_size": 32768},
+    "palm_8b": {"layers": 32, "d_model": 4096, "heads": 16, "head_dim": 256, "d_ff": 16384, "vocab_size": 256000},
+    "palm_62b": {"layers": 64, "d_model": 8192, "heads": 32, "head_dim": 256, "d_ff": 32768, "vocab_size": 256000},
+    "palm_540b": {"layers": 118, "d_model": 18432, "heads": 48, "head_dim": 256, "d_ff": 73728, "vocab_size": 256000},
+}
+
+Count = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A group of settings: no unknown names, no silent conversions, unchangeable once made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class PaLMConfig(Section):
+    """The shape of a PaLM. Owns its parameter count and its FLOPs: nobody else computes them."""
+
+    preset: Literal["", "palm_tiny", "palm_small", "palm_8b", "palm_62b", "palm_540b"] = ""
+    """A named size to start from; the other fields of the section then say only what differs. Default: none."""
+    layers: Count = 4
+    """Number of blocks. Default 4."""
+    d_model: Count = 128
+    """Width of the residual stream, in features. Default 128."""
+    heads: Count = 4
+    """Query heads of a block; must divide d_ff. Default 4."""
+    head_dim: Count = 32
+    """Features of one head; even, for the rotation. heads * head_dim need not be d_model. Default 32."""
+    d_ff: Count = 512
+    """Features of the feed-forward layer (of each of its two inputs for SwiGLU). Default 512."""
+    vocab_size: Count = 4096
+    """Tokens of the vocabulary. Default 4096."""
+    vocab_multiple: Count = 1
+    """The rows of the embedding are padded to a multiple of this (model shards x data shards). Default 1: no padding."""
+    parallel: bool = True
+    """Ablation: false gives the serial block of the standard Transformer, with a norm before each half. Default true."""
+    attention: Literal["multi_query", "multi_head"] = "multi_query"
+    """Ablation: multi_head gives every query head its own key and value. Default multi_query."""
+    mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
+    """Ablation: the feed-forward layer; gelu and relu have one input kernel instead of two. Default swiglu."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "") if isinstance(values, dict) else ""
+        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PaLMConfig:
+        if self.d_ff % self.heads:
+            nearest = max(1, round(self.d_ff / self.heads)) * self.heads
+            raise ValueError(f"d_ff = {self.d_ff} is not a multiple of heads = {self.heads}; set d_ff to {nearest}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} is odd, and RoPE turns pairs; set it to {self.head_dim + 1}")
+        return self
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> PaLMConfig:
+        """A named size, for example ``PaLMConfig.from_preset("palm_8b", layers=2)``."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+        return cls(preset=name, **overrides)  # type: ignore[arg-type]
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding table: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: one, or as many as queries for multi-head attention."""
+        return 1 if self.attention == "multi_query" else self.heads
+
+    @property
+    def mlp_inputs(self) -> int:
+        """Input kernels of the feed-forward layer: two (gate, up) if gated, else one."""
+        return 2 if self.mlp in ("swiglu", "geglu") else 1
+
+    @property
+    def mlp_per_head(self) -> int:
+        """Feed-forward features that are stored with one head in the fused kernels."""
+        return self.d_ff // self.heads
+
+    def parameters_by_kind(self) -> dict[str, int]:
+        """Parameters of the embedding, attention and mlp. Padding rows and norm scales are not counted, as published."""
+        projections = 2 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
+        return {
+            "embedding": self.vocab_size * self.d_model,
+            "attention": self.layers * self.d_model * projections,
+            "mlp": self.layers * self.d_model * self.d_ff * (self.mlp_inputs + 1),
+        }
+
+    def parameter_count(self) -> int:
+        """Parameters as the paper counts them: 8,631,877,632 for palm_8b (padding rows and norm scales left out)."""
+        return sum(self.parameters_by_kind().values())
+
+    def flops_per_token(self, length: int) -> int:
+        """FLOPs of one token's forward and backward pass at a sequence length: 6N + 12*L*H*Q*T (appendix B).
+
+        Not halved for causality, and recomputation not counted: what MFU is measured against.
+        """
+        return 6 * self.parameter_count() + 12 * self.layers * self.heads * self.head_dim * length
+
+
+class OptimizerConfig(Section):
+    """Adafactor as PaLM used it (section 5), or AdamW."""
+
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    """Which optimizer. Default adafactor."""
+    schedule: Literal["palm", "constant", "cosine"] = "palm"
+    """palm: min(learning_rate, 1/sqrt(step)); constant and cosine start with a linear warm-up. Default palm."""
+    learning_rate: Positive = 1e-2
+    """The highest rate; relative to each weight's root mean square for adafactor. Default 0.01."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up of constant and cosine. Default 0."""
+    final_fraction: Fraction = 0.1
+    """Where cosine ends at train.steps, as a fraction of learning_rate. Default 0.1."""
+    clip_norm: NonNegative = 1.0
+    """Global norm to which gradients are clipped; 0 for no clipping. Default 1."""
+    factored: bool = False
+    """Adafactor: keep row and column means of the second moment instead of all of it. PaLM did not. Default false."""
+    update_clip: NonNegative = 1.0
+    """Adafactor: root mean square to which each weight's update is clipped; 0 for no clipping. Default 1."""
+    lr_squared_decay: bool = True
+    """Adafactor: decay weights by lr^2 a step, as PaLM did. Default true."""
+    adamw_beta1: Fraction = 0.9
+    """AdamW: decay of the first moment. Default 0.9."""
+    adamw_beta2: Fraction = 0.99
+    """AdamW: decay of the second moment. Default 0.99."""
+    adamw_eps: Positive = 1e-8
+    """AdamW: added to the root of the second moment. Default 1e-8."""
+    adamw_weight_decay: NonNegative = 0.0
+    """AdamW: decay of kernels and embedding, times the learning rate. Norm scales are spared. Default 0."""
+
+
+class DataConfig(Section):
+    """Where text comes from, and how it becomes sequences of tokens."""
+
+    path: str = "python-stdlib"
+    """A .txt, .jsonl or .parquet file, a folder or a glob of them; python-stdlib is Python's own source. Default that."""
+    text_field: str = "text"
+    """The field of .jsonl and the column of .parquet that holds the text. Default text."""
+    seq_len: Annotated[int, Field(ge=2)] = 256
+    """Tokens of a sequence. Default 256 (PaLM: 2048)."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Share of the documents that is held out, chosen by the hash of their text. Default 0.02."""
+    tokenizer: str = ""
+    """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
+    tokenizer_megabytes: Positive = 4.0
+    """Text that the tokenizer is trained on at most, in MB, spread over the corpus. Default 4."""
+    prepared: str = "runs/prepared"
+    """Folder of the prepared tokens; each corpus and tokenizer gets a subfolder. Default runs/prepared."""
+
+
+class TrainConfig(Section):
+    """The run."""
+
+    steps: Count = 1000
+    """Optimizer steps. Default 1000."""
+    batch_size: Count | list[Annotated[list[int], Field(min_length=2, max_length=2)]] = 16
+    """Sequences a step, or a ramp of [first step, size]: [[0, 512], [50000, 1024], [115000, 2048]]. Default 16."""
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    """Sequences a forward pass; gradients are accumulated to the batch. Must divide every size. Default 0: the batch."""
+    z_loss: NonNegative = 1e-4
+    """Weight of log(Z)^2 in the loss. Default 1e-4."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the initial weights and the order of the data. Default 0."""
+    eval_every: Annotated[int, Field(ge=0)] = 200
+    """Steps between evaluations on held-out text; 0 evaluates at the end alone. Default 200."""
+    eval_sequences: Count = 128
+    """Held-out sequences of an evaluation on the way; the last one takes all. Default 128."""
+    output: str = "runs/palm"
+    """Folder of the run. Default runs/palm."""
+    device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
+    """Where to run; auto takes Ascend, then GPU, then CPU. Default auto."""
+    peak_tflops: NonNegative = 0.0
+    """Peak of the machine in TFLOP/s, for MFU; 0 measures a matrix product at start (CPU). Default 0."""
+
+    def batch_ramp(self) -> list[tuple[int, int]]:
+        """The batch size as a list of (first step, sequences)."""
+        return [(0, self.batch_size)] if isinstance(self.batch_size, int) else [(a, b) for a, b in self.batch_size]
+
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> TrainConfig:
+        ramp = self.batch_ramp()
+        starts = [start for start, _ in ramp]
+        if not ramp or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(
+                f"batch_size = {self.batch_size} must start at step 0, and its steps must rise; "
+                "write [[0, 8], [500, 16]] for 8 sequences, then 16 from step 500"
+            )
+        for _, size in ramp:
+            if size < 1:
+                raise ValueError(f"batch_size = {self.batch_size} has a size below 1; sizes count sequences")
+            if self.micro_batch and size % self.micro_batch:
+                raise ValueError(
+                    f"batch_size = {size} is not a multiple of micro_batch = {self.micro_batch}; "
+                    f"set batch_size to {-(-size // self.micro_batch) * self.micro_batch}"
+                )
+        return self
+
+    def micro_batch_of(self, batch: int) -> int:
+        """Sequences of one forward pass when a step has ``batch`` of them."""
+        return self.micro_batch or batch
+
+
+class Settings(Section):
+    """All settings of a run, by section."""
+
+    model: PaLMConfig = PaLMConfig()
+    """The network."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How weights are updated."""
+    data: DataConfig = DataConfig()
+    """What it learns from."""
+    train: TrainConfig = TrainConfig()
+    """The run itself."""

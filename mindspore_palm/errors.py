@@ -1,0 +1,44 @@
+"""The one exception for what a user can mend, and how a command ends on it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input, said in one or two clear sentences: what, where, what to do. Commands exit with 2 on it."""
+
+
+class Interrupted(Exception):
+    """The user stopped the run and it was saved; the text says where. Commands exit with 130 on it, as shells expect."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a command and turns what a user can mend into its sentence on standard error.
+
+    Returns:
+        The exit code: 0, 2 for bad input or a full or unwritable disk, 130 for an interrupted run.
+    """
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(str(stop), file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted before training began; nothing was saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away (| head): no fault of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
+    return 0
