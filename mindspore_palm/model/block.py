@@ -1,0 +1,51 @@
+"""PaLM's parallel block: attention and mlp side by side behind one norm (section 2 of the paper)."""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.attention import MultiQueryAttention
+from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.projection import ProjectIn, ProjectOut
+from mindspore_palm.parallel.axes import shard
+
+
+class SwiGLU(nn.Cell):
+    """``swish(gate) * up``, swish(x) = x * sigmoid(x) (arXiv 2002.05202): two [T, F] to [T, F]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        x = ("tokens", "heads")
+        self.sigmoid = shard(ops.Sigmoid(), x)
+        self.times = shard(ops.Mul(), x, x)
+
+    def construct(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.times(self.times(gate, self.sigmoid(gate)), up)
+
+
+class Block(nn.Cell):
+    """``y = x + MLP(norm(x)) + Attention(norm(x))``: [T, D] to [T, D].
+
+    Args:
+        config: the sizes.
+        weights: the block's Parameters ``q_wi``, ``kv`` and ``o_wo``.
+    """
+
+    def __init__(self, config: PaLMConfig, weights: dict[str, Parameter]) -> None:
+        super().__init__()
+        rows = ("tokens", "embed")
+        self.q_wi, self.kv, self.o_wo = weights["q_wi"], weights["kv"], weights["o_wo"]
+        self.norm = RMSNorm(config.d_model)
+        self.project_in, self.project_out = ProjectIn(config), ProjectOut(config)
+        self.project_kv = shard(ops.MatMul(), rows, ("embed", "per_head"))
+        self.split_kv = shard(ops.Split(-1, 2), ("tokens", "per_head"))
+        self.attention = MultiQueryAttention(config)
+        self.swiglu = SwiGLU()
+        self.add = shard(ops.Add(), rows, rows)
+
+    def construct(self, x: Tensor, batch: int) -> Tensor:
+        y = self.norm(x)
+        q, gate, up = self.project_in(y, self.q_wi)
+        k, v = self.split_kv(self.project_kv(y, self.kv))
+        return self.add(x, self.project_out(self.attention(q, k, v, batch), self.swiglu(gate, up), self.o_wo))

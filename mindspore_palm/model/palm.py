@@ -1,0 +1,58 @@
+"""PaLM: token ids to logits (arXiv 2204.02311, section 2)."""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.ablations import make_block
+from mindspore_palm.model.initial import initial_weight, weight_shapes
+from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.parallel.axes import shard
+
+
+class PaLM(nn.Cell):
+    """The network: ``PaLM(config)(token_ids)`` takes int32 [B, S] to float32 logits [B, S, vocab_size].
+
+    Weights are named ``embedding`` and ``blocks.{i}.norm.scale``, ``.q_wi``, ``.kv``, ``.o_wo``: the checkpoint format.
+
+    Args:
+        config: the sizes.
+        seed: decides the initial weights, together with their names.
+    """
+
+    def __init__(self, config: PaLMConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        weights = {name: Parameter(Tensor(initial_weight(config, seed, name)), name=name) for name in weight_shapes(config)}
+        self.embedding = weights["embedding"]
+        self.blocks = nn.CellList()
+        for i in range(config.layers):
+            prefix = f"blocks.{i}."
+            own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+            self.blocks.append(make_block(config, own))
+        for name, parameter in self.parameters_and_names():
+            parameter.name = name  # what a Cell is called inside its list is part of the name
+        self.final_norm = RMSNorm(config.d_model, learned_scale=False)
+        self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
+        self.scale = shard(ops.Mul(), ("tokens", "embed"), ())
+        self.unembed = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
+        self.real_rows = shard(ops.StridedSlice(), ("tokens", "one"))
+        self.reshape = ops.Reshape()
+        self.logit_scale = config.d_model**-0.5
+        self.vocab_size, self.padded_vocab = config.vocab_size, config.padded_vocab
+
+    def construct(self, token_ids: Tensor) -> Tensor:
+        batch, length = token_ids.shape
+        logits = self.logits(token_ids)
+        if self.padded_vocab != self.vocab_size:
+            logits = self.real_rows(logits, (0, 0), (batch * length, self.vocab_size), (1, 1))
+        return self.reshape(logits, (batch, length, self.vocab_size))
+
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on."""
+        batch = token_ids.shape[0]
+        x = self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0)
+        for block in self.blocks:
+            x = block(x, batch)
+        return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)

@@ -1,0 +1,75 @@
+"""The fused per-head kernels of PaLM's block (layout of Google's inference code and flaxformer).
+
+``q_wi`` [D, H*(K + n*F/H)] holds for every head its columns of q, gate and up; ``o_wo`` [H*(K + F/H), D] its rows of
+attention and mlp. Whole heads are together, so that cutting over heads never cuts a slice, and a block needs one
+all-reduce.
+
+Either the kernel is taken apart or the activation is. Taking the kernel apart moves less memory (a kernel has D rows, an
+activation B*S), so that is done on one device. Where heads are cut over devices it would turn one all-reduce into
+several, so there the activation is.
+"""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import SplitWithSize
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.parallel.axes import current_layout, shard
+
+
+def takes_kernels_apart() -> bool:
+    """Whether the current layout leaves heads whole on every device."""
+    return current_layout().shards("heads") == 1
+
+
+class ProjectIn(nn.Cell):
+    """``y W`` for W = [q | gate | up] per head: [T, D] to [T, H*K], and [T, F] for each input of the mlp."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.sizes = (config.head_dim, *(config.mlp_per_head for _ in range(config.mlp_inputs)))
+        self.by_kernel = takes_kernels_apart()
+        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
+        first = "embed" if self.by_kernel else "tokens"
+        self.split = shard(SplitWithSize(), (first, "heads", "per_head"))
+        self.reshape = ops.Reshape()
+
+    def construct(self, y: Tensor, q_wi: Parameter) -> tuple[Tensor, ...]:
+        out = ()
+        if self.by_kernel:
+            for kernel in self.split(self.reshape(q_wi, (q_wi.shape[0], self.heads, -1)), self.sizes, -1):
+                out += (self.matmul(y, self.reshape(kernel, (q_wi.shape[0], -1))),)
+        else:
+            fused = self.reshape(self.matmul(y, q_wi), (y.shape[0], self.heads, -1))
+            for part in self.split(fused, self.sizes, -1):
+                out += (self.reshape(part, (y.shape[0], -1)),)
+        return out
+
+
+class ProjectOut(nn.Cell):
+    """``[attention | mlp] W`` per head: [T, H*K] and [T, F] to [T, D], summed."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.sizes = (config.head_dim, config.mlp_per_head)
+        self.by_kernel = takes_kernels_apart()
+        by_head = ("tokens", "heads", "per_head")
+        self.matmul = shard(ops.MatMul(), ("tokens", "heads"), ("heads", "embed"))
+        self.split = shard(SplitWithSize(), ("heads", "per_head", "embed"))
+        self.join = shard(ops.Concat(-1), by_head, by_head)
+        self.add = shard(ops.Add(), ("tokens", "embed"), ("tokens", "embed"))
+        self.reshape = ops.Reshape()
+
+    def construct(self, attention: Tensor, mlp: Tensor, o_wo: Parameter) -> Tensor:
+        d_model = o_wo.shape[1]
+        if self.by_kernel:
+            w_o, wo = self.split(self.reshape(o_wo, (self.heads, -1, d_model)), self.sizes, 1)
+            attention = self.matmul(attention, self.reshape(w_o, (-1, d_model)))
+            return self.add(attention, self.matmul(mlp, self.reshape(wo, (-1, d_model))))
+        tokens = attention.shape[0]
+        by_head = (tokens, self.heads, -1)
+        joined = self.join((self.reshape(attention, by_head), self.reshape(mlp, by_head)))
+        return self.matmul(self.reshape(joined, (tokens, -1)), o_wo)

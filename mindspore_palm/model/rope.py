@@ -1,0 +1,45 @@
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864), as PaLM uses them."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
+
+from mindspore_palm.parallel.axes import shard
+
+BASE = 10000.0
+
+
+@constexpr
+def rotation(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, float32 [1, S, 1, K/2], of position * 10000^(-2i/K): constants of the compiled graph."""
+    frequency = BASE ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = np.outer(np.arange(length), frequency)[None, :, None, :]
+    return Tensor(np.cos(angle).astype(np.float32)), Tensor(np.sin(angle).astype(np.float32))
+
+
+class Rope(nn.Cell):
+    """Turns each pair (x1[i], x2[i]) of the two halves of a head by its position: [B, S, H, K] to the same.
+
+    Args:
+        heads_axis: the logical axis of H: "heads" for queries, "kv" for keys.
+    """
+
+    def __init__(self, heads_axis: str) -> None:
+        super().__init__()
+        x, table = ("batch", "length", heads_axis, "per_head"), ("one", "length", "one", "per_head")
+        self.halves = shard(ops.Split(-1, 2), x)
+        self.times = shard(ops.Mul(), x, table)
+        self.minus, self.plus = shard(ops.Sub(), x, x), shard(ops.Add(), x, x)
+        self.join = shard(ops.Concat(-1), x, x)
+
+    def construct(self, x: Tensor) -> Tensor:
+        cos, sin = rotation(x.shape[1], x.shape[3])
+        x1, x2 = self.halves(x)
+        return self.join(
+            (
+                self.minus(self.times(x1, cos), self.times(x2, sin)),
+                self.plus(self.times(x2, cos), self.times(x1, sin)),
+            )
+        )

@@ -1,0 +1,44 @@
+"""AdamW (arXiv 1711.05101), for users who want it and for comparisons."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_palm.config import OptimizerConfig
+from mindspore_palm.optim.schedule import Schedule
+
+
+class AdamW(nn.Optimizer):
+    """Adam with bias correction, and weight decay apart from the gradient: ``p *= 1 - lr*decay`` before the update.
+
+    Norm scales are not decayed. Arguments and result are those of ``Adafactor``.
+    """
+
+    def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
+        super().__init__(0.0, parameters)
+        self.schedule = schedule
+        self.beta1, self.beta2, self.eps = config.adamw_beta1, config.adamw_beta2, config.adamw_eps
+        self.m = self.parameters.clone(prefix="m", init="zeros")
+        self.v = self.parameters.clone(prefix="v", init="zeros")
+        self.decays = tuple(config.adamw_weight_decay if p.ndim > 1 else 0.0 for p in self.parameters)
+        self.adam, self.mul, self.pow = ops.Adam(), ops.Mul(), ops.Pow()
+        self.cast, self.reshape, self.assign, self.depend = ops.Cast(), ops.Reshape(), ops.Assign(), ops.Depend()
+        self.betas = Tensor(np.array([self.beta1, self.beta2], np.float32))
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        k = self.cast(self.reshape(self.global_step, ()), ms.float32) + 1.0
+        lr = self.schedule(k)
+        power1, power2 = self.pow(self.betas[0], k), self.pow(self.betas[1], k)
+        done = ()
+        for i in range(len(self.decays)):
+            p = self.parameters[i]
+            if self.decays[i] > 0:
+                p = self.depend(p, self.assign(p, self.mul(p, 1.0 - lr * self.decays[i])))
+            done += (
+                self.adam(
+                    p, self.m[i], self.v[i], power1, power2, lr, self.beta1, self.beta2, self.eps, gradients[i]
+                ),
+            )
+        return self.depend(lr, (done, self.assignadd(self.global_step, self.global_step_increase_tensor)))

@@ -1,0 +1,52 @@
+"""The one owner of MindSpore's global state: device, mode, threads, logging."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore reads it once, at import
+
+import mindspore as ms
+
+from mindspore_palm.errors import UserError
+
+KINDS = ("Ascend", "GPU", "CPU")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a run computes on."""
+
+    name: str
+    reason: str
+    """Why this one was taken."""
+    dtype: str
+    dtype_reason: str
+    """Why numbers have this type."""
+
+
+def open_device(wanted: str = "auto") -> Device:
+    """Chooses the device and sets graph mode. Nobody else touches MindSpore's context.
+
+    Raises:
+        UserError: the wanted device is not there.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    there = [kind for kind in KINDS if _available(kind)]
+    if wanted != "auto" and wanted not in there:
+        raise UserError(
+            f"train.device = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "
+            f"{', '.join(there)}); set train.device=auto"
+        )
+    kind = there[0] if wanted == "auto" else wanted
+    ms.set_device(kind)
+    reason = "as set" if wanted != "auto" else f"the fastest kind that MindSpore {ms.__version__} finds here"
+    return Device(kind, reason, "float32", "weights, activations and loss: MindSpore's CPU has no bfloat16 matrix product")
+
+
+def _available(kind: str) -> bool:
+    try:
+        return kind == "CPU" or bool(ms.hal.is_available(kind))
+    except (ValueError, RuntimeError):  # a wheel that does not know the kind
+        return False
