@@ -27,7 +27,9 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """A group of settings: no unknown names, no silent conversions, unchangeable once made."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class PaLMConfig(Section):
@@ -48,9 +50,9 @@ class PaLMConfig(Section):
     vocab_size: Count = 4096
     """Tokens of the vocabulary. Default 4096."""
     vocab_multiple: Count = 1
-    """The rows of the embedding are padded to a multiple of this (model shards x data shards). Default 1: no padding."""
+    """The rows of the embedding are padded to a multiple of this (model x data shards). Default 1: no padding."""
     parallel: bool = True
-    """Ablation: false gives the serial block of the standard Transformer, with a norm before each half. Default true."""
+    """Ablation: false gives the serial block of the standard Transformer, a norm before each half. Default true."""
     attention: Literal["multi_query", "multi_head"] = "multi_query"
     """Ablation: multi_head gives every query head its own key and value. Default multi_query."""
     mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
@@ -99,7 +101,7 @@ class PaLMConfig(Section):
         return self.d_ff // self.heads
 
     def parameters_by_kind(self) -> dict[str, int]:
-        """Parameters of the embedding, attention and mlp. Padding rows and norm scales are not counted, as published."""
+        """Parameters of embedding, attention and mlp. Padding rows and norm scales are not counted, as published."""
         projections = 2 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
         return {
             "embedding": self.vocab_size * self.d_model,
@@ -154,7 +156,7 @@ class DataConfig(Section):
     """Where text comes from, and how it becomes sequences of tokens."""
 
     path: str = "python-stdlib"
-    """A .txt, .jsonl or .parquet file, a folder or a glob of them; python-stdlib is Python's own source. Default that."""
+    """A .txt, .jsonl or .parquet file, a folder or a glob of them; python-stdlib (default) is Python's own source."""
     text_field: str = "text"
     """The field of .jsonl and the column of .parquet that holds the text. Default text."""
     seq_len: Annotated[int, Field(ge=2)] = 256
@@ -177,7 +179,7 @@ class TrainConfig(Section):
     batch_size: Count | list[Annotated[list[int], Field(min_length=2, max_length=2)]] = 16
     """Sequences a step, or a ramp of [first step, size]: [[0, 512], [50000, 1024], [115000, 2048]]. Default 16."""
     micro_batch: Annotated[int, Field(ge=0)] = 0
-    """Sequences a forward pass; gradients are accumulated to the batch. Must divide every size. Default 0: the batch."""
+    """Sequences a forward pass; gradients add up to the batch. Must divide every size. Default 0: the batch."""
     z_loss: NonNegative = 1e-4
     """Weight of log(Z)^2 in the loss. Default 1e-4."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

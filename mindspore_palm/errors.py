@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The user stopped the run and it was saved; the text says where. Commands exit with 130 on it, as shells expect."""
+    """The user stopped the run and it was saved; the text says where. Commands then exit with 130."""
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -30,7 +30,7 @@ def run_command(command: Callable[[], None]) -> int:
         print(str(stop), file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("interrupted before training began; nothing was saved", file=sys.stderr)
+        print("interrupted before training began; what was prepared is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away (| head): no fault of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Settings from a YAML file and ``section.key=value`` overrides, each value with its origin and each error with its fix."""
+"""Settings from a YAML file and ``section.key=value`` overrides: values with their origin, errors with their fix."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
+import yaml
 from mindspore_palm.config import PRESETS, Settings
 from mindspore_palm.errors import UserError
 
@@ -121,7 +121,7 @@ def _merge(data: dict, where: str, values: dict[str, dict[str, Any]], origins: d
         if group is None:
             continue
         if not isinstance(group, dict):
-            raise UserError(f"{where}: {section} = {_short(group)} must be a group of settings, one 'key: value' a line")
+            raise UserError(f"{where}: {section} = {_short(group)} must be a group of 'key: value' lines")
         fields = Settings.model_fields[section].annotation.model_fields
         for name, value in group.items():
             if name not in fields:

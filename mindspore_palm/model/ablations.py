@@ -83,7 +83,8 @@ class AblatedBlock(nn.Cell):
         self.matmul_out = shard(ops.MatMul(), columns, ("heads", "embed"))
         self.project_kv = shard(ops.MatMul(), rows, ("embed", "per_head"))
         self.split_kv = shard(ops.Split(-1, 2), ("tokens", "per_head"))
-        self.attention = MultiQueryAttention(config) if config.attention == "multi_query" else MultiHeadAttention(config)
+        attention = MultiQueryAttention if config.attention == "multi_query" else MultiHeadAttention
+        self.attention = attention(config)
         self.gate = GeGLU() if config.mlp == "geglu" else SwiGLU()
         self.plain = shard(ops.ReLU() if config.mlp == "relu" else ops.GeLU(), columns)
         self.add = shard(ops.Add(), rows, rows)

@@ -16,7 +16,7 @@ CHUNK = 64  # shortest run of queries worth its own products; measured on CPU
 
 @constexpr
 def causal_mask(first: int, queries: int) -> Tensor:
-    """What is added to the scores of ``queries`` positions from ``first`` on: float32 [1, 1, queries, first + queries]."""
+    """What the scores of positions first .. first + queries get: float32 [1, 1, queries, first + queries]."""
     seen = np.arange(first, first + queries)[:, None] >= np.arange(first + queries)[None, :]
     return Tensor(np.where(seen, 0.0, MASKED).astype(np.float32)[None, None])
 

@@ -17,7 +17,7 @@ WORDS = 4  # 64-bit words that Philox gives for one step of its counter
 
 
 def standard_normal(seed: int, name: str, start: int, count: int) -> np.ndarray:
-    """Elements start .. start + count of the endless row of N(0, 1) numbers that (seed, name) names: float32 [count]."""
+    """Elements start .. start + count of the endless row of N(0, 1) that (seed, name) names: float32 [count]."""
     key = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
     generator = np.random.Philox(key=int.from_bytes(key, "little"))
     generator.advance(start // WORDS)
@@ -54,7 +54,7 @@ def draw(seed: int, name: str, shape: Sequence[int], window: Sequence[slice] | N
 
 
 def weight_shapes(config: PaLMConfig) -> dict[str, tuple[int, ...]]:
-    """Name and global shape of every drawn weight: the checkpoint format. Norm scales, which start at zero, are not here."""
+    """Name and global shape of every drawn weight: the checkpoint format less norm scales, which start at zero."""
     per_head_in = config.head_dim + config.mlp_inputs * config.mlp_per_head
     per_head_out = config.head_dim + config.mlp_per_head
     shapes: dict[str, tuple[int, ...]] = {"embedding": (config.padded_vocab, config.d_model)}
@@ -68,7 +68,7 @@ def weight_shapes(config: PaLMConfig) -> dict[str, tuple[int, ...]]:
 def initial_weight(config: PaLMConfig, seed: int, name: str, window: Sequence[slice] | None = None) -> np.ndarray:
     """A weight as PaLM starts it (section 5): N(0, 1) for the embedding, N(0, 1/fan_in) for kernels.
 
-    The fan-in of a fused kernel is that of its parts, as if each had been a kernel of its own: the columns of q_wi and kv
+    The fan-in of a fused kernel is that of its parts, as if each were a kernel of its own: the columns of q_wi and kv
     all have d_model inputs, but of o_wo the attention rows of a head add up with those of all heads, heads * head_dim
     inputs, and its mlp rows with d_ff.
     """

@@ -24,7 +24,9 @@ class PaLM(nn.Cell):
     def __init__(self, config: PaLMConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        weights = {name: Parameter(Tensor(initial_weight(config, seed, name)), name=name) for name in weight_shapes(config)}
+        weights = {
+            name: Parameter(Tensor(initial_weight(config, seed, name)), name=name) for name in weight_shapes(config)
+        }
         self.embedding = weights["embedding"]
         self.blocks = nn.CellList()
         for i in range(config.layers):

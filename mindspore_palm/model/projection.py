@@ -4,8 +4,8 @@
 attention and mlp. Whole heads are together, so that cutting over heads never cuts a slice, and a block needs one
 all-reduce.
 
-Either the kernel is taken apart or the activation is. Taking the kernel apart moves less memory (a kernel has D rows, an
-activation B*S), so that is done on one device. Where heads are cut over devices it would turn one all-reduce into
+Either the kernel is taken apart or the activation is. Taking the kernel apart moves less memory (a kernel has D rows,
+an activation B*S), so that is done on one device. Where heads are cut over devices it would turn one all-reduce into
 several, so there the activation is.
 """
 

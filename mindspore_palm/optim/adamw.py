@@ -37,8 +37,6 @@ class AdamW(nn.Optimizer):
             if self.decays[i] > 0:
                 p = self.depend(p, self.assign(p, self.mul(p, 1.0 - lr * self.decays[i])))
             done += (
-                self.adam(
-                    p, self.m[i], self.v[i], power1, power2, lr, self.beta1, self.beta2, self.eps, gradients[i]
-                ),
+                self.adam(p, self.m[i], self.v[i], power1, power2, lr, self.beta1, self.beta2, self.eps, gradients[i]),
             )
         return self.depend(lr, (done, self.assignadd(self.global_step, self.global_step_increase_tensor)))

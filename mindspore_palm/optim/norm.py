@@ -6,7 +6,7 @@ from mindspore import Tensor, nn, ops
 
 
 class GlobalNorm(nn.Cell):
-    """``sqrt(sum over tensors of sum(g^2))``: a tuple of float32 tensors to float32 []. Not finite if any entry is not."""
+    """``sqrt(sum over tensors of sum(g^2))``: a tuple of float32 to float32 []; not finite if any entry is not."""
 
     def __init__(self) -> None:
         super().__init__()

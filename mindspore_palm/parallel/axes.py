@@ -1,7 +1,7 @@
 """The one table from logical axes to mesh axes, and ``shard``, by which every op names its axes once.
 
-A Cell writes ``shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))`` and never mentions a mesh; the table gives
-the strategy. On one device it gives nothing.
+A Cell writes ``shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))`` and never mentions a mesh; the table
+gives the strategy. On one device it gives nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Layout:
             KeyError: the axis is not in the table.
         """
         if axis not in self.table:
-            raise KeyError(f"no logical axis is called {axis!r}; declare it in the table, beside {', '.join(self.table)}")
+            there = ", ".join(self.table)
+            raise KeyError(f"no logical axis is called {axis!r}; declare it in the table, beside {there}")
         return prod(self.mesh[name] for name in self.table[axis])
 
     def strategy(self, *inputs: Axes) -> tuple[tuple[int, ...], ...]:

@@ -1,11 +1,8 @@
-"""The one owner of MindSpore's global state: device, mode, threads, logging."""
+"""The one owner of MindSpore's global state: device and mode."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-
-os.environ.setdefault("GLOG_v", "3")  # errors only: MindSpore reads it once, at import
 
 import mindspore as ms
 
@@ -42,7 +39,8 @@ def open_device(wanted: str = "auto") -> Device:
     kind = there[0] if wanted == "auto" else wanted
     ms.set_device(kind)
     reason = "as set" if wanted != "auto" else f"the fastest kind that MindSpore {ms.__version__} finds here"
-    return Device(kind, reason, "float32", "weights, activations and loss: MindSpore's CPU has no bfloat16 matrix product")
+    dtype_reason = "weights, activations and loss: MindSpore's CPU has no bfloat16 matrix product"
+    return Device(kind, reason, "float32", dtype_reason)
 
 
 def _available(kind: str) -> bool:

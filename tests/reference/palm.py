@@ -1,7 +1,7 @@
 """PaLM in JAX, from the paper (arXiv 2204.02311) and Google's published inference code.
 
-Shape letters: B batch, S length, D d_model, H heads, K head_dim, F d_ff, G = F/H (the mlp columns of one head), V padded
-vocabulary. Weights are a flat dictionary, by the names of the checkpoint format.
+Shape letters: B batch, S length, D d_model, H heads, K head_dim, V padded vocabulary. Weights are a flat dictionary,
+by the names of the checkpoint format.
 
 Every weight and activation is annotated with the axes of a TPU mesh (``pod``, ``data``, ``model``). Without a mesh, or
 on a mesh of one device, the annotations do nothing; on TPU pods they are PaLM's own layout.

@@ -1,0 +1,30 @@
+"""PaLM in MindSpore. Names are imported on first use, so that settings can be read without starting MindSpore."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors alone; it reads this once, at its import
+
+if TYPE_CHECKING:
+    from mindspore_palm.config import PaLMConfig
+    from mindspore_palm.data.tokenizer import Tokenizer
+    from mindspore_palm.model.palm import PaLM
+    from mindspore_palm.train.saved import load
+
+__all__ = ["PaLM", "PaLMConfig", "Tokenizer", "load"]
+
+_HOMES = {
+    "PaLM": "mindspore_palm.model.palm",
+    "PaLMConfig": "mindspore_palm.config",
+    "Tokenizer": "mindspore_palm.data.tokenizer",
+    "load": "mindspore_palm.train.saved",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,197 @@
+"""A split as one long row of tokens on disk, memory-mapped: reading a sequence costs its own bytes, not the file's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mindspore_palm.data.atomic import write_json
+from mindspore_palm.errors import UserError
+
+TOKENS, DOCUMENTS, META = "tokens.bin", "documents.bin", "meta.json"
+OFFSET = np.dtype("<i8")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type for the tokens of a vocabulary: uint16, or uint32 above 65,536 tokens."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+class TokenFile:
+    """The tokens of a split: documents one after the other, each ended by [eod].
+
+    Attributes:
+        folder: where it lies: ``tokens.bin``, ``documents.bin`` and ``meta.json``, which is written last.
+        tokens: uint16 or uint32 [tokens], memory-mapped.
+        document_offsets: int64 [documents + 1], memory-mapped: document d is
+            ``tokens[document_offsets[d] : document_offsets[d + 1]]``, its [eod] included.
+        documents: how many documents there are.
+        vocab_size: tokens of the vocabulary.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Opens a folder that ``TokenWriter`` finished.
+
+        Raises:
+            UserError: it was never finished, or a file of it is missing or was cut.
+        """
+        self.folder = Path(folder)
+        try:
+            meta = json.loads((self.folder / META).read_bytes())
+            count, self.documents, self.vocab_size = meta["tokens"], meta["documents"], meta["vocab_size"]
+            self.tokens = _map(self.folder / TOKENS, token_dtype(self.vocab_size), count)
+            self.document_offsets = _map(self.folder / DOCUMENTS, OFFSET, self.documents + 1)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.folder}: the prepared tokens are not whole; delete {self.folder.parent} and prepare again"
+            ) from None
+
+    def __len__(self) -> int:
+        """How many tokens there are."""
+        return self.tokens.shape[0]
+
+    def sequences(self, seq_len: int) -> int:
+        """How many sequences of ``seq_len`` tokens there are; the tail that does not fill one is dropped."""
+        return len(self) // seq_len
+
+    def rows(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> np.ndarray:
+        """Sequences by their numbers, cut from the row of tokens without overlap.
+
+        Args:
+            indices: [n], each in range(sequences(seq_len)).
+            seq_len: tokens of a sequence.
+
+        Returns:
+            int32 [n, seq_len], a copy.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
+        count = self.sequences(seq_len)
+        chosen = np.asarray(indices, np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= count):
+            raise IndexError(f"a sequence number is outside range({count})")
+        return np.asarray(self.tokens[: count * seq_len].reshape(count, seq_len)[chosen]).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a ``TokenWriter`` has got."""
+
+    tokens: int = 0
+    """Tokens on the disk."""
+    documents: int = 0
+    """Documents that are ended."""
+
+
+class TokenWriter:
+    """Writes a split in steps that can be gone back to: what lies behind the last mark of a killed process is cut off.
+
+    The folder opens as a ``TokenFile`` only after ``finish``. One process writes at a time.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, eod: int, mark: Mark = Mark()) -> None:
+        """Goes on from ``mark``; from the default mark, starts anew.
+
+        Raises:
+            ValueError: less is on the disk than the mark says.
+            OSError: with the name of the file.
+        """
+        self.folder, self.vocab_size, self.eod, self.mark = folder, vocab_size, eod, mark
+        self._dtype = token_dtype(vocab_size)
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+        self._ends: list[int] = []
+        folder.mkdir(exist_ok=True)
+        (folder / META).unlink(missing_ok=True)
+        if mark == Mark():
+            _append(folder / TOKENS, 0, b"")
+            _append(folder / DOCUMENTS, 0, np.zeros(1, OFFSET).tobytes())
+        elif (
+            _size(folder / TOKENS) < mark.tokens * self._dtype.itemsize
+            or _size(folder / DOCUMENTS) < (mark.documents + 1) * OFFSET.itemsize
+        ):
+            raise ValueError(f"{folder} holds less than its mark says")
+
+    def add(self, tokens: Sequence[int], ends: bool) -> None:
+        """Takes more tokens of the present document; ``ends`` puts [eod] behind them."""
+        piece = np.asarray([*tokens, self.eod] if ends else tokens, self._dtype)
+        self._pending.append(piece)
+        self._pending_tokens += len(piece)
+        if ends:
+            self._ends.append(self.mark.tokens + self._pending_tokens)
+
+    def flush(self) -> Mark:
+        """Brings all that was added to the disk.
+
+        Returns:
+            The mark to go on from.
+
+        Raises:
+            OSError: with the name of the file.
+        """
+        empty = np.empty(0, self._dtype)
+        _append(
+            self.folder / TOKENS,
+            self.mark.tokens * self._dtype.itemsize,
+            np.concatenate([empty, *self._pending]).tobytes(),
+        )
+        ends = np.array(self._ends, OFFSET).tobytes()
+        _append(self.folder / DOCUMENTS, (self.mark.documents + 1) * OFFSET.itemsize, ends)
+        self.mark = Mark(self.mark.tokens + self._pending_tokens, self.mark.documents + len(self._ends))
+        self._pending, self._pending_tokens, self._ends = [], 0, []
+        return self.mark
+
+    def finish(self) -> TokenFile:
+        """Flushes, and makes the folder whole."""
+        self.flush()
+        meta = {
+            "tokens": self.mark.tokens,
+            "documents": self.mark.documents,
+            "vocab_size": self.vocab_size,
+            "eod": self.eod,
+            "dtype": self._dtype.name,
+        }
+        write_json(self.folder / META, meta)
+        return TokenFile(self.folder)
+
+
+def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    if path.stat().st_size != count * dtype.itemsize:
+        raise ValueError(f"{path} has the wrong size")
+    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _append(path: Path, start: int, content: bytes) -> None:
+    """Puts ``content`` at byte ``start`` and ends the file behind it, on the disk."""
+    with _naming(path), open(path, "r+b" if path.exists() else "w+b") as file:
+        file.truncate(start)
+        file.seek(start)
+        write_all(file, content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_all(file: IO[bytes], content: bytes) -> None:
+    """Every byte that reaches a token file passes here."""
+    file.write(content)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk names no file; the message should."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error

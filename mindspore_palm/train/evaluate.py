@@ -1,0 +1,58 @@
+"""Held-out loss in nats a token and in bits a byte, which no choice of tokenizer can flatter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindspore_palm.model.loss import TokenLoss
+from mindspore_palm.model.palm import PaLM
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss over some text."""
+
+    nats_per_token: float
+    bits_per_byte: float
+    """Nats of all tokens, [eod] included, in bits, over the UTF-8 bytes that the tokens stand for."""
+    tokens: int
+    """How many real tokens were scored."""
+
+
+class SummedCrossEntropy(nn.Cell):
+    """int32 [B, S] twice to float32 [B*S], zero where the target is negative."""
+
+    def __init__(self, palm: PaLM) -> None:
+        super().__init__(auto_prefix=False)
+        self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
+
+    def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.token_loss(self.palm.logits(inputs), self.reshape(targets, (-1,)))[0]
+
+
+class Evaluator:
+    """Scores batches with a network.
+
+    Args:
+        palm: the network.
+        piece_bytes: int32 [vocab_size], the UTF-8 bytes that each token stands for.
+    """
+
+    def __init__(self, palm: PaLM, piece_bytes: np.ndarray) -> None:
+        self._cross_entropy = SummedCrossEntropy(palm)
+        self._piece_bytes = piece_bytes
+
+    def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
+        """Batches of equal shape, (inputs, targets), int32 [B, S]; a negative target is no real token."""
+        nats, tokens, size = 0.0, 0, 0
+        for inputs, targets in batches:
+            nats += float(self._cross_entropy(Tensor(inputs), Tensor(targets)).asnumpy().sum(dtype=np.float64))
+            real = targets[targets >= 0]
+            tokens += real.size
+            size += int(self._piece_bytes[real].sum(dtype=np.int64))
+        return Evaluation(nats / max(1, tokens), nats / math.log(2) / max(1, size), tokens)

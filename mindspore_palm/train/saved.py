@@ -1,0 +1,122 @@
+"""A trained model as a folder that opens alone: model.safetensors, tokenizer.model, config.yaml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+import yaml
+from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.errors import UserError
+from mindspore_palm.model.palm import PaLM
+from mindspore_palm.settings import read_yaml
+
+WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
+
+
+def save_model(folder: Path, palm: PaLM, tokenizer: bytes, settings: Settings, step: int) -> None:
+    """Writes the folder under another name first: it is there whole, or not at all.
+
+    Raises:
+        OSError: a file could not be written; nothing is left behind.
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {p.name: p.asnumpy() for p in palm.trainable_params()}
+    files = {
+        WEIGHTS: save(weights, metadata={"format": "mindspore_palm", "step": str(step)}),
+        TOKENIZER: tokenizer,
+        CONFIG: yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode(),
+    }
+    try:
+        for name, content in files.items():
+            with write_atomically(temporary / name) as file:
+                file.write(content)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load(folder: str | Path) -> PaLM:
+    """The PaLM in a folder that training left, with its weights and its ``.config``.
+
+    A run's own folder works as well: its ``final`` is taken. Nothing that is read can execute code.
+
+    Raises:
+        UserError: what is missing or does not fit, by name.
+    """
+    folder = _find(Path(folder))
+    config = _read_config(folder / CONFIG)
+    palm = PaLM(config)
+    set_weights(palm, read_weights(folder / WEIGHTS))
+    return palm
+
+
+def read_weights(file: Path) -> dict[str, np.ndarray]:
+    """Name to array of a safetensors file.
+
+    Raises:
+        UserError: the file is missing, cut off or of another kind.
+    """
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"there is no {file}") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: this is not a whole safetensors file ({error})") from None
+
+
+def set_weights(palm: PaLM, weights: dict[str, np.ndarray]) -> None:
+    """Gives a network its weights by name.
+
+    Raises:
+        UserError: a name is missing or unknown, or a shape or type differs; nothing is changed then.
+    """
+    parameters = {p.name: p for p in palm.trainable_params()}
+    if missing := sorted(parameters.keys() - weights.keys()):
+        raise UserError(f"the weights lack {missing[0]} ({len(missing)} missing); they are of another configuration")
+    if unknown := sorted(weights.keys() - parameters.keys()):
+        raise UserError(f"the weights hold {unknown[0]}, which the configuration has not ({len(unknown)} such)")
+    for name, parameter in parameters.items():
+        array = weights[name]
+        if array.shape != tuple(parameter.shape) or array.dtype != np.float32:
+            found = f"{array.dtype} {list(array.shape)}"
+            raise UserError(f"the weight {name} is {found}; the configuration wants float32 {list(parameter.shape)}")
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(weights[name]))
+
+
+def _find(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if (folder / WEIGHTS).exists():
+        return folder
+    if (folder / "final" / WEIGHTS).exists():
+        return folder / "final"
+    raise UserError(f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} is there; name the folder of a finished run")
+
+
+def _read_config(file: Path) -> PaLMConfig:
+    try:
+        values = read_yaml(file.read_text(encoding="utf-8"), str(file))
+        return PaLMConfig.model_validate(values["model"])
+    except FileNotFoundError:
+        raise UserError(f"there is no {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: the section 'model' is missing") from None
+    except ValidationError as error:
+        raise UserError(f"{file}: model.{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None

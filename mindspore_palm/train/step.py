@@ -1,0 +1,145 @@
+"""One optimizer step as compiled graphs: loss, gradients, norm, clip, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from mindspore_palm.model.loss import Loss
+from mindspore_palm.optim import GlobalNorm, clip_factor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, in floats of the host."""
+
+    loss: float
+    """Cross-entropy + z-loss, nats a token."""
+    cross_entropy: float
+    """Nats a token."""
+    gradient_norm: float
+    """Global norm before the clip."""
+    learning_rate: float
+    """0 for a skipped step."""
+    skipped: bool
+    """The loss or a gradient was not finite, and nothing was changed."""
+
+
+class Update(nn.Cell):
+    """Clips gradients and updates weights, or changes nothing if the loss or a gradient is not finite."""
+
+    def __init__(self, optimizer: nn.Optimizer, clip_norm: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.clip_norm = optimizer, clip_norm
+        self.norm = GlobalNorm()
+        self.is_finite, self.both, self.mul = ops.IsFinite(), ops.LogicalAnd(), ops.Mul()
+
+    def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns norm, learning rate and whether the step was taken."""
+        norm = self.norm(gradients)
+        finite = self.both(self.is_finite(norm), self.is_finite(loss))
+        rate = Tensor(0.0, ms.float32)
+        if finite:
+            if self.clip_norm > 0:
+                factor = clip_factor(norm, self.clip_norm)
+                clipped = ()
+                for gradient in gradients:
+                    clipped += (self.mul(gradient, factor),)
+                rate = self.optimizer(clipped)
+            else:
+                rate = self.optimizer(gradients)
+        return norm, rate, finite
+
+
+class WholeStep(nn.Cell):
+    """A step whose batch goes through in one pass: one graph."""
+
+    def __init__(self, loss: Loss, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss, self.update = loss, update
+        self.gradients = ops.value_and_grad(loss, None, update.optimizer.parameters, has_aux=True)
+
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, ...]:
+        (loss, cross_entropy), gradients = self.gradients(inputs, targets, count)
+        norm, rate, finite = self.update(loss, gradients)
+        return loss, cross_entropy, norm, rate, finite
+
+
+class Accumulate(nn.Cell):
+    """Adds the gradients of a part of the batch to ``sums``."""
+
+    def __init__(self, loss: Loss, parameters: ParameterTuple, sums: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss, self.sums = loss, sums
+        self.gradients = ops.value_and_grad(loss, None, parameters, has_aux=True)
+        self.add, self.depend = ops.AssignAdd(), ops.Depend()
+
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        (loss, cross_entropy), gradients = self.gradients(inputs, targets, count)
+        done = ()
+        for i in range(len(self.sums)):
+            done += (self.add(self.sums[i], gradients[i]),)
+        return self.depend(loss, done), cross_entropy
+
+
+class UpdateFromSums(nn.Cell):
+    """The update from accumulated gradients, which it sets back to zero."""
+
+    def __init__(self, update: Update, sums: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.update, self.sums = update, sums
+        self.zeros, self.assign, self.depend = ops.ZerosLike(), ops.Assign(), ops.Depend()
+
+    def construct(self, loss: Tensor) -> tuple[Tensor, ...]:
+        gradients = ()
+        for total in self.sums:
+            gradients += (total + 0.0,)  # a copy: the sums are cleared below
+        norm, rate, finite = self.update(loss, gradients)
+        done = ()
+        for total in self.sums:
+            done += (self.assign(total, self.depend(self.zeros(total), norm)),)
+        return self.depend(norm, done), rate, finite
+
+
+class TrainStep:
+    """Steps of a loss by an optimizer, each of one pass or, with ``micro_batch``, of several.
+
+    Args:
+        loss: of the network.
+        optimizer: over its weights.
+        clip_norm: global norm to which gradients are clipped; 0 for no clipping.
+        micro_batch: sequences of a pass; 0 takes each batch whole.
+    """
+
+    def __init__(self, loss: Loss, optimizer: nn.Optimizer, clip_norm: float, micro_batch: int = 0) -> None:
+        self.micro_batch = micro_batch
+        update = Update(optimizer, clip_norm)
+        self._whole = WholeStep(loss, update)
+        if micro_batch:
+            sums = ParameterTuple(
+                Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"gradient_sum.{p.name}")
+                for p in optimizer.parameters
+            )
+            self._accumulate = Accumulate(loss, optimizer.parameters, sums)
+            self._update = UpdateFromSums(update, sums)
+
+    def __call__(self, inputs: np.ndarray, targets: np.ndarray) -> StepResult:
+        """One step on int32 [B, S] twice; a negative target is no real token."""
+        count = Tensor(np.float32(max(1, int((targets >= 0).sum()))))
+        if not self.micro_batch or len(inputs) == self.micro_batch:
+            loss, cross_entropy, norm, rate, finite = self._whole(Tensor(inputs), Tensor(targets), count)
+            return _result(loss.asnumpy(), cross_entropy.asnumpy(), norm, rate, finite)
+        loss = cross_entropy = np.float32(0.0)
+        for start in range(0, len(inputs), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            part = self._accumulate(Tensor(inputs[rows]), Tensor(targets[rows]), count)
+            loss, cross_entropy = loss + part[0].asnumpy(), cross_entropy + part[1].asnumpy()
+        return _result(loss, cross_entropy, *self._update(Tensor(loss)))
+
+
+def _result(loss: np.ndarray, cross_entropy: np.ndarray, norm: Tensor, rate: Tensor, finite: Tensor) -> StepResult:
+    numbers = (float(x) for x in (loss, cross_entropy, norm.asnumpy(), rate.asnumpy()))
+    return StepResult(*numbers, skipped=not bool(finite.asnumpy()))
