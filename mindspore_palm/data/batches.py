@@ -42,7 +42,13 @@ class Batches:
             )
 
     def batch_size(self, step: int) -> int:
-        """Sequences of a step; steps count from 0."""
+        """Sequences of a step; steps count from 0.
+
+        Raises:
+            ValueError: the step is negative.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} is negative; steps count from 0")
         return next(size for start, size in reversed(self.ramp) if start <= step)
 
     def sequences_before(self, step: int) -> int:
@@ -51,6 +57,10 @@ class Batches:
         return sum(
             size * (min(end, step) - start) for (start, size), end in zip(self.ramp, ends, strict=True) if start < step
         )
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step begins in, from 0."""
+        return self.sequences_before(step) // self.count
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The batch of a step.

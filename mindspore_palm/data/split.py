@@ -16,7 +16,7 @@ SPLITS: tuple[Split, Split] = ("train", "validation")
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one split; may be empty, only to end a document."""
+    """Text of one split."""
 
     split: Split
     text: str
@@ -57,7 +57,7 @@ def _head_and_tail(document: Document, fraction: float) -> Iterator[Piece]:
     content = document.text.encode()
     cut = border - document.offset
     if 0 < cut < len(content):
-        line_start = content.find(b"\n", cut) + 1
+        line_start = content.find(b"\n", cut - 1) + 1  # cut itself, if a line starts there
         if 0 < line_start < len(content):
             cut = line_start
         while cut < len(content) and 0x80 <= content[cut] < 0xC0:  # not inside a character

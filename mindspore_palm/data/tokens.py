@@ -44,13 +44,14 @@ class TokenFile:
         """
         self.folder = Path(folder)
         try:
-            meta = json.loads((self.folder / META).read_bytes())
+            meta = _read_meta(self.folder / META)
             count, self.documents, self.vocab_size = meta["tokens"], meta["documents"], meta["vocab_size"]
             self.tokens = _map(self.folder / TOKENS, token_dtype(self.vocab_size), count)
             self.document_offsets = _map(self.folder / DOCUMENTS, OFFSET, self.documents + 1)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError) as error:
+            what = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else error
             raise UserError(
-                f"{self.folder}: the prepared tokens are not whole; delete {self.folder.parent} and prepare again"
+                f"{self.folder}: the tokens are not whole ({what}); delete {self.folder.parent} and prepare again"
             ) from None
 
     def __len__(self) -> int:
@@ -137,12 +138,10 @@ class TokenWriter:
         Raises:
             OSError: with the name of the file.
         """
-        empty = np.empty(0, self._dtype)
-        _append(
-            self.folder / TOKENS,
-            self.mark.tokens * self._dtype.itemsize,
-            np.concatenate([empty, *self._pending]).tobytes(),
-        )
+        if not self._pending:
+            return self.mark
+        tokens = np.concatenate(self._pending).tobytes()
+        _append(self.folder / TOKENS, self.mark.tokens * self._dtype.itemsize, tokens)
         ends = np.array(self._ends, OFFSET).tobytes()
         _append(self.folder / DOCUMENTS, (self.mark.documents + 1) * OFFSET.itemsize, ends)
         self.mark = Mark(self.mark.tokens + self._pending_tokens, self.mark.documents + len(self._ends))
@@ -163,9 +162,18 @@ class TokenWriter:
         return TokenFile(self.folder)
 
 
+def _read_meta(path: Path) -> dict[str, int]:
+    meta = json.loads(path.read_bytes())
+    names = ("tokens", "documents", "vocab_size")
+    if not isinstance(meta, dict) or not all(isinstance(meta.get(name), int) for name in names):
+        raise ValueError(f"{path.name} does not say {', '.join(names)}")
+    return meta
+
+
 def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    if path.stat().st_size != count * dtype.itemsize:
-        raise ValueError(f"{path} has the wrong size")
+    size = path.stat().st_size
+    if size != count * dtype.itemsize:
+        raise ValueError(f"{path.name}: {size} bytes instead of {count * dtype.itemsize}")
     return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
 
 

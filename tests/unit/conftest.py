@@ -18,16 +18,25 @@ def permute(index, size):
 '''
 
 
-def write_documents(file, count=60, first=0):
-    """A .jsonl of ``count`` different documents."""
-    lines = [
-        json.dumps({"text": CODE + f"# document {first + i} says {'x' * (i % 7)} héllo 漢字\n"}) for i in range(count)
-    ]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return file
+@pytest.fixture(scope="session")
+def code():
+    """A page of source with tabs, digits and a carriage return."""
+    return CODE
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """A tiny tokenizer, trained in milliseconds."""
     return Tokenizer.train([CODE] * 3, 320, tmp_path_factory.mktemp("tokenizer") / "tiny.model")
+
+
+@pytest.fixture(scope="session")
+def write_documents():
+    """Writes a .jsonl of ``count`` different documents."""
+
+    def write(file, count=60):
+        texts = [f"{CODE}# document {i} says {'x' * (i % 7)} héllo 漢字\n" for i in range(count)]
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        return file
+
+    return write

@@ -1,76 +1,106 @@
-"""Token files: types, documents over parts, and never half a file taken for a whole one."""
+"""Token files: types, documents over parts, marks to go back to, and never half a file taken for a whole one."""
 
 import numpy as np
 import pytest
 
-from mindspore_palm.data.tokens import TokenFile, write_tokens
+from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import UserError
 
-PARTS = [
-    (np.array([5, 6, 1, 7]), np.array([3])),  # the second document goes on in the next part
-    (np.array([], int), np.array([], int)),
-    (np.array([8, 1, 9, 1]), np.array([2, 4])),
-]
+EOD = 1
+
+
+def write(folder, vocab_size=10):
+    """Three documents: [5 6 eod], [7 8 eod] in two parts, and an empty one, in two flushes."""
+    writer = TokenWriter(folder, vocab_size, EOD)
+    writer.add([5, 6], True)
+    writer.add([7], False)
+    writer.flush()
+    writer.add([8], True)
+    writer.add([], True)
+    return writer.finish()
 
 
 @pytest.mark.parametrize(("vocab_size", "kind"), [(10, np.uint16), (65536, np.uint16), (65537, np.uint32)])
 def test_what_is_written_is_read(tmp_path, vocab_size, kind):
-    top = vocab_size - 1
-    write_tokens(tmp_path / "t", [*PARTS, (np.array([top]), np.array([1]))], vocab_size, {"bytes": 77})
+    writer = TokenWriter(tmp_path / "t", vocab_size, EOD)
+    writer.add([vocab_size - 1, 3], True)
+    writer.finish()
     file = TokenFile(tmp_path / "t")
-    assert file.tokens.tolist() == [5, 6, 1, 7, 8, 1, 9, 1, top]
+    assert file.tokens.tolist() == [vocab_size - 1, 3, EOD]
     assert file.tokens.dtype == kind
-    assert file.documents.tolist() == [0, 3, 6, 8, 9]
-    assert file.meta["tokens"] == len(file) == 9
-    assert (file.meta["documents"], file.meta["bytes"]) == (4, 77)
+    assert (file.vocab_size, file.documents, len(file)) == (vocab_size, 1, 3)
+
+
+def test_documents_over_parts_and_flushes(tmp_path):
+    file = write(tmp_path / "t")
+    assert file.tokens.tolist() == [5, 6, 1, 7, 8, 1, 1]
+    assert file.document_offsets.tolist() == [0, 3, 6, 7]
+    assert file.documents == 3
 
 
 def test_sequences_are_whole_and_the_tail_is_left(tmp_path):
-    file = write_tokens(tmp_path / "t", PARTS, 10, {})
+    file = write(tmp_path / "t")
     assert file.sequences(3) == 2
-    assert file.read(np.array([1, 0, 1]), 3).tolist() == [[7, 8, 1], [5, 6, 1], [7, 8, 1]]
-    assert file.read(np.array([0]), 3).dtype == np.int32
-    with pytest.raises(IndexError):
-        file.read(np.array([2]), 3)
+    assert file.rows(np.array([1, 0, 1]), 3).tolist() == [[7, 8, 1], [5, 6, 1], [7, 8, 1]]
+    assert file.rows([0], 3).dtype == np.int32 and type(file.rows([0], 3)) is np.ndarray
+    assert file.rows([], 3).shape == (0, 3)
+    for index in (2, -1):
+        with pytest.raises(IndexError):
+            file.rows([index], 3)
 
 
 def test_no_tokens_at_all(tmp_path):
-    file = write_tokens(tmp_path / "t", [], 10, {})
-    assert len(file) == 0 and file.sequences(4) == 0 and file.documents.tolist() == [0]
+    file = TokenWriter(tmp_path / "t", 10, EOD).finish()
+    assert len(file) == 0 and file.sequences(4) == 0 and file.document_offsets.tolist() == [0]
+    assert file.rows([], 4).shape == (0, 4)
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "documents.bin"])
-def test_a_cut_file_is_refused(tmp_path, name):
-    write_tokens(tmp_path / "t", PARTS, 10, {})
-    file = tmp_path / "t" / name
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UserError, match=rf"{name}: \d+ bytes instead of \d+"):
-        TokenFile(tmp_path / "t")
+def test_a_writer_goes_on_from_its_mark_whatever_lies_behind(tmp_path):
+    write(tmp_path / "whole")
+    writer = TokenWriter(tmp_path / "t", 10, EOD)
+    writer.add([5, 6], True)
+    writer.add([7], False)
+    mark = writer.flush()
+    assert mark == Mark(4, 1)
+    writer.add([9, 9, 9], True)
+    writer.flush()  # what a killed process wrote after its last mark
+    again = TokenWriter(tmp_path / "t", 10, EOD, mark)
+    again.add([8], True)
+    again.add([], True)
+    again.finish()
+    for name in ("tokens.bin", "documents.bin", "meta.json"):
+        assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    write_tokens(tmp_path / "t", PARTS, 10, {})
-    (tmp_path / "t" / "tokens.bin").unlink()
-    with pytest.raises(UserError, match="tokens.bin"):
-        TokenFile(tmp_path / "t")
-    (tmp_path / "t" / "meta.json").unlink()
+def test_a_mark_behind_the_end_is_refused(tmp_path):
+    write(tmp_path / "t")
+    for mark in (Mark(8, 0), Mark(0, 4)):
+        with pytest.raises(ValueError, match="less than its mark"):
+            TokenWriter(tmp_path / "t", 10, EOD, mark)
+
+
+def test_a_folder_that_is_written_again_is_not_whole_meanwhile(tmp_path):
+    write(tmp_path / "t")
+    TokenWriter(tmp_path / "t", 10, EOD).flush()
     with pytest.raises(UserError, match="not whole"):
         TokenFile(tmp_path / "t")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"{", b"\xff", b'{"dtype": 3}'])
-def test_a_bad_index_is_refused(tmp_path, content):
-    write_tokens(tmp_path / "t", PARTS, 10, {})
-    (tmp_path / "t" / "meta.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"meta\.json"):
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.bin"])
+def test_a_cut_or_missing_file_is_refused(tmp_path, name):
+    write(tmp_path / "t")
+    file = tmp_path / "t" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{name}: \d+ bytes instead of \d+"):
+        TokenFile(tmp_path / "t")
+    file.unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
         TokenFile(tmp_path / "t")
 
 
-def test_a_failure_while_writing_leaves_no_index(tmp_path):
-    def parts():
-        yield PARTS[0]
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_tokens(tmp_path / "t", parts(), 10, {})
-    assert list((tmp_path / "t").iterdir()) == []
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"{", b"\xff", b'{"tokens": "3"}'])
+def test_a_bad_meta_is_refused(tmp_path, content):
+    write(tmp_path / "t")
+    (tmp_path / "t" / "meta.json").write_bytes(content)
+    with pytest.raises(UserError, match="not whole"):
+        TokenFile(tmp_path / "t")

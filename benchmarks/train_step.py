@@ -1,0 +1,236 @@
+"""The training step beside what users would pick instead: the same shapes, Adam on all sides, alternating runs.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/train_step.py [--shapes 0,1,2,3] [--rounds 5] [--steps 5] [--json FILE]
+
+Contenders: this package; the JAX reference of the tests under jit; PaLM-pytorch, eager and under torch.compile. Each
+lives in a process of its own, compiles, warms up and then waits; the contenders take turns, a few steps each, so that
+a machine that slows down slows all of them. What is printed is the median step of each and the median of the ratios,
+round by round.
+
+All compute float32 and the whole step: forward, backward, Adam's update. This package also adds its z-loss and checks
+that loss and gradients are finite, which PaLM-pytorch does not do. Gradients are not clipped on any side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
+    (128, 2, 4, 32, 512, 128, 8),
+    (256, 4, 8, 32, 4096, 256, 8),
+    (512, 6, 8, 64, 8192, 512, 4),
+    (1024, 2, 8, 128, 8192, 1024, 1),
+)
+WARM_UP = 4
+
+
+def model_config(shape):
+    from mindspore_palm import PaLMConfig
+
+    d_model, layers, heads, head_dim, vocab, _, _ = shape
+    return PaLMConfig(
+        layers=layers, d_model=d_model, heads=heads, head_dim=head_dim, d_ff=4 * d_model, vocab_size=vocab
+    )
+
+
+def tokens(shape):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, shape[4], (2, shape[6], shape[5])).astype(np.int32)
+
+
+def mindspore_step(shape):
+    from mindspore_palm.parallel.context import open_device
+
+    open_device("CPU")
+    from mindspore_palm.config import OptimizerConfig
+    from mindspore_palm.model.loss import Loss
+    from mindspore_palm.model.palm import PaLM
+    from mindspore_palm.optim import make_optimizer
+    from mindspore_palm.train.step import TrainStep
+
+    palm = PaLM(model_config(shape))
+    adam = OptimizerConfig(name="adamw", schedule="constant", learning_rate=1e-3)
+    step = TrainStep(Loss(palm), make_optimizer(palm.trainable_params(), adam, 1), clip_norm=0.0)
+    inputs, targets = tokens(shape)
+    return lambda: step(inputs, targets).loss
+
+
+def jax_step(shape):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import jax.numpy as jnp
+    from reference import adafactor
+    from reference import palm as reference
+
+    d_model, layers, heads, head_dim, vocab, length, batch = shape
+    sizes = reference.Shape(layers, d_model, heads, head_dim, 4 * d_model, vocab, vocab)
+    key = jax.random.key(0)
+    params = {
+        name: 0.02 * jax.random.normal(jax.random.fold_in(key, i), size)
+        for i, (name, size) in enumerate(reference.weight_shapes(sizes).items())
+    }
+    inputs, targets = (jnp.asarray(x) for x in tokens(shape))
+    mask = jnp.ones((batch, length))
+
+    def adam(p, g, m, v, k):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        return p - 1e-3 * (m / (1 - 0.9**k)) / (jnp.sqrt(v / (1 - 0.99**k)) + 1e-8), m, v
+
+    def step(params, state, k):
+        objective = lambda p: reference.loss(p, inputs, targets, mask, sizes)[0]  # noqa: E731
+        value, grads = jax.value_and_grad(objective)(params)
+        new = {n: adam(params[n], grads[n], state["m"][n], state["v"][n], k) for n in params}
+        return {n: new[n][0] for n in new}, {"m": {n: new[n][1] for n in new}, "v": {n: new[n][2] for n in new}}, value
+
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    box = {"params": params, "state": adafactor.init(params), "k": 0.0}
+
+    def run():
+        box["k"] += 1.0
+        box["params"], box["state"], value = compiled(box["params"], box["state"], box["k"])
+        jax.block_until_ready(box["params"])
+        return float(value)
+
+    return run
+
+
+def torch_step(shape, compiled):
+    import torch
+    from palm_pytorch import PaLM
+    from torch.nn import functional
+
+    d_model, layers, heads, head_dim, vocab, _, _ = shape
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count())
+    model = PaLM(dim=d_model, num_tokens=vocab, depth=layers, heads=heads, dim_head=head_dim)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99), fused=True)
+    inputs, targets = (torch.from_numpy(x).long() for x in tokens(shape))
+    objective = lambda: functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # noqa: E731
+    if compiled:
+        objective = torch.compile(objective)
+
+    def run():
+        adam.zero_grad(set_to_none=True)
+        loss = objective()
+        loss.backward()
+        adam.step()
+        return float(loss.detach())
+
+    return run
+
+
+def measure_peak(_shape):
+    from mindspore_palm.parallel.context import open_device
+
+    open_device("CPU")
+    from mindspore_palm.train.peak import measure_peak
+
+    return measure_peak
+
+
+CONTENDERS = {
+    "mindspore_palm": mindspore_step,
+    "jax": jax_step,
+    "torch.compile": lambda shape: torch_step(shape, compiled=True),
+    "torch eager": lambda shape: torch_step(shape, compiled=False),
+}
+
+
+def serve(name, shape, pipe):
+    """A contender's process: every number n that arrives is answered by the seconds of n steps."""
+    step = (CONTENDERS | {"peak": measure_peak})[name](shape)
+    if name != "peak":
+        for _ in range(WARM_UP):
+            step()
+    pipe.send("ready")
+    while (count := pipe.recv()) is not None:
+        if name == "peak":
+            pipe.send([step()])
+            continue
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        pipe.send(seconds)
+
+
+class Contender:
+    def __init__(self, name, shape):
+        self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(name, shape, theirs))
+        self.process.start()
+        theirs.close()
+        self.pipe.recv()
+
+    def steps(self, count):
+        self.pipe.send(count)
+        return self.pipe.recv()
+
+    def close(self):
+        self.pipe.send(None)
+        self.process.join()
+
+
+def race(shape, names, rounds, steps):
+    """Median seconds a step of each, the median ratio of each to ours, and the fraction of the measured peak."""
+    peak = Contender("peak", shape)
+    flops_peak = statistics.median(peak.steps(1)[0] for _ in range(3))
+    peak.close()
+    contenders = {name: Contender(name, shape) for name in names}
+    times = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            times[name].append(statistics.median(contender.steps(steps)))
+    for contender in contenders.values():
+        contender.close()
+    ours = times[names[0]]
+    flops = model_config(shape).flops_per_token(shape[5]) * shape[5] * shape[6]
+    return {
+        name: {
+            "ms": 1e3 * statistics.median(times[name]),
+            "times_ours": statistics.median(theirs / own for theirs, own in zip(times[name], ours, strict=True)),
+            "of_peak": flops / statistics.median(times[name]) / flops_peak,
+        }
+        for name in names
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="0,1,2,3", help="which of the four shapes, by number")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="the first is what others are compared with")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    names = arguments.contenders.split(",")
+    print(
+        "d_model, layers, heads, head_dim, vocab, length, batch: contender, median ms a step, time over ours, of peak"
+    )
+    results = []
+    for index in arguments.shapes.split(","):
+        shape = SHAPES[int(index)]
+        figures = race(shape, names, arguments.rounds, arguments.steps)
+        results.append({"shape": shape, "figures": figures})
+        print(", ".join(str(size) for size in shape), flush=True)
+        for name, figure in figures.items():
+            print(f"  {name:<16}{figure['ms']:9.1f} ms{figure['times_ours']:8.2f}x{figure['of_peak']:8.1%}", flush=True)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""What all tests share: JAX on CPU, MindSpore in graph mode, small networks and their twins in JAX."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def device():
+    """MindSpore, ready to compile."""
+    from mindspore_palm.parallel.context import open_device
+
+    return open_device("CPU")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20220405)

@@ -1,0 +1,43 @@
+"""The table of logical axes: every op of the model names its axes, and PaLM's mesh follows from one place."""
+
+from __future__ import annotations
+
+import pytest
+from mindspore import ops
+
+from mindspore_palm import PaLMConfig
+from mindspore_palm.model.projection import ProjectIn
+from mindspore_palm.parallel.axes import Layout, current_layout, layout, shard
+
+POD = Layout(mesh={"pod": 2, "data": 256, "model": 12})
+
+
+def test_palm_540b_cuts_tokens_512_ways_and_heads_12_ways():
+    assert POD.devices == 6144
+    assert POD.strategy(("tokens", "embed"), ("embed", "heads")) == ((512, 1), (1, 12))
+    assert POD.strategy(("tokens", "vocab"), ()) == ((512, 12), ())
+
+
+def test_another_table_is_another_strategy():
+    data_only = Layout(mesh=POD.mesh, table={**POD.table, "heads": (), "tokens": ("pod", "data", "model")})
+    assert data_only.strategy(("tokens", "embed"), ("embed", "heads")) == ((6144, 1), (1, 1))
+
+
+def test_an_undeclared_axis_is_an_error_on_one_device_too():
+    with pytest.raises(KeyError, match=r"'expert'.*declare it"):
+        shard(ops.MatMul(), ("tokens", "expert"))
+
+
+def test_one_device_gets_no_strategy_and_many_do(device):
+    assert getattr(shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads")), "in_strategy", None) is None
+    with layout(POD):
+        cut = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
+    assert cut.in_strategy == ((512, 1), (1, 12))
+    assert current_layout().devices == 1
+
+
+def test_activations_are_taken_apart_where_heads_are_cut(device):
+    config = PaLMConfig()
+    assert ProjectIn(config).by_kernel
+    with layout(POD):
+        assert not ProjectIn(config).by_kernel

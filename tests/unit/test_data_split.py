@@ -1,0 +1,109 @@
+"""Held-out text: equal texts stay together, nothing is lost or doubled, one long text is cut; and the survey of it."""
+
+import gzip
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindspore_palm.data.corpus import Document
+from mindspore_palm.data.split import Piece, split
+from mindspore_palm.data.survey import sample, survey
+from mindspore_palm.errors import UserError
+
+
+def whole(text, name="d"):
+    size = len(text.encode())
+    return Document(name, text, 0, size, size)
+
+
+def in_parts(parts):
+    size, offset, result = sum(len(p.encode()) for p in parts), 0, []
+    for part in parts:
+        result.append(Document("d", part, offset, size, len(part.encode())))
+        offset += len(part.encode())
+    return result
+
+
+def text_of(pieces, name):
+    return "".join(piece.text for piece in pieces if piece.split == name)
+
+
+def test_equal_texts_stay_together_and_the_share_is_right():
+    texts = [f"text {i % 1000}" for i in range(3000)]
+    pieces = list(split([whole(t) for t in texts], "documents", 0.2))
+    held = {p.text for p in pieces if p.split == "validation"}
+    assert held.isdisjoint(p.text for p in pieces if p.split == "train")
+    assert 150 < len(held) < 250
+    assert [p.text for p in pieces] == texts and all(p.ends for p in pieces)
+
+
+def test_parts_of_a_document_stay_together():
+    parts = [f"part {i}\n" for i in range(40)]
+    for seed in range(20):
+        pieces = list(split(in_parts([f"{seed}\n", *parts]), "documents", 0.5))
+        assert len({p.split for p in pieces}) == 1
+        assert [p.ends for p in pieces] == [False] * 40 + [True]
+
+
+@given(
+    parts=st.lists(st.text("ab\né😀", min_size=1, max_size=12), min_size=1, max_size=6),
+    fraction=st.floats(0.01, 0.99),
+)
+def test_tails_lose_nothing_and_end_each_share_once(parts, fraction):
+    pieces = list(split(in_parts(parts), "tails", fraction))
+    assert text_of(pieces, "train") + text_of(pieces, "validation") == "".join(parts)
+    for name in ("train", "validation"):
+        ends = [p.ends for p in pieces if p.split == name]
+        assert ends == [False] * (len(ends) - 1) + [True] * bool(ends)
+    assert all(p.size == len(p.text.encode()) > 0 for p in pieces)
+    assert any(p.split == "validation" for p in pieces) or len("".join(parts).encode()) * fraction < 4
+
+
+def test_a_tail_begins_at_a_line():
+    pieces = list(split([whole("line one\n" * 100)], "tails", 0.1))
+    assert text_of(pieces, "validation") == "line one\n" * 10
+    pieces = list(split([whole("line one\n" * 100)], "tails", 0.095))  # 86 bytes, from the start of the next line
+    assert text_of(pieces, "validation") == "line one\n" * 9
+
+
+def test_survey_takes_tails_where_the_hash_leaves_a_split_empty():
+    long = whole("some text\n" * 500)
+    found = survey(lambda: [long], 0.02, "c")
+    assert found.mode == "tails" and found.documents == {"train": 1, "validation": 1}
+    assert sum(found.size.values()) == 5000 and found.size["validation"] == 100
+    many = [whole(f"text {i}\n") for i in range(500)]
+    assert survey(lambda: many, 0.1, "c").mode == "documents"
+
+
+def test_gzip_is_that_of_the_whole_held_out_text():
+    many = [whole(f"text {i} and {i * i}\n") for i in range(2000)]
+    found = survey(lambda: many, 0.3, "c")
+    held = text_of(split(many, "documents", 0.3), "validation").encode()
+    assert found.size["validation"] == len(held)
+    assert found.gzip9_bits_per_byte == 8 * len(gzip.compress(held, 9)) / len(held)
+
+
+def test_too_little_text():
+    with pytest.raises(UserError, match="there is no text in it"):
+        survey(lambda: [], 0.02, "c")
+    with pytest.raises(UserError, match=r"1 bytes of text leave none for train.*validation_fraction = 0.02"):
+        survey(lambda: [whole("a")], 0.02, "c")
+
+
+@pytest.mark.parametrize("most", [1, 100, 5_000, 60_000, 99_999])
+def test_the_sample_is_bounded_and_spread(most):
+    text = "".join(f"{i:09d}\n" for i in range(1000))
+    pieces = [Piece("train", text, 10_000, True), Piece("validation", "v" * 10_000, 10_000, True)] * 10
+    taken = list(sample(pieces, 100_000, most))
+    assert "v" not in "".join(taken)
+    assert most * 0.8 - 10 <= sum(map(len, taken)) <= most
+    if most >= 5_000:
+        quarters = [int(line) // 250 for block in taken for line in block.split("\n") if len(line) == 9]
+        assert {0, 1, 2, 3} == set(quarters)
+    assert taken == list(sample(pieces, 100_000, most))
+
+
+def test_a_small_corpus_is_the_whole_sample():
+    pieces = [Piece("train", "abc", 3, True), Piece("validation", "v", 1, True), Piece("train", "é", 2, True)]
+    assert list(sample(pieces, 5, 5)) == ["abc", "é"]

@@ -1,0 +1,111 @@
+"""Optimizers beside PaLM's own path, schedules, clipping."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from mindspore_palm.config import OptimizerConfig
+from mindspore_palm.optim import GlobalNorm, Schedule, clip_factor, make_optimizer
+
+
+class NormAndFactor(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.norm = GlobalNorm()
+
+    def construct(self, clip_norm, *gradients):
+        norm = self.norm(gradients)
+        return norm, clip_factor(norm, clip_norm)
+
+
+def steps_of(config: OptimizerConfig, start: dict, gradients: list[dict]) -> dict[str, np.ndarray]:
+    parameters = [Parameter(Tensor(value), name=name) for name, value in start.items()]
+    optimizer = make_optimizer(parameters, config, len(gradients))
+    for grads in gradients:
+        optimizer(tuple(Tensor(grads[name]) for name in start))
+    return {p.name: p.asnumpy() for p in parameters}
+
+
+@pytest.fixture
+def problem(rng):
+    start = {"kernel": rng.standard_normal((6, 10)), "norm.scale": rng.standard_normal(10)}
+    gradients = [{n: rng.standard_normal(v.shape).astype(np.float32) for n, v in start.items()} for _ in range(6)]
+    return {n: v.astype(np.float32) for n, v in start.items()}, gradients
+
+
+def test_factored_adafactor(device, problem):
+    """Shazeer and Stern (arXiv 1804.04235), algorithm 4, with PaLM's momentum and decay, in float64."""
+    start, gradients = problem
+    got = steps_of(OptimizerConfig(factored=True), start, gradients)
+    rms = lambda x: math.sqrt((x * x).mean())  # noqa: E731
+    for name, p in start.items():
+        p, m, v = p.astype(np.float64), 0.0, 0.0
+        row = column = 0.0
+        for k, grads in enumerate(gradients, 1):
+            g, b = grads[name].astype(np.float64), 1 - k**-0.8
+            square = g * g + 1e-30
+            if p.ndim == 2:
+                row, column = b * row + (1 - b) * square.mean(1), b * column + (1 - b) * square.mean(0)
+                v = np.outer(row, column) / row.mean()
+            else:
+                v = b * v + (1 - b) * square
+            u = g / np.sqrt(v)
+            u /= max(1.0, rms(u))
+            m = 0.9 * m + 0.1 * (0.01 * max(1e-3, rms(p)) * u)
+            p = (1 - 0.01**2) * p - m
+        np.testing.assert_allclose(got[name], p, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("setting", [{"update_clip": 0.0}, {"lr_squared_decay": False}, {"factored": True}])
+def test_each_setting_of_adafactor_matters(device, problem, setting):
+    start, gradients = problem
+    for grads in gradients[1:]:
+        grads["kernel"] *= np.float32(30.0)  # larger than the first: updates are clipped
+    default, changed = (steps_of(OptimizerConfig(**s), start, gradients) for s in ({}, setting))
+    assert np.abs(default["kernel"] - changed["kernel"]).max() > 1e-5
+
+
+def test_adamw(device, problem):
+    """Loshchilov and Hutter (arXiv 1711.05101), algorithm 2, in float64; norm scales are not decayed."""
+    start, gradients = problem
+    config = OptimizerConfig(name="adamw", schedule="constant", learning_rate=0.02, adamw_weight_decay=0.1)
+    got = steps_of(config, start, gradients)
+    for name, p in start.items():
+        p, m, v = p.astype(np.float64), 0.0, 0.0
+        for k, grads in enumerate(gradients, 1):
+            g = grads[name].astype(np.float64)
+            m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+            p = p * (1 - 0.02 * 0.1) if p.ndim == 2 else p
+            p = p - 0.02 * (m / (1 - 0.9**k)) / (np.sqrt(v / (1 - 0.99**k)) + 1e-8)
+        np.testing.assert_allclose(got[name], p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, {1: 0.01, 9_999: 0.01, 10_000: 0.01, 40_000: 0.005, 1_000_000: 0.001}),
+        ({"schedule": "constant", "learning_rate": 0.3, "warmup_steps": 10}, {1: 0.03, 5: 0.15, 10: 0.3, 900: 0.3}),
+        (
+            {"schedule": "cosine", "learning_rate": 0.2, "warmup_steps": 100, "final_fraction": 0.1},
+            {50: 0.1, 100: 0.2, 550: 0.11, 1000: 0.02},
+        ),
+    ],
+)
+def test_schedules(device, config, expected):
+    schedule = Schedule(OptimizerConfig(**config), steps=1000)
+    for k, rate in expected.items():
+        assert float(schedule(Tensor(np.float32(k)))) == pytest.approx(rate, rel=1e-5), k
+
+
+def test_global_norm_and_clip(device, rng):
+    gradients = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (7,), (2, 2))]
+    both = NormAndFactor()
+    exact = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients))
+    for clip_norm, factor in ((0.5, 0.5 / exact), (100.0, 1.0)):
+        norm, got = both(clip_norm, *(Tensor(g) for g in gradients))
+        assert float(norm) == pytest.approx(exact, rel=1e-6)
+        assert float(got) == pytest.approx(factor, rel=1e-6)
