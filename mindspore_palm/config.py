@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PRESETS: dict[str, dict[str, Any]] = {
     "palm_tiny": {"layers": 4, "d_model": 128, "heads": 4, "head_dim": 32, "d_ff": 512, "vocab_size": 4096},
@@ -18,7 +18,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "palm_540b": {"layers": 118, "d_model": 18432, "heads": 48, "head_dim": 256, "d_ff": 73728, "vocab_size": 256000},
 }
 
-Count = Annotated[int, Field(gt=0)]
+
+def _named(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError("must be a name; leave the setting out for its default")
+    return text
+
+
+LARGEST = 2**63  # what a count stays below, so that no product of a few of them is beyond a float
+Count = Annotated[int, Field(gt=0, lt=LARGEST)]
+Size = Annotated[int, Field(lt=LARGEST)]
+Name = Annotated[str, AfterValidator(_named)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -130,7 +140,7 @@ class OptimizerConfig(Section):
     """palm: min(learning_rate, 1/sqrt(step)); constant and cosine start with a linear warm-up. Default palm."""
     learning_rate: Positive = 1e-2
     """The highest rate; relative to each weight's root mean square for adafactor. Default 0.01."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
     """Steps of linear warm-up of constant and cosine. Default 0."""
     final_fraction: Fraction = 0.1
     """Where cosine ends at train.steps, as a fraction of learning_rate. Default 0.1."""
@@ -155,11 +165,11 @@ class OptimizerConfig(Section):
 class DataConfig(Section):
     """Where text comes from, and how it becomes sequences of tokens."""
 
-    path: str = "python-stdlib"
+    path: Name = "python-stdlib"
     """A .txt, .jsonl or .parquet file, a folder or a glob of them; python-stdlib (default) is Python's own source."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """The field of .jsonl and the column of .parquet that holds the text. Default text."""
-    seq_len: Annotated[int, Field(ge=2)] = 256
+    seq_len: Annotated[int, Field(ge=2, lt=LARGEST)] = 256
     """Tokens of a sequence. Default 256 (PaLM: 2048)."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of the documents that is held out, chosen by the hash of their text. Default 0.02."""
@@ -167,7 +177,7 @@ class DataConfig(Section):
     """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
     tokenizer_megabytes: Positive = 4.0
     """Text that the tokenizer is trained on at most, in MB, spread over the corpus. Default 4."""
-    prepared: str = "runs/prepared"
+    prepared: Name = "runs/prepared"
     """Folder of the prepared tokens; each corpus and tokenizer gets a subfolder. Default runs/prepared."""
 
 
@@ -176,19 +186,19 @@ class TrainConfig(Section):
 
     steps: Count = 1000
     """Optimizer steps. Default 1000."""
-    batch_size: Count | list[Annotated[list[int], Field(min_length=2, max_length=2)]] = 16
+    batch_size: Count | list[Annotated[list[Size], Field(min_length=2, max_length=2)]] = 16
     """Sequences a step, or a ramp of [first step, size]: [[0, 512], [50000, 1024], [115000, 2048]]. Default 16."""
-    micro_batch: Annotated[int, Field(ge=0)] = 0
+    micro_batch: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
     """Sequences a forward pass; gradients add up to the batch. Must divide every size. Default 0: the batch."""
     z_loss: NonNegative = 1e-4
     """Weight of log(Z)^2 in the loss. Default 1e-4."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
     """Decides the initial weights and the order of the data. Default 0."""
-    eval_every: Annotated[int, Field(ge=0)] = 200
+    eval_every: Annotated[int, Field(ge=0, lt=LARGEST)] = 200
     """Steps between evaluations on held-out text; 0 evaluates at the end alone. Default 200."""
     eval_sequences: Count = 128
     """Held-out sequences of an evaluation on the way; the last one takes all. Default 128."""
-    output: str = "runs/palm"
+    output: Name = "runs/palm"
     """Folder of the run. Default runs/palm."""
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
     """Where to run; auto takes Ascend, then GPU, then CPU. Default auto."""
@@ -212,9 +222,10 @@ class TrainConfig(Section):
             if size < 1:
                 raise ValueError(f"batch_size = {self.batch_size} has a size below 1; sizes count sequences")
             if self.micro_batch and size % self.micro_batch:
+                given = f"= {size}" if isinstance(self.batch_size, int) else f"has the size {size}, which"
                 raise ValueError(
-                    f"batch_size = {size} is not a multiple of micro_batch = {self.micro_batch}; "
-                    f"set batch_size to {-(-size // self.micro_batch) * self.micro_batch}"
+                    f"batch_size {given} is not a multiple of micro_batch = {self.micro_batch}; "
+                    f"set it to {-(-size // self.micro_batch) * self.micro_batch}"
                 )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,16 @@ from pydantic import ValidationError
 import yaml
 from mindspore_palm.config import PRESETS, Settings
 from mindspore_palm.errors import UserError
+
+# What pydantic calls a wrong type, as the writer of a YAML file knows it.
+WANTED = {
+    "int_type": "must be a whole number, without quotes, point or exponent",
+    "int_from_float": "must be a whole number, without quotes, point or exponent",
+    "float_type": "must be a number, without quotes",
+    "bool_type": "must be true or false, without quotes",
+    "string_type": "must be text; put it in quotes",
+}
+RAMP = "must be a whole number, or a list of pairs [first step, size]"
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,10 +40,28 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):  # to YAML 1.1, 1:30 is 90 and 0100 is 64
+            problem = f"{text} is no plain number; write it in digits that do not start with 0, or in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+    def refuse_tag(self, node: yaml.Node) -> None:
+        problem = f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is refused; write plain values"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads back to the same: text that looks like 1e-4 goes in quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor(None, _Loader.refuse_tag)
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -45,7 +74,12 @@ def read_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: {error.problem or 'this is not YAML'}") from None
+        problem = error.problem or "this is not YAML"
+        if problem.startswith("but "):  # the second half of a sentence
+            problem = f"{error.context}, {problem}"
+        raise UserError(f"{where}{line}: {problem}") from None
+    except (KeyError, AttributeError):  # PyYAML's own, for !!bool and !!timestamp before what is neither
+        raise UserError(f"{where}: a tag (!!) stands before a value of another kind; write plain values") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: this is not YAML ({str(error).splitlines()[0]})") from None
 
@@ -72,7 +106,7 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, origins)) from None
+        raise UserError(_explain(error, values, origins)) from None
     preset = settings.model.preset
     for name in PRESETS.get(preset, {}):
         origins.setdefault(f"model.{name}", f"preset {preset}")
@@ -81,7 +115,7 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
 
 def settings_to_yaml(settings: Settings) -> str:
     """All settings as YAML that ``load_settings`` reads back to the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def describe(settings: Settings, origins: dict[str, str]) -> str:
@@ -90,7 +124,7 @@ def describe(settings: Settings, origins: dict[str, str]) -> str:
     for section, group in settings.model_dump(mode="json").items():
         lines.append(f"{section}:")
         for name, value in group.items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines.append(f"  {f'{name}: {text}':<44} # {origins.get(f'{section}.{name}', 'default')}")
     return "\n".join(lines)
 
@@ -99,13 +133,14 @@ def _read_file(file: Path) -> dict[str, dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [p.name for p in Path("yaml").glob("*.yaml")], n=1, cutoff=0.5)
-        hint = f"did you mean yaml/{near[0]}?" if near else "the ones that come with the project are in yaml/"
+        there = {p.stem: p for folder in (Path("yaml"), file.parent) for p in folder.glob("*.y*ml")}
+        near = difflib.get_close_matches(file.stem, there, n=1, cutoff=0.5)
+        hint = f"did you mean {there[near[0]]}?" if near else "the ones that come with the project are in yaml/"
         raise UserError(f"there is no configuration file {file}; {hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text at byte {error.start}; a configuration is YAML text") from None
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     data = read_yaml(text, str(file))
     if data is None:
         return {}
@@ -142,10 +177,9 @@ def _nearest(name: str, names: Iterable[str], section: str = "") -> str:
     return f"; there are {', '.join(names)}"
 
 
-def _explain(error: ValidationError, origins: dict[str, str]) -> str:
+def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins: dict[str, str]) -> str:
     """The first thing that is wrong, as ``origin: section.key = value: what; what to do``."""
-    errors = error.errors()
-    first = next((e for e in errors if isinstance(e["input"], list) == ("list" in str(e["loc"]))), errors[0])
+    first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     section = path[0] if path else ""
     key = ".".join(path[:2])
@@ -160,11 +194,18 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> str:
         near = difflib.get_close_matches(str(first["input"]), choices, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
         return f"{where}: {key} = {_short(first['input'])} is not known; {fix}"
-    value = first["input"]
-    what = message[:1].lower() + message[1:]
+    value = values[section][path[1]]  # the whole of it, as it was given
+    what = WANTED.get(first["type"], message.replace("Input should", "must"))
+    if key == "train.batch_size" and (first["type"] in WANTED or isinstance(value, list)):
+        what = RAMP
     return f"{where}: {key} = {_short(value)}: {what}.\n  {key}: {' '.join((field.description or '').split())}"
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """A value as YAML writes the plain ones; bounded, since a few lines with anchors can stand for gigabytes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 3, 60, 60
+    text = shown.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

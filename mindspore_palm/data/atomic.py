@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ try:
 except ImportError:  # Windows: one process at a time is then the user's care
     fcntl = None  # type: ignore[assignment]
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network disks: as on Windows then
 TEMPORARY = ".tmp"  # the ending of a file that is still being written
 
 
@@ -57,6 +59,9 @@ def locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 print(f"waiting for another process that prepares {path.parent}", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
         yield  # closing the file frees the lock
 
 

@@ -32,8 +32,7 @@ class MultiHeadAttention(nn.Cell):
         self.heads, self.head_dim = config.heads, config.head_dim
         by_position, by_head = ("batch", "length", "heads", "per_head"), ("batch", "heads", "length", "per_head")
         scores = ("batch", "heads", "length", "context")
-        self.rope = Rope("heads")
-        self.scale = shard(ops.Mul(), by_position, ())
+        self.rope_q, self.rope_k = Rope("heads", scale=config.head_dim**-0.5), Rope("heads")
         self.heads_first, self.heads_last = shard(ops.Transpose(), by_position), shard(ops.Transpose(), by_head)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), by_head, by_head)
         self.mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
@@ -43,8 +42,8 @@ class MultiHeadAttention(nn.Cell):
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
         shape = (batch, q.shape[0] // batch, self.heads, self.head_dim)
-        q = self.scale(self.rope(self.reshape(q, shape)), self.head_dim**-0.5)
-        k, v = self.rope(self.reshape(k, shape)), self.reshape(v, shape)
+        q = self.rope_q(self.reshape(q, shape))
+        k, v = self.rope_k(self.reshape(k, shape)), self.reshape(v, shape)
         q, k, v = (self.heads_first(x, (0, 2, 1, 3)) for x in (q, k, v))
         scores = self.mask(self.scores(q, k), causal_mask(0, shape[1]))
         weights = self.softmax(self.reshape(scores, (batch, self.heads * shape[1], shape[1])))

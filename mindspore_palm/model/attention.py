@@ -54,8 +54,7 @@ class MultiQueryAttention(nn.Cell):
         self.heads, self.head_dim = config.heads, config.head_dim
         by_head, rows = ("batch", "heads", "length", "per_head"), ("batch", "heads", "per_head")
         keys = ("batch", "context", "per_head")
-        self.rope_q, self.rope_k = Rope("heads"), Rope("kv")
-        self.scale = shard(ops.Mul(), ("batch", "length", "heads", "per_head"), ())
+        self.rope_q, self.rope_k = Rope("heads", scale=config.head_dim**-0.5), Rope("kv")
         self.heads_first = shard(ops.Transpose(), ("batch", "length", "heads", "per_head"))
         self.heads_last = shard(ops.Transpose(), by_head)
         self.halve_queries = shard(ops.Split(2, 2), by_head)
@@ -71,7 +70,7 @@ class MultiQueryAttention(nn.Cell):
         """q [T, H*K], k and v [T, K] to [T, H*K]."""
         length = q.shape[0] // batch
         q = self.rope_q(self.reshape(q, (batch, length, self.heads, self.head_dim)))
-        q = self.heads_first(self.scale(q, self.head_dim**-0.5), (0, 2, 1, 3))  # [B, H, S, K]
+        q = self.heads_first(q, (0, 2, 1, 3))  # [B, H, S, K]
         k = self.rope_k(self.reshape(k, (batch, length, 1, self.head_dim)))
         k = self.reshape(k, (batch, length, self.head_dim))
         v = self.reshape(v, (batch, length, self.head_dim))

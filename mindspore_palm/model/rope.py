@@ -12,11 +12,11 @@ BASE = 10000.0
 
 
 @constexpr
-def rotation(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, float32 [1, S, 1, K/2], of position * 10000^(-2i/K): constants of the compiled graph."""
+def rotation(length: int, head_dim: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines times scale, float32 [1, S, 1, K/2], of position * 10000^(-2i/K): constants of the graph."""
     frequency = BASE ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = np.outer(np.arange(length), frequency)[None, :, None, :]
-    return Tensor(np.cos(angle).astype(np.float32)), Tensor(np.sin(angle).astype(np.float32))
+    return Tensor((scale * np.cos(angle)).astype(np.float32)), Tensor((scale * np.sin(angle)).astype(np.float32))
 
 
 class Rope(nn.Cell):
@@ -24,10 +24,12 @@ class Rope(nn.Cell):
 
     Args:
         heads_axis: the logical axis of H: "heads" for queries, "kv" for keys.
+        scale: multiplies the result; it is in the tables and costs nothing.
     """
 
-    def __init__(self, heads_axis: str) -> None:
+    def __init__(self, heads_axis: str, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         x, table = ("batch", "length", heads_axis, "per_head"), ("one", "length", "one", "per_head")
         self.halves = shard(ops.Split(-1, 2), x)
         self.times = shard(ops.Mul(), x, table)
@@ -35,7 +37,7 @@ class Rope(nn.Cell):
         self.join = shard(ops.Concat(-1), x, x)
 
     def construct(self, x: Tensor) -> Tensor:
-        cos, sin = rotation(x.shape[1], x.shape[3])
+        cos, sin = rotation(x.shape[1], x.shape[3], self.scale)
         x1, x2 = self.halves(x)
         return self.join(
             (

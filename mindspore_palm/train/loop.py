@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from mindspore_palm.train.saved import save_model
 from mindspore_palm.train.step import StepResult, TrainStep
 
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
+RUN = ("metrics.csv", "loss.png", "tensorboard", "final", "interrupted")  # what a run leaves, config.yaml apart
 
 
 def train(settings: Settings, overwrite: bool = False) -> Evaluation:
@@ -41,18 +44,18 @@ def train(settings: Settings, overwrite: bool = False) -> Evaluation:
 
     Raises:
         UserError: something about settings, text or machine must be mended; nothing was trained.
-        Interrupted: the user stopped the run; the model so far was saved.
+        Interrupted: the user stopped the run; says whether the model was saved, and where.
     """
     memory = check_memory(settings)
     device = open_device(settings.train.device)
-    folder = open_run_folder(settings, overwrite)
+    folder = check_run_folder(settings, overwrite)
     prepared = prepare(settings.data, settings.model.vocab_size)
     batches = Batches(
         prepared.train, settings.data.seq_len, prepared.tokenizer.eod, settings.train.batch_ramp(), settings.train.seed
     )
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     peak = settings.train.peak_tflops * 1e12 or measure_peak()
-    print(banner(settings, device, prepared, memory, peak), flush=True)
+    say(banner(settings, device, prepared, memory, peak))
 
     palm = PaLM(settings.model, settings.train.seed)
     optimizer = make_optimizer(palm.trainable_params(), settings.optimizer, settings.train.steps)
@@ -60,19 +63,22 @@ def train(settings: Settings, overwrite: bool = False) -> Evaluation:
         Loss(palm, settings.train.z_loss), optimizer, settings.optimizer.clip_norm, settings.train.micro_batch
     )
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
-    records = Records(folder, prepared.meta["gzip9_bits_per_byte"])
+    start_run_folder(folder, settings)
+    saved = None
     try:
-        with stop_requests() as stop:
+        with Records(folder, prepared.meta["gzip9_bits_per_byte"]) as records, stop_requests() as stop:
             run_steps(settings, prepared, batches, step, evaluator, records, peak, stop)
-        done = len(records.rows)
-        if stop:
-            save_model(folder / "interrupted", palm, prepared.tokenizer.serialized, settings, done)
-            raise Interrupted(f"stopped after step {done}; the model so far is in {folder / 'interrupted'}")
-        save_model(folder / "final", palm, prepared.tokenizer.serialized, settings, done)
-    finally:
-        records.close()
-    result = evaluator(held_out(settings, prepared))
-    print(report(result, prepared, folder, records), flush=True)
+            done = len(records.rows)
+            target = folder / ("final" if done == settings.train.steps else "interrupted")
+            save_model(target, palm, prepared.tokenizer.serialized, settings, done)
+            saved = target
+            if stop:
+                raise Interrupted(f"stopped after step {done}; the model so far is in {saved}")
+        result = evaluator(held_out(settings, prepared))
+    except KeyboardInterrupt:
+        kept = f"the model is in {saved}" if saved else f"no model was saved; metrics.csv is in {folder}"
+        raise Interrupted(f"stopped at once; {kept}") from None
+    say(report(result, prepared, folder, records))
     return result
 
 
@@ -101,7 +107,7 @@ def run_steps(
             if every and (number + 1) % every == 0 and number + 1 < settings.train.steps and not stop:
                 evaluation = evaluator(held_out(settings, prepared, settings.train.eval_sequences))
                 row.validation_loss, row.validation_bits_per_byte = evaluation.nats_per_token, evaluation.bits_per_byte
-                bar.write(
+                say(
                     f"step {number + 1}: held out {evaluation.nats_per_token:.4f} nats a token, "
                     f"{evaluation.bits_per_byte:.4f} bits a byte"
                 )
@@ -110,7 +116,7 @@ def run_steps(
                 row.validation_loss, row.validation_bits_per_byte = last.nats_per_token, last.bits_per_byte
             records.add(row)
             if result.skipped:
-                bar.write(f"step {number + 1}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
+                say(f"step {number + 1}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
             if time.monotonic() - drawn > DRAW_EVERY:
                 records.draw()
                 drawn = time.monotonic()
@@ -147,27 +153,48 @@ def held_out(settings: Settings, prepared: Prepared, limit: int | None = None) -
     return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)
 
 
-def open_run_folder(settings: Settings, overwrite: bool) -> Path:
-    """Makes the folder of a run, with its resolved settings in it.
+def check_run_folder(settings: Settings, overwrite: bool) -> Path:
+    """Makes the folder of a run and sees that it can be written, before hours of work; deletes nothing.
 
     Raises:
         UserError: the folder holds a run already.
         OSError: it cannot be written.
     """
     folder = Path(settings.train.output)
-    if (folder / "metrics.csv").exists():
-        if not overwrite:
-            raise UserError(
-                f"{folder} holds a run already; set train.output to another folder, or delete that run by --overwrite"
-            )
-        for name in ("final", "interrupted", "tensorboard"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.csv", "loss.png"):
-            (folder / name).unlink(missing_ok=True)
+    if not overwrite and any((folder / name).exists() for name in RUN):
+        raise UserError(
+            f"{folder} holds a run already; set train.output to another folder, or delete that run by --overwrite"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / "writable"
+    with write_atomically(probe) as file:
+        file.write(b"this run can write here\n")
+    probe.unlink()
+    return folder
+
+
+def start_run_folder(folder: Path, settings: Settings) -> None:
+    """Deletes an earlier run, now that this one is sure to begin, and writes the resolved settings.
+
+    Raises:
+        OSError: a file could not be deleted or written.
+    """
+    for path in (folder / name for name in RUN):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     with write_atomically(folder / "config.yaml") as file:
         file.write(settings_to_yaml(settings).encode())
-    return folder
+
+
+def say(text: str) -> None:
+    """Prints above the progress bar. A reader that went away (``| head``) does not end the run."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

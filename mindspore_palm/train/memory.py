@@ -53,7 +53,7 @@ def check_memory(settings: Settings) -> dict[str, int]:
 def readable(size: float) -> str:
     """Bytes as a person reads them."""
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
+        if size < 999.5:  # 999.6 would be shown as 1e+03
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"

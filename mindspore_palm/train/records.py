@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from mindspore_palm.data.atomic import write_atomically
 
@@ -41,7 +45,9 @@ class Row:
 
 
 class Records:
-    """Appends rows to metrics.csv and TensorBoard, and draws them.
+    """Appends rows to metrics.csv and TensorBoard, and draws them; a context that closes both.
+
+    TensorBoard's events are written here and now: with the usual writer, a thread, a full disk would stop the run dead.
 
     Args:
         folder: of the run.
@@ -51,20 +57,40 @@ class Records:
     def __init__(self, folder: Path, reference: float | None) -> None:
         self.folder, self.reference = folder, reference
         self.rows: list[Row] = []
-        self._file = open(folder / "metrics.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 - open for the run
+        self._table, board = folder / "metrics.csv", folder / "tensorboard"
+        # "x": of two runs that start in one folder at once, the second ends here
+        self._file = open(self._table, "x", newline="", encoding="utf-8")  # noqa: SIM115 - open for the run
         self._csv = csv.DictWriter(self._file, [field.name for field in fields(Row)])
         self._csv.writeheader()
-        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        board.mkdir(exist_ok=True)
+        self._board_file, self._board = board, EventsWriter(str(board / "events"))
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(OSError) if kind else suppress():  # what ended the run is said, not what follows from it
+            self.close()
 
     def add(self, row: Row) -> None:
-        """Writes a row; it is in the file when this returns."""
+        """Writes a row; it is in the files when this returns.
+
+        Raises:
+            OSError: a file could not be written; says which.
+        """
         self.rows.append(row)
         values = asdict(row)
-        self._csv.writerow({name: _text(value) for name, value in values.items()})
-        self._file.flush()
-        for name, value in values.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(name, value, row.step)
+        with _naming(self._table):
+            self._csv.writerow({name: _text(value) for name, value in values.items()})
+            self._file.flush()
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if name != "step" and value is not None
+        ]
+        with _naming(self._board_file):
+            self._board.write_event(Event(wall_time=time.time(), step=row.step, summary=Summary(value=scalars)))
+            self._board.flush()
 
     def draw(self) -> None:
         """Writes loss.png anew."""
@@ -73,9 +99,13 @@ class Records:
 
     def close(self) -> None:
         """Draws a last time and closes the files."""
-        self.draw()
-        self._file.close()
-        self._board.close()
+        try:
+            self.draw()
+        finally:
+            try:
+                self._file.close()
+            finally:
+                self._board.close()
 
 
 def draw_loss(rows: Sequence[Row], reference: float | None, file: Path) -> None:
@@ -108,6 +138,15 @@ def draw_loss(rows: Sequence[Row], reference: float | None, file: Path) -> None:
     pyplot.close(figure)
     with write_atomically(file) as stream:
         stream.write(image.getvalue())
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """A full disk, for which the system names no file, gets the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
 
 
 def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:

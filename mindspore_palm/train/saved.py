@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-import yaml
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
+from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.settings import read_yaml
+from mindspore_palm.settings import read_yaml, settings_to_yaml
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
 
@@ -35,7 +35,7 @@ def save_model(folder: Path, palm: PaLM, tokenizer: bytes, settings: Settings, s
     files = {
         WEIGHTS: save(weights, metadata={"format": "mindspore_palm", "step": str(step)}),
         TOKENIZER: tokenizer,
-        CONFIG: yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode(),
+        CONFIG: settings_to_yaml(settings).encode(),
     }
     try:
         for name, content in files.items():
@@ -59,8 +59,11 @@ def load(folder: str | Path) -> PaLM:
     """
     folder = _find(Path(folder))
     config = _read_config(folder / CONFIG)
+    weights = read_weights(folder / WEIGHTS)
+    for name, shape in weight_shapes(config).items():  # before a network of these sizes takes its memory
+        _check_weight(name, shape, weights)
     palm = PaLM(config)
-    set_weights(palm, read_weights(folder / WEIGHTS))
+    set_weights(palm, weights)
     return palm
 
 
@@ -85,17 +88,21 @@ def set_weights(palm: PaLM, weights: dict[str, np.ndarray]) -> None:
         UserError: a name is missing or unknown, or a shape or type differs; nothing is changed then.
     """
     parameters = {p.name: p for p in palm.trainable_params()}
-    if missing := sorted(parameters.keys() - weights.keys()):
-        raise UserError(f"the weights lack {missing[0]} ({len(missing)} missing); they are of another configuration")
     if unknown := sorted(weights.keys() - parameters.keys()):
         raise UserError(f"the weights hold {unknown[0]}, which the configuration has not ({len(unknown)} such)")
     for name, parameter in parameters.items():
-        array = weights[name]
-        if array.shape != tuple(parameter.shape) or array.dtype != np.float32:
-            found = f"{array.dtype} {list(array.shape)}"
-            raise UserError(f"the weight {name} is {found}; the configuration wants float32 {list(parameter.shape)}")
+        _check_weight(name, tuple(parameter.shape), weights)
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(weights[name]))
+
+
+def _check_weight(name: str, shape: tuple[int, ...], weights: dict[str, np.ndarray]) -> None:
+    if name not in weights:
+        raise UserError(f"the weights lack {name}; they are of another configuration")
+    array = weights[name]
+    if array.shape != shape or array.dtype != np.float32:
+        found = f"{array.dtype} {list(array.shape)}"
+        raise UserError(f"the weight {name} is {found}; the configuration wants float32 {list(shape)}")
 
 
 def _find(folder: Path) -> Path:
@@ -119,4 +126,6 @@ def _read_config(file: Path) -> PaLMConfig:
     except (KeyError, TypeError):
         raise UserError(f"{file}: the section 'model' is missing") from None
     except ValidationError as error:
-        raise UserError(f"{file}: model.{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        where = ".".join(["model", *map(str, first["loc"])])  # a check across fields has no field of its own
+        raise UserError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -68,7 +68,9 @@ def test_loss_and_cross_entropy(case):
 def test_every_gradient(case):
     palm, _, _, (_, gradients), (_, expected) = case
     assert len(gradients) == len(expected) == 1 + 4 * palm.config.layers
-    errors = {p.name: relative(g.asnumpy(), expected[p.name]) for p, g in zip(palm.trainable_params(), gradients)}
+    errors = {
+        p.name: relative(g.asnumpy(), expected[p.name]) for p, g in zip(palm.trainable_params(), gradients, strict=True)
+    }
     assert max(errors.values()) < TOLERANCE, errors
 
 

@@ -1,4 +1,4 @@
-"""The standard Transformer's parts in JAX: serial block, multi-head attention, other mlps. Only what differs is here."""
+"""The standard Transformer's parts in JAX: serial block, multi-head attention, other mlps."""
 
 from __future__ import annotations
 

@@ -128,8 +128,12 @@ def test_what_decides_the_content_decides_the_folder(corpus, tmp_path, write_doc
     }
     os.utime(other, ns=(1, 1))
     names.add(run(other, folder).folder.name)
-    assert len(names) == 6
-    assert all(name.startswith("some-texts-32") for name in names)
+    both = tmp_path / "some texts" / "some texts.jsonl"
+    both.parent.mkdir()
+    both.write_text("".join(json.dumps({"text": f"a text {i}", "body": f"body {i}"}) + "\n" for i in range(400)))
+    names |= {run(both, folder, vocab=275, text_field=field).folder.name for field in ("text", "body")}
+    assert len(names) == 8
+    assert all(name.startswith("some-texts-") for name in names)
 
 
 def test_the_size_of_shards_decides_nothing(corpus, tmp_path, uninterrupted, monkeypatch):
@@ -268,6 +272,15 @@ def test_a_second_process_waits_and_finds_it_done(corpus, tmp_path, uninterrupte
     assert other.wait(60) == 0
     assert bits(tmp_path) == uninterrupted
     other.stderr.close()
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="a system without these locks")
+def test_a_disk_without_locks_is_no_obstacle(corpus, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    assert len(run(corpus, tmp_path).train) > 0
 
 
 def test_two_processes_at_once(corpus, tmp_path, uninterrupted):
