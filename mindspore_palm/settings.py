@@ -102,7 +102,8 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
         section, dot, name = key.partition(".")
         if not (equals and dot and section and name):
             raise UserError(f"{override!r} is not an override; write section.key=value, for example train.steps=50")
-        _merge({section: {name: read_yaml(text, f"override {override!r}")}}, f"override {override}", values, origins)
+        value = text if _is_text(section, name) else read_yaml(text, f"override {override!r}")
+        _merge({section: {name: value}}, f"override {override}", values, origins)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -127,6 +128,13 @@ def describe(settings: Settings, origins: dict[str, str]) -> str:
             text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines.append(f"  {f'{name}: {text}':<44} # {origins.get(f'{section}.{name}', 'default')}")
     return "\n".join(lines)
+
+
+def _is_text(section: str, name: str) -> bool:
+    """Whether a setting is text, which a command line gives as it is: data.path=*.txt is no YAML."""
+    group = Settings.model_fields.get(section)
+    field = group.annotation.model_fields.get(name) if group else None
+    return field is not None and field.annotation is str
 
 
 def _read_file(file: Path) -> dict[str, dict[str, Any]]:

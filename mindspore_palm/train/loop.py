@@ -111,7 +111,8 @@ def run_steps(
                     f"step {number + 1}: held out {evaluation.nats_per_token:.4f} nats a token, "
                     f"{evaluation.bits_per_byte:.4f} bits a byte"
                 )
-            if number + 1 == settings.train.steps or stop:
+            ends = number + 1 == settings.train.steps or bool(stop)  # asked once: a later stop takes one more step
+            if ends:
                 last = evaluator(held_out(settings, prepared, settings.train.eval_sequences))
                 row.validation_loss, row.validation_bits_per_byte = last.nats_per_token, last.bits_per_byte
             records.add(row)
@@ -127,7 +128,7 @@ def run_steps(
                 refresh=False,
             )
             bar.update()
-            if stop:
+            if ends:
                 return
 
 

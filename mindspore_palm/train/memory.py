@@ -42,7 +42,8 @@ def check_memory(settings: Settings) -> dict[str, int]:
     needed, there = sum(kinds.values()), psutil.virtual_memory().available
     if needed > there:
         largest = max(kinds, key=kinds.__getitem__)
-        fix = "train.micro_batch, train.batch_size or data.seq_len" if largest == "activations" else "the model"
+        fits_without_batch = needed - kinds["activations"] < there
+        fix = "train.micro_batch, train.batch_size or data.seq_len" if fits_without_batch else "the model"
         raise UserError(
             f"this run needs about {readable(needed)} on one device ({largest}: {readable(kinds[largest])}), and "
             f"{readable(there)} of memory are free here; make {fix} smaller"

@@ -69,7 +69,7 @@ class Records:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with suppress(OSError) if kind else suppress():  # what ended the run is said, not what follows from it
+        with suppress(*([OSError] if kind else [])):  # what ended the run is said, not what follows from it
             self.close()
 
     def add(self, row: Row) -> None:

@@ -1,0 +1,147 @@
+"""What a run writes while it goes."""
+
+import csv
+import dataclasses
+import io
+import struct
+import warnings
+
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from mindspore_palm.train import records as module
+from mindspore_palm.train.records import Records, Row
+
+COLUMNS = [
+    "step",
+    "loss",
+    "cross_entropy",
+    "learning_rate",
+    "gradient_norm",
+    "skipped",
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "validation_loss",
+    "validation_bits_per_byte",
+]
+
+
+def row(step, loss=2.5, **more):
+    base = Row(step, loss, loss - 0.1, 0.01, 0.75, 0, 128 * step, 0.5, 256.0, 0.125)
+    return dataclasses.replace(base, **more)
+
+
+def events(folder):
+    """Every (step, tag, value) of the one event file: records of length, checksum, bytes, checksum."""
+    (file,) = (folder / "tensorboard").iterdir()
+    content, at, found = file.read_bytes(), 0, []
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        at += 12 + length + 4
+    assert at == len(content)
+    return found
+
+
+def table(folder):
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_a_step_with_the_documented_columns(tmp_path):
+    with Records(tmp_path, 1.5) as records:
+        for step in (1, 2, 3):
+            records.add(row(step))
+            assert len(table(tmp_path)) == step  # it is there at once
+        records.add(row(4, validation_loss=1.25, validation_bits_per_byte=0.5))
+    rows = table(tmp_path)
+    assert list(rows[0]) == COLUMNS == [field.name for field in dataclasses.fields(Row)]
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4]
+    assert [float(rows[1][name]) for name in COLUMNS[1:10]] == [2.5, 2.4, 0.01, 0.75, 0, 256, 0.5, 256, 0.125]
+    assert (rows[0]["validation_loss"], rows[0]["validation_bits_per_byte"]) == ("", "")
+    assert (float(rows[3]["validation_loss"]), float(rows[3]["validation_bits_per_byte"])) == (1.25, 0.5)
+
+
+def test_tensorboard_has_every_number(tmp_path):
+    with Records(tmp_path, None) as records:
+        records.add(row(1))
+        assert (1, "loss", 2.5) in events(tmp_path)  # it is there at once
+        records.add(row(2, validation_loss=1.25))
+    found = events(tmp_path)
+    assert {tag for step, tag, _ in found if step == 1} == set(COLUMNS[1:10])
+    assert {tag for step, tag, _ in found if step == 2} == {*COLUMNS[1:10], "validation_loss"}
+    assert (2, "validation_loss", 1.25) in found
+    assert (2, "tokens", 256.0) in found
+
+
+@pytest.mark.parametrize("reference", [1.5, None])
+@pytest.mark.parametrize(
+    "losses", [[2.0, 1.0], [2.0], [float("nan")] * 3, [float("inf"), -float("inf")], [2.0, float("nan"), 1.0]]
+)
+def test_the_drawing_is_a_png_whatever_the_losses(losses, reference, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Records(tmp_path, reference) as records:
+            for step, loss in enumerate(losses, 1):
+                records.add(row(step, loss, validation_loss=loss, validation_bits_per_byte=loss))
+    image = Image.open(io.BytesIO((tmp_path / "loss.png").read_bytes()))
+    assert image.format == "PNG"
+    image.load()
+    assert image.convert("L").getextrema()[0] < 128 < image.width  # something is drawn
+    assert [float(r["loss"]) for r in table(tmp_path)] == pytest.approx(losses, nan_ok=True)
+
+
+def test_no_rows_no_drawing(tmp_path):
+    with Records(tmp_path, 1.0):
+        pass
+    assert not (tmp_path / "loss.png").exists()
+    assert table(tmp_path) == []
+
+
+def test_the_mean_passes_over_what_is_not_finite():
+    nan = float("nan")
+    assert module._smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert module._smooth([nan, 3.0, float("inf"), 3.0]) == pytest.approx([nan, 3.0, 3.0, 3.0], nan_ok=True)
+
+
+def test_two_runs_never_share_a_table(tmp_path):
+    with Records(tmp_path, None) as records:
+        records.add(row(1))
+        with pytest.raises(FileExistsError):
+            Records(tmp_path, None)
+        records.add(row(2))
+    assert len(table(tmp_path)) == 2
+
+
+def test_a_failed_drawing_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "draw_loss", fail)
+    with pytest.raises(KeyError, match="the cause"), Records(tmp_path, None) as records:
+        records.add(row(1))
+        raise KeyError("the cause")
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.raises(OSError, match="No space left"), Records(tmp_path, None) as records:
+        records.add(row(1))
+    assert records._file.closed
+
+
+@pytest.mark.parametrize("which", ["metrics.csv", "tensorboard"])
+def test_a_full_disk_names_the_file(which, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with Records(tmp_path, None) as records, monkeypatch.context() as patch:
+        if which == "metrics.csv":
+            patch.setattr(records._csv, "writerow", fail)
+        else:
+            patch.setattr(records._board, "flush", fail)
+        with pytest.raises(OSError) as caught:
+            records.add(row(1))
+    assert caught.value.filename == str(tmp_path / which)
+    assert caught.value.errno == 28

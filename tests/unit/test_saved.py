@@ -1,0 +1,215 @@
+"""A model as a folder: back to the same bits, there whole or not at all, and refused in a sentence when damaged."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mindspore_palm.config import Settings
+from mindspore_palm.errors import UserError
+from mindspore_palm.settings import load_settings
+
+SIZES = {"layers": 2, "d_model": 16, "heads": 2, "head_dim": 4, "d_ff": 24, "vocab_size": 320}
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return Settings.model_validate({"model": SIZES})
+
+
+@pytest.fixture(scope="module")
+def palm(device, settings):
+    from mindspore import Tensor
+
+    from mindspore_palm import PaLM
+
+    palm = PaLM(settings.model, seed=3)
+    for number, weight in enumerate(palm.trainable_params()):  # norm scales too, which start at zero
+        weight.set_data(Tensor(np.random.default_rng(number).standard_normal(weight.shape).astype(np.float32)))
+    return palm
+
+
+@pytest.fixture
+def folder(palm, settings, tokenizer, tmp_path):
+    """A saved model that a test may damage."""
+    from mindspore_palm.train.saved import save_model
+
+    save_model(tmp_path / "final", palm, tokenizer.serialized, settings, step=7)
+    return tmp_path / "final"
+
+
+def refused(folder):
+    from mindspore_palm import load
+
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_round_trip_is_exact(folder, palm, tokenizer, settings):
+    from mindspore import Tensor
+
+    from mindspore_palm import Tokenizer, load
+
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.safetensors", "tokenizer.model"]
+    again = load(folder)
+    assert again.config == settings.model
+    before, after = ({p.name: p.asnumpy() for p in net.trainable_params()} for net in (palm, again))
+    assert before.keys() == after.keys() == load_file(folder / "model.safetensors").keys()
+    for name, weight in before.items():
+        np.testing.assert_array_equal(weight, after[name], strict=True)
+    tokens = Tensor(np.arange(10, dtype=np.int32).reshape(2, 5))
+    np.testing.assert_array_equal(palm(tokens).asnumpy(), again(tokens).asnumpy())
+    assert Tokenizer(folder / "tokenizer.model").serialized == tokenizer.serialized
+    assert load_settings(folder / "config.yaml")[0] == settings
+
+
+def test_a_run_opens_by_its_own_folder(folder, settings):
+    from mindspore_palm import load
+
+    assert load(str(folder.parent)).config == settings.model
+
+
+def test_what_people_import():
+    from mindspore_palm import PaLM, PaLMConfig, Tokenizer, load
+
+    assert [thing.__name__ for thing in (load, Tokenizer, PaLM, PaLMConfig)] == [
+        "load",
+        "Tokenizer",
+        "PaLM",
+        "PaLMConfig",
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings, tmp_path, monkeypatch):
+    from mindspore_palm.train import saved
+
+    written, write = [], saved.write_atomically
+
+    def fail_at(path):
+        if len(written) == number:
+            raise error
+        written.append(path)
+        return write(path)
+
+    monkeypatch.setattr(saved, "write_atomically", fail_at)
+    with pytest.raises(type(error)):
+        saved.save_model(tmp_path / "final", palm, b"tokenizer", settings, step=1)
+    assert len(written) == number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_model_outlives_a_failed_write(folder, palm, settings, monkeypatch):
+    from mindspore_palm import load
+    from mindspore_palm.train import saved
+
+    def fail(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(saved, "write_atomically", fail)
+    with pytest.raises(OSError, match="No space left"):
+        saved.save_model(folder, palm, b"tokenizer", settings, step=1)
+    assert load(folder).config == settings.model
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file(keep, folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "model.safetensors: this is not a whole safetensors file" in refused(folder)
+
+
+def test_garbage(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
+    assert "not a whole safetensors file" in refused(folder)
+
+
+def test_weights_that_are_a_folder(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    assert "model.safetensors" in refused(folder)
+
+
+def changed(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    return refused(folder)
+
+
+@pytest.mark.parametrize("name", ["embedding", "blocks.1.kv", "blocks.0.norm.scale"])
+def test_a_missing_weight(name, folder):
+    assert f"the weights lack {name};" in changed(folder, lambda weights: weights.pop(name))
+
+
+def test_a_weight_too_many(folder):
+    said = changed(folder, lambda weights: weights.update({"blocks.9.kv": np.zeros(3, np.float32)}))
+    assert "blocks.9.kv" in said
+
+
+@pytest.mark.parametrize("name", ["blocks.0.kv", "blocks.0.norm.scale"])
+def test_a_wrong_shape(name, folder):
+    said = changed(folder, lambda weights: weights.update({name: np.zeros((3, 5), np.float32)}))
+    assert f"{name} is float32 [3, 5]" in said
+    assert "wants float32 [16" in said
+
+
+def test_a_wrong_type(folder):
+    said = changed(folder, lambda weights: weights.update(embedding=weights["embedding"].astype(np.float16)))
+    assert "embedding is float16 [320, 16]" in said
+
+
+def test_a_refused_file_changes_no_weight(palm):
+    from mindspore_palm.train.saved import set_weights
+
+    before = {p.name: p.asnumpy().copy() for p in palm.trainable_params()}
+    weights = {name: weight + 1 for name, weight in before.items()}
+    weights[list(weights)[-1]] = np.zeros((9, 9), np.float32)
+    with pytest.raises(UserError):
+        set_weights(palm, weights)
+    for parameter in palm.trainable_params():
+        np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
+
+
+def test_weights_are_compared_before_a_network_is_made(folder, monkeypatch):
+    from mindspore_palm.train import saved
+
+    (folder / "config.yaml").write_text("model: {preset: palm_540b}")
+    monkeypatch.setattr(saved, "PaLM", lambda config: pytest.fail("2 TB were asked for"))
+    assert "float32 [256000, 18432]" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "'model' is missing"),
+        ("- a", "'model' is missing"),
+        ("data: {path: a}", "'model' is missing"),
+        ("model: {layers: many}", "model.layers"),
+        ("model: {head_dim: 31}", "head_dim = 31 is odd"),
+        ("model: {layer: 2}", "model.layer"),
+        ("model: {layers: 2", "line 1"),
+        ("model: !!python/object/apply:os.getcwd []", "refused"),
+        (b"\xff", "config.yaml"),
+    ],
+)
+def test_a_broken_config(content, said, folder):
+    (folder / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = refused(folder)
+    assert "config.yaml" in message
+    assert said in message
+
+
+def test_missing_files(folder, tmp_path):
+    from mindspore_palm import Tokenizer
+
+    (folder / "config.yaml").unlink()
+    assert f"there is no {folder / 'config.yaml'}" in refused(folder)
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match="there is no tokenizer"):
+        Tokenizer(folder / "tokenizer.model")
+    (folder / "model.safetensors").unlink()
+    assert "name the folder of a finished run" in refused(folder)
+    assert "there is no folder" in refused(tmp_path / "nowhere")
