@@ -21,11 +21,14 @@ class RMSNorm(nn.Cell):
     def __init__(self, d_model: int, learned_scale: bool = True) -> None:
         super().__init__()
         rows, column = ("tokens", "embed"), ("tokens", "one")
-        self.learned_scale = learned_scale
+        self.learned_scale, self.one_by_d = learned_scale, 1.0 / d_model
         if learned_scale:
             self.scale = Parameter(Tensor(np.zeros(d_model, np.float32)), name="scale", parallel_optimizer=False)
         self.square = shard(ops.Mul(), rows, rows)
-        self.mean = shard(ops.ReduceMean(keep_dims=True), rows)
+        self.sum = shard(ops.ReduceSum(keep_dims=True), rows)
+        self.mean = shard(
+            ops.Mul(), column, ()
+        )  # a sum times 1/D: the gradient of ReduceMean divides D numbers, not one
         self.add_epsilon = shard(ops.Add(), column, ())
         self.rsqrt = shard(ops.Rsqrt(), column)
         self.normalise = shard(ops.Mul(), rows, column)
@@ -33,7 +36,8 @@ class RMSNorm(nn.Cell):
         self.stretch = shard(ops.Mul(), rows, ("embed",))
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.normalise(x, self.rsqrt(self.add_epsilon(self.mean(self.square(x, x), -1), EPSILON)))
+        mean_square = self.mean(self.sum(self.square(x, x), -1), self.one_by_d)
+        y = self.normalise(x, self.rsqrt(self.add_epsilon(mean_square, EPSILON)))
         if self.learned_scale:
             y = self.stretch(y, self.one_plus(self.scale, 1.0))
         return y

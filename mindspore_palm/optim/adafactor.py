@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm.config import OptimizerConfig
-from mindspore_palm.optim.norm import SumOfSquares
+from mindspore_palm.optim.norm import RowSquares
 from mindspore_palm.optim.schedule import Schedule
 
 MOMENTUM = 0.9
@@ -55,7 +55,7 @@ class Adafactor(nn.Optimizer):
             _zeros(f"v_column.{p.name}", p.shape[1:] if f else ())
             for p, f in zip(self.parameters, self.factored, strict=True)
         )
-        self.sum_of_squares = SumOfSquares()
+        self.row_squares, self.sum = RowSquares(), ops.ReduceSum()
         self.mul, self.add, self.sub = ops.Mul(), ops.Add(), ops.Sub()
         self.square, self.sqrt, self.rsqrt, self.pow = ops.Square(), ops.Sqrt(), ops.Rsqrt(), ops.Pow()
         self.mean, self.maximum, self.cast, self.assign = ops.ReduceMean(), ops.Maximum(), ops.Cast(), ops.Assign()
@@ -104,7 +104,7 @@ class Adafactor(nn.Optimizer):
 
     def rms(self, x: Tensor) -> Tensor:
         """Root mean square over the whole tensor."""
-        return self.sqrt(self.sum_of_squares(x) * (1.0 / x.size))
+        return self.sqrt(self.sum(self.row_squares(x)) * (1.0 / x.size))
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:

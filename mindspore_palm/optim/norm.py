@@ -5,19 +5,19 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 
-class SumOfSquares(nn.Cell):
-    """``sum(x^2)`` over a whole tensor, float32 [].
+class RowSquares(nn.Cell):
+    """``sum(x^2)`` of every row: float32 [..., n] to [rows].
 
-    Rows first, then what is left: MindSpore's CPU sums the last axis of a matrix on all cores, but all axes at once on
-    one (36 ms instead of 3 for 9 million numbers). The rounding error is smaller, too.
+    Sums over a whole tensor go by rows first: MindSpore's CPU sums the last axis of a matrix on all cores, but all axes
+    at once on one (36 ms instead of 5 for 9 million numbers). The rounding error is smaller, too.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.square, self.sum_rows, self.sum = ops.Square(), ops.ReduceSum(keep_dims=True), ops.ReduceSum()
+        self.square, self.sum_rows, self.reshape = ops.Square(), ops.ReduceSum(keep_dims=True), ops.Reshape()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.sum(self.sum_rows(self.square(x), -1))
+        return self.reshape(self.sum_rows(self.square(x), -1), (-1,))
 
 
 class GlobalNorm(nn.Cell):
@@ -25,13 +25,13 @@ class GlobalNorm(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sum_of_squares, self.sqrt = SumOfSquares(), ops.Sqrt()
+        self.row_squares, self.join, self.sum, self.sqrt = RowSquares(), ops.Concat(), ops.ReduceSum(), ops.Sqrt()
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        total = 0.0
+        rows = ()
         for gradient in gradients:
-            total += self.sum_of_squares(gradient)
-        return self.sqrt(total)
+            rows += (self.row_squares(gradient),)
+        return self.sqrt(self.sum(self.join(rows)))
 
 
 def clip_factor(norm: Tensor, clip_norm: float) -> Tensor:

@@ -15,36 +15,37 @@ from parity.twins import EVEN, ODD, randomise_scales, reference_loss, relative, 
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
-from mindspore_palm.model import projection
 from mindspore_palm.model.loss import Loss
+from mindspore_palm.parallel.axes import Layout, layout
 
 TOLERANCE = 2e-6
 
-# name: sizes, length, whether fused kernels are taken apart (as on one device) or activations (as on several)
+SEVERAL = Layout(mesh={"pod": 1, "data": 2, "model": 2})
+
+# name: sizes, length, the layout it is built for. Built for several devices, the network takes activations apart instead
+# of kernels and has heads before positions; run on one, it must compute the same.
 CASES = {
-    "proportions of 540B": (ODD, 24, True),
-    "odd length": (EVEN, 17, True),
-    "queries in two runs": (EVEN, 128, True),
-    "activations taken apart": (ODD, 24, False),
+    "proportions of 540B": (ODD, 24, Layout()),
+    "odd length": (EVEN, 17, Layout()),
+    "queries in two runs": (EVEN, 128, Layout()),
+    "built for several devices": (EVEN, 128, SEVERAL),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, device):
     """A network, its twin's weights, tokens, and both sides' logits, losses and gradients."""
-    sizes, length, by_kernel = CASES[request.param]
+    sizes, length, built_for = CASES[request.param]
     rng = np.random.default_rng(7)
     config = PaLMConfig(**sizes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projection, "takes_kernels_apart", lambda: by_kernel)
+    with layout(built_for):
         palm = PaLM(config, seed=11)
+        loss = Loss(palm)
     randomise_scales(palm, rng)
     weights = weights_of(palm)
     inputs, targets = tokens(rng, config, 3, length)
     count = Tensor(np.float32((targets >= 0).sum()))
-    ours = ms.value_and_grad(Loss(palm), None, palm.trainable_params(), has_aux=True)(
-        Tensor(inputs), Tensor(targets), count
-    )
+    ours = ms.value_and_grad(loss, None, palm.trainable_params(), has_aux=True)(Tensor(inputs), Tensor(targets), count)
     theirs = jax.value_and_grad(lambda w: reference_loss(w, inputs, targets, config), has_aux=True)(weights)
     return palm, weights, inputs, ours, theirs
 
