@@ -22,8 +22,8 @@ TOLERANCE = 2e-6
 
 SEVERAL = Layout(mesh={"pod": 1, "data": 2, "model": 2})
 
-# name: sizes, length, the layout it is built for. Built for several devices, the network takes activations apart instead
-# of kernels and has heads before positions; run on one, it must compute the same.
+# name: sizes, length, the layout it is built for. Built for several devices, the network takes activations apart
+# instead of kernels and has heads before positions; run on one, it must compute the same.
 CASES = {
     "proportions of 540B": (ODD, 24, Layout()),
     "odd length": (EVEN, 17, Layout()),
