@@ -9,6 +9,7 @@ from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.initial import initial_weight, weight_shapes
 from mindspore_palm.model.norm import RMSNorm
 from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.context import use_graphs
 
 
 class PaLM(nn.Cell):
@@ -23,6 +24,7 @@ class PaLM(nn.Cell):
 
     def __init__(self, config: PaLMConfig, seed: int = 0) -> None:
         super().__init__()
+        use_graphs()
         self.config = config
         weights = {
             name: Parameter(Tensor(initial_weight(config, seed, name)), name=name) for name in weight_shapes(config)

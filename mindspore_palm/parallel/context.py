@@ -23,13 +23,21 @@ class Device:
     """Why numbers have this type."""
 
 
+def use_graphs() -> None:
+    """Has networks compiled when they are called, on whatever device.
+
+    MindSpore starts in eager mode, which in 2.10 fails beside NumPy 2, and in which no sharding strategy counts.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 def open_device(wanted: str = "auto") -> Device:
     """Chooses the device and sets graph mode. Nobody else touches MindSpore's context.
 
     Raises:
         UserError: the wanted device is not there.
     """
-    ms.set_context(mode=ms.GRAPH_MODE)
+    use_graphs()
     there = [kind for kind in KINDS if _available(kind)]
     if wanted != "auto" and wanted not in there:
         raise UserError(
