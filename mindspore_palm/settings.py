@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import ValidationError
 
-import yaml
 from mindspore_palm.config import PRESETS, Settings
 from mindspore_palm.errors import UserError
 

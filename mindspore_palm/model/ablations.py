@@ -12,7 +12,7 @@ from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.attention import MultiQueryAttention, Softmax, causal_mask
 from mindspore_palm.model.block import Block, SwiGLU
 from mindspore_palm.model.norm import RMSNorm
-from mindspore_palm.model.projection import ProjectIn
+from mindspore_palm.model.projection import sizes_in, sizes_out
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.parallel.axes import shard
 
@@ -107,8 +107,7 @@ class KernelParts(nn.Cell):
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.sizes_in = ProjectIn(config).sizes
-        self.sizes_out = (config.head_dim, config.mlp_per_head)
+        self.sizes_in, self.sizes_out = sizes_in(config), sizes_out(config)
         self.split_in = shard(ops.auto_generate.SplitWithSize(), ("embed", "heads", "per_head"))
         self.split_out = shard(ops.auto_generate.SplitWithSize(), ("heads", "per_head", "embed"))
         self.reshape = ops.Reshape()

@@ -23,13 +23,23 @@ def takes_kernels_apart() -> bool:
     return current_layout().shards("heads") == 1
 
 
+def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
+    """Columns of one head in ``q_wi``: q, then each input of the mlp."""
+    return (config.head_dim, *(config.mlp_per_head for _ in range(config.mlp_inputs)))
+
+
+def sizes_out(config: PaLMConfig) -> tuple[int, int]:
+    """Rows of one head in ``o_wo``: attention, then mlp."""
+    return config.head_dim, config.mlp_per_head
+
+
 class ProjectIn(nn.Cell):
     """``y W`` for W = [q | gate | up] per head: [T, D] to [T, H*K], and [T, F] for each input of the mlp."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.sizes = (config.head_dim, *(config.mlp_per_head for _ in range(config.mlp_inputs)))
+        self.sizes = sizes_in(config)
         self.by_kernel = takes_kernels_apart()
         self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
         first = "embed" if self.by_kernel else "tokens"
@@ -54,7 +64,7 @@ class ProjectOut(nn.Cell):
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.sizes = (config.head_dim, config.mlp_per_head)
+        self.sizes = sizes_out(config)
         self.by_kernel = takes_kernels_apart()
         by_head = ("tokens", "heads", "per_head")
         self.matmul = shard(ops.MatMul(), ("tokens", "heads"), ("heads", "embed"))

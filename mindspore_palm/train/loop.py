@@ -104,17 +104,15 @@ def run_steps(
             tokens += targets.size
             rate = targets.size / seconds
             row = row_of(number + 1, result, tokens, seconds, rate, rate * flops / peak)
-            if every and (number + 1) % every == 0 and number + 1 < settings.train.steps and not stop:
+            ends = number + 1 == settings.train.steps or bool(stop)  # asked once: a later stop takes one more step
+            if ends or (every and (number + 1) % every == 0):
                 evaluation = evaluator(held_out(settings, prepared, settings.train.eval_sequences))
                 row.validation_loss, row.validation_bits_per_byte = evaluation.nats_per_token, evaluation.bits_per_byte
-                say(
-                    f"step {number + 1}: held out {evaluation.nats_per_token:.4f} nats a token, "
-                    f"{evaluation.bits_per_byte:.4f} bits a byte"
-                )
-            ends = number + 1 == settings.train.steps or bool(stop)  # asked once: a later stop takes one more step
-            if ends:
-                last = evaluator(held_out(settings, prepared, settings.train.eval_sequences))
-                row.validation_loss, row.validation_bits_per_byte = last.nats_per_token, last.bits_per_byte
+                if not ends:
+                    say(
+                        f"step {number + 1}: held out {evaluation.nats_per_token:.4f} nats a token, "
+                        f"{evaluation.bits_per_byte:.4f} bits a byte"
+                    )
             records.add(row)
             if result.skipped:
                 say(f"step {number + 1}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
