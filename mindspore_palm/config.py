@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PRESETS: dict[str, dict[str, Any]] = {
     "palm_tiny": {"layers": 4, "d_model": 128, "heads": 4, "head_dim": 32, "d_ff": 512, "vocab_size": 4096},
@@ -202,6 +202,9 @@ class TrainConfig(Section):
     """Folder of the run. Default runs/palm."""
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
     """Where to run; auto takes Ascend, then GPU, then CPU. Default auto."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of activations and of products inside blocks; weights, norms, softmax, logits, loss and optimizer are
+    float32. auto: bfloat16 on GPU and Ascend, float32 on CPU, whose MindSpore multiplies no bfloat16. Default auto."""
     peak_tflops: NonNegative = 0.0
     """Peak of the machine in TFLOP/s, for MFU; 0 measures a matrix product at start (CPU). Default 0."""
 
@@ -234,6 +237,33 @@ class TrainConfig(Section):
         return self.micro_batch or batch
 
 
+class ParallelConfig(Section):
+    """How a network lies on devices (section 4 of the paper)."""
+
+    pods: Count = 1
+    """Pods of devices; only gradients travel between them. Default 1 (PaLM 540B: 2)."""
+    data: Count = 1
+    """Parts of a batch in one pod. Default 1 (PaLM 540B: 256)."""
+    model: Count = 1
+    """Parts of every product: of heads, feed-forward features and vocabulary. Default 1 (PaLM 540B: 12)."""
+    strategy: Literal["palm", "data", "model"] = "palm"
+    """The table of axes: palm; data gives every device sequences of its own; model cuts products only. Default palm."""
+    shard_weights: Literal["off", "pod", "all"] = "pod"
+    """Weights and optimizer state fully sharded: off, within a pod as PaLM did, or over everything. Default pod."""
+    recompute: Literal["none", "attention", "block"] = "none"
+    """What the backward pass computes again instead of keeping. Default none (PaLM 540B: block)."""
+
+    @field_validator("shard_weights", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads off as false
+
+    @property
+    def devices(self) -> int:
+        """Devices of the mesh."""
+        return self.pods * self.data * self.model
+
+
 class Settings(Section):
     """All settings of a run, by section."""
 
@@ -245,3 +275,5 @@ class Settings(Section):
     """What it learns from."""
     train: TrainConfig = TrainConfig()
     """The run itself."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Where it runs."""

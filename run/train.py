@@ -16,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains a PaLM from text.")
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings, train nothing")
+    parser.add_argument("--print-sharding", action="store_true", help="print where every weight lies, train nothing")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
@@ -23,9 +24,14 @@ def main() -> None:
     if arguments.print_config:
         print(describe(settings, origins))
         return
-    from mindspore_palm.train.loop import train  # starts MindSpore: not needed for what is above
+    if arguments.print_sharding:
+        from mindspore_palm.train.sharding import print_layout
 
-    train(settings, arguments.overwrite)
+        print_layout(settings)
+        return
+    from mindspore_palm.train.launch import run  # starts MindSpore: not needed for what is above
+
+    run(settings, arguments.overwrite, sys.argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.parallel.placement import Placement
 
 WORDS = 4  # 64-bit words that Philox gives for one step of its counter
 
@@ -63,6 +65,27 @@ def weight_shapes(config: PaLMConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"blocks.{i}.kv"] = (config.d_model, 2 * config.kv_heads * config.head_dim)
         shapes[f"blocks.{i}.o_wo"] = (config.heads * per_head_out, config.d_model)
     return shapes
+
+
+def weight_axes(config: PaLMConfig) -> dict[str, tuple[str, ...]]:
+    """Name and logical axes of every weight, norm scales included."""
+    norms = ("norm",) if config.parallel else ("norm", "mlp_norm")
+    axes: dict[str, tuple[str, ...]] = {"embedding": ("vocab", "embed")}
+    for i in range(config.layers):
+        axes |= {f"blocks.{i}.{norm}.scale": ("embed",) for norm in norms}
+        axes[f"blocks.{i}.q_wi"] = ("embed", "heads")
+        axes[f"blocks.{i}.kv"] = ("embed", "per_head")
+        axes[f"blocks.{i}.o_wo"] = ("heads", "embed")
+    return axes
+
+
+def placements(config: PaLMConfig, layout: Layout) -> list[Placement]:
+    """Where every weight lies on a layout, in the order of the network."""
+    shapes = weight_shapes(config)
+    return [
+        Placement(name, shapes.get(name, (config.d_model,)), axes, layout, fully_sharded=name in shapes)
+        for name, axes in weight_axes(config).items()
+    ]
 
 
 def initial_weight(config: PaLMConfig, seed: int, name: str, window: Sequence[slice] | None = None) -> np.ndarray:

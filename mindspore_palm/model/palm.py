@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from mindspore import Parameter, Tensor, nn, ops
+from functools import partial
+
+from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.ablations import make_block
-from mindspore_palm.model.initial import initial_weight, weight_shapes
+from mindspore_palm.model.initial import initial_weight, weight_axes, weight_shapes
 from mindspore_palm.model.norm import RMSNorm
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.context import use_graphs
+from mindspore_palm.parallel.weights import make_weight
 
 
 class PaLM(nn.Cell):
@@ -26,8 +29,10 @@ class PaLM(nn.Cell):
         super().__init__()
         use_graphs()
         self.config = config
+        axes = weight_axes(config)
         weights = {
-            name: Parameter(Tensor(initial_weight(config, seed, name)), name=name) for name in weight_shapes(config)
+            name: make_weight(name, shape, axes[name], partial(initial_weight, config, seed, name))
+            for name, shape in weight_shapes(config).items()
         }
         self.embedding = weights["embedding"]
         self.blocks = nn.CellList()

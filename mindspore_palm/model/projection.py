@@ -5,8 +5,8 @@ attention and mlp. Whole heads are together, so that cutting over heads never cu
 all-reduce.
 
 Either the kernel is taken apart or the activation is. Taking the kernel apart moves less memory (a kernel has D rows,
-an activation B*S), so that is done on one device. Where heads are cut over devices it would turn one all-reduce into
-several, so there the activation is.
+an activation B*S), so that is done on one device. On several, a kernel goes into one product as it lies, sharded by
+rows and columns, and that product's output is taken apart: one gathering of each kernel, one all-reduce of each block.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mindspore_palm.parallel.axes import current_layout, shard
 
 
 def takes_kernels_apart() -> bool:
-    """Whether the current layout leaves heads whole on every device."""
-    return current_layout().shards("heads") == 1
+    """Whether the current layout is one device."""
+    return current_layout().devices == 1
 
 
 def sizes_in(config: PaLMConfig) -> tuple[int, ...]:

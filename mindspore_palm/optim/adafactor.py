@@ -13,6 +13,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.optim.norm import RowSquares
 from mindspore_palm.optim.schedule import Schedule
+from mindspore_palm.parallel.sums import SumOverSlices
+from mindspore_palm.parallel.weights import zeros_like
 
 MOMENTUM = 0.9
 DECAY_EXPONENT = -0.8
@@ -44,11 +46,12 @@ class Adafactor(nn.Optimizer):
         super().__init__(0.0, parameters)
         self.schedule = schedule
         self.update_clip, self.lr_squared_decay = config.update_clip, config.lr_squared_decay
-        self.m = self.parameters.clone(prefix="m", init="zeros")
+        self.m = zeros_like(self.parameters, "m")
         self.factored = tuple(config.factored and p.ndim == 2 for p in self.parameters)
+        self.sizes, self.over_slices = tuple(p.size for p in self.parameters), SumOverSlices(self.parameters)
         # a factored v is its row and column; a full one is itself, and its column an unused scalar
         self.v = ParameterTuple(
-            _zeros(f"v.{p.name}", p.shape[:1] if f else p.shape)
+            _zeros(f"v.{p.name}", p.shape[:1]) if f else zeros_like([p], "v")[0]
             for p, f in zip(self.parameters, self.factored, strict=True)
         )
         self.v_column = ParameterTuple(
@@ -62,22 +65,24 @@ class Adafactor(nn.Optimizer):
         self.reshape, self.depend = ops.Reshape(), ops.Depend()
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        k = self.cast(self.reshape(self.global_step, ()), ms.float32) + 1.0
+        # the count that was raised, not one that is read beside: partitioned, MindSpore may raise it before it is read
+        count = self.assignadd(self.global_step, self.global_step_increase_tensor)
+        k = self.cast(self.reshape(count, ()), ms.float32)
         lr = self.schedule(k)
         fresh = self.pow(k, DECAY_EXPONENT)  # 1 - b
         done = ()
         for i in range(len(self.factored)):
             done += (self.update(i, gradients[i], lr, fresh),)
-        return self.depend(lr, (done, self.assignadd(self.global_step, self.global_step_increase_tensor)))
+        return self.depend(lr, done)
 
     def update(self, i: int, g: Tensor, lr: Tensor, fresh: Tensor) -> bool:
         """One weight's step."""
         p, m = self.parameters[i], self.m[i]
-        scale = self.maximum(self.rms(p), SMALLEST_SCALE)
+        scale = self.maximum(self.rms(i, p), SMALLEST_SCALE)
         u = self.mul(g, self.inverse_root_of_v(i, g, fresh))
         size = lr * scale * (1.0 - MOMENTUM)
         if self.update_clip > 0:
-            size = size / self.maximum(self.rms(u) / self.update_clip, 1.0)
+            size = size / self.maximum(self.rms(i, u) / self.update_clip, 1.0)
         new_m = self.add(self.mul(m, MOMENTUM), self.mul(u, size))
         kept = self.mul(p, 1.0 - lr * lr) if self.lr_squared_decay else p
         self.assign(m, new_m)
@@ -102,9 +107,10 @@ class Adafactor(nn.Optimizer):
         """``b*old + (1-b)*new``."""
         return self.add(self.mul(old, 1.0 - fresh), self.mul(new, fresh))
 
-    def rms(self, x: Tensor) -> Tensor:
-        """Root mean square over the whole tensor."""
-        return self.sqrt(self.sum(self.row_squares(x)) * (1.0 / x.size))
+    def rms(self, i: int, x: Tensor) -> Tensor:
+        """Root mean square over the whole of a tensor that lies as weight i does."""
+        squares = self.over_slices(i, self.sum(self.row_squares(x)))
+        return self.sqrt(squares * (1.0 / self.sizes[i]))
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:

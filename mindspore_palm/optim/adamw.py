@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.optim.schedule import Schedule
+from mindspore_palm.parallel.weights import zeros_like
 
 
 class AdamW(nn.Optimizer):
@@ -20,15 +21,16 @@ class AdamW(nn.Optimizer):
         super().__init__(0.0, parameters)
         self.schedule = schedule
         self.beta1, self.beta2, self.eps = config.adamw_beta1, config.adamw_beta2, config.adamw_eps
-        self.m = self.parameters.clone(prefix="m", init="zeros")
-        self.v = self.parameters.clone(prefix="v", init="zeros")
+        self.m, self.v = zeros_like(self.parameters, "m"), zeros_like(self.parameters, "v")
         self.decays = tuple(config.adamw_weight_decay if p.ndim > 1 else 0.0 for p in self.parameters)
         self.adam, self.mul, self.pow = ops.Adam(), ops.Mul(), ops.Pow()
         self.cast, self.reshape, self.assign, self.depend = ops.Cast(), ops.Reshape(), ops.Assign(), ops.Depend()
         self.betas = Tensor(np.array([self.beta1, self.beta2], np.float32))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        k = self.cast(self.reshape(self.global_step, ()), ms.float32) + 1.0
+        # the count that was raised, not one that is read beside: partitioned, MindSpore may raise it before it is read
+        count = self.assignadd(self.global_step, self.global_step_increase_tensor)
+        k = self.cast(self.reshape(count, ()), ms.float32)
         lr = self.schedule(k)
         power1, power2 = self.pow(self.betas[0], k), self.pow(self.betas[1], k)
         done = ()
@@ -39,4 +41,4 @@ class AdamW(nn.Optimizer):
             done += (
                 self.adam(p, self.m[i], self.v[i], power1, power2, lr, self.beta1, self.beta2, self.eps, gradients[i]),
             )
-        return self.depend(lr, (done, self.assignadd(self.global_step, self.global_step_increase_tensor)))
+        return self.depend(lr, done)

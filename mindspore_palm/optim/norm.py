@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from collections.abc import Sequence
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_palm.parallel.sums import SumOverDevices, replicas
 
 
 class RowSquares(nn.Cell):
@@ -21,17 +25,29 @@ class RowSquares(nn.Cell):
 
 
 class GlobalNorm(nn.Cell):
-    """``sqrt(sum over tensors of sum(g^2))``: a tuple of float32 to float32 []; not finite if any entry is not."""
+    """``sqrt(sum over tensors of sum(g^2))``: a tuple of float32 to float32 []; not finite if any entry is not.
 
-    def __init__(self) -> None:
+    The norm of the whole tensors, wherever their slices are.
+
+    Args:
+        parameters: the weights whose gradients are measured.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
         super().__init__()
+        self.shares = tuple(1.0 / replicas(p) for p in parameters)
+        self.over_devices = SumOverDevices()
         self.row_squares, self.join, self.sum, self.sqrt = RowSquares(), ops.Concat(), ops.ReduceSum(), ops.Sqrt()
+        self.mul = ops.Mul()
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
         rows = ()
-        for gradient in gradients:
-            rows += (self.row_squares(gradient),)
-        return self.sqrt(self.sum(self.join(rows)))
+        for i in range(len(self.shares)):
+            squares = self.row_squares(gradients[i])
+            if self.shares[i] != 1.0:
+                squares = self.mul(squares, self.shares[i])
+            rows += (squares,)
+        return self.sqrt(self.over_devices(self.sum(self.join(rows))))
 
 
 def clip_factor(norm: Tensor, clip_norm: float) -> Tensor:

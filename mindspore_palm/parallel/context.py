@@ -1,14 +1,24 @@
-"""The one owner of MindSpore's global state: device and mode."""
+"""The one owner of MindSpore's global state: device, mode, workers and parallel context."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mindspore as ms
+from mindspore import nn
+from mindspore.parallel.auto_parallel import AutoParallel
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 
 KINDS = ("Ascend", "GPU", "CPU")
+WORKER = "MS_WORKER_NUM"  # msrun tells its workers how many they are
+
+_rank = 0
 
 
 @dataclass(frozen=True)
@@ -18,9 +28,6 @@ class Device:
     name: str
     reason: str
     """Why this one was taken."""
-    dtype: str
-    dtype_reason: str
-    """Why numbers have this type."""
 
 
 def use_graphs() -> None:
@@ -31,6 +38,16 @@ def use_graphs() -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
+def this_rank() -> int:
+    """This process's place in the mesh; 0 for a process alone."""
+    return _rank
+
+
+def is_worker() -> bool:
+    """Whether msrun started this process."""
+    return WORKER in os.environ
+
+
 def open_device(wanted: str = "auto") -> Device:
     """Chooses the device and sets graph mode. Nobody else touches MindSpore's context.
 
@@ -38,17 +55,111 @@ def open_device(wanted: str = "auto") -> Device:
         UserError: the wanted device is not there.
     """
     use_graphs()
+    kind, reason = choose_device(wanted)
+    ms.set_device(kind)
+    return Device(kind, reason)
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """The kind of device to run on, and why.
+
+    Raises:
+        UserError: the wanted one is not there.
+    """
     there = [kind for kind in KINDS if _available(kind)]
     if wanted != "auto" and wanted not in there:
         raise UserError(
             f"train.device = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "
             f"{', '.join(there)}); set train.device=auto"
         )
-    kind = there[0] if wanted == "auto" else wanted
-    ms.set_device(kind)
-    reason = "as set" if wanted != "auto" else f"the fastest kind that MindSpore {ms.__version__} finds here"
-    dtype_reason = "weights, activations and loss: MindSpore's CPU has no bfloat16 matrix product"
-    return Device(kind, reason, "float32", dtype_reason)
+    if wanted != "auto":
+        return wanted, "as set"
+    return there[0], f"the fastest kind that MindSpore {ms.__version__} finds here"
+
+
+def join_workers(devices: int, kind: str) -> int:
+    """Makes this process one of the workers that msrun started; returns its rank. On one device, does nothing.
+
+    Raises:
+        UserError: there are not as many workers as the mesh has devices, or partitioned networks cannot run here.
+    """
+    global _rank
+    if devices == 1:
+        return 0
+    from mindspore.communication import get_group_size, get_rank, init
+
+    workers = int(os.environ.get(WORKER, "1"))
+    if workers != devices:
+        raise UserError(
+            f"parallel.pods x parallel.data x parallel.model is {devices}, and msrun started {workers} workers; "
+            f"set the three to a product of {workers}, or start {devices} workers"
+        )
+    init()
+    _rank = get_rank()
+    if kind == "CPU":  # MindSpore partitions for GPU and Ascend alone
+        from mindspore_palm.parallel import host
+
+        host.install(_rank, get_group_size())
+    return _rank
+
+
+@contextlib.contextmanager
+def lost_workers() -> Iterator[None]:
+    """Says in one sentence that another worker has ended, which is what the error is when one is killed.
+
+    Raises:
+        UserError: names the worker.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        gone = re.search(r"worker \d+ \(pid \d+\) is gone", str(error))
+        if not gone:
+            raise
+        raise UserError(f"{gone.group()}: this worker cannot go on without it, and ends too") from None
+
+
+def play_rank(rank: int) -> None:
+    """Takes the place of a rank without workers: for dry runs and tests of one process."""
+    global _rank
+    _rank = rank
+
+
+def partition(cell: nn.Cell, *inputs: Axes) -> nn.Cell:
+    """Has MindSpore cut a network by the strategies of its ops, when it is first called. On one device, the network.
+
+    Args:
+        cell: the network.
+        inputs: logical axes of each of its inputs; a worker calls it with its own part of them.
+
+    The settings are PaLM's, and each has been seen to matter: ``gradients_mean`` stays off, as the loss is a mean over
+    the whole batch already (on, gradients are silently divided by the data shards); full sharding has no threshold
+    (64 KB are left whole by default), and its groups stay inside a pod unless told otherwise; every worker brings its
+    own rows of a batch.
+    """
+    layout = current_layout()
+    if layout.devices == 1:
+        return cell
+    whole = AutoParallel(cell, parallel_mode="semi_auto")
+    whole.dataset_strategy(layout.strategy(*inputs))
+    for name, value in parallel_settings(layout).items():
+        if name == "hsdp":
+            whole.hsdp(**value)
+        else:
+            setattr(whole, f"_{name}", value)
+    return whole
+
+
+def parallel_settings(layout: Layout) -> dict[str, object]:
+    """All of MindSpore's parallel context that is set, by name: what ``partition`` does and a run prints."""
+    settings: dict[str, object] = {
+        "device_num": layout.devices,
+        "global_rank": _rank,
+        "gradients_mean": False,
+    }
+    if layout.weight_shards > 1:
+        settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": "level1"}
+    return settings
 
 
 def _available(kind: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Prepared
-from mindspore_palm.parallel.context import Device
+from mindspore_palm.parallel.axes import Layout, current_layout
+from mindspore_palm.parallel.context import Device, parallel_settings
 from mindspore_palm.train.memory import readable
 
 
@@ -18,7 +19,8 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
     optimizer = settings.optimizer
     lines = {
         "device": f"{device.name}, {device.reason}",
-        "numbers": f"{device.dtype}: {device.dtype_reason}",
+        **_devices(),
+        "numbers": numbers(current_layout()),
         "peak": f"{peak / 1e12:.3f} TFLOP/s ({'as set' if train.peak_tflops else 'measured on a matrix product now'})",
         "parameters": f"{model.parameter_count():,} ({kinds})",
         "work": f"{model.flops_per_token(length) / 1e6:,.1f} MFLOPs a token (6N + 12*L*H*Q*T), {sizes} tokens a step",
@@ -29,3 +31,20 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
     text = "\n".join(f"  {name:<11} {line}" for name, line in lines.items())
     data = "\n".join(f"  {line}" for line in prepared.summary().splitlines())
     return f"{text}\n{data}"
+
+
+def numbers(layout: Layout) -> str:
+    """The type of numbers, and why."""
+    if layout.compute_dtype == "float32":
+        why = ": MindSpore's CPU has no bfloat16 matrix product" if layout.target == "CPU" else ", as set"
+        return f"float32: weights, activations and loss{why}"
+    return f"{layout.compute_dtype} activations and products in blocks; weights, norms, softmax, logits, loss float32"
+
+
+def _devices() -> dict[str, str]:
+    """Mesh and MindSpore's parallel context, where there are several devices."""
+    layout = current_layout()
+    if layout.devices == 1:
+        return {}
+    context = ", ".join(f"{name}={value}" for name, value in parallel_settings(layout).items())
+    return {"mesh": f"{layout.mesh}, recompute {layout.recompute}", "context": context}

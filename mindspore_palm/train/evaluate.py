@@ -11,6 +11,10 @@ from mindspore import Tensor, nn, ops
 
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel.axes import current_layout, shard
+from mindspore_palm.parallel.context import partition, this_rank
+
+BATCH = (("batch", "length"), ("batch", "length"))  # logical axes of inputs and targets
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,15 @@ class Evaluation:
 
 
 class SummedCrossEntropy(nn.Cell):
-    """int32 [B, S] twice to float32 [B*S], zero where the target is negative."""
+    """int32 [B, S] twice to float32 [], nats of all tokens whose target is not negative."""
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
+        self.sum = shard(ops.ReduceSum(), ("tokens",))
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.token_loss(self.palm.logits(inputs), self.reshape(targets, (-1,)))[0]
+        return self.sum(self.token_loss(self.palm.logits(inputs), self.reshape(targets, (-1,)))[0])
 
 
 class Evaluator:
@@ -44,14 +49,18 @@ class Evaluator:
     """
 
     def __init__(self, palm: PaLM, piece_bytes: np.ndarray) -> None:
-        self._cross_entropy = SummedCrossEntropy(palm)
+        self._cross_entropy = partition(SummedCrossEntropy(palm), *BATCH)
         self._piece_bytes = piece_bytes
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
-        """Batches of equal shape, (inputs, targets), int32 [B, S]; a negative target is no real token."""
+        """Batches of equal shape, (inputs, targets), int32 [B, S]; a negative target is no real token.
+
+        On several devices all workers call this with the same batches, and each computes its own rows.
+        """
         nats, tokens, size = 0.0, 0, 0
         for inputs, targets in batches:
-            nats += float(self._cross_entropy(Tensor(inputs), Tensor(targets)).asnumpy().sum(dtype=np.float64))
+            own = current_layout().rows(this_rank(), len(inputs))
+            nats += float(self._cross_entropy(Tensor(inputs[own]), Tensor(targets[own])).asnumpy())
             real = targets[targets >= 0]
             tokens += real.size
             size += int(self._piece_bytes[real].sum(dtype=np.int64))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -16,15 +15,20 @@ from tqdm import tqdm
 
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared, prepare, validation_batches
-from mindspore_palm.data.atomic import write_atomically
-from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.errors import Interrupted
+from mindspore_palm.model.initial import placements
 from mindspore_palm.model.loss import Loss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.optim import make_optimizer
-from mindspore_palm.parallel.context import open_device
-from mindspore_palm.settings import settings_to_yaml
+from mindspore_palm.parallel.agree import Agreement
+from mindspore_palm.parallel.axes import Layout, current_layout, layout
+from mindspore_palm.parallel.check import check_layout, layout_of
+from mindspore_palm.parallel.context import Device, join_workers, lost_workers, open_device, this_rank
+from mindspore_palm.parallel.recompute import recompute
 from mindspore_palm.train.banner import banner
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
+from mindspore_palm.train.folder import check_run_folder, start_run_folder
+from mindspore_palm.train.gather import whole_weights
 from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
 from mindspore_palm.train.records import Records, Row
@@ -32,11 +36,12 @@ from mindspore_palm.train.saved import save_model
 from mindspore_palm.train.step import StepResult, TrainStep
 
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
-RUN = ("metrics.csv", "loss.png", "tensorboard", "final", "interrupted")  # what a run leaves, config.yaml apart
 
 
 def train(settings: Settings, overwrite: bool = False) -> Evaluation:
     """Trains a PaLM from text to a folder that opens alone; returns its held-out loss.
+
+    On several devices, all workers call this; rank 0 alone speaks and writes.
 
     Args:
         settings: all of them.
@@ -46,39 +51,63 @@ def train(settings: Settings, overwrite: bool = False) -> Evaluation:
         UserError: something about settings, text or machine must be mended; nothing was trained.
         Interrupted: the user stopped the run; says whether the model was saved, and where.
     """
-    memory = check_memory(settings)
     device = open_device(settings.train.device)
-    folder = check_run_folder(settings, overwrite)
+    place = check_settings(settings, device.name)
+    memory = check_memory(settings, place)
+    join_workers(place.devices, device.name)
+    with layout(place), lost_workers():
+        return _train(settings, overwrite, device, memory)
+
+
+def check_settings(settings: Settings, kind: str) -> Layout:
+    """The layout of a run on a kind of device, if all sizes fit it.
+
+    Raises:
+        UserError: names setting, sizes and what to change.
+    """
+    place = layout_of(settings, kind)
+    check_layout(settings, place, placements(settings.model, place))
+    return place
+
+
+def _train(settings: Settings, overwrite: bool, device: Device, memory: dict[str, int]) -> Evaluation:
+    lead = this_rank() == 0
+    folder = check_run_folder(settings, overwrite) if lead else Path(settings.train.output)
     prepared = prepare(settings.data, settings.model.vocab_size)
     batches = Batches(
         prepared.train, settings.data.seq_len, prepared.tokenizer.eod, settings.train.batch_ramp(), settings.train.seed
     )
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
-    peak = settings.train.peak_tflops * 1e12 or measure_peak()
+    peak = (settings.train.peak_tflops * 1e12 or measure_peak()) * current_layout().devices
     say(banner(settings, device, prepared, memory, peak))
 
     palm = PaLM(settings.model, settings.train.seed)
+    recompute(palm.blocks, settings.parallel.recompute)
     optimizer = make_optimizer(palm.trainable_params(), settings.optimizer, settings.train.steps)
-    step = TrainStep(
-        Loss(palm, settings.train.z_loss), optimizer, settings.optimizer.clip_norm, settings.train.micro_batch
-    )
+    own_micro_batch = settings.train.micro_batch // current_layout().shards("batch")
+    step = TrainStep(Loss(palm, settings.train.z_loss), optimizer, settings.optimizer.clip_norm, own_micro_batch)
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
-    start_run_folder(folder, settings)
+    agreement = Agreement()
+    if lead:
+        start_run_folder(folder, settings)
     saved = None
     try:
-        with Records(folder, prepared.meta["gzip9_bits_per_byte"]) as records, stop_requests() as stop:
-            run_steps(settings, prepared, batches, step, evaluator, records, peak, stop)
-            done = len(records.rows)
+        keeping = Records(folder, prepared.meta["gzip9_bits_per_byte"]) if lead else nullcontext()
+        with keeping as records, stop_requests() as stop:
+            done = run_steps(settings, prepared, batches, step, evaluator, records, peak, stop, agreement)
             target = folder / ("final" if done == settings.train.steps else "interrupted")
-            save_model(target, palm, prepared.tokenizer.serialized, settings, done)
+            weights = whole_weights(palm, folder / "slices.tmp", agreement)
+            if lead:
+                save_model(target, weights, prepared.tokenizer.serialized, settings, done)
             saved = target
-            if stop:
+            if done < settings.train.steps or stop:
                 raise Interrupted(f"stopped after step {done}; the model so far is in {saved}")
         result = evaluator(held_out(settings, prepared))
     except KeyboardInterrupt:
         kept = f"the model is in {saved}" if saved else f"no model was saved; metrics.csv is in {folder}"
         raise Interrupted(f"stopped at once; {kept}") from None
-    say(report(result, prepared, folder, records))
+    if records:
+        say(report(result, prepared, folder, records))
     return result
 
 
@@ -88,23 +117,33 @@ def run_steps(
     batches: Batches,
     step: TrainStep,
     evaluator: Evaluator,
-    records: Records,
+    records: Records | None,
     peak: float,
     stop: list[int],
-) -> None:
-    """All steps, until the last or until ``stop`` is not empty."""
+    agreement: Agreement,
+) -> int:
+    """All steps, until the last or until ``stop`` is not empty on any worker; returns how many were taken.
+
+    ``records`` are kept by one worker and are None on the others.
+    """
     every, flops = settings.train.eval_every, settings.model.flops_per_token(settings.data.seq_len)
     tokens, drawn = 0, time.monotonic()
-    with tqdm(total=settings.train.steps, unit="step", dynamic_ncols=True, desc="compiling") as bar:
+    with tqdm(
+        total=settings.train.steps, unit="step", dynamic_ncols=True, desc="compiling", disable=records is None
+    ) as bar:
         for number in range(settings.train.steps):
             start = time.perf_counter()
-            inputs, targets = batches.batch(number)
-            result = step(inputs, targets)
+            size = batches.batch_size(number)
+            own = current_layout().rows(this_rank(), size)
+            inputs, targets = batches.slice(number, own.start, own.stop - own.start)
+            count = size * settings.data.seq_len  # sequences of training text are full: every token is real
+            result = step(inputs, targets, count)
             seconds = time.perf_counter() - start
-            tokens += targets.size
-            rate = targets.size / seconds
+            tokens += count
+            rate = count / seconds
             row = row_of(number + 1, result, tokens, seconds, rate, rate * flops / peak)
-            ends = number + 1 == settings.train.steps or bool(stop)  # asked once: a later stop takes one more step
+            stopped = agreement(bool(stop))  # asked once a step: a later stop takes one more step
+            ends = number + 1 == settings.train.steps or stopped
             if ends or (every and (number + 1) % every == 0):
                 evaluation = evaluator(held_out(settings, prepared, settings.train.eval_sequences))
                 row.validation_loss, row.validation_bits_per_byte = evaluation.nats_per_token, evaluation.bits_per_byte
@@ -113,12 +152,13 @@ def run_steps(
                         f"step {number + 1}: held out {evaluation.nats_per_token:.4f} nats a token, "
                         f"{evaluation.bits_per_byte:.4f} bits a byte"
                     )
-            records.add(row)
+            if records:
+                records.add(row)
+                if time.monotonic() - drawn > DRAW_EVERY:
+                    records.draw()
+                    drawn = time.monotonic()
             if result.skipped:
                 say(f"step {number + 1}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
-            if time.monotonic() - drawn > DRAW_EVERY:
-                records.draw()
-                drawn = time.monotonic()
             bar.set_description("training", refresh=False)
             bar.set_postfix_str(
                 f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
@@ -127,7 +167,8 @@ def run_steps(
             )
             bar.update()
             if ends:
-                return
+                return number + 1
+    return settings.train.steps
 
 
 def row_of(step: int, result: StepResult, tokens: int, seconds: float, rate: float, mfu: float) -> Row:
@@ -152,43 +193,10 @@ def held_out(settings: Settings, prepared: Prepared, limit: int | None = None) -
     return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)
 
 
-def check_run_folder(settings: Settings, overwrite: bool) -> Path:
-    """Makes the folder of a run and sees that it can be written, before hours of work; deletes nothing.
-
-    Raises:
-        UserError: the folder holds a run already.
-        OSError: it cannot be written.
-    """
-    folder = Path(settings.train.output)
-    if not overwrite and any((folder / name).exists() for name in RUN):
-        raise UserError(
-            f"{folder} holds a run already; set train.output to another folder, or delete that run by --overwrite"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / "writable"
-    with write_atomically(probe) as file:
-        file.write(b"this run can write here\n")
-    probe.unlink()
-    return folder
-
-
-def start_run_folder(folder: Path, settings: Settings) -> None:
-    """Deletes an earlier run, now that this one is sure to begin, and writes the resolved settings.
-
-    Raises:
-        OSError: a file could not be deleted or written.
-    """
-    for path in (folder / name for name in RUN):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    with write_atomically(folder / "config.yaml") as file:
-        file.write(settings_to_yaml(settings).encode())
-
-
 def say(text: str) -> None:
-    """Prints above the progress bar. A reader that went away (``| head``) does not end the run."""
+    """Prints above the progress bar, on rank 0. A reader that went away (``| head``) does not end the run."""
+    if this_rank() != 0:
+        return
     try:
         tqdm.write(text)
         sys.stdout.flush()
@@ -205,7 +213,7 @@ def stop_requests() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        tqdm.write("stopping after this step; Ctrl-C again stops now, without saving")
+        say("stopping after this step; Ctrl-C again stops now, without saving")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

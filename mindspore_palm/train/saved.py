@@ -22,7 +22,7 @@ from mindspore_palm.settings import read_yaml, settings_to_yaml
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
 
 
-def save_model(folder: Path, palm: PaLM, tokenizer: bytes, settings: Settings, step: int) -> None:
+def save_model(folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes, settings: Settings, step: int) -> None:
     """Writes the folder under another name first: it is there whole, or not at all.
 
     Raises:
@@ -31,7 +31,6 @@ def save_model(folder: Path, palm: PaLM, tokenizer: bytes, settings: Settings, s
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    weights = {p.name: p.asnumpy() for p in palm.trainable_params()}
     files = {
         WEIGHTS: save(weights, metadata={"format": "mindspore_palm", "step": str(step)}),
         TOKENIZER: tokenizer,

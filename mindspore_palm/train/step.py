@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm.model.loss import Loss
 from mindspore_palm.optim import GlobalNorm, clip_factor
+from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.context import partition
+from mindspore_palm.parallel.weights import zeros_like
+
+BATCH = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Update(nn.Cell):
     def __init__(self, optimizer: nn.Optimizer, clip_norm: float) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer, self.clip_norm = optimizer, clip_norm
-        self.norm = GlobalNorm()
+        self.norm = GlobalNorm(optimizer.parameters)
         self.is_finite, self.both, self.mul = ops.IsFinite(), ops.LogicalAnd(), ops.Mul()
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,16 +59,33 @@ class Update(nn.Cell):
         return norm, rate, finite
 
 
+class Objective(nn.Cell):
+    """What is differentiated: the loss over the number of devices, and beside it the loss and the cross-entropy.
+
+    Every device of a mesh computes the whole loss, and the backward pass adds up what all of them send back: without
+    the division, gradients would be as many times too large as there are devices.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss, self.devices = loss, current_layout().devices
+
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, cross_entropy = self.loss(inputs, targets, count)
+        share = loss * (1.0 / self.devices) if self.devices > 1 else loss
+        return share, loss, cross_entropy
+
+
 class WholeStep(nn.Cell):
     """A step whose batch goes through in one pass: one graph."""
 
     def __init__(self, loss: Loss, update: Update) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.update = loss, update
-        self.gradients = ops.value_and_grad(loss, None, update.optimizer.parameters, has_aux=True)
+        self.objective, self.update = Objective(loss), update
+        self.gradients = ops.value_and_grad(self.objective, None, update.optimizer.parameters, has_aux=True)
 
     def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, ...]:
-        (loss, cross_entropy), gradients = self.gradients(inputs, targets, count)
+        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count)
         norm, rate, finite = self.update(loss, gradients)
         return loss, cross_entropy, norm, rate, finite
 
@@ -73,12 +95,12 @@ class Accumulate(nn.Cell):
 
     def __init__(self, loss: Loss, parameters: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.loss, self.sums = loss, sums
-        self.gradients = ops.value_and_grad(loss, None, parameters, has_aux=True)
+        self.objective, self.sums = Objective(loss), sums
+        self.gradients = ops.value_and_grad(self.objective, None, parameters, has_aux=True)
         self.add, self.depend = ops.AssignAdd(), ops.Depend()
 
     def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        (loss, cross_entropy), gradients = self.gradients(inputs, targets, count)
+        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count)
         done = ()
         for i in range(len(self.sums)):
             done += (self.add(self.sums[i], gradients[i]),)
@@ -107,28 +129,35 @@ class UpdateFromSums(nn.Cell):
 class TrainStep:
     """Steps of a loss by an optimizer, each of one pass or, with ``micro_batch``, of several.
 
+    Built for the current layout. On several devices, a worker brings its own sequences and all workers call together.
+
     Args:
         loss: of the network.
         optimizer: over its weights.
         clip_norm: global norm to which gradients are clipped; 0 for no clipping.
-        micro_batch: sequences of a pass; 0 takes each batch whole.
+        micro_batch: sequences of a pass that a worker brings; 0 takes what it brings whole.
     """
 
     def __init__(self, loss: Loss, optimizer: nn.Optimizer, clip_norm: float, micro_batch: int = 0) -> None:
         self.micro_batch = micro_batch
         update = Update(optimizer, clip_norm)
-        self._whole = WholeStep(loss, update)
+        self._whole = partition(WholeStep(loss, update).set_train(), *BATCH)
         if micro_batch:
-            sums = ParameterTuple(
-                Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"gradient_sum.{p.name}")
-                for p in optimizer.parameters
-            )
-            self._accumulate = Accumulate(loss, optimizer.parameters, sums)
+            sums = zeros_like(optimizer.parameters, "gradient_sum")
+            self._accumulate = partition(Accumulate(loss, optimizer.parameters, sums).set_train(), *BATCH)
             self._update = UpdateFromSums(update, sums)
 
-    def __call__(self, inputs: np.ndarray, targets: np.ndarray) -> StepResult:
-        """One step on int32 [B, S] twice; a negative target is no real token."""
-        count = Tensor(np.float32(max(1, int((targets >= 0).sum()))))
+    def __call__(self, inputs: np.ndarray, targets: np.ndarray, tokens: int | None = None) -> StepResult:
+        """One step.
+
+        Args:
+            inputs: int32 [B, S], this worker's sequences, pass by pass.
+            targets: int32 [B, S]; a negative target is no real token.
+            tokens: real tokens of the batch of all workers; None counts those that are given here.
+        """
+        if tokens is None:
+            tokens = int((targets >= 0).sum())
+        count = Tensor(np.float32(max(1, tokens)))
         if not self.micro_batch or len(inputs) == self.micro_batch:
             loss, cross_entropy, norm, rate, finite = self._whole(Tensor(inputs), Tensor(targets), count)
             return _result(loss.asnumpy(), cross_entropy.asnumpy(), norm, rate, finite)

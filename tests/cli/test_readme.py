@@ -12,6 +12,7 @@ import pytest
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.config import Settings
+from mindspore_palm.train.gather import weights_of
 from mindspore_palm.train.saved import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ def final(device, tmp_path_factory):
     tokenizer = Tokenizer.train(words, 320, folder / "tokenizer.model")
     sizes = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 320}
     settings = Settings.model_validate({"model": sizes})
-    save_model(folder / "final", PaLM(settings.model), tokenizer.serialized, settings, step=1)
+    save_model(folder / "final", weights_of(PaLM(settings.model)), tokenizer.serialized, settings, step=1)
     return folder / "final"
 
 

@@ -16,31 +16,25 @@ from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.model.loss import Loss
-from mindspore_palm.parallel.axes import Layout, layout
 
 TOLERANCE = 2e-6
 
-SEVERAL = Layout(mesh={"pod": 1, "data": 2, "model": 2})
-
-# name: sizes, length, the layout it is built for. Built for several devices, the network takes activations apart
-# instead of kernels and has heads before positions; run on one, it must compute the same.
+# name: sizes, length
 CASES = {
-    "proportions of 540B": (ODD, 24, Layout()),
-    "odd length": (EVEN, 17, Layout()),
-    "queries in two runs": (EVEN, 128, Layout()),
-    "built for several devices": (EVEN, 128, SEVERAL),
+    "proportions of 540B": (ODD, 24),
+    "odd length": (EVEN, 17),
+    "queries in two runs": (EVEN, 128),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, device):
     """A network, its twin's weights, tokens, and both sides' logits, losses and gradients."""
-    sizes, length, built_for = CASES[request.param]
+    sizes, length = CASES[request.param]
     rng = np.random.default_rng(7)
     config = PaLMConfig(**sizes)
-    with layout(built_for):
-        palm = PaLM(config, seed=11)
-        loss = Loss(palm)
+    palm = PaLM(config, seed=11)
+    loss = Loss(palm)
     randomise_scales(palm, rng)
     weights = weights_of(palm)
     inputs, targets = tokens(rng, config, 3, length)

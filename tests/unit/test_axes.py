@@ -7,9 +7,10 @@ from mindspore import ops
 
 from mindspore_palm import PaLMConfig
 from mindspore_palm.model.projection import ProjectIn
-from mindspore_palm.parallel.axes import Layout, current_layout, layout, shard
+from mindspore_palm.parallel.axes import DATA_AXES, Layout, current_layout, layout, shard
+from mindspore_palm.parallel.mesh import Mesh
 
-POD = Layout(mesh={"pod": 2, "data": 256, "model": 12})
+POD = Layout(Mesh(pods=2, data=256, model=12))
 
 
 def test_palm_540b_cuts_tokens_512_ways_and_heads_12_ways():
@@ -19,7 +20,7 @@ def test_palm_540b_cuts_tokens_512_ways_and_heads_12_ways():
 
 
 def test_another_table_is_another_strategy():
-    data_only = Layout(mesh=POD.mesh, table={**POD.table, "heads": (), "tokens": ("pod", "data", "model")})
+    data_only = Layout(POD.mesh, DATA_AXES)
     assert data_only.strategy(("tokens", "embed"), ("embed", "heads")) == ((6144, 1), (1, 1))
 
 

@@ -13,9 +13,9 @@ from mindspore_palm.optim import GlobalNorm, Schedule, clip_factor, make_optimiz
 
 
 class NormAndFactor(nn.Cell):
-    def __init__(self):
+    def __init__(self, parameters):
         super().__init__()
-        self.norm = GlobalNorm()
+        self.norm = GlobalNorm(parameters)
 
     def construct(self, clip_norm, *gradients):
         norm = self.norm(gradients)
@@ -103,7 +103,7 @@ def test_schedules(device, config, expected):
 
 def test_global_norm_and_clip(device, rng):
     gradients = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (7,), (2, 2))]
-    both = NormAndFactor()
+    both = NormAndFactor([Parameter(Tensor(g), name=f"p{i}") for i, g in enumerate(gradients)])
     exact = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients))
     for clip_norm, factor in ((0.5, 0.5 / exact), (100.0, 1.0)):
         norm, got = both(clip_norm, *(Tensor(g) for g in gradients))

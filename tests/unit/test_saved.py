@@ -31,9 +31,10 @@ def palm(device, settings):
 @pytest.fixture
 def folder(palm, settings, tokenizer, tmp_path):
     """A saved model that a test may damage."""
+    from mindspore_palm.train.gather import weights_of
     from mindspore_palm.train.saved import save_model
 
-    save_model(tmp_path / "final", palm, tokenizer.serialized, settings, step=7)
+    save_model(tmp_path / "final", weights_of(palm), tokenizer.serialized, settings, step=7)
     return tmp_path / "final"
 
 
@@ -85,6 +86,7 @@ def test_what_people_import():
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings, tmp_path, monkeypatch):
     from mindspore_palm.train import saved
+    from mindspore_palm.train.gather import weights_of
 
     written, write = [], saved.write_atomically
 
@@ -96,7 +98,7 @@ def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings,
 
     monkeypatch.setattr(saved, "write_atomically", fail_at)
     with pytest.raises(type(error)):
-        saved.save_model(tmp_path / "final", palm, b"tokenizer", settings, step=1)
+        saved.save_model(tmp_path / "final", weights_of(palm), b"tokenizer", settings, step=1)
     assert len(written) == number
     assert list(tmp_path.iterdir()) == []
 
@@ -104,13 +106,14 @@ def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings,
 def test_an_earlier_model_outlives_a_failed_write(folder, palm, settings, monkeypatch):
     from mindspore_palm import load
     from mindspore_palm.train import saved
+    from mindspore_palm.train.gather import weights_of
 
     def fail(path):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(saved, "write_atomically", fail)
     with pytest.raises(OSError, match="No space left"):
-        saved.save_model(folder, palm, b"tokenizer", settings, step=1)
+        saved.save_model(folder, weights_of(palm), b"tokenizer", settings, step=1)
     assert load(folder).config == settings.model
 
 

@@ -1,0 +1,146 @@
+"""Builds the C++ part at its first use, by MindSpore's own builder, and keeps it for the next time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import mindspore as ms
+from mindspore.ops import CustomOpBuilder
+
+from mindspore_palm.errors import UserError
+
+VERSION = "2.10."
+"""Releases of MindSpore whose internals the C++ part was written for."""
+
+_NAME = "mindspore_palm_host"
+_HERE = Path(__file__).parent
+_CFLAGS = "-O3 -DWITH_BACKEND -DENABLE_CPU"
+# MindSpore's libraries are loaded when this one is, and they have among them what the headers' inline functions name.
+_LDFLAGS = "-Wl,--unresolved-symbols=ignore-all -lmindspore_common -lmindspore_hardware_abstract -lmindspore_ops_host"
+_LOADED: dict[str, ModuleType] = {}
+
+
+def extension() -> ModuleType:
+    """The C++ part, built unless this machine has it already.
+
+    Raises:
+        UserError: this MindSpore is not the one it was written for; or it must be built, and the compiler is missing
+            or fails.
+    """
+    if _NAME not in _LOADED:
+        _check_version()
+        folder = cache_folder()
+        library = folder / f"{_NAME}.so"
+        if not library.exists():
+            with _locked(folder):
+                if not library.exists():  # another worker may have built it while this one waited
+                    _build(folder, library)
+        _LOADED[_NAME] = _load(library)
+    return _LOADED[_NAME]
+
+
+def cache_folder() -> Path:
+    """Where the built library is kept: a folder per MindSpore, Python, machine and content of the sources."""
+    root = os.environ.get("MINDSPORE_PALM_CACHE")
+    if root is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore_palm"
+    digest = hashlib.sha256()
+    for part in (platform.machine(), sys.implementation.cache_tag, _CFLAGS, _LDFLAGS):
+        digest.update(part.encode())
+    for path in sorted([*_HERE.glob("*.cc"), *_HERE.glob("*.h")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return Path(root) / f"host-{ms.__version__}-{digest.hexdigest()[:12]}"
+
+
+def _check_version() -> None:
+    if not ms.__version__.startswith(VERSION):
+        raise UserError(
+            f"MindSpore {ms.__version__} is installed, but workers on CPU lean on internals of {VERSION}x: install "
+            f"mindspore=={VERSION}0, or run on GPU or Ascend"
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it ends
+            yield
+    except PermissionError as error:
+        raise UserError(
+            f"the C++ part of the host back end cannot be kept in {folder}: {error.strerror}; set "
+            "MINDSPORE_PALM_CACHE to a folder that can be written"
+        ) from None
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """MindSpore logs all that the compiler says; it goes into a file instead."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _build(folder: Path, library: Path) -> None:
+    """Builds in a folder inside `folder`, and moves the result there in one step: nobody sees half of it."""
+    compiler = os.environ.get("CXX", "g++")
+    for tool, package in ((compiler.split()[0], "g++"), ("ninja", "ninja-build")):
+        if shutil.which(tool) is None:
+            raise UserError(
+                f"the C++ part of the host back end must be built once, and there is no {tool} in PATH: install it "
+                f"(Debian and Ubuntu: apt-get install {package})"
+            )
+    work = folder / "build"
+    shutil.rmtree(work, ignore_errors=True)  # what a killed build left; MindSpore's builder would wait for its lock
+    log = folder / "build.log"
+    third_party = Path(ms.__file__).parent / "include" / "third_party"
+    builder = CustomOpBuilder(
+        _NAME,
+        [str(path) for path in sorted(_HERE.glob("*.cc"))],
+        backend="CPU",
+        include_paths=[
+            str(_HERE),
+            str(third_party.parent / "mindspore"),
+            str(third_party.parent / "mindspore" / "core"),
+            str(third_party / "include"),
+            str(third_party / "robin_hood_hashing" / "include"),
+        ],
+        cflags=_CFLAGS,
+        ldflags=_LDFLAGS,
+        build_dir=str(work),
+    )
+    try:
+        with _silenced():
+            built = builder.build()
+        os.replace(built, library)
+    except RuntimeError as error:
+        text = f"{error}\n"
+        log.write_text(text)
+        lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
+        raise UserError(
+            f"the C++ part of the host back end was not built, {log} tells why: {lines[-1].strip()}"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _load(library: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(_NAME, library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,116 @@
+// MindSpore's collective kernels for CPU, on shared memory.
+//
+// MindSpore 2.10 has AllReduce for CPU (sum of float32), AllGather over all workers alone, and no ReduceScatter. Its
+// library of host collectives has one (HostCommLib::ReduceScatter), but it does nothing and answers that it was done.
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "back_end.h"
+#include "collectives.h"
+#include "kernel/cpu/cpu_kernel.h"
+
+namespace mindspore_palm::host {
+namespace {
+
+using mindspore::TypeId;
+using mindspore::kernel::KernelAttr;
+using mindspore::kernel::KernelTensor;
+
+using Tensors = std::vector<KernelTensor *>;
+
+const std::vector<TypeId> kNumbers = {
+    mindspore::kNumberTypeFloat16, mindspore::kNumberTypeBFloat16, mindspore::kNumberTypeFloat32,
+    mindspore::kNumberTypeInt8,    mindspore::kNumberTypeInt16,    mindspore::kNumberTypeInt32,
+    mindspore::kNumberTypeInt64};
+const std::vector<TypeId> kAnything = {
+    mindspore::kNumberTypeBool,     mindspore::kNumberTypeUInt8,   mindspore::kNumberTypeUInt16,
+    mindspore::kNumberTypeUInt32,   mindspore::kNumberTypeUInt64,  mindspore::kNumberTypeFloat16,
+    mindspore::kNumberTypeBFloat16, mindspore::kNumberTypeFloat32, mindspore::kNumberTypeFloat64,
+    mindspore::kNumberTypeInt8,     mindspore::kNumberTypeInt16,   mindspore::kNumberTypeInt32,
+    mindspore::kNumberTypeInt64};
+
+class GroupKernel : public mindspore::kernel::NativeCpuKernelMod {
+ public:
+  bool Init(const Tensors &, const Tensors &) override {
+    group_ = mindspore::GetValue<std::string>(primitive_->GetAttr("group"));
+    return true;
+  }
+
+  bool Launch(const Tensors &in, const Tensors &, const Tensors &out) override {
+    // Several tensors in one kernel come one after the other: every worker has them in the same order.
+    for (size_t i = 0; i < in.size(); ++i) Exchange(*in[i], *out[i]);
+    return true;
+  }
+
+  std::vector<KernelAttr> GetOpSupport() override {
+    std::vector<KernelAttr> support;
+    for (const TypeId type : Types()) {
+      support.push_back(KernelAttr().AddAllSameAttr(true).AddInputAttr(type).AddOutputAttr(type));
+    }
+    return support;
+  }
+
+ protected:
+  virtual const std::vector<TypeId> &Types() const { return kNumbers; }
+  virtual void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) = 0;
+
+  Reduce Reduction() const { return ReduceOf(mindspore::GetValue<std::string>(primitive_->GetAttr("op"))); }
+  static const char *Data(const KernelTensor &tensor) { return static_cast<const char *>(tensor.device_ptr()); }
+  static char *Room(const KernelTensor &tensor) { return static_cast<char *>(tensor.device_ptr()); }
+
+ private:
+  void Exchange(const KernelTensor &in, const KernelTensor &out) {
+    if (ranks_.empty()) ranks_ = RanksOf(group_);
+    if (ranks_.size() == 1) {
+      std::memcpy(Room(out), Data(in), out.size());
+      return;
+    }
+    if (channel_ == nullptr) channel_ = World::Get().Join(group_, ranks_);
+    Run(channel_.get(), in, out);
+  }
+
+  std::string group_;
+  std::vector<uint32_t> ranks_;
+  std::shared_ptr<Channel> channel_;
+};
+
+class AllGatherKernel : public GroupKernel {
+ protected:
+  const std::vector<TypeId> &Types() const override { return kAnything; }
+  void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) override {
+    AllGather(channel, Data(in), Room(out), in.size());
+  }
+};
+
+class AllReduceKernel : public GroupKernel {
+ protected:
+  void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) override {
+    AllReduce(channel, Data(in), Room(out), out.size(), in.dtype_id(), Reduction());
+  }
+};
+
+class ReduceScatterKernel : public GroupKernel {
+ protected:
+  void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) override {
+    ReduceScatter(channel, Data(in), Room(out), out.size(), in.dtype_id(), Reduction());
+  }
+};
+
+template <typename Kernel>
+void Register(const std::string &name) {
+  auto &kernels = mindspore::kernel::Factory<mindspore::kernel::NativeCpuKernelMod>::Instance();
+  kernels.UnRegister(name);
+  kernels.Register(name, []() { return std::make_shared<Kernel>(); });
+}
+
+}  // namespace
+
+void RegisterKernels() {
+  Register<AllGatherKernel>("AllGather");
+  Register<AllReduceKernel>("AllReduce");
+  Register<ReduceScatterKernel>("ReduceScatter");
+}
+
+}  // namespace mindspore_palm::host

@@ -1,0 +1,46 @@
+"""Sums over tensors of which a device holds a slice: what the optimizer and the clip see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.weights import placement_of
+
+
+def replicas(weight: Parameter) -> int:
+    """How many devices hold the same slice of a weight; one on one device."""
+    return 1 if current_layout().devices == 1 else placement_of(weight).replicas
+
+
+class SumOverDevices(nn.Cell):
+    """Adds up what every device brings, float32 of any shape; on one device, what it brings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.several = current_layout().devices > 1
+        self.all_reduce = ops.AllReduce() if self.several else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.all_reduce(x) if self.several else x
+
+
+class SumOverSlices(nn.Cell):
+    """From a sum over this device's slice of a weight to the sum over the whole weight.
+
+    Summed over all devices, each counting as one of the replicas that hold the same slice.
+
+    ``construct(i, x)``: the number of the weight, and float32 [] of something that lies as the weight does.
+    """
+
+    def __init__(self, weights: Sequence[Parameter]) -> None:
+        super().__init__()
+        counts = tuple(replicas(weight) for weight in weights)
+        self.shares = tuple(1.0 / count for count in counts)
+        self.is_cut = tuple(count < current_layout().devices for count in counts)
+        self.over_devices = SumOverDevices()
+
+    def construct(self, i: int, x: Tensor) -> Tensor:
+        return self.over_devices(x * self.shares[i]) if self.is_cut[i] else x

@@ -1,0 +1,65 @@
+"""Weights as MindSpore Parameters: whole on one device, this device's slice on several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor
+from mindspore.common.initializer import Initializer, initializer
+from mindspore.nn.utils import no_init_parameters
+
+from mindspore_palm.parallel.axes import Axes, current_layout
+from mindspore_palm.parallel.context import this_rank
+from mindspore_palm.parallel.placement import Placement, Window
+
+
+class _Slice(Initializer):
+    """Fills a device's slice of a weight when MindSpore asks for it, and never holds the whole."""
+
+    def __init__(self, draw: Callable[[Window], np.ndarray], window: Window) -> None:
+        super().__init__()
+        self._draw, self._window = draw, window
+
+    def _initialize(self, arr: np.ndarray) -> None:
+        arr[...] = self._draw(self._window)  # of another shape, this is an error: the compiler cut differently
+
+
+def make_weight(
+    name: str,
+    shape: tuple[int, ...],
+    axes: Axes,
+    draw: Callable[[Window | None], np.ndarray],
+    fully_sharded: bool = True,
+) -> Parameter:
+    """A weight for the current layout: whole on one device, on several only this device's slice of it.
+
+    Args:
+        name: of the weight.
+        shape: of the whole weight.
+        axes: logical axis of each dimension.
+        draw: gives the initial values of a window of it, or of all of it for None.
+        fully_sharded: whether the first dimension may be cut over data.
+    """
+    placement = Placement(name, shape, axes, current_layout(), fully_sharded)
+    if placement.layout.devices == 1:
+        return Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
+    values = initializer(_Slice(draw, placement.window(this_rank())), shape, ms.float32)
+    with no_init_parameters():  # drawn at the first compilation, when the slice is known to MindSpore as well
+        weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
+    weight.placement = placement
+    return weight
+
+
+def zeros_like(weights: Sequence[Parameter], prefix: str) -> ParameterTuple:
+    """For each weight, zeros that lie on the devices as it does, named ``prefix.`` and its name."""
+    several = current_layout().devices > 1
+    with no_init_parameters() if several else contextlib.nullcontext():
+        return ParameterTuple(weights).clone(prefix=prefix, init="zeros")
+
+
+def placement_of(weight: Parameter) -> Placement:
+    """Where a weight that was made for several devices lies."""
+    return weight.placement

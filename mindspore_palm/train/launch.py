@@ -1,0 +1,185 @@
+"""From one command to as many workers as the mesh has devices: on CPU, through msrun, on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from mindspore_palm.config import Settings
+from mindspore_palm.data import prepare
+from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.parallel.context import choose_device, is_worker
+from mindspore_palm.parallel.host import build
+from mindspore_palm.train.folder import check_run_folder
+from mindspore_palm.train.loop import check_settings, train
+from mindspore_palm.train.memory import check_memory
+
+NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
+LOOK = 0.1  # seconds between two looks at what the workers say
+PATIENCE = 60.0  # seconds that workers have to end after one of them did
+
+
+def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
+    """Trains here, as one of the workers that msrun started, or by workers that are started now.
+
+    Args:
+        settings: all of them.
+        overwrite: whether an earlier run in the same folder may be deleted.
+        command: script and arguments, with which workers are started.
+
+    Raises:
+        UserError, Interrupted: as ``train``.
+    """
+    devices = settings.parallel.devices
+    if devices == 1:
+        train(settings, overwrite)
+    elif is_worker():
+        try:
+            train(settings, overwrite)
+        except Interrupted as stop:  # saved and done: msrun would take another exit code for a failure
+            print(stop, flush=True)
+    elif (kind := choose_device(settings.train.device)[0]) != "CPU":
+        raise UserError(
+            f"parallel asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
+            f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
+        )
+    else:
+        check_memory(settings, check_settings(settings, "CPU"))
+        folder = check_run_folder(settings, overwrite)
+        build.extension()  # what must be built is built once, and what is missing is said once
+        prepare(settings.data, settings.model.vocab_size)
+        Workers(devices, command, folder / "workers").join()
+
+
+class Workers:
+    """Worker processes on this machine, which end together.
+
+    Args:
+        count: how many.
+        command: script and arguments.
+        logs: folder for what each of them says; emptied first.
+    """
+
+    def __init__(self, count: int, command: Sequence[str], logs: Path) -> None:
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir(parents=True)
+        self.logs, self.interrupted, self._shown, self._rest = logs, False, 0, ""
+        options = {
+            "worker_num": count,
+            "local_worker_num": count,
+            "master_port": _free_port(),
+            "log_dir": logs,
+            "join": True,
+        }
+        msrun = [sys.executable, "-c", "from mindspore.parallel.cluster.run import main; main()"]
+        environment = {**os.environ, "GLOG_v": "3", "COLUMNS": str(shutil.get_terminal_size().columns)}
+        with (logs / "msrun.log").open("wb") as log:
+            self.msrun = subprocess.Popen(  # noqa: S603 - what the user started, again
+                [*msrun, *(f"--{name}={value}" for name, value in options.items()), *command],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C comes here alone, and the workers are told
+            )
+        self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
+
+    def join(self) -> None:
+        """Waits for all of them, and shows what the first one says.
+
+        Raises:
+            UserError: one of them failed; in its own words where it has some.
+            Interrupted: they were asked to stop, and did.
+        """
+        before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.msrun.poll() is None:
+                self._look()
+                time.sleep(LOOK)
+            self._look()
+        except KeyboardInterrupt:
+            raise Interrupted("stopped at once; no model was saved") from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._end_all()
+        if self.interrupted:
+            raise Interrupted(self._words(r"^stopped .*$") or "stopped before training began")
+        if self.msrun.returncode:
+            raise UserError(self._problem())
+
+    def _ask_to_stop(self, number: int, _: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self._find()
+        for process in self._processes:
+            try:
+                if process.environ().get("MS_ROLE") == "MS_WORKER":
+                    process.send_signal(number)
+            except psutil.Error:  # ended meanwhile
+                continue
+
+    def _look(self) -> None:
+        """Shows what the first worker has said since the last look."""
+        self._find()
+        log = self.logs / "worker_0.log"
+        if not log.exists():
+            return
+        with log.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        self._shown += len(new)
+        *whole, self._rest = re.split(r"(?<=[\n\r])", self._rest + new.decode(errors="replace"))
+        for line in whole:
+            if not NOISE.match(line) and not line.startswith(("error: ", "stopped ")):  # those come at the end
+                sys.stdout.write(line)
+        sys.stdout.flush()
+
+    def _find(self) -> None:
+        try:
+            self._processes.update(psutil.Process(self.msrun.pid).children(recursive=True))
+        except psutil.Error:
+            return
+
+    def _end_all(self) -> None:
+        for process in self._processes:
+            try:
+                process.kill()  # by its id and start time: never another process that got the same number
+            except psutil.Error:
+                continue
+        psutil.wait_procs(self._processes, timeout=PATIENCE)
+
+    def _words(self, pattern: str) -> str:
+        """The first line of any worker that matches, the workers in order."""
+        for log in sorted(self.logs.glob("worker_*.log"), key=lambda file: int(file.stem.split("_")[1])):
+            found = re.search(pattern, log.read_text(errors="replace").replace("\r", "\n"), re.MULTILINE)
+            if found:
+                return found.group()
+        return ""
+
+    def _problem(self) -> str:
+        killed = re.search(r"Worker process (\d+) exit with exception\. Error code: -(\d+)", self._msrun_says())
+        if killed:
+            name = signal.Signals(int(killed.group(2))).name
+            return f"a worker (process {killed.group(1)}) was ended by {name}, and the others with it; see {self.logs}"
+        own = self._words(r"^error: .*$") or self._words(r"^\w*(Error|Exception): .*$")
+        return own.removeprefix("error: ") or f"a worker ended without a word; see {self.logs}"
+
+    def _msrun_says(self) -> str:
+        return (self.logs / "msrun.log").read_text(errors="replace")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
