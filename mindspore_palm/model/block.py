@@ -7,6 +7,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.attention import MultiQueryAttention
 from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.projection import ProjectIn, ProjectOut
 from mindspore_palm.parallel.axes import shard
 
@@ -41,11 +42,12 @@ class Block(nn.Cell):
         self.project_kv = shard(ops.MatMul(), rows, ("embed", "per_head"))
         self.split_kv = shard(ops.Split(-1, 2), ("tokens", "per_head"))
         self.attention = MultiQueryAttention(config)
+        self.activation, self.kernel = ToCompute(rows), ToCompute(("embed", "per_head"))
         self.swiglu = SwiGLU()
         self.add = shard(ops.Add(), rows, rows)
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
-        y = self.norm(x)
+        y = self.activation(self.norm(x))
         q, gate, up = self.project_in(y, self.q_wi)
-        k, v = self.split_kv(self.project_kv(y, self.kv))
+        k, v = self.split_kv(self.project_kv(y, self.kernel(self.kv)))
         return self.add(x, self.project_out(self.attention(q, k, v, batch), self.swiglu(gate, up), self.o_wo))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.model.precision import ToFloat32
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.placement import Window
 from mindspore_palm.parallel.weights import make_weight
@@ -15,7 +16,7 @@ EPSILON = 1e-6
 
 
 class RMSNorm(nn.Cell):
-    """``x / sqrt(mean(x^2) + 1e-6) * (1 + scale)`` over the last axis of float32 [T, D]; scale starts at zero.
+    """``x / sqrt(mean(x^2) + 1e-6) * (1 + scale)`` over the last axis of [T, D], to float32; scale starts at zero.
 
     Args:
         d_model: D.
@@ -26,6 +27,7 @@ class RMSNorm(nn.Cell):
         super().__init__()
         rows, column = ("tokens", "embed"), ("tokens", "one")
         self.learned_scale, self.one_by_d = learned_scale, 1.0 / d_model
+        self.to_float32 = ToFloat32(rows)
         if learned_scale:
             self.scale = make_weight("scale", (d_model,), ("embed",), _zeros(d_model), fully_sharded=False)
         # On one device x*x: the gradient of Square is slow on CPU. On several, the gradient of x*x is x*g + x*g, and
@@ -44,6 +46,7 @@ class RMSNorm(nn.Cell):
         self.stretch = shard(ops.Mul(), rows, ("embed",))
 
     def construct(self, x: Tensor) -> Tensor:
+        x = self.to_float32(x)
         square = self.square(x) if self.several else self.square(x, x)
         mean_square = self.mean(self.sum(square, -1), self.one_by_d)
         y = self.normalise(x, self.rsqrt(self.add_epsilon(mean_square, EPSILON)))

@@ -10,6 +10,7 @@ from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.initial import initial_weight, weight_axes, weight_shapes
 from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.context import use_graphs
 from mindspore_palm.parallel.weights import make_weight
@@ -44,6 +45,7 @@ class PaLM(nn.Cell):
             parameter.name = name  # what a Cell is called inside its list is part of the name
         self.final_norm = RMSNorm(config.d_model, learned_scale=False)
         self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
+        self.activation = ToCompute(("tokens", "embed"))
         self.scale = shard(ops.Mul(), ("tokens", "embed"), ())
         self.unembed = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
         self.real_rows = shard(ops.StridedSlice(), ("tokens", "one"))
@@ -61,7 +63,7 @@ class PaLM(nn.Cell):
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on."""
         batch = token_ids.shape[0]
-        x = self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0)
+        x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
         for block in self.blocks:
             x = block(x, batch)
         return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)

@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.parallel.axes import current_layout, shard
 
 
@@ -42,12 +43,13 @@ class ProjectIn(nn.Cell):
         self.sizes = sizes_in(config)
         self.by_kernel = takes_kernels_apart()
         self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
+        self.kernel = ToCompute(("embed", "heads"))
         first = "embed" if self.by_kernel else "tokens"
         self.split = shard(SplitWithSize(), (first, "heads", "per_head"))
         self.reshape = ops.Reshape()
 
     def construct(self, y: Tensor, q_wi: Parameter) -> tuple[Tensor, ...]:
-        out = ()
+        out, q_wi = (), self.kernel(q_wi)
         if self.by_kernel:
             for kernel in self.split(self.reshape(q_wi, (q_wi.shape[0], self.heads, -1)), self.sizes, -1):
                 out += (self.matmul(y, self.reshape(kernel, (q_wi.shape[0], -1))),)
@@ -68,13 +70,14 @@ class ProjectOut(nn.Cell):
         self.by_kernel = takes_kernels_apart()
         by_head = ("tokens", "heads", "per_head")
         self.matmul = shard(ops.MatMul(), ("tokens", "heads"), ("heads", "embed"))
+        self.kernel = ToCompute(("heads", "embed"))
         self.split = shard(SplitWithSize(), ("heads", "per_head", "embed"))
         self.join = shard(ops.Concat(-1), by_head, by_head)
         self.add = shard(ops.Add(), ("tokens", "embed"), ("tokens", "embed"))
         self.reshape = ops.Reshape()
 
     def construct(self, attention: Tensor, mlp: Tensor, o_wo: Parameter) -> Tensor:
-        d_model = o_wo.shape[1]
+        d_model, o_wo = o_wo.shape[1], self.kernel(o_wo)
         if self.by_kernel:
             w_o, wo = self.split(self.reshape(o_wo, (self.heads, -1, d_model)), self.sizes, 1)
             attention = self.matmul(attention, self.reshape(w_o, (-1, d_model)))

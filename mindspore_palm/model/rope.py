@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from mindspore_palm.model.precision import ToCompute, ToFloat32
 from mindspore_palm.parallel.axes import shard
 
 BASE = 10000.0
@@ -35,13 +36,15 @@ class Rope(nn.Cell):
         self.times = shard(ops.Mul(), x, table)
         self.minus, self.plus = shard(ops.Sub(), x, x), shard(ops.Add(), x, x)
         self.join = shard(ops.Concat(-1), x, x)
+        self.to_float32, self.to_compute = ToFloat32(x), ToCompute(x)
 
     def construct(self, x: Tensor) -> Tensor:
         cos, sin = rotation(x.shape[1], x.shape[3], self.scale)
-        x1, x2 = self.halves(x)
-        return self.join(
+        x1, x2 = self.halves(self.to_float32(x))
+        turned = self.join(
             (
                 self.minus(self.times(x1, cos), self.times(x2, sin)),
                 self.plus(self.times(x2, cos), self.times(x1, sin)),
             )
         )
+        return self.to_compute(turned)

@@ -23,7 +23,7 @@ class AdamW(nn.Optimizer):
         self.beta1, self.beta2, self.eps = config.adamw_beta1, config.adamw_beta2, config.adamw_eps
         self.m, self.v = zeros_like(self.parameters, "m"), zeros_like(self.parameters, "v")
         self.decays = tuple(config.adamw_weight_decay if p.ndim > 1 else 0.0 for p in self.parameters)
-        self.adam, self.mul, self.pow = ops.Adam(), ops.Mul(), ops.Pow()
+        self.adam, self.mul, self.pow, self.sqrt = ops.Adam(), ops.Mul(), ops.Pow(), ops.Sqrt()
         self.cast, self.reshape, self.assign, self.depend = ops.Cast(), ops.Reshape(), ops.Assign(), ops.Depend()
         self.betas = Tensor(np.array([self.beta1, self.beta2], np.float32))
 
@@ -33,12 +33,13 @@ class AdamW(nn.Optimizer):
         k = self.cast(self.reshape(count, ()), ms.float32)
         lr = self.schedule(k)
         power1, power2 = self.pow(self.betas[0], k), self.pow(self.betas[1], k)
+        eps = self.sqrt(1.0 - power2) * self.eps  # ops.Adam adds it to the root of v before v's bias is corrected
         done = ()
         for i in range(len(self.decays)):
             p = self.parameters[i]
             if self.decays[i] > 0:
                 p = self.depend(p, self.assign(p, self.mul(p, 1.0 - lr * self.decays[i])))
             done += (
-                self.adam(p, self.m[i], self.v[i], power1, power2, lr, self.beta1, self.beta2, self.eps, gradients[i]),
+                self.adam(p, self.m[i], self.v[i], power1, power2, lr, self.beta1, self.beta2, eps, gradients[i]),
             )
         return self.depend(lr, done)

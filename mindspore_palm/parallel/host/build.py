@@ -75,14 +75,15 @@ def _check_version() -> None:
 def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it ends
-            yield
-    except PermissionError as error:
+        lock = open(folder / "lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
         raise UserError(
             f"the C++ part of the host back end cannot be kept in {folder}: {error.strerror}; set "
             "MINDSPORE_PALM_CACHE to a folder that can be written"
         ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it ends
+        yield
 
 
 @contextlib.contextmanager

@@ -1,0 +1,39 @@
+"""Where number types change: products inside blocks in the compute type, everything delicate in float32.
+
+Weights, norms, rotation, softmax, logits and loss are float32; kernels, activations and products inside blocks have
+the layout's ``compute_dtype``. Where that is float32, these Cells are nothing.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindspore_palm.parallel.axes import Axes, current_layout, shard
+
+TYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
+
+
+class ToCompute(nn.Cell):
+    """From float32 to the compute type; the argument is the logical axes of what comes."""
+
+    def __init__(self, axes: Axes) -> None:
+        super().__init__()
+        self.dtype = TYPES[current_layout().compute_dtype]
+        self.mixed = self.dtype != ms.float32
+        self.cast_op = shard(ops.Cast(), axes)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.cast_op(x, self.dtype) if self.mixed else x
+
+
+class ToFloat32(nn.Cell):
+    """From the compute type to float32; the argument is the logical axes of what comes."""
+
+    def __init__(self, axes: Axes) -> None:
+        super().__init__()
+        self.mixed = current_layout().compute_dtype != "float32"
+        self.cast_op = shard(ops.Cast(), axes)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.cast_op(x, ms.float32) if self.mixed else x
