@@ -10,6 +10,7 @@ from mindspore_palm.model.norm import RMSNorm
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.projection import ProjectIn, ProjectOut
 from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.recompute import residual_width
 
 
 class SwiGLU(nn.Cell):
@@ -26,7 +27,7 @@ class SwiGLU(nn.Cell):
 
 
 class Block(nn.Cell):
-    """``y = x + MLP(norm(x)) + Attention(norm(x))``: [T, D] to [T, D].
+    """``y = x + MLP(norm(x)) + Attention(norm(x))``: [T, D] to [T, D], or to the same in rows of ``residual_width``.
 
     Args:
         config: the sizes.
@@ -45,9 +46,14 @@ class Block(nn.Cell):
         self.activation, self.kernel = ToCompute(rows), ToCompute(("embed", "per_head"))
         self.swiglu = SwiGLU()
         self.add = shard(ops.Add(), rows, rows)
+        self.d_model, self.width, self.reshape = config.d_model, residual_width(config.d_model), ops.Reshape()
+        self.depend = ops.Depend()
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
-        y = self.activation(self.norm(x))
+        y = self.activation(self.norm(self.reshape(x, (-1, self.d_model))))
         q, gate, up = self.project_in(y, self.q_wi)
         k, v = self.split_kv(self.project_kv(y, self.kernel(self.kv)))
-        return self.add(x, self.project_out(self.attention(q, k, v, batch), self.swiglu(gate, up), self.o_wo))
+        out = self.project_out(self.attention(q, k, v, batch), self.swiglu(gate, up), self.o_wo)
+        # the detour by Depend: MindSpore marks what it keeps of x in slices by x's first user, and were that this sum,
+        # it would take this block's own result for kept already, and slice every other block's only
+        return self.add(self.depend(x, y), self.reshape(out, (-1, self.width)))

@@ -13,6 +13,7 @@ from mindspore_palm.model.norm import RMSNorm
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.context import use_graphs
+from mindspore_palm.parallel.recompute import residual_width
 from mindspore_palm.parallel.weights import make_weight
 
 
@@ -43,6 +44,7 @@ class PaLM(nn.Cell):
             self.blocks.append(make_block(config, own))
         for name, parameter in self.parameters_and_names():
             parameter.name = name  # what a Cell is called inside its list is part of the name
+        self.residual_width = residual_width(config.d_model)
         self.final_norm = RMSNorm(config.d_model, learned_scale=False)
         self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
         self.activation = ToCompute(("tokens", "embed"))
@@ -64,6 +66,8 @@ class PaLM(nn.Cell):
         """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on."""
         batch = token_ids.shape[0]
         x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
+        x = self.reshape(x, (-1, self.residual_width))
         for block in self.blocks:
             x = block(x, batch)
+        x = self.reshape(x, (-1, self.config.d_model))
         return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)

@@ -158,7 +158,9 @@ def parallel_settings(layout: Layout) -> dict[str, object]:
         "gradients_mean": False,
     }
     if layout.weight_shards > 1:
-        settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": "level1"}
+        # level3 gathers weights a second time for the backward pass, level1 keeps them from the forward pass
+        level = "level3" if layout.recompute == "block" else "level1"
+        settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": level}
     return settings
 
 

@@ -17,15 +17,12 @@ from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared, prepare, validation_batches
 from mindspore_palm.errors import Interrupted
 from mindspore_palm.model.initial import placements
-from mindspore_palm.model.loss import Loss
-from mindspore_palm.model.palm import PaLM
-from mindspore_palm.optim import make_optimizer
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import Device, join_workers, lost_workers, open_device, this_rank
-from mindspore_palm.parallel.recompute import recompute
 from mindspore_palm.train.banner import banner
+from mindspore_palm.train.build import build_step
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.folder import check_run_folder, start_run_folder
 from mindspore_palm.train.gather import whole_weights
@@ -81,11 +78,7 @@ def _train(settings: Settings, overwrite: bool, device: Device, memory: dict[str
     peak = (settings.train.peak_tflops * 1e12 or measure_peak()) * current_layout().devices
     say(banner(settings, device, prepared, memory, peak))
 
-    palm = PaLM(settings.model, settings.train.seed)
-    recompute(palm.blocks, settings.parallel.recompute)
-    optimizer = make_optimizer(palm.trainable_params(), settings.optimizer, settings.train.steps)
-    own_micro_batch = settings.train.micro_batch // current_layout().shards("batch")
-    step = TrainStep(Loss(palm, settings.train.z_loss), optimizer, settings.optimizer.clip_norm, own_micro_batch)
+    palm, step = build_step(settings)
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
     agreement = Agreement()
     if lead:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 
 import mindspore as ms
-from mindspore.ops import CustomOpBuilder
 
 from mindspore_palm.errors import UserError
 
@@ -36,7 +35,7 @@ def extension() -> ModuleType:
 
     Raises:
         UserError: this MindSpore is not the one it was written for; or it must be built, and the compiler is missing
-            or fails.
+            or fails; or what is in the cache does not load.
     """
     if _NAME not in _LOADED:
         _check_version()
@@ -109,6 +108,9 @@ def _build(folder: Path, library: Path) -> None:
     work = folder / "build"
     shutil.rmtree(work, ignore_errors=True)  # what a killed build left; MindSpore's builder would wait for its lock
     log = folder / "build.log"
+    # Here and not at the top: another MindSpore may not have it, and is told so by _check_version.
+    from mindspore.ops import CustomOpBuilder
+
     third_party = Path(ms.__file__).parent / "include" / "third_party"
     builder = CustomOpBuilder(
         _NAME,
@@ -142,6 +144,11 @@ def _build(folder: Path, library: Path) -> None:
 
 def _load(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(_NAME, library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"the C++ part of the host back end does not load: {error}; delete {library.parent}, and it is built again"
+        ) from None
     return module

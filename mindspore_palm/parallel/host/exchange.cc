@@ -240,9 +240,15 @@ World &World::Get() {
 World::World(size_t rank, std::vector<Card> cards, double patience)
     : rank_(rank), cards_(std::move(cards)), patience_(patience) {
   for (size_t other = 0; other < cards_.size(); ++other) {
+    if (other == rank) {
+      boards_.push_back(std::move(g_board));
+      continue;
+    }
     const Card &card = cards_[other];
-    boards_.push_back(other == rank ? std::move(g_board)
-                                    : std::make_unique<SharedMemory>(card, static_cast<int>(card.board), sizeof(Board)));
+    if (Born(card.pid) != card.born) {  // there may be a process with that number, but it is another one
+      throw std::runtime_error(Name(other) + " does not run on this machine: start all workers on one");
+    }
+    boards_.push_back(std::make_unique<SharedMemory>(card, static_cast<int>(card.board), sizeof(Board)));
   }
 }
 

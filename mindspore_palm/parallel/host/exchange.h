@@ -106,7 +106,8 @@ class World {
  public:
   // Opens this worker's notice board; the card goes to all others.
   static Card Introduce();
-  // Everybody's cards, in order of rank, are here. `patience` is for how many seconds a worker that is alive is awaited.
+  // Everybody's cards are here, in order of rank. A worker that is alive is awaited for `patience` seconds.
+  // Throws std::runtime_error: a worker is not on this machine, or not this user's.
   static void Open(size_t rank, const std::vector<Card> &cards, double patience);
   // Throws std::runtime_error: Open was not called.
   static World &Get();

@@ -1,8 +1,8 @@
 // What has MindSpore 2.10 partition a network on a machine without accelerators, and run the parts on CPU.
 //
 // The front end (parse, differentiate, partition, optimise) refuses the CPU as a target of semi-auto parallel, but it
-// only asks for the target's name, and for its communication groups. So it is told "GPU" or "Ascend". The back end begins
-// by asking for the target's device: it is given the CPU's, and from then on the target is the CPU.
+// only asks for the target's name and for its communication groups. So it is told "GPU" or "Ascend". The back end
+// begins by asking for the target's device: it is given the CPU's, and from then on the target is the CPU.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -147,8 +147,8 @@ void Register() {
 }
 
 void InstallDryRun(uint32_t rank, uint32_t devices) {
+  // Groups are kept: MindSpore names one after its ranks, and asks for the same one but once a process.
   Register();
-  AllGroups()->Forget();
   g_part = {rank, devices, true};
 }
 
