@@ -25,8 +25,10 @@ from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
+FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
 LOOK = 0.1  # seconds between two looks at what the workers say
-PATIENCE = 60.0  # seconds that workers have to end after one of them did
+GRACE = 3.0  # seconds that the others have when one has failed; msrun's own scheduler would take half a minute
+PATIENCE = 60.0  # seconds for processes that were killed to be gone
 
 
 def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
@@ -82,7 +84,10 @@ class Workers:
             "join": True,
         }
         msrun = [sys.executable, "-c", "from mindspore.parallel.cluster.run import main; main()"]
-        environment = {**os.environ, "GLOG_v": "3", "COLUMNS": str(shutil.get_terminal_size().columns)}
+        # msrun starts scripts by the first python of the path, which need not be this one
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        width = str(shutil.get_terminal_size().columns)
+        environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width}
         with (logs / "msrun.log").open("wb") as log:
             self.msrun = subprocess.Popen(  # noqa: S603 - what the user started, again
                 [*msrun, *(f"--{name}={value}" for name, value in options.items()), *command],
@@ -102,8 +107,11 @@ class Workers:
         """
         before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self.msrun.poll() is None:
+            ends = None  # when the others have had their time to say something, once a worker has failed
+            while self.msrun.poll() is None and (ends is None or time.monotonic() < ends):
                 self._look()
+                if ends is None and FAILED.search(self._msrun_says()):
+                    ends = time.monotonic() + GRACE
                 time.sleep(LOOK)
             self._look()
         except KeyboardInterrupt:
@@ -112,9 +120,9 @@ class Workers:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._end_all()
-        if self.interrupted:
+        if self.interrupted and not FAILED.search(self._msrun_says()):
             raise Interrupted(self._words(r"^stopped .*$") or "stopped before training began")
-        if self.msrun.returncode:
+        if self.msrun.returncode != 0:
             raise UserError(self._problem())
 
     def _ask_to_stop(self, number: int, _: object) -> None:
@@ -168,10 +176,10 @@ class Workers:
         return ""
 
     def _problem(self) -> str:
-        killed = re.search(r"Worker process (\d+) exit with exception\. Error code: -(\d+)", self._msrun_says())
-        if killed:
-            name = signal.Signals(int(killed.group(2))).name
-            return f"a worker (process {killed.group(1)}) was ended by {name}, and the others with it; see {self.logs}"
+        failed = FAILED.search(self._msrun_says())
+        if failed and int(failed.group(2)) < 0:
+            name = signal.Signals(-int(failed.group(2))).name
+            return f"a worker (process {failed.group(1)}) was ended by {name}, and the others with it; see {self.logs}"
         own = self._words(r"^error: .*$") or self._words(r"^\w*(Error|Exception): .*$")
         return own.removeprefix("error: ") or f"a worker ended without a word; see {self.logs}"
 
