@@ -55,16 +55,17 @@ def check_servers(mesh: Mesh) -> None:
         UserError: names the axis and sizes that work.
     """
     for axis, setting in reversed(SETTINGS.items()):
-        group = mesh.group(0, [axis])
-        places: dict[int, set[int]] = {}
-        for rank in group:
-            places.setdefault(rank // SERVER, set()).add(rank % SERVER)
-        if len({frozenset(taken) for taken in places.values()}) > 1:
-            raise UserError(
-                f"{setting} = {mesh.sizes[axis]}: on Ascend, the ranks of a group must take the same places in every "
-                f"server of {SERVER}, and {group[0]}, {group[1]} ... {group[-1]} do not; "
-                "set parallel.model to 1, 2, 4 or a multiple of 8, such as 8, 16 or 24"
-            )
+        for rank in range(min(mesh.devices, SERVER * mesh.model)):  # from there on, places repeat
+            group = mesh.group(rank, [axis])
+            places: dict[int, set[int]] = {}
+            for member in group:
+                places.setdefault(member // SERVER, set()).add(member % SERVER)
+            if len({frozenset(taken) for taken in places.values()}) > 1:
+                raise UserError(
+                    f"{setting} = {mesh.sizes[axis]}: on Ascend, the ranks of a group must take the same places in "
+                    f"every server of {SERVER}, and {group[0]}, {group[1]} ... {group[-1]} do not; "
+                    "set parallel.model to 1, 2, 4 or a multiple of 8, such as 8, 16 or 24"
+                )
 
 
 def _check_ablations(settings: Settings) -> None:

@@ -82,6 +82,7 @@ class Workers:
             "master_port": _free_port(),
             "log_dir": logs,
             "join": True,
+            "tail_worker_log": count,  # there is no such worker, so msrun repeats nobody's log
         }
         msrun = [sys.executable, "-c", "from mindspore.parallel.cluster.run import main; main()"]
         # msrun starts scripts by the first python of the path, which need not be this one

@@ -11,6 +11,8 @@ from typing import Any
 import mindspore as ms
 from mindspore.communication import management
 
+from mindspore_palm.errors import UserError
+
 PARTITIONED = ("semi_auto_parallel", "auto_parallel")
 """Parallel modes in which MindSpore cuts the graph itself, and refuses to for a CPU."""
 
@@ -40,8 +42,14 @@ class Target:
 
 
 def take_over(target: Target) -> None:
-    """Compiles every network that is partitioned for `target`, and all others for CPU as before."""
+    """Compiles every network that is partitioned for `target`, and all others for CPU as before.
+
+    Raises:
+        UserError: MindSpore does not take the step between its front end and its back end.
+    """
     give_back()
+    if not target.dry:
+        _hand_over(target.extension)
     for place, name, original in _replaced():
         if name == "compile":
             place.compile = _aimed(original, target)
@@ -54,6 +62,15 @@ def give_back() -> None:
     """MindSpore is as it was."""
     for place, name, original in _replaced():
         setattr(place, name, original)
+
+
+@functools.cache  # MindSpore would take the step once more for each time that it is told
+def _hand_over(extension: ModuleType) -> None:
+    """Has MindSpore's front end, when it is done with a network that is partitioned, leave it to the CPU's back end."""
+    from mindspore.graph import CustomPassType, register_custom_pass
+
+    if not register_custom_pass(extension.HANDOVER, extension.__file__, "all", CustomPassType.FULL_GRAPH):
+        raise UserError("MindSpore does not take the step between its front end and the CPU; its log tells why")
 
 
 def _aimed(compiler: Callable[..., Any], target: Target) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 // What has MindSpore 2.10 partition a network on a machine without accelerators, and run the parts on CPU.
 //
 // The front end (parse, differentiate, partition, optimise) refuses the CPU as a target of semi-auto parallel, but it
-// only asks for the target's name and for its communication groups. So it is told "GPU" or "Ascend". The back end
-// begins by asking for the target's device: it is given the CPU's, and from then on the target is the CPU.
+// only asks for the target's name and for its communication groups. So it is told "GPU" or "Ascend". Behind the front
+// end's optimisation comes a step of our own: from there on the target is the CPU, and the back end sees no other. In a
+// dry run the target stays, and the back end begins by asking for its device: that is where the run ends.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -19,6 +20,9 @@
 #include "ccsrc/include/runtime/hardware_abstract/device_context/device_context_manager.h"
 #include "ccsrc/include/utils/comm_manager.h"
 #include "exchange.h"
+#include "include/utils/custom_pass/custom_pass_plugin.h"
+#include "ir/func_graph.h"
+#include "ir/manager.h"
 #include "pybind11/pybind11.h"
 #include "utils/device_manager_conf.h"
 
@@ -32,6 +36,7 @@ using mindspore::device::DeviceType;
 using mindspore::distributed::collective::CollectiveManager;
 
 constexpr char kDryRunComplete[] = "MINDSPORE_PALM_DRY_RUN_COMPLETE";
+constexpr char kHandover[] = "mindspore_palm_handover";
 const std::set<std::string> kWorlds = {"hccl_world_group", "nccl_world_group", "mccl_world_group"};
 
 // Who this process is, or in a dry run: plays.
@@ -116,25 +121,38 @@ uint32_t CpuId() {
 
 void AimAtCpu() { DeviceManagerConf::GetInstance()->set_device("CPU", CpuId(), false); }
 
-// Under which keys the CPU's device was given out as a target's. MindSpore keeps it there and would not ask again.
-std::vector<DeviceContextKey> g_given;
-
-void Forget() {
-  for (const DeviceContextKey &key : g_given) {
-    // Only renaming takes an entry out of that table: as there is one of the new name already, the entry is dropped.
-    DeviceContextManager::GetInstance().UpdateDeviceContextKey(key, {DeviceType::kCPU, CpuId()});
-  }
-  g_given.clear();
-}
-
-std::shared_ptr<mindspore::device::DeviceContext> Device(const DeviceContextKey &key) {
-  AimAtCpu();
+std::shared_ptr<mindspore::device::DeviceContext> Device(const DeviceContextKey &) {
   if (g_part.dry) throw std::runtime_error(kDryRunComplete);
-  auto &devices = DeviceContextManager::GetInstance();
-  devices.GetOrCreateDeviceContext({DeviceType::kCPU, CpuId()});
-  g_given.push_back(key);
-  return devices.GetDeviceContext("CPU");
+  throw std::runtime_error("the host back end has no such device, and expects to be asked for none");
 }
+
+// The front end's last step of a network that is partitioned: the target is the CPU.
+class Handover : public mindspore::opt::Pass {
+ public:
+  Handover() : mindspore::opt::Pass(kHandover) {}
+
+  bool Run(const mindspore::FuncGraphPtr &graph) override {
+    if (g_part.dry || DeviceManagerConf::GetInstance()->GetDeviceTarget() == "CPU") return false;
+    AimAtCpu();
+    // MindSpore notes on Load, UpdateState and their like the target that it found for them. If that is another one
+    // than the kernels', the back end cuts the graph in a hundred places, and the order of reads and writes of a
+    // weight, which these nodes alone keep, is lost between the pieces.
+    for (const auto &node : graph->manager()->all_nodes()) {
+      node->set_user_data("primitive_target", std::shared_ptr<std::string>());
+    }
+    return false;  // the graph is what it was
+  }
+};
+
+// What MindSpore asks for steps to add to its own.
+class Plugin : public mindspore::opt::CustomPassPlugin {
+ public:
+  std::string GetPluginName() const override { return "Plugin"; }
+  std::vector<std::string> GetAvailablePassNames() const override { return {kHandover}; }
+  std::shared_ptr<mindspore::opt::Pass> CreatePass(const std::string &) const override {
+    return std::make_shared<Handover>();
+  }
+};
 
 void Register() {
   static bool done = false;
@@ -183,10 +201,7 @@ void Install(uint32_t rank, uint32_t devices, double patience) {
   for (const char *group : {"nccl_world_group", "hccl_world_group"}) AllGroups()->CreateGroupSync(group, all);
 }
 
-void Aim(const std::string &target) {
-  Forget();
-  DeviceManagerConf::GetInstance()->set_device(target, CpuId(), false);
-}
+void Aim(const std::string &target) { DeviceManagerConf::GetInstance()->set_device(target, CpuId(), false); }
 
 uint32_t GroupSize(const std::string &group) {
   unsigned size = 0;
@@ -204,11 +219,14 @@ uint32_t GroupRank(const std::string &group) {
 
 std::vector<uint32_t> RanksOf(const std::string &group) { return AllGroups()->Ranks(group); }
 
+EXPORT_CUSTOM_PASS_PLUGIN(Plugin)
+
 }  // namespace mindspore_palm::host
 
 PYBIND11_MODULE(MS_EXTENSION_NAME, module) {
   using namespace mindspore_palm::host;  // NOLINT: nothing else is in this file
   module.attr("DRY_RUN_COMPLETE") = kDryRunComplete;
+  module.attr("HANDOVER") = kHandover;
   module.def("install", &Install, "rank, devices, patience in seconds: this process works in a run");
   module.def("install_dry_run", &InstallDryRun, "rank, devices: this process only partitions, as if it did");
   module.def("aim", &Aim, "target: what compiles next is compiled for it");

@@ -1,0 +1,113 @@
+"""The collectives of one layer of each shipped configuration, read from the graph that MindSpore compiled.
+
+Expected from section 4 of the PaLM paper: one all-reduce over model forward and one backward; three weight gatherings
+and three reduce-scatters over data; between pods, only the slices that reduce-scatters left. Norm scales, whole
+everywhere, are summed over all devices. Bytes: kernels travel in bfloat16, gradients in float32.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mindspore_palm.parallel.mesh import Mesh
+from mindspore_palm.settings import load_settings
+
+YAML = Path(__file__).resolve().parents[2] / "yaml"
+
+
+def layer_of(config, target="GPU", *overrides):
+    """What a layer adds, less the scalars of the optimizer: (part, collective, axes, what, brings, gets) to count."""
+    from mindspore_palm.plan.dry_run import dry_run
+    from mindspore_palm.plan.ledger import per_layer
+
+    two, three = (
+        dry_run(load_settings(YAML / f"{config}.yaml", [*overrides, f"model.layers={n}"])[0], target) for n in (2, 3)
+    )
+    ledger = per_layer(two, three)
+    assert not per_layer(three, two)  # nothing gets fewer
+    scalars = sum(count for kind, count in ledger.items() if not kind.given)
+    assert scalars == 6  # rms of weight and of update, of three kernels
+    return Counter(
+        {(k.part, k.op, k.axes, k.weight, k.given, k.result): n for k, n in ledger.items() if k.given}
+    ), ledger
+
+
+def expected(pods, data, model, d, heads, tokens, again=False):
+    """The paper's layer, from its sizes. ``again``: recomputed, with weights gathered a second time."""
+    q_wi, o_wo = (d, heads * (256 + 8 * d // heads) // model), (heads * (256 + 4 * d // heads) // model, d)
+    whole = {"q_wi": q_wi, "o_wo": o_wo, "kv": (d, 512)}
+    part = {name: (shape[0] // data, shape[1]) for name, shape in whole.items()}
+    over = {"q_wi": "data", "o_wo": "data", "kv": f"{data} ranks, consecutive"}
+    ledger = Counter()
+    for name in whole:
+        ledger["forward", "all-gather", over[name], name, part[name], whole[name]] += 1
+        ledger["backward", "reduce-scatter", over[name], name, whole[name], part[name]] += 1
+        if again:
+            ledger["backward", "all-gather", over[name], name, part[name], whole[name]] += 1
+        if pods > 1 and name != "kv":
+            ledger["backward", "all-reduce", "pod", name, part[name], part[name]] += 1
+    # whole on all model ranks, so its gradient is summed over those, too
+    rest = f"{pods * model} ranks, every {data}th"
+    ledger["backward", "all-reduce", rest, "kv", part["kv"], part["kv"]] += 1
+    everywhere = "pod x data x model" if pods > 1 else "data x model"
+    ledger["backward", "all-reduce", everywhere, "norm.scale", (d,), (d,)] += 1
+    for way in ("forward", "backward"):
+        ledger[way, "all-reduce", "model", "", (tokens, d), (tokens, d)] += 1
+    if again:  # a layer's input was kept in slices over model
+        ledger["backward", "all-gather", "model", "", (tokens, d // model), (tokens * model, d // model)] += 1
+    return ledger
+
+
+PALM_540B = dict(pods=2, data=256, model=12, d=18432, heads=48, tokens=4 * 2048)
+
+
+def test_palm_540b_on_two_pods(device):
+    ledger, kinds = layer_of("palm_540b")
+    assert ledger == expected(**PALM_540B, again=True)
+    gathered = {kind.dtype for kind in kinds if kind.op == "all-gather"}
+    summed = {kind.dtype for kind in kinds if kind.op == "reduce-scatter"}
+    assert gathered == {"BFloat16"} and summed == {"Float32"}
+
+
+def test_palm_540b_that_keeps_activations(device):
+    assert layer_of("palm_540b", "GPU", "parallel.recompute=none")[0] == expected(**PALM_540B)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["GPU", "Ascend"])
+def test_palm_62b(device, target):
+    # micro_batch 128 over 64 data ranks
+    assert layer_of("palm_62b", target)[0] == expected(1, 64, 8, d=8192, heads=32, tokens=2 * 2048)
+
+
+def test_palm_8b_for_ascend(device):
+    ledger, _ = layer_of("palm_8b", "Ascend")
+    assert ledger == expected(1, 4, 2, d=4096, heads=16, tokens=2 * 2048)
+
+
+def test_ascend_gets_its_fused_attention_sharded_over_heads(device):
+    from mindspore_palm.plan.dry_run import partitioned_graph
+
+    settings, _ = load_settings(YAML / "palm_8b.yaml", ["model.layers=1", "parallel.recompute=none"])
+    graph = partitioned_graph(settings, "Ascend", rank=0)
+    line = next(text for text in graph.splitlines() if "= PrimFunc_FlashAttentionScore(" in text)
+    shapes = graph.splitlines()[graph.splitlines().index(line) + 1]
+    # [batch, length, heads, head_dim]: 8 of 16 heads, all positions, and the one head of keys and of values
+    assert shapes.count("<Tensor[BFloat16], (2, 2048, 8, 256)>") >= 1
+    assert shapes.count("<Tensor[BFloat16], (2, 2048, 1, 256)>") == 2
+    assert "BatchMatMul" not in graph
+    plain = partitioned_graph(settings, "GPU", rank=0)
+    assert "FlashAttention" not in plain and "BatchMatMul" in plain
+
+
+def test_the_axes_of_a_group_are_told_from_its_ranks():
+    from mindspore_palm.plan.ledger import group_axes
+
+    mesh = Mesh(2, 4, 3)
+    assert group_axes(mesh, 0, [0, 1, 2]) == "model"
+    assert group_axes(mesh, 5, [5, 17]) == "pod"
+    assert group_axes(mesh, 0, list(range(24))) == "pod x data x model"
+    assert group_axes(mesh, 0, [0, 1, 2, 3]) == "4 ranks, consecutive"
