@@ -1,0 +1,153 @@
+"""What semi-auto parallel costs on CPU workers: the step on several meshes, its pieces, and its exchanges alone.
+
+    python benchmarks/parallel.py [--meshes 1,1,1 1,2,2] [--shape 0] [--steps 20]
+
+Workers share the cores of one machine, so that more of them are not faster: what is measured is the cost of being cut.
+Printed are medians of the slowest phase of rank 0, in ms: the loss alone (forward), loss and gradients (with all
+exchanges of weights and gradients), the whole step with Adafactor; then each kind of exchange by itself, in the sizes
+that a layer of this shape has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from train_step import SHAPES, model_config, tokens  # noqa: E402 - found by the path above
+
+MESHES = ("1,1,1", "1,2,1", "1,1,2", "1,2,2")
+
+
+def median_ms(run, steps):
+    for _ in range(3):
+        run()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds)
+
+
+def measure(sizes, shape, steps):
+    """In a worker: name to milliseconds."""
+    import numpy as np
+    from mindspore import Tensor, nn, ops
+
+    from mindspore_palm.config import OptimizerConfig
+    from mindspore_palm.model.loss import Loss
+    from mindspore_palm.model.palm import PaLM
+    from mindspore_palm.optim import make_optimizer
+    from mindspore_palm.parallel.axes import Layout, layout
+    from mindspore_palm.parallel.context import join_workers, open_device, partition, this_rank
+    from mindspore_palm.parallel.mesh import Mesh
+    from mindspore_palm.train.evaluate import Evaluator
+    from mindspore_palm.train.step import BATCH, Objective, TrainStep
+
+    open_device("CPU")
+    mesh = Mesh(*sizes)
+    join_workers(mesh.devices, "CPU")
+    inputs, targets = tokens(shape)
+
+    class Gradients(nn.Cell):
+        def __init__(self, objective, parameters):
+            super().__init__(auto_prefix=False)
+            self.gradients = ops.value_and_grad(objective, None, parameters, has_aux=True)
+
+        def construct(self, inputs, targets, count):
+            (_, loss, _), gradients = self.gradients(inputs, targets, count)
+            return ops.depend(loss, gradients)
+
+    with layout(Layout(mesh)) as place:
+        palm = PaLM(model_config(shape))
+        loss = Loss(palm)
+        step = TrainStep(loss, make_optimizer(palm.trainable_params(), OptimizerConfig(), 1), clip_norm=1.0)
+        evaluator = Evaluator(palm, np.ones(palm.config.vocab_size, np.int32))
+        gradients = partition(Gradients(Objective(loss), palm.trainable_params()).set_train(), *BATCH)
+        own = place.rows(this_rank(), len(inputs))
+        mine = [Tensor(inputs[own]), Tensor(targets[own]), Tensor(np.float32(targets.size))]
+        found = {
+            "step": median_ms(lambda: step(inputs[own], targets[own], targets.size), steps),
+            "loss": median_ms(lambda: evaluator([(inputs, targets)]), steps),
+            "loss and gradients": median_ms(lambda: gradients(*mine).asnumpy(), steps),
+        }
+    if mesh.devices > 1:
+        found |= exchanges(palm, mesh, shape, steps)
+    return found
+
+
+def exchanges(palm, mesh, shape, steps):
+    """Each kind of exchange of a layer alone."""
+    import numpy as np
+    from mindspore import Tensor, ops
+    from mindspore.communication import create_group
+
+    from mindspore_palm.parallel.context import this_rank
+    from mindspore_palm.parallel.weights import placement_of
+
+    found = {}
+    d_model, *_, length, batch = shape
+    groups = {}
+    for axis, size in mesh.sizes.items():
+        if size > 1:
+            members = mesh.group(this_rank(), [axis])
+            groups[axis] = f"{axis}-{members[0]}"
+            create_group(groups[axis], members)
+    q_wi = placement_of(palm.blocks[0].q_wi)
+    if "data" in groups:
+        part = Tensor(np.ones(q_wi.slice_shape, np.float32))
+        whole = Tensor(np.ones((q_wi.slice_shape[0] * mesh.data, q_wi.slice_shape[1]), np.float32))
+        gather, scatter = ops.AllGather(groups["data"]), ops.ReduceScatter(group=groups["data"])
+        found["all-gather of q_wi"] = median_ms(lambda: gather(part).asnumpy(), steps)
+        found["reduce-scatter of q_wi"] = median_ms(lambda: scatter(whole).asnumpy(), steps)
+    if "model" in groups:
+        activations = Tensor(np.ones((batch * length // mesh.data, d_model), np.float32))
+        reduce = ops.AllReduce(group=groups["model"])
+        found["all-reduce of activations"] = median_ms(lambda: reduce(activations).asnumpy(), steps)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--meshes", nargs="+", default=MESHES, help="pods,data,model")
+    parser.add_argument("--shape", type=int, default=0, help="of benchmarks/train_step.py, by number")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--found", metavar="FILE", help="(for the workers that this starts)")
+    arguments = parser.parse_args()
+    if arguments.found:
+        found = measure(tuple(map(int, arguments.meshes[0].split(","))), SHAPES[arguments.shape], arguments.steps)
+        if os.environ.get("RANK_ID", "0") == "0" and os.environ.get("MS_ROLE") != "MS_SCHED":
+            Path(arguments.found).write_text(json.dumps(found))
+        return
+    from mindspore_palm.train.launch import Workers
+
+    print("d_model, layers, heads, head_dim, vocab, length, batch:", ", ".join(map(str, SHAPES[arguments.shape])))
+    for mesh in arguments.meshes:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "found.json"
+            options = ["--meshes", mesh, "--shape", arguments.shape, "--steps", arguments.steps, "--found", file]
+            command = [__file__, *map(str, options)]
+            devices = 1
+            for size in mesh.split(","):
+                devices *= int(size)
+            if devices == 1:
+                import subprocess
+
+                subprocess.run([sys.executable, *command], check=True)
+            else:
+                Workers(devices, command, Path(folder) / "logs").join()
+            found = json.loads(file.read_text())
+        print(f"{mesh}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
