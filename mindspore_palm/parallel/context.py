@@ -16,6 +16,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 
 KINDS = ("Ascend", "GPU", "CPU")
+DEPTH = 100_000  # calls within calls of a graph that MindSpore follows; its own 1,000 end at some 100 layers
 WORKER = "MS_WORKER_NUM"  # msrun tells its workers how many they are
 
 _rank = 0
@@ -36,6 +37,7 @@ def use_graphs() -> None:
     MindSpore starts in eager mode, which in 2.10 fails beside NumPy 2, and in which no sharding strategy counts.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_recursion_limit(DEPTH)
 
 
 def this_rank() -> int:

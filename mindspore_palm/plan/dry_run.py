@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel import host
-from mindspore_palm.parallel.axes import current_layout, layout
+from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import play_rank, use_graphs
+from mindspore_palm.parallel.host import build
 from mindspore_palm.plan.ledger import Collective, read_ledger
+from mindspore_palm.settings import read_yaml, settings_to_yaml
 from mindspore_palm.train.build import build_step
 
 GRAPH = "validate"  # the last pass before the back end
@@ -46,41 +49,44 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0) -> Counter[C
 
 
 def partitioned_graph(settings: Settings, target: str, rank: int) -> str:
-    """The text of the step's graph behind the partitioner, for one rank."""
+    """The text of the step's graph behind the partitioner, for one rank.
+
+    In a process of its own: MindSpore reads only once whether to write graphs, and where.
+
+    Raises:
+        UserError: what partitions on CPU cannot be built here.
+        RuntimeError: MindSpore refused the graph; in its words.
+    """
+    build.extension()
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
+        path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+        child = subprocess.run(  # noqa: S603 - this interpreter, and code from here
+            [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
+            input=settings_to_yaml(settings),
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, **wanted, "PYTHONPATH": path, "GLOG_v": "4"},
+        )
+        graphs = list(Path(folder).rglob(f"*_{GRAPH}_*.ir"))
+        if child.returncode or not graphs:
+            said = [line for line in child.stderr.splitlines() if line.strip()]
+            words = [line for line in said if "Error: " in line] or said[-1:]
+            raise RuntimeError(f"MindSpore did not partition the step: {' '.join(words)}")
+        return max(graphs, key=lambda file: file.stat().st_mtime).read_text()
+
+
+def _compile() -> None:
+    """In the child: settings from standard input, target and rank from the command line."""
+    target, rank = sys.argv[1], int(sys.argv[2])
+    settings = Settings.model_validate(read_yaml(sys.stdin.read(), "the settings of a dry run"))
     place = layout_of(settings, target)
     use_graphs()
     host.install_dry_run(rank, place.devices, target)
     play_rank(rank)
-    try:
-        with layout(place), _saved_graphs() as folder:
-            _, step = build_step(settings, one_pass=True)
-            rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // current_layout().shards("batch")
-            tokens = np.zeros((rows, settings.data.seq_len), np.int32)
-            with suppress(host.DryRunComplete):
-                step(tokens, tokens)
-            graphs = list(folder.rglob(f"*_{GRAPH}_*.ir"))
-            return max(graphs, key=lambda file: file.stat().st_mtime).read_text()
-    finally:
-        host.uninstall()
-        play_rank(0)
-
-
-@contextmanager
-def _saved_graphs() -> Iterator[Path]:
-    """MindSpore writes the graph of the pass that is wanted, and no other, into a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = {
-            "MS_DEV_SAVE_GRAPHS": "1",
-            "MS_DEV_SAVE_GRAPHS_PATH": folder,
-            "MS_DEV_DUMP_IR_PASSES": GRAPH,
-        }
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
-        try:
-            yield Path(folder)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+    with layout(place), suppress(host.DryRunComplete):
+        _, step = build_step(settings, one_pass=True)
+        rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
+        tokens = np.zeros((rows, settings.data.seq_len), np.int32)
+        step(tokens, tokens)
