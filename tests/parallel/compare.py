@@ -1,0 +1,69 @@
+"""From what workers saw to how far it is from what others saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from parallel.cases import STEPS
+
+Seen = Mapping[str, np.ndarray]
+CURVE = ("loss", "cross-entropy", "gradient norm")
+KINDS = {"gradient/": "gradients", "final/": "weights"}
+
+# Largest differences that were measured, in all cases: loss and cross-entropy 5e-7, gradient norm 4e-7, gradients
+# 9e-7, weights 2e-6. All of it is float32: an operation keeps 6e-8, and sums are taken in other orders. Ten times that
+# is allowed for, as other processors take other orders still; an error in what is computed shows at 1e-4 or more.
+# Weights have more: Adafactor's first step is the sign of the gradient, and of 100,000 gradients one or the other is
+# smaller than its rounding error. A sign that differs is 1e-5 of a weight's norm.
+TOLERANCES = {"loss": 5e-6, "cross-entropy": 5e-6, "gradient norm": 5e-6, "gradients": 8e-6, "weights": 3e-5}
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Norm of the difference over the norm, in float64."""
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def gather(folder: Path, devices: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Whole weights and gradients out of all workers' slices, and what the workers disagree about.
+
+    Workers that hold the same slice must hold the same bits.
+    """
+    ranks = [dict(np.load(folder / f"{rank}.npz")) for rank in range(devices)]
+    whole: dict[str, np.ndarray] = {"curve": ranks[0]["curve"]}
+    disagree = [
+        f"curve of rank {i}" for i, seen in enumerate(ranks) if not np.array_equal(seen["curve"], ranks[0]["curve"])
+    ]
+    for key in [key for key in ranks[0] if key.startswith(("initial/", "gradient/", "final/"))]:
+        bounds = [seen[f"window/{key.split('/')[1]}"] for seen in ranks]
+        out = np.zeros(np.max(bounds, axis=0)[:, 1], np.float32)
+        held = np.zeros(out.shape, bool)
+        for rank, (seen, bound) in enumerate(zip(ranks, bounds, strict=True)):
+            window = tuple(slice(*pair) for pair in bound)
+            if held[window].any() and not np.array_equal(out[window], seen[key]):
+                disagree.append(f"{key} of rank {rank}")
+            out[window], held[window] = seen[key], True
+        assert held.all(), f"nobody holds all of {key}"
+        whole[key] = out
+    return whole, disagree
+
+
+def differences(ours: Seen, theirs: Seen) -> dict[str, float]:
+    """The largest relative difference of each kind of number; of tensors, of their norms."""
+    steps = ours["curve"].shape[1]
+    curve = np.abs(ours["curve"] / theirs["curve"][:, :steps] - 1.0).max(axis=1)
+    largest = dict(zip(CURVE, curve.tolist(), strict=True))
+    for prefix, kind in KINDS.items():
+        names = [name for name in ours if name.startswith(prefix)]
+        if kind == "weights" and steps < STEPS:
+            continue
+        if names:
+            largest[kind] = max(relative(ours[name], theirs[name]) for name in names)
+    return largest
+
+
+def exceeded(differences: Mapping[str, float]) -> dict[str, float]:
+    """The differences that are larger than they may be, or not numbers."""
+    return {kind: value for kind, value in differences.items() if not value <= TOLERANCES[kind]}

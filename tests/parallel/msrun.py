@@ -1,0 +1,96 @@
+"""Starts processes for the tests, in bounded time, and leaves none of them behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from parallel.cases import Case
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+START, EACH = 120.0, 60.0  # seconds that a start and each case may take: about eight times what they need alone
+TAIL = 3000  # characters of a log that a failure shows
+
+
+def train_cases(cases: Sequence[Case], folder: Path) -> None:
+    """Has workers train cases that all have the same number of devices; results come into ``folder``.
+
+    Raises:
+        AssertionError: they have failed; with the ends of their logs.
+    """
+    from mindspore_palm.parallel.host import build
+
+    (devices,) = {case.devices for case in cases}
+    (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
+    if devices == 1:
+        run_python(HERE / "worker.py", folder, len(cases))
+        return
+    build.extension()  # not in the workers' time
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = f"--worker_num={devices} --local_worker_num={devices} --join=True --master_port={port}".split()
+    msrun = str(Path(sys.executable).with_name("msrun"))
+    command = [msrun, *workers, f"--log_dir={folder / 'log'}", str(HERE / "worker.py"), str(folder)]
+    run(command, folder, START + EACH * len(cases))
+
+
+def run_python(script: Path | str, folder: Path, jobs: int, environment: Mapping[str, str] | None = None) -> None:
+    """Runs a script that does ``jobs`` things and is told ``folder``; as ``run``."""
+    run([sys.executable, str(script), str(folder)], folder, START + EACH * jobs, environment)
+
+
+def run(command: Sequence[str], folder: Path, limit: float, environment: Mapping[str, str] | None = None) -> None:
+    """Runs a command in ``folder`` until it ends, and then ends all that it has started.
+
+    Raises:
+        AssertionError: it has failed, or not ended in ``limit`` seconds; with the ends of all logs.
+    """
+    paths = {
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),  # msrun starts "python"
+    }
+    with open(folder / "main.log", "w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **paths, **(environment or {})},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        code = f"none after {limit:.0f} s"
+    finally:
+        end_all(process, folder)
+    assert code == 0, f"exit code {code} of {' '.join(command)}\n{ends_of_logs(folder)}"
+
+
+def end_all(process: subprocess.Popen, folder: Path) -> None:
+    """Ends a process and all that it has started: also workers, which lead groups of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    for group in [process.pid, *(int(path.name.split("_")[1]) for path in folder.glob("group_*"))]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    process.wait()
+
+
+def ends_of_logs(folder: Path) -> str:
+    """What the processes said last; of workers, those that failed first."""
+    logs = sorted((folder / "log").glob("worker_*.log"), key=lambda path: "Traceback" not in path.read_text())
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-TAIL:]}" for path in [*logs[:2], folder / "main.log"])

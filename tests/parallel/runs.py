@@ -1,0 +1,70 @@
+"""Runs cases and their twins, each once: those of the same number of devices in the same processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from parallel import jax_twin, msrun
+from parallel.cases import Case
+from parallel.compare import Seen, gather
+
+ONE, JAX, MESH = "one process", "JAX", "JAX on the mesh"
+TWINS = (ONE, JAX, MESH)
+
+
+def baseline(case: Case) -> Case:
+    """The case on one device and in one pass, with nothing computed twice."""
+    return Case((1, 1, 1), "off", "none", case.optimizer, 1, gradients=True, length=case.length)
+
+
+class Runs:
+    """What workers and JAX saw of some cases; they are started when the first of their results is asked for.
+
+    Args:
+        folder: an empty one, for all that they write.
+        cases: all that will be asked for.
+    """
+
+    def __init__(self, folder: Path, cases: Iterable[Case]) -> None:
+        self.folder, cases = folder.resolve(), list(cases)
+        self.cases = list(dict.fromkeys([*cases, *(baseline(case) for case in cases)]))
+        self._folders: dict[object, Path | Exception] = {}
+
+    def of(self, case: Case) -> tuple[Seen, list[str]]:
+        """What the workers saw of a case, and what they disagree about."""
+        together = [other for other in self.cases if other.devices == case.devices]
+        folder = self._once(case.devices, lambda folder: msrun.train_cases(together, folder))
+        return gather(folder / case.name, case.devices)
+
+    def twin(self, case: Case, kind: str) -> Seen:
+        """What a twin of a case saw: the same network in one process, in JAX, or in JAX on the same mesh."""
+        if kind == ONE:
+            return self.of(baseline(case))[0]
+        name = jax_twin.job_name(case.optimizer, case.length, case.mesh if kind == MESH else None)
+        return dict(np.load(self._once(JAX, self._run_jax) / f"{name}.npz"))
+
+    def _run_jax(self, folder: Path) -> None:
+        seen = self.of(baseline(self.cases[0]))[0]
+        initial = {name.removeprefix("initial/"): value for name, value in seen.items() if name.startswith("initial/")}
+        np.savez(folder / "start.npz", **initial)
+        jobs = [(case.optimizer, case.length, mesh) for case in self.cases for mesh in (None, case.mesh)]
+        jobs = list(dict.fromkeys(jobs))
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        msrun.run_python(jax_twin.__file__, folder, len(jobs), jax_twin.ENVIRONMENT)
+
+    def _once(self, key: object, start: Callable[[Path], None]) -> Path:
+        """The folder that ``start`` filled; what failed once fails again without being run."""
+        if key not in self._folders:
+            folder = self.folder / str(key)
+            folder.mkdir()
+            try:
+                start(folder)
+                self._folders[key] = folder
+            except AssertionError as error:
+                self._folders[key] = error
+        if isinstance(self._folders[key], Exception):
+            raise self._folders[key]
+        return self._folders[key]

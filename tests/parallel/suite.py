@@ -1,0 +1,55 @@
+"""Which cases are run: a few always, the rest of the table on request, and planted errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+
+from parallel.cases import MUTATIONS, Case
+
+MESHES = ((1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1), (2, 2, 2))  # pods, data, model
+RECOMPUTE = ("none", "attention", "block")
+
+QUICK = [
+    Case((1, 1, 1), "off", "none", "adafactor", 1, gradients=True),
+    Case((1, 1, 1), "off", "none", "adamw", 1, gradients=True),
+    Case((1, 1, 1), "off", "block", "adamw", 2),
+    Case((1, 2, 1), "pod", "attention", "adafactor", 1, gradients=True),
+    Case((1, 1, 2), "off", "none", "adamw", 2, gradients=True),
+    Case((1, 2, 2), "pod", "block", "adafactor", 2, gradients=True),
+    Case((1, 2, 2), "off", "none", "adamw", 1),
+    Case((2, 1, 2), "all", "attention", "adamw", 1),
+    Case((2, 2, 1), "all", "block", "adafactor", 1),
+]
+"""Every mesh of up to four devices, and every value of every setting."""
+
+HEALTHY = QUICK[3]
+MUTANTS = [replace(HEALTHY, mutation=name, steps=3, gradients=False) for name in MUTATIONS]
+
+
+def distinct_shardings(mesh: tuple[int, int, int]) -> Sequence[str]:
+    """Over one data shard, weights that are sharded in a pod are whole; in one pod, those over all are those in it."""
+    pods, data, _ = mesh
+    return ["off"] + ["pod"] * (data > 1) + ["all"] * (pods > 1)
+
+
+def full_table() -> Iterable[Case]:
+    """Every mesh x sharding x optimizer x passes; all kinds of recomputation take turns."""
+    turn, seen = 0, set()
+    for mesh in MESHES:
+        for sharding, optimizer, passes in product(distinct_shardings(mesh), ("adafactor", "adamw"), (1, 2)):
+            recompute = RECOMPUTE[turn % 3]
+            key = (mesh, sharding, recompute)  # gradients depend on nothing else
+            yield Case(mesh, sharding, recompute, optimizer, passes, gradients=key not in seen)
+            seen.add(key)
+            turn += 1
+
+
+FURTHER = [  # what the table does not reach: the other strategies, and sequences whose queries go in two runs
+    Case((1, 2, 2), "off", table="data", gradients=True),
+    Case((1, 2, 2), "all", "block", "adamw", table="data", gradients=True),
+    Case((1, 2, 2), "off", "attention", table="model", gradients=True),
+    Case((1, 2, 2), "pod", "block", "adamw", 2, length=128, gradients=True),
+]
+SLOW = [case for case in [*full_table(), *FURTHER] if case.name not in {quick.name for quick in QUICK}]

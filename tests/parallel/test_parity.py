@@ -1,0 +1,90 @@
+"""The same training on many meshes: against one process, against JAX, and against JAX on the same mesh.
+
+Every case trains the same network on the same batches (cases.py); workers run in processes of their own (worker.py).
+Without a fault, what is left is the order of float32 sums: compare.py has the tolerances and what was measured.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from parallel.cases import OPTIMIZERS, Case
+from parallel.compare import TOLERANCES, differences, exceeded, relative
+from parallel.runs import ONE, TWINS, Runs
+from parallel.suite import HEALTHY, MESHES, MUTANTS, QUICK, RECOMPUTE, SLOW, distinct_shardings
+
+CASES = [pytest.param(case, id=case.name) for case in QUICK]
+CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in SLOW]
+WITH_GRADIENTS = [param for param in CASES if param.values[0].gradients]
+
+# Where each planted error must show, whatever else it changes.
+SHOWS = {"no reduction": "gradient norm", "mean for sum": "gradient norm", "local rms": "loss"}
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("quick"), [*QUICK, *MUTANTS])
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("slow"), SLOW)
+
+
+@pytest.fixture
+def runs(request, case: Case) -> Runs:
+    return request.getfixturevalue("quick" if case in QUICK else "slow")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_hold_the_same_bits(runs, case):
+    """Losses and norms are known to all of them, and equal slices of weights stay equal."""
+    _, disagree = runs.of(case)
+    assert not disagree
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("case", CASES)
+def test_training_follows(runs, case, twin):
+    """Ten steps, every one's loss, cross-entropy and gradient norm, and the weights behind the last."""
+    far = differences(runs.of(case)[0], runs.twin(case, twin))
+    assert {"loss", "gradient norm", "weights"} <= set(far)
+    assert not exceeded(far), far
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("case", WITH_GRADIENTS)
+def test_every_gradient_of_the_first_step(runs, case, twin):
+    ours, theirs = runs.of(case)[0], runs.twin(case, twin)
+    names = [name for name in ours if name.startswith("gradient/")]
+    assert len(names) == sum(name.startswith("final/") for name in ours)
+    far = {name: relative(ours[name], theirs[name]) for name in names}
+    assert max(far.values()) <= TOLERANCES["gradients"], far
+
+
+@pytest.mark.parametrize("case", WITH_GRADIENTS)
+def test_initial_weights_are_the_same_bits_on_every_mesh(runs, case):
+    ours, one = runs.of(case)[0], runs.twin(case, ONE)
+    names = [name for name in one if name.startswith("initial/")]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(ours[name], one[name], name)
+
+
+def test_table_is_complete():
+    """Every mesh has each kind of recomputation, with every sharding, optimizer and number of passes that differ."""
+    for mesh in MESHES:
+        cases = [case for case in [*QUICK, *SLOW] if case.mesh == mesh]
+        assert {case.recompute for case in cases} == set(RECOMPUTE)
+        there = {(case.shard_weights, case.optimizer, case.passes) for case in cases}
+        assert there >= set(product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda case: case.mutation)
+def test_planted_errors_are_seen(quick, mutant):
+    """In a few steps, by the comparison that finds nothing in the same case without them."""
+    for twin in TWINS:
+        assert not exceeded(differences(quick.of(HEALTHY)[0], quick.twin(HEALTHY, twin)))
+        assert SHOWS[mutant.mutation] in exceeded(differences(quick.of(mutant)[0], quick.twin(mutant, twin)))

@@ -1,0 +1,123 @@
+"""One worker: trains all cases of a list, one after the other, and keeps what this device saw of each.
+
+Started by msrun, or alone for cases of one device: ``worker.py FOLDER`` reads FOLDER/cases.json and writes, for each
+case, FOLDER/CASE/RANK.npz.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from mindspore import ParameterTuple, Tensor, nn, ops
+from parallel.cases import BATCH, MODEL, OPTIMIZERS, SEED, Case, batches, norm_scale
+from parallel.mutations import planted
+
+from mindspore_palm import PaLM, PaLMConfig
+from mindspore_palm.config import OptimizerConfig, ParallelConfig, Settings, TrainConfig
+from mindspore_palm.model.loss import Loss
+from mindspore_palm.parallel.axes import layout
+from mindspore_palm.parallel.check import layout_of
+from mindspore_palm.parallel.context import join_workers, open_device, partition
+from mindspore_palm.train.build import build_step
+from mindspore_palm.train.step import BATCH as AXES
+from mindspore_palm.train.step import Objective
+
+
+class Gradients(nn.Cell):
+    """The gradients of a batch, as slices."""
+
+    def __init__(self, loss: Loss, parameters: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = Objective(loss)
+        self.gradients = ops.value_and_grad(self.objective, None, parameters, has_aux=True)
+
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, ...]:
+        return self.gradients(inputs, targets, count)[1]
+
+
+def settings_of(case: Case) -> Settings:
+    """The case in the words of users."""
+    pods, data, model = case.mesh
+    return Settings(
+        model=PaLMConfig(**MODEL),
+        optimizer=OptimizerConfig(**OPTIMIZERS[case.optimizer]),
+        train=TrainConfig(
+            steps=case.steps,
+            batch_size=BATCH,
+            micro_batch=BATCH // case.passes if case.passes > 1 else 0,
+            seed=SEED,
+            device="CPU",
+        ),
+        parallel=ParallelConfig(
+            pods=pods,
+            data=data,
+            model=model,
+            strategy=case.table,
+            shard_weights=case.shard_weights,
+            recompute=case.recompute,
+        ),
+    )
+
+
+def first_gradients(palm: PaLM, batch: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Slices of the initial weights and of their gradients."""
+    weights = palm.trainable_params()
+    cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *AXES)
+    gradients = cell(*map(Tensor, batch), Tensor(np.float32(count)))
+    seen = {f"gradient/{w.name}": g.asnumpy().copy() for w, g in zip(weights, gradients, strict=True)}
+    return seen | {f"initial/{w.name}": w.asnumpy().copy() for w in weights}  # drawn by now
+
+
+def train(case: Case, rank: int) -> dict[str, np.ndarray]:
+    """Everything that one device saw of a case."""
+    settings = settings_of(case)
+    with layout(layout_of(settings)) as here, planted(case.mutation):
+        palm, step = build_step(settings)
+        weights = palm.trainable_params()
+        for weight in weights:
+            if weight.name.endswith("norm.scale"):
+                weight.set_data(Tensor(norm_scale(weight.name)))
+        inputs, targets = batches(case.steps, case.length)
+        tokens = [int((batch >= 0).sum()) for batch in targets]
+        rows = here.rows(rank, BATCH)
+        inputs, targets = inputs[:, rows], targets[:, rows]
+        seen = first_gradients(palm, (inputs[0], targets[0]), tokens[0]) if case.gradients else {}
+        curve = []
+        for batch in zip(inputs, targets, tokens, strict=True):
+            result = step(*batch)
+            assert not result.skipped
+            curve.append((result.loss, result.cross_entropy, result.gradient_norm))
+        seen["curve"] = np.array(curve).T
+        for weight in weights:
+            window = [slice(0, size) for size in weight.shape]
+            if case.devices > 1:
+                window = weight.placement.window(rank)
+                assert weight.shape == weight.placement.slice_shape, f"{weight.name}: the compiler cut differently"
+            seen[f"window/{weight.name}"] = np.array([(part.start, part.stop) for part in window])
+            seen[f"final/{weight.name}"] = weight.asnumpy().copy()
+    return seen
+
+
+def main(folder: Path) -> None:
+    group = folder / f"group_{os.getpgid(0)}"  # by which it can be ended: msrun's workers lead groups of their own
+    group.touch()
+    cases = [Case(**{**case, "mesh": tuple(case["mesh"])}) for case in json.loads((folder / "cases.json").read_text())]
+    open_device("CPU")
+    rank = join_workers(cases[0].devices, "CPU")
+    for case in cases:
+        start = time.monotonic()
+        seen = train(case, rank)
+        (folder / case.name).mkdir(exist_ok=True)
+        np.savez(folder / case.name / f"{rank}.npz", **seen)
+        print(f"{case.name}: {time.monotonic() - start:.1f} s", dataclasses.asdict(case), flush=True)
+    group.unlink(missing_ok=True)  # the number may soon be another's
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

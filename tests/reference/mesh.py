@@ -1,0 +1,56 @@
+"""The same reference, trained on one device or on a mesh of them: GSPMD, XLA finds what must be exchanged."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reference import adafactor, adamw, palm
+
+OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw}
+
+
+def make_mesh(pods: int, data: int, model: int) -> Mesh:
+    """A mesh of the first devices, the model axis counting fastest."""
+    devices = np.array(jax.devices()[: pods * data * model])
+    return Mesh(devices.reshape(pods, data, model), ("pod", "data", "model"))
+
+
+def train(weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mesh | None = None, **settings):
+    """Trains from ``weights`` on batches int32 [steps, B, S]; a negative target is no real token.
+
+    Returns:
+        losses, cross-entropies and gradient norms of the steps, the first step's gradients, and the last weights.
+    """
+    method = OPTIMIZERS[optimizer]
+    lies = batch_lies = None
+    if mesh is not None:
+        lies, batch_lies = palm.shardings(shape, mesh), NamedSharding(mesh, PartitionSpec(palm.BATCH))
+
+    def step(weights, state, inputs, targets, k):
+        def objective(weights):
+            mask = jnp.asarray(targets >= 0, jnp.float32)
+            return palm.loss(weights, inputs, jnp.maximum(targets, 0), mask, shape, mesh=mesh)
+
+        (loss, cross_entropy), gradients = jax.value_and_grad(objective, has_aux=True)(weights)
+        weights, state, norm = method.update(weights, gradients, state, k, **settings)
+        return weights, state, gradients, (loss, cross_entropy, norm)
+
+    whole = {name: jnp.asarray(weight) for name, weight in weights.items()}
+    weights = jax.device_put(whole, lies)
+    state = jax.device_put(method.init(whole), lies and {"v": lies, "m": lies})
+    out = lies and (lies, {"v": lies, "m": lies}, lies, NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(step, out_shardings=out)
+    curve, first = [], None
+    for k in range(len(inputs)):
+        batch = (jax.device_put(part[k], batch_lies) for part in (inputs, targets))
+        weights, state, gradients, numbers = step(weights, state, *batch, jnp.float32(k + 1))
+        curve.append([float(number) for number in numbers])
+        if k == 0:
+            first = {name: np.asarray(gradient) for name, gradient in gradients.items()}
+    if mesh is not None:
+        for name, weight in weights.items():  # it was cut, not copied
+            assert weight.addressable_shards[0].data.shape == lies[name].shard_shape(weight.shape), name
+    return np.array(curve).T, first, {name: np.asarray(weight) for name, weight in weights.items()}
