@@ -30,7 +30,6 @@ class Case:
     optimizer: str = "adafactor"
     passes: int = 1
     """Passes over parts of the batch that make one step."""
-    steps: int = STEPS
     gradients: bool = False
     """Whether initial weights and the first step's gradients are kept as well: one more network to compile."""
     table: str = "palm"
@@ -51,14 +50,14 @@ class Case:
         return "-".join(words)
 
 
-def batches(steps: int = STEPS, length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+def batches(length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of the steps, int32 [steps, B, S].
 
     Rows have from none to all real tokens: devices bring unequal numbers of them, some none at all.
     """
     draw = np.random.default_rng(20220405)
-    inputs, targets = draw.integers(0, MODEL["vocab_size"], (2, steps, BATCH, length)).astype(np.int32)
-    real = draw.integers(length // 2, length + 1, (steps, BATCH))
+    inputs, targets = draw.integers(0, MODEL["vocab_size"], (2, STEPS, BATCH, length)).astype(np.int32)
+    real = draw.integers(length // 2, length + 1, (STEPS, BATCH))
     real[:, 0] = length
     real[1::2, 5] = 0
     targets[np.arange(length) >= real[..., None]] = -1

@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     for optimizer, length, mesh in json.loads((folder / "jobs.json").read_text()):
         cut = reference.make_mesh(*mesh) if mesh else None
         curve, gradients, final = reference.train(
-            weights, *batches(length=length), SHAPE, optimizer, cut, **SETTINGS[optimizer]
+            weights, *batches(length), SHAPE, optimizer, cut, **SETTINGS[optimizer]
         )
         seen = {f"gradient/{name}": gradient for name, gradient in gradients.items()}
         seen |= {f"final/{name}": weight for name, weight in final.items()}

@@ -25,7 +25,7 @@ QUICK = [
 """Every mesh of up to four devices, and every value of every setting."""
 
 HEALTHY = QUICK[3]
-MUTANTS = [replace(HEALTHY, mutation=name, steps=3, gradients=False) for name in MUTATIONS]
+MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATIONS]
 
 
 def distinct_shardings(mesh: tuple[int, int, int]) -> Sequence[str]:

@@ -84,7 +84,7 @@ def test_table_is_complete():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda case: case.mutation)
 def test_planted_errors_are_seen(quick, mutant):
-    """In a few steps, by the comparison that finds nothing in the same case without them."""
+    """By the comparison that finds nothing in the same case without them."""
     for twin in TWINS:
         assert not exceeded(differences(quick.of(HEALTHY)[0], quick.twin(HEALTHY, twin)))
         assert SHOWS[mutant.mutation] in exceeded(differences(quick.of(mutant)[0], quick.twin(mutant, twin)))

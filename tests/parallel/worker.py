@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
-from parallel.cases import BATCH, MODEL, OPTIMIZERS, SEED, Case, batches, norm_scale
+from parallel.cases import BATCH, MODEL, OPTIMIZERS, SEED, STEPS, Case, batches, norm_scale
 from parallel.mutations import planted
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -48,7 +48,7 @@ def settings_of(case: Case) -> Settings:
         model=PaLMConfig(**MODEL),
         optimizer=OptimizerConfig(**OPTIMIZERS[case.optimizer]),
         train=TrainConfig(
-            steps=case.steps,
+            steps=STEPS,
             batch_size=BATCH,
             micro_batch=BATCH // case.passes if case.passes > 1 else 0,
             seed=SEED,
@@ -83,7 +83,7 @@ def train(case: Case, rank: int) -> dict[str, np.ndarray]:
         for weight in weights:
             if weight.name.endswith("norm.scale"):
                 weight.set_data(Tensor(norm_scale(weight.name)))
-        inputs, targets = batches(case.steps, case.length)
+        inputs, targets = batches(case.length)
         tokens = [int((batch >= 0).sum()) for batch in targets]
         rows = here.rows(rank, BATCH)
         inputs, targets = inputs[:, rows], targets[:, rows]
