@@ -172,3 +172,13 @@ def test_print_sharding_of_palm_540b():
     assert "6,144 devices" in run.stdout
     q_wi = next(line for line in run.stdout.splitlines() if ".q_wi" in line)
     assert "18,432 x 159,744" in q_wi and "72 x 13,312" in q_wi
+
+
+def test_steps_that_are_not_finite_are_skipped_by_all_workers(home):
+    """A rate that throws every weight out of range: all later steps change nothing, on all workers, to the end."""
+    rate = ["optimizer.name=adamw", "optimizer.schedule=constant", "optimizer.learning_rate=1e30"]
+    process = start(home, "wild", "train.steps=4", "train.eval_every=0", "parallel.data=2", *rate)
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    assert [int(row["skipped"]) for row in rows_of(home / "wild")] == [0, 1, 1, 1]
+    assert "skipped steps: 3" in out

@@ -1,0 +1,45 @@
+"""Ascend's fused attention means what the plain path computes, as far as a machine without Ascend can tell.
+
+The primitive is replaced by its documentation, written as products: with input_layout BSND, query heads share the one
+key and value head; scores are multiplied with scale_value; with sparse_mode 2, positions see what a mask of a lower
+left triangle lets them, whatever the length; the fourth result is softmax(scores) v.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from mindspore_palm import PaLM, PaLMConfig
+from mindspore_palm.model import attention
+from mindspore_palm.parallel.axes import Layout, layout
+
+CONFIG = PaLMConfig(layers=1, d_model=24, heads=3, head_dim=8, d_ff=48, vocab_size=64)
+
+
+class Documented(nn.Cell):
+    """FlashAttentionScore as its documentation has it."""
+
+    def __init__(self, head_num, scale_value, input_layout, sparse_mode):
+        super().__init__()
+        assert (head_num, input_layout, sparse_mode) == (CONFIG.heads, "BSND", 2)
+        self.scale, self.softmax = scale_value, ops.Softmax(-1)
+
+    def construct(self, q, k, v, shift, drop, padding, mask):
+        length = q.shape[1]
+        q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
+        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) * self.scale
+        scores = scores - 1e30 * ops.cast(mask[:length, :length], q.dtype)
+        return None, None, None, ops.transpose(ops.matmul(self.softmax(scores), v), (0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("length", [7, 128])
+def test_fused_and_plain_attention_mean_the_same(device, rng, monkeypatch, length):
+    inputs = Tensor(rng.integers(0, CONFIG.vocab_size, (2, length)).astype(np.int32))
+    plain = PaLM(CONFIG, seed=9)(inputs).asnumpy()
+    monkeypatch.setattr(attention, "FlashAttentionScore", Documented)
+    with layout(Layout(target="Ascend")):
+        fused = PaLM(CONFIG, seed=9)
+    assert isinstance(fused.blocks[0].attention.attend, attention.FusedAttention)
+    np.testing.assert_allclose(fused(inputs).asnumpy(), plain, rtol=2e-5, atol=2e-6)
