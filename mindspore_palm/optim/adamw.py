@@ -25,7 +25,7 @@ class AdamW(nn.Optimizer):
         self.decays = tuple(config.adamw_weight_decay if p.ndim > 1 else 0.0 for p in self.parameters)
         self.adam, self.mul, self.pow, self.sqrt = ops.Adam(), ops.Mul(), ops.Pow(), ops.Sqrt()
         self.square, self.add, self.sub, self.div = ops.Square(), ops.Add(), ops.Sub(), ops.Div()
-        self.cast, self.reshape, self.assign, self.depend = ops.Cast(), ops.Reshape(), ops.Assign(), ops.Depend()
+        self.cast, self.reshape, self.assign = ops.Cast(), ops.Reshape(), ops.Assign()
         self.betas = Tensor(np.array([self.beta1, self.beta2], np.float32))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
@@ -34,24 +34,17 @@ class AdamW(nn.Optimizer):
         k = self.cast(self.reshape(count, ()), ms.float32)
         lr = self.schedule(k)
         power1, power2 = self.pow(self.betas[0], k), self.pow(self.betas[1], k)
-        done = ()
         for i in range(len(self.decays)):
-            if self.decays[i] > 0:
-                done += (self.update_with_decay(i, gradients[i], lr, power1, power2),)
+            p, m, v, g = self.parameters[i], self.m[i], self.v[i], gradients[i]
+            if self.decays[i] > 0:  # p is written once: two writes have no order where MindSpore cuts the graph
+                new_m = self.add(self.mul(m, self.beta1), self.mul(g, 1.0 - self.beta1))
+                new_v = self.add(self.mul(v, self.beta2), self.mul(self.square(g), 1.0 - self.beta2))
+                root = self.add(self.sqrt(self.mul(new_v, 1.0 / (1.0 - power2))), self.eps)
+                u = self.div(self.mul(new_m, lr / (1.0 - power1)), root)
+                self.assign(m, new_m)
+                self.assign(v, new_v)
+                self.assign(p, self.sub(self.mul(p, 1.0 - lr * self.decays[i]), u))
             else:
                 eps = self.sqrt(1.0 - power2) * self.eps  # ops.Adam adds it to the root of v before v is corrected
-                p, m, v = self.parameters[i], self.m[i], self.v[i]
-                done += (self.adam(p, m, v, power1, power2, lr, self.beta1, self.beta2, eps, gradients[i]),)
-        return self.depend(lr, done)
-
-    def update_with_decay(self, i: int, g: Tensor, lr: Tensor, power1: Tensor, power2: Tensor) -> bool:
-        """One weight's step that writes the weight once: two writes have no order where MindSpore cuts the graph."""
-        p = self.parameters[i]
-        m = self.add(self.mul(self.m[i], self.beta1), self.mul(g, 1.0 - self.beta1))
-        v = self.add(self.mul(self.v[i], self.beta2), self.mul(self.square(g), 1.0 - self.beta2))
-        root = self.add(self.sqrt(self.mul(v, 1.0 / (1.0 - power2))), self.eps)
-        u = self.div(self.mul(m, lr / (1.0 - power1)), root)
-        self.assign(self.m[i], m)
-        self.assign(self.v[i], v)
-        self.assign(p, self.sub(self.mul(p, 1.0 - lr * self.decays[i]), u))
-        return True
+                self.adam(p, m, v, power1, power2, lr, self.beta1, self.beta2, eps, g)
+        return lr
