@@ -59,8 +59,8 @@ class Adafactor(nn.Optimizer):
         k = self.next_step()
         lr, fresh = self.schedule(k), self.pow(k, DECAY_EXPONENT)  # 1 - b
         keep = 1.0 - lr * lr if self.lr_squared_decay else 1.0
-        # a map and no loop: MindSpore unrolls a loop into calls within calls, and where those write Parameters, the time
-        # to compile them grows faster than the square of their number; at 118 layers it was most of all
+        # a map and no loop: MindSpore unrolls a loop into calls within calls, and where those write Parameters, time
+        # to compile grows faster than the square of their number; at 118 layers it was most of all
         self.map(self.partial(self.update, lr, fresh, keep), self.numbers, gradients, self.parameters, self.m, self.v)
         return lr
 
