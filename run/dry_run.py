@@ -13,26 +13,28 @@ from mindspore_palm.settings import load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Partitions a training step and lists its collectives.")
+    parser = argparse.ArgumentParser(description="Partitions a training step and lists its slices and collectives.")
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
-    parser.add_argument("--target", choices=("GPU", "Ascend"), default="GPU", help="for which MindSpore partitions")
-    parser.add_argument("--rank", type=int, default=0, help="as which rank")
+    parser.add_argument("--target", choices=("GPU", "Ascend"), help="for which MindSpore partitions; as train.device")
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help="as which rank")
     parser.add_argument("--layer", action="store_true", help="only what a layer adds: three layers less two")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example model.layers=2")
+    parser.add_argument("--whole", action="store_true", help="compile all layers, instead of two and three of them")
+    parser.add_argument("--json", metavar="FILE", help="write all of it to a file, too")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
+    settings, _ = load_settings(arguments.config, arguments.overrides)  # what is wrong is said before MindSpore starts
+    from mindspore_palm.plan.dry_run import dry_run, layer_ledger
+    from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
+    from mindspore_palm.plan.ledger import show_ledger
 
-    def ledger_of(*more: str) -> object:
-        settings, _ = load_settings(arguments.config, [*arguments.overrides, *more])
-        return dry_run(settings, arguments.target, arguments.rank)
-
-    load_settings(arguments.config, arguments.overrides)  # what is wrong is said before MindSpore starts
-    from mindspore_palm.plan.dry_run import dry_run
-    from mindspore_palm.plan.ledger import per_layer, show_ledger
-
+    target = arguments.target or ("Ascend" if settings.train.device == "Ascend" else "GPU")
     if arguments.layer:
-        print(show_ledger(per_layer(ledger_of("model.layers=2"), ledger_of("model.layers=3"))))
-    else:
-        print(show_ledger(ledger_of()))
+        print(show_ledger(layer_ledger(settings, target, arguments.rank).counts))
+        return
+    run = dry_run(settings, target, arguments.rank, arguments.whole)
+    print(describe_dry_run(run, settings, target, arguments.rank))
+    if arguments.json:
+        write_dry_run(run, settings, target, arguments.rank, Path(arguments.json))
 
 
 if __name__ == "__main__":

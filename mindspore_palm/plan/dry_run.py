@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+import time
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,42 +24,109 @@ from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import play_rank, use_graphs
 from mindspore_palm.parallel.host import build
-from mindspore_palm.plan.ledger import Collective, read_ledger
+from mindspore_palm.plan.graph import Slice, read_parameters
+from mindspore_palm.plan.ledger import BYTES, Ledger, read_ledger
+from mindspore_palm.plan.refusal import explain
 from mindspore_palm.settings import read_yaml, settings_to_yaml
 from mindspore_palm.train.build import build_step
 
 GRAPH = "validate"  # the last pass before the back end
+FEW = (2, 3)
+"""Layers from which all others follow: in both, a layer has one beside it and one more is the same again."""
 
 
-def dry_run(settings: Settings, target: str = "GPU", rank: int = 0) -> Counter[Collective]:
+@dataclass(frozen=True)
+class DryRun:
+    """A compiled step, as one rank sees it."""
+
+    layers: int
+    """Of the network that this stands for."""
+    compiled: tuple[int, ...]
+    """Layers of the networks that were compiled."""
+    ledger: Ledger
+    slices: tuple[Slice, ...]
+    """Every weight and every tensor of the optimizer's state, with the shape that the compiler gave it."""
+    seconds: float
+    """To compile, MindSpore's start included."""
+    memory: int
+    """Bytes that the compiling process took at most."""
+
+    def state_bytes(self) -> int:
+        """Bytes of weights and optimizer state on the device."""
+        return sum(BYTES[s.dtype] * prod(s.shape) for s in self.slices)
+
+
+def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, whole: bool = True) -> DryRun:
     """Compiles the training step of one pass as one rank of the mesh, and stops before anything is allocated.
 
     Args:
         settings: of the run; ``train.micro_batch`` or the last batch size is the pass.
         target: GPU or Ascend, for which MindSpore partitions.
         rank: as which.
-
-    Returns:
-        The collectives of the compiled graph.
+        whole: all layers; False compiles two and three, and adds what the third brought for each layer beyond.
 
     Raises:
-        UserError: the settings do not fit, or ask for one device.
+        UserError: the settings do not fit, or ask for one device, or MindSpore refuses them.
     """
     place = layout_of(settings, target)
     if place.devices == 1:
         raise UserError("a dry run is of several devices; set parallel.pods, parallel.data or parallel.model")
+    if not 0 <= rank < place.devices:
+        raise UserError(
+            f"--rank {rank} is not one of {place.devices:,} devices; give one from 0 to {place.devices - 1}"
+        )
     check_layout(settings, place, placements(settings.model, place))
-    return read_ledger(partitioned_graph(settings, target, rank), place.mesh, rank)
+    layers = settings.model.layers
+    if whole or layers <= FEW[-1]:
+        return _compiled(settings, target, rank)
+    two, three = (_compiled(_with_layers(settings, count), target, rank) for count in FEW)
+    return carried(two, three, layers)
 
 
-def partitioned_graph(settings: Settings, target: str, rank: int) -> str:
-    """The text of the step's graph behind the partitioner, for one rank.
+def layer_ledger(settings: Settings, target: str = "GPU", rank: int = 0) -> Ledger:
+    """The exchanges of one layer: what the third adds to two. Raises as ``dry_run``."""
+    two, three = (dry_run(_with_layers(settings, count), target, rank) for count in FEW)
+    return three.ledger - two.ledger
+
+
+def carried(two: DryRun, three: DryRun, layers: int) -> DryRun:
+    """What more layers have, from networks of two and of three: each layer beyond brings what the third did."""
+    more = layers - two.layers
+    last = f"blocks.{three.layers - 1}."
+    own = [s for s in three.slices if last in s.name]
+    copies = [
+        replace(s, name=s.name.replace(last, f"blocks.{number}."))
+        for number in range(three.layers, layers)
+        for s in own
+    ]
+    return DryRun(
+        layers,
+        (*two.compiled, *three.compiled),
+        two.ledger + (three.ledger - two.ledger).times(more),
+        (*three.slices, *copies),
+        two.seconds + three.seconds,
+        max(two.memory, three.memory),
+    )
+
+
+def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
+    start = time.monotonic()
+    graph, memory = partitioned_graph(settings, target, rank)
+    ledger = read_ledger(graph, layout_of(settings, target).mesh, rank)
+    seconds = time.monotonic() - start
+    layers = settings.model.layers
+    state = tuple(s for s in read_parameters(graph) if s.name != "global_step")
+    return DryRun(layers, (layers,), ledger, state, seconds, memory)
+
+
+def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:
+    """The text of the step's graph behind the partitioner, for one rank, and the bytes that compiling took at most.
 
     In a process of its own: MindSpore reads only once whether to write graphs, and where.
 
     Raises:
-        UserError: what partitions on CPU cannot be built here.
-        RuntimeError: MindSpore refused the graph; in its words.
+        UserError: what partitions on CPU cannot be built here, or MindSpore refuses the layout; behind the sentence,
+            MindSpore's own words.
     """
     build.extension()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,14 +138,13 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> str:
             capture_output=True,
             text=True,
             cwd=folder,
-            env={**os.environ, **wanted, "PYTHONPATH": path, "GLOG_v": "4"},
+            env={**os.environ, **wanted, "PYTHONPATH": path, "GLOG_v": "3"},
         )
         graphs = list(Path(folder).rglob(f"*_{GRAPH}_*.ir"))
         if child.returncode or not graphs:
-            said = [line for line in child.stderr.splitlines() if line.strip()]
-            words = [line for line in said if "Error: " in line] or said[-1:]
-            raise RuntimeError(f"MindSpore did not partition the step: {' '.join(words)}")
-        return max(graphs, key=lambda file: file.stat().st_mtime).read_text()
+            raise UserError(explain(child.stderr, settings, layout_of(settings, target)))
+        peak = int(re.findall(r"peak (\d+)", child.stdout)[-1])
+        return max(graphs, key=lambda file: file.stat().st_mtime).read_text(), peak
 
 
 def _compile() -> None:
@@ -90,3 +160,8 @@ def _compile() -> None:
         rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
+    print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _with_layers(settings: Settings, layers: int) -> Settings:
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"layers": layers})})

@@ -9,10 +9,12 @@ from itertools import combinations
 from math import prod
 
 from mindspore_palm.parallel.mesh import Mesh
+from mindspore_palm.plan.graph import Node, longest_chain, read_nodes, tensors
+from mindspore_palm.plan.tables import table
 
-BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2, "Int32": 4}
-_NODE = re.compile(r"^ +%\d+\((?P<name>[^)]*)\) = (?P<op>AllReduce|AllGather|ReduceScatter|AlltoAll)\((?P<rest>.*)$")
-_TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
+BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2, "Int32": 4, "Int64": 8}
+COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "AlltoAll")
+ORDER = {"forward": 0, "backward": 1, "update": 2}
 
 
 @dataclass(frozen=True, order=True)
@@ -39,41 +41,59 @@ class Collective:
         return BYTES[self.dtype] * max(prod(self.given), prod(self.result))
 
 
-def read_ledger(graph: str, mesh: Mesh, rank: int = 0) -> Counter[Collective]:
-    """How often each kind of collective is in a compiled graph.
+@dataclass(frozen=True)
+class Ledger:
+    """The exchanges of one step on one device."""
+
+    counts: Counter[Collective]
+    chain: Counter[Collective]
+    """Those of the longest chain in which each needs what the one before it gave."""
+
+    def __add__(self, other: Ledger) -> Ledger:
+        return Ledger(self.counts + other.counts, self.chain + other.chain)
+
+    def __sub__(self, other: Ledger) -> Ledger:
+        return Ledger(_less(self.counts, other.counts), _less(self.chain, other.chain))
+
+    def times(self, count: int) -> Ledger:
+        """As often as ``count`` of these have."""
+        counts, chain = ({kind: n * count for kind, n in own.items()} for own in (self.counts, self.chain))
+        return Ledger(Counter(counts), Counter(chain))
+
+
+def read_ledger(graph: str, mesh: Mesh, rank: int = 0) -> Ledger:
+    """How often each kind of collective is in a compiled graph, and in its longest chain.
 
     Args:
         graph: text of MindSpore's graph behind its partitioner.
         mesh: that it was partitioned for.
         rank: whose graph it is.
     """
-    ledger: Counter[Collective] = Counter()
-    lines = graph.splitlines()
-    for number, line in enumerate(lines):
-        node = _NODE.match(line)
-        if not node:
-            continue
-        shapes, scope = lines[number + 1], lines[number + 2]
-        given, result = (_TENSOR.search(side) for side in shapes.split(" -> "))
-        weight = re.search(r'mirror_user_id: "([\w.]+)"', line)
-        kept = weight and ("parallel_optimizer" in line or "mirror_Mirror" in line)
-        ledger[
-            Collective(
-                part=_part(node["name"], line, scope),
-                op=_op(node["op"], line),
-                axes=group_axes(mesh, rank, _group(line)),
-                weight=re.sub(r"^blocks\.\d+\.", "", weight.group(1)) if kept else "",
-                given=_shape(given.group(2)),
-                result=_shape(result.group(2)),
-                dtype=result.group(1),
-            )
-        ] += 1
-    return ledger
+    nodes = list(read_nodes(graph))
+    found = {(n.graph, n.number): _collective(n, mesh, rank) for n in nodes if n.op in COLLECTIVES}
+    chain = longest_chain(nodes, dict.fromkeys(found, 1.0))
+    return Ledger(Counter(found.values()), Counter(found[place] for place in chain))
 
 
-def per_layer(of_two: Counter[Collective], of_three: Counter[Collective]) -> Counter[Collective]:
-    """What a layer adds: the ledger of three layers less that of two."""
-    return of_three - of_two
+def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
+    (_, given), (dtype, result) = tensors(node.shapes)
+    weight = re.search(r'mirror_user_id: "([\w.]+)"', node.line)
+    kept = weight and ("parallel_optimizer" in node.line or "mirror_Mirror" in node.line)
+    return Collective(
+        part=_part(node),
+        op=_op(node),
+        axes=group_axes(mesh, rank, _group(node.line)),
+        weight=re.sub(r"^blocks\.\d+\.", "", weight.group(1)) if kept else "",
+        given=given,
+        result=result,
+        dtype=dtype,
+    )
+
+
+def _less(one: Counter[Collective], other: Counter[Collective]) -> Counter[Collective]:
+    result = Counter(one)
+    result.subtract(other)
+    return Counter({kind: count for kind, count in result.items() if count})
 
 
 def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:
@@ -91,35 +111,40 @@ def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:
 
 
 def show_ledger(ledger: Counter[Collective]) -> str:
-    """A table to read: count, part, collective, axes, shapes, type, MB."""
-    head = ("count", "part", "collective", "over", "of", "brings", "gets", "type", "MB")
-    rows = [head]
-    order = {"forward": 0, "backward": 1, "update": 2}
-    for kind, count in sorted(ledger.items(), key=lambda item: (order[item[0].part], item[0])):
+    """A table to read: count, part, collective, axes, shapes, type, MB of one and of all."""
+    rows = []
+    for kind, count in sorted(ledger.items(), key=lambda item: (ORDER[item[0].part], item[0])):
         shapes = [" x ".join(f"{size:,}" for size in shape) or "scalar" for shape in (kind.given, kind.result)]
         what = kind.weight or ("" if not kind.given else "activations")
-        size = f"{kind.bytes / 1e6:,.3f}"
-        rows.append((str(count), kind.part, kind.op, kind.axes, what, *shapes, kind.dtype.lower(), size))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        sizes = f"{kind.bytes / 1e6:,.3f}", f"{count * kind.bytes / 1e6:,.1f}"
+        rows.append((f"{count:,}", kind.part, kind.op, kind.axes, what, *shapes, kind.dtype.lower(), *sizes))
+    head = ("count", "part", "collective", "over", "of", "brings", "gets", "type", "MB", "MB in all")
+    return table(head, rows)
 
 
-def _part(name: str, line: str, scope: str) -> str:
-    if "update-Update" in scope:
+def show_axes(ledger: Counter[Collective]) -> str:
+    """Collectives and bytes by mesh axes."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for kind, count in ledger.items():
+        total = sums.setdefault((kind.axes, kind.op), [0, 0])
+        total[0] += count
+        total[1] += count * kind.bytes
+    rows = [(axes, op, f"{n:,}", f"{size / 1e9:,.3f}") for (axes, op), (n, size) in sorted(sums.items())]
+    return table(("over", "collective", "a step", "GB a step"), rows)
+
+
+def _part(node: Node) -> str:
+    if "update-Update" in node.scope:
         return "update"
-    again = "duplicated: Bool(1)" in line or "recompute_slice" in line  # for the backward pass
-    return "backward" if again or "(Gradients/" in scope or name.startswith("dx") else "forward"
+    again = "duplicated: Bool(1)" in node.line or "recompute_slice" in node.line  # for the backward pass
+    return "backward" if again or "(Gradients/" in node.scope or node.name.startswith("dx") else "forward"
 
 
-def _op(op: str, line: str) -> str:
-    name = {"AllReduce": "all-reduce", "AllGather": "all-gather", "ReduceScatter": "reduce-scatter"}.get(op, op)
-    kind = re.search(r'op: "(\w+)"', line)
+def _op(node: Node) -> str:
+    names = {"AllReduce": "all-reduce", "AllGather": "all-gather", "ReduceScatter": "reduce-scatter"}
+    name, kind = names.get(node.op, node.op), re.search(r'op: "(\w+)"', node.line)
     return name if kind is None or kind.group(1) == "sum" else f"{name} {kind.group(1)}"
 
 
 def _group(line: str) -> list[int]:
     return [int(rank) for rank in re.search(r"group_rank_ids: \(([\d, ]+)\)", line).group(1).split(",") if rank.strip()]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if size.strip())

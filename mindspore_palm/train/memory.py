@@ -50,7 +50,6 @@ class _Device:
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.tokens = batch * self.length // layout.shards("batch")
         self.placements = placements(model, layout)
-        self.is_sharded = any(p.data_slices > 1 for p in self.placements)
 
     def weights(self) -> float:
         """4 bytes a number of every weight's slice."""
@@ -110,7 +109,7 @@ class _Device:
 
     def gathered_layer(self) -> float:
         """One layer's weights, gathered over data."""
-        return self.width * self._numbers("blocks.0.") if self.is_sharded else 0.0
+        return self.width * self._gathered("blocks.0.")
 
     def temporaries(self) -> float:
         """The larger of two moments: the loss, or a block's backward pass.
@@ -122,7 +121,7 @@ class _Device:
         """
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
         logits = FLOAT * self.tokens * vocab * (1.5 if self.fused else 4)
-        loss = logits + FLOAT * self._numbers("embedding") * (3 if self.is_sharded else 1)
+        loss = logits + FLOAT * (3 * self._gathered("embedding") or vocab * self.model.d_model)
         block = self.gathered_layer()
         if self.recompute == "attention":
             block += self.scores()
@@ -130,9 +129,10 @@ class _Device:
             block += self.gathered_layer() + 1.5 * self.of_a_layer() + 2 * self.scores()
         return max(loss, block)
 
-    def _numbers(self, prefix: str) -> int:
-        """Numbers of the weights of that name that a device works with, all data slices gathered."""
-        return sum(prod(p.slice_shape) * p.data_slices for p in self.placements if p.name.startswith(prefix))
+    def _gathered(self, prefix: str) -> int:
+        """Numbers of the weights of that name that are gathered over data, all slices together."""
+        own = (p for p in self.placements if p.name.startswith(prefix) and p.data_slices > 1)
+        return sum(prod(p.slice_shape) * p.data_slices for p in own)
 
 
 def check_memory(settings: Settings, layout: Layout | None = None) -> dict[str, int]:

@@ -23,7 +23,7 @@ A dry run, in one process::
     except host.DryRunComplete:
         ...
 
-There ``global_rank`` is left out: MindSpore refuses to be told one above 4095, and without it, asks the host back end.
+There ``global_rank`` may be any rank of the mesh; MindSpore by itself refuses to be told one above 4095.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import mindspore as ms
 from mindspore.communication import management
+from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
 from mindspore_palm.errors import UserError
 
@@ -56,12 +57,25 @@ def take_over(target: Target) -> None:
     if target.dry:  # without init(), MindSpore's own would say that this is worker 0 of 1
         management._get_rank_helper = _answer(target.extension.group_rank)
         management._get_size_helper = _answer(target.extension.group_size)
+        _setters()["global_rank"] = lambda rank: _context_handle().set_global_rank(rank)  # Python stops at 4095
 
 
 def give_back() -> None:
     """MindSpore is as it was."""
     for place, name, original in _replaced():
         setattr(place, name, original)
+    _setters()["global_rank"] = auto_parallel_context().set_global_rank
+
+
+def _setters() -> dict[str, Callable[..., None]]:
+    """What MindSpore calls to set each part of its parallel context."""
+    from mindspore.parallel import _auto_parallel_context
+
+    return _auto_parallel_context._set_auto_parallel_context_func_map
+
+
+def _context_handle() -> Any:
+    return auto_parallel_context()._context_handle
 
 
 @functools.cache  # MindSpore would take the step once more for each time that it is told

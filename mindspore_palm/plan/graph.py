@@ -1,0 +1,107 @@
+"""A compiled graph as MindSpore writes it: nodes, what each needs, and the slices that it is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+_NODE = re.compile(r"^ +%(?P<number>\d+)\((?P<name>[^)]*)\) = (?P<op>[%\w@]+)\((?P<rest>.*)$")
+_ATTRIBUTES = re.compile(r" (?:\{instance name|primitive_attrs: |cnode_attrs: |cnode_primal_attrs: )")
+_PARAMETER = re.compile(r"^%para\d+_([\w.]+): <Ref\[Tensor\[(\w+)\]\], \(([\d, ]*)\)")
+_TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op of a graph."""
+
+    graph: int
+    """Which subgraph it is in, the main one being 0."""
+    number: int
+    name: str
+    op: str
+    needs: tuple[int, ...]
+    """Numbers of the nodes of the same subgraph that come before it."""
+    line: str
+    """All that MindSpore says of it."""
+    shapes: str
+    scope: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A Parameter as one device holds it."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+def read_nodes(text: str) -> Iterator[Node]:
+    """The nodes of a graph's text, in its order: the main graph, then those it calls."""
+    lines, graph = text.splitlines(), -1
+    for number, line in enumerate(lines):
+        if line.startswith("subgraph @"):
+            graph += 1
+            continue
+        found = _NODE.match(line)
+        if not found:
+            continue
+        inputs = _ATTRIBUTES.split(found["rest"], maxsplit=1)[0]
+        needs = {int(n) for n in re.findall(r"%(\d+)\b", f"{found['op']} {inputs}")}
+        yield Node(
+            max(graph, 0),
+            int(found["number"]),
+            found["name"],
+            found["op"],
+            tuple(sorted(needs)),
+            line,
+            lines[number + 1],
+            lines[number + 2],
+        )
+
+
+def read_parameters(text: str) -> list[Slice]:
+    """The Parameters of a graph's text, with the shapes that the partitioner gave them."""
+    found = (_PARAMETER.match(line) for line in text[: text.index("subgraph @")].splitlines())
+    return [Slice(match[1], shape_of(match[3]), match[2]) for match in found if match]
+
+
+def tensors(shapes: str) -> tuple[tuple[str, Shape], tuple[str, Shape]]:
+    """Type and shape of the first tensor that a node takes, and of the one it gives."""
+    given, result = (_TENSOR.search(side) for side in shapes.split(" -> "))
+    return (given[1], shape_of(given[2])), (result[1], shape_of(result[2]))
+
+
+def shape_of(text: str) -> Shape:
+    """``2, 3`` as a tuple."""
+    return tuple(int(size) for size in text.split(",") if size.strip())
+
+
+def longest_chain(nodes: list[Node], weights: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """The heaviest chain of nodes that each need the one before, of those that have a weight: (graph, number) of each.
+
+    What the main graph calls begins when the main graph's chain has ended: the update waits for the norm of all
+    gradients.
+    """
+    chain: list[tuple[int, int]] = []
+    for graph in sorted({node.graph for node in nodes}):
+        best: dict[int, float] = {}
+        before: dict[int, int | None] = {}
+        for node in (n for n in nodes if n.graph == graph):
+            last = max((n for n in node.needs if n in best), key=best.__getitem__, default=None)
+            best[node.number] = weights.get((graph, node.number), 0.0) + (best[last] if last is not None else 0.0)
+            before[node.number] = last
+        own: list[tuple[int, int]] = []
+        place = max(best, key=best.__getitem__, default=None)
+        while place is not None:
+            if (graph, place) in weights:
+                own.append((graph, place))
+            place = before[place]
+        chain += reversed(own)
+    assert all(a <= b for a, b in pairwise(chain))  # noqa: S101 - MindSpore writes nodes in an order that they can run in
+    return chain

@@ -1,0 +1,135 @@
+"""``run/plan.py`` and ``run/dry_run.py`` as a user calls them: what they print, what they draw, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindspore_palm.plan.machines import HOME, machine_names
+
+ROOT = Path(__file__).resolve().parents[2]
+PNG = b"\x89PNG\r\n"
+
+
+def run(script, *arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "run" / script), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def plan(*arguments, **options):
+    return run("plan.py", *arguments, **options)
+
+
+def test_palm_540b_on_its_own_machine(tmp_path):
+    done = plan("--config", "yaml/palm_540b.yaml", "--charts", tmp_path, "--json", tmp_path / "plan.json")
+    assert done.returncode == 0, done.stderr
+    for words in ("540,354,281,472", "3.28 T a token; 4.1 T", "6,144 devices", ": fits"):
+        assert words in done.stdout
+    seconds = float(re.search(r"step +([\d.]+) s", done.stdout).group(1))
+    assert seconds == pytest.approx(17.60, rel=0.15)
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["layouts"][0]["step_seconds"] == pytest.approx(seconds, abs=0.01)
+    for name in ("step.png", "scaling.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_the_articles_table():
+    done = plan("--published")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "GPT-3 175B",
+        "21.3 % does not follow",
+        "not the article's 50 %",
+        "46.2",
+        "57.8",
+        "60.10 s",
+        "17.60 s",
+    ):
+        assert words in done.stdout
+
+
+def test_meshes_that_fit(tmp_path):
+    settings = ["--config", "yaml/palm_62b.yaml", "--machine", "ascend-910b", "--devices", 512, "--search"]
+    done = plan(*settings, "--charts", tmp_path, "--json", tmp_path / "meshes.json")
+    assert done.returncode == 0, done.stderr
+    rates = [float(rate) for rate in re.findall(r"([\d.]+)%  +[\d.]+%$", done.stdout, re.MULTILINE)]
+    assert len(rates) == 10 and rates == sorted(rates, reverse=True)
+    assert (tmp_path / "meshes.png").read_bytes().startswith(PNG)
+    assert len(json.loads((tmp_path / "meshes.json").read_text())["layouts"]) > 10
+
+
+def test_spmd_or_pathways(tmp_path):
+    done = plan("--pods", "--charts", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "owes nothing to Pathways" in done.stdout and "published: 1.95" in done.stdout
+    assert (tmp_path / "pods.png").read_bytes().startswith(PNG)
+
+
+def test_every_machine_names_its_sources():
+    assert machine_names() == ["a100", "ascend-910a", "ascend-910b", "h100", "tpu-v3", "tpu-v4", "v100"]
+    done = plan("--config", "yaml/palm_8b.yaml", "--machine", HOME / "h100.yaml")
+    assert done.returncode == 0, done.stderr
+
+
+REFUSED = {
+    "nothing": ([], "give --config FILE, --published or --pods"),
+    "machine": (["--config", "yaml/palm_8b.yaml", "--machine", "tpu-v5"], "no machine is called 'tpu-v5'"),
+    "near": (["--config", "yaml/palm_8b.yaml", "--machine", "ascend910b"], "did you mean ascend-910b?"),
+    "file": (["--config", "yaml/palm_8b.yaml", "--machine", "LICENSE"], "no machine is called 'LICENSE'"),
+    "config": (["--config", "LICENSE"], "LICENSE"),
+    "no file": (["--config", "yaml/palm_9b.yaml"], "did you mean yaml/palm_8b.yaml?"),
+    "mesh": (["--config", "yaml/palm_540b.yaml", "parallel.model=5"], "model.heads = 48 cannot be cut into"),
+    "ascend": (["--config", "yaml/palm_540b.yaml", "--machine", "ascend-910a"], "the ranks of a group must take"),
+    "devices": (["--config", "yaml/palm_540b.yaml", "--search", "--devices", "3"], "--devices 3 cannot be cut into"),
+    "none": (["--config", "yaml/palm_8b.yaml", "--search", "--devices", "0"], "--devices 0 cannot be cut into"),
+    "memory": (["--config", "yaml/palm_62b.yaml", "--search", "--devices", "8"], "GB are there; take more --devices"),
+    "no pods": (["--pods", "--machine", "a100"], "a100 has none: take tpu-v4 or tpu-v3"),
+    "setting": (["--config", "yaml/palm_8b.yaml", "model.layer=3"], "did you mean model.layers?"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_sentence(case):
+    arguments, words = REFUSED[case]
+    done = plan(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2 and not done.stdout
+
+
+BROKEN = {
+    "not a list of figures": ("- 1\n", "a machine is a list of"),
+    "a figure is missing": ("title: x\nsources: {}\n", "peak_tflops"),
+    "no source": ((HOME / "a100.yaml").read_text().replace("  tile: ", "  tyle: "), "sources must name every figure"),
+    "a word": ((HOME / "a100.yaml").read_text().replace("memory_gib: 80", "memory_gib: much"), "memory_gib"),
+    "negative": ((HOME / "a100.yaml").read_text().replace("peak_tflops: 312", "peak_tflops: -1"), "peak_tflops"),
+    "two wirings": ((HOME / "a100.yaml").read_text().replace("server_gb_s: 300", "link_gb_s: 300"), "give either"),
+    "not YAML": ("title: [", "line"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_machine_is_one_sentence(case, tmp_path):
+    from mindspore_palm.errors import UserError
+    from mindspore_palm.plan.machines import load_machine
+
+    text, words = BROKEN[case]
+    file = tmp_path / "machine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words) as refused:
+        load_machine(str(file))
+    assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_dry_run_that_does_not_fit():
+    done = run("dry_run.py", "--config", "yaml/palm_540b.yaml", "--target", "Ascend")
+    assert done.returncode == 2 and "parallel.model = 12: on Ascend" in done.stderr
+    done = run("dry_run.py", "--config", "yaml/palm_540b.yaml", "--rank", "6144")
+    assert done.returncode == 2 and "--rank 6144 is not one of 6,144 devices" in done.stderr

@@ -1,0 +1,179 @@
+"""Dry runs: MindSpore's graph for thousands of devices, read; what few layers say of many; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from mindspore_palm.config import Settings
+from mindspore_palm.errors import UserError
+from mindspore_palm.model.initial import placements
+from mindspore_palm.parallel.check import layout_of
+from mindspore_palm.plan import dry_run as module
+from mindspore_palm.plan.dry_run import carried, dry_run
+from mindspore_palm.plan.graph import Node, longest_chain
+from mindspore_palm.plan.ledger import BYTES, show_axes
+from mindspore_palm.plan.refusal import explain
+from mindspore_palm.settings import load_settings
+
+YAML = Path(__file__).resolve().parents[2] / "yaml"
+SMALL = {
+    "model": {"layers": 5, "d_model": 64, "heads": 4, "head_dim": 16, "d_ff": 256, "vocab_size": 128},
+    "data": {"seq_len": 16},
+    "train": {"batch_size": 16, "compute_dtype": "bfloat16"},
+    "parallel": {"pods": 2, "data": 4, "model": 2, "recompute": "block"},
+}
+
+
+def small(layers):
+    return Settings.model_validate({**SMALL, "model": {**SMALL["model"], "layers": layers}})
+
+
+@pytest.fixture(scope="module")
+def few(device):
+    return dry_run(small(2)), dry_run(small(3))
+
+
+def test_few_layers_say_what_many_have(few):
+    five, by_rule = dry_run(small(5)), carried(*few, 5)
+    assert by_rule.ledger == five.ledger
+    assert sorted(by_rule.slices, key=str) == sorted(five.slices, key=str)
+    assert sum(five.ledger.chain.values()) > sum(few[0].ledger.chain.values())
+    assert (by_rule.layers, by_rule.compiled) == (5, (2, 3))
+
+
+def test_slices_are_those_that_were_planned(few):
+    settings = small(3)
+    planned = {p.name: p.slice_shape for p in placements(settings.model, layout_of(settings, "GPU"))}
+    compiled = {s.name: s.shape for s in few[1].slices}
+    for name, shape in planned.items():
+        assert compiled[name] == compiled[f"m.{name}"] == compiled[f"v.{name}"] == shape
+    assert len(compiled) == 3 * len(planned)
+    assert few[1].state_bytes() == 3 * 4 * sum(map(prod, planned.values()))
+
+
+def test_the_chain_goes_through_every_layer_both_ways(few):
+    # a layer's sum over model waits for the layer before it; so do its gradient's, the other way
+    added = (few[1].ledger - few[0].ledger).chain
+    over_model = Counter({k.part: n for k, n in added.items() if k.axes == "model" and k.op == "all-reduce"})
+    assert over_model == {"forward": 1, "backward": 1}
+
+
+def test_the_default_compiles_few(device, few, monkeypatch):
+    compiled = []
+
+    def pretend(settings, target, rank):
+        compiled.append(settings.model.layers)
+        return few[len(compiled) - 1]
+
+    monkeypatch.setattr(module, "_compiled", pretend)
+    run = dry_run(small(118), whole=False)
+    assert compiled == [2, 3] and run.layers == 118
+    assert len([s for s in run.slices if s.name.endswith("kv")]) == 3 * 118
+
+
+def test_the_last_rank_of_palm_540b(device):
+    # MindSpore's Python refuses ranks above 4095; its compiler does not
+    settings, _ = load_settings(YAML / "palm_540b.yaml", ["model.layers=1"])
+    run = dry_run(settings, rank=6143)
+    shapes = {s.name: s.shape for s in run.slices}
+    assert shapes["blocks.0.q_wi"] == (72, 13312) and shapes["v.embedding"] == (84, 18432)
+    assert {k.axes for k in run.ledger.counts if k.weight == "q_wi"} == {"data", "pod"}
+
+
+def test_palm_540b_for_ascend(device):
+    settings, _ = load_settings(YAML / "palm_540b_ascend.yaml", ["model.layers=1"])
+    run = dry_run(settings, "Ascend", rank=17)
+    shapes = {s.name: s.shape for s in run.slices}
+    assert shapes["blocks.0.q_wi"] == (18432 // 192, 159744 // 16)
+    assert shapes["embedding"] == (258048 // 16 // 192, 18432)
+    sums = {
+        (k.part, k.result) for k in run.ledger.counts if k.axes == "model" and k.op == "all-reduce" and k.bytes > 1e8
+    }
+    assert sums >= {("forward", (5 * 2048, 18432)), ("backward", (5 * 2048, 18432))}  # 1,920 sequences over 384
+
+
+def test_float32_and_bfloat16_differ_in_bytes_alone(few):
+    def gathering(run):
+        return next(k for k in run.ledger.counts if k.op == "all-gather" and k.weight == "q_wi" and k.part == "forward")
+
+    settings = small(2)
+    train = settings.train.model_copy(update={"compute_dtype": "float32"})
+    whole, half = gathering(dry_run(settings.model_copy(update={"train": train}))), gathering(few[0])
+    assert (whole.bytes, whole.result) == (2 * half.bytes, half.result)
+
+
+@pytest.mark.slow
+def test_the_whole_of_palm_540b(device):
+    settings, _ = load_settings(YAML / "palm_540b.yaml")
+    whole, by_rule = dry_run(settings, whole=True), dry_run(settings, whole=False)
+    print(f"118 layers in {whole.seconds:.0f} s and {whole.memory / 1e9:.1f} GB; by rule {by_rule.seconds:.0f} s")
+    assert whole.ledger == by_rule.ledger
+    assert sorted(whole.slices, key=str) == sorted(by_rule.slices, key=str)
+    assert whole.compiled == (118,)
+
+
+@pytest.mark.slow
+def test_the_answer_comes_within_a_minute_and_three_gigabytes(device):
+    run = dry_run(load_settings(YAML / "palm_540b.yaml")[0], whole=False)
+    assert run.seconds < 60 and run.memory < 3e9
+
+
+def test_a_rank_that_is_not_there(device):
+    with pytest.raises(UserError, match=r"--rank 16 is not one of 16 devices"):
+        dry_run(small(2), rank=16)
+
+
+def test_what_mindspore_refuses_is_a_sentence_with_its_own_words(device, monkeypatch):
+    monkeypatch.setattr(module, "check_layout", lambda *_: None)  # as if our own checks had missed it
+    settings = Settings.model_validate({**SMALL, "model": {**SMALL["model"], "layers": 1, "vocab_size": 131}})
+    with pytest.raises(UserError) as refused:
+        dry_run(settings)
+    sentence, words = str(refused.value).split("\n")
+    assert "a vocabulary of 131 cannot be cut into parallel.model = 2 equal parts" in sentence
+    assert "model.vocab_size or model.vocab_multiple" in sentence
+    assert "MindSpore: " in words and "cannot be divisible by strategy value 2" in words
+
+
+def test_a_group_that_ascend_does_not_have():
+    settings, _ = load_settings(YAML / "palm_540b.yaml")
+    ranks = ", ".join(f"[{i}]:{{{i}}}" for i in range(12))
+    said = f"[ERROR] PARALLEL(1,a):now [x.cc:477] CreateGroup] failed, the rank list is: [const vector]{{{ranks}}}\n"
+    sentence = explain(said, settings, layout_of(settings, "Ascend")).splitlines()[0]
+    assert "no group of the ranks 0, 1 ... 11, which parallel.model = 12 asks for" in sentence
+
+
+def test_the_longest_chain():
+    def node(graph, number, op, *needs):
+        return Node(graph, number, "", op, needs, "", "", "")
+
+    nodes = [
+        node(0, 0, "A"),
+        node(0, 1, "B", 0),
+        node(0, 2, "A", 1),
+        node(0, 3, "A", 0),
+        node(1, 0, "A"),
+        node(1, 1, "A", 0),
+    ]
+    weights = {(n.graph, n.number): 1.0 for n in nodes if n.op == "A"}
+    assert longest_chain(nodes, weights) == [(0, 0), (0, 2), (1, 0), (1, 1)]
+
+
+def test_json_has_all_of_it(few, tmp_path):
+    from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
+
+    run, settings = few[0], small(2)
+    write_dry_run(run, settings, "GPU", 0, tmp_path / "run.json")
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert sum(s["bytes"] for s in written["slices"]) == written["state_bytes"] == run.state_bytes()
+    assert sum(c["count"] for c in written["collectives"]) == sum(run.ledger.counts.values())
+    assert written["mesh"] == {"pod": 2, "data": 4, "model": 2} and written["target"] == "GPU"
+    text = describe_dry_run(run, settings, "GPU", 0)
+    assert "rank 0 of 16" in text and show_axes(run.ledger.counts) in text
+    assert all(
+        c["bytes"] == BYTES[c["dtype"]] * max(prod(c["given"]), prod(c["result"])) for c in written["collectives"]
+    )

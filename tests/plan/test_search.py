@@ -1,0 +1,94 @@
+"""Which meshes fit, best first; what spanning pods costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mindspore_palm.errors import UserError
+from mindspore_palm.plan.machines import GIB, load_machine
+from mindspore_palm.plan.pods import DISPATCH, host_bytes, one_pod, span
+from mindspore_palm.plan.search import USABLE, search
+from mindspore_palm.plan.step_time import step_time
+from mindspore_palm.plan.workload import Workload
+from mindspore_palm.settings import load_settings
+
+YAML = Path(__file__).resolve().parents[2] / "yaml"
+TPU_V4 = load_machine("tpu-v4")
+
+
+@pytest.fixture(scope="module")
+def found():
+    settings, _ = load_settings(YAML / "palm_62b.yaml")
+    return search(settings, load_machine("ascend-910b"), "Ascend", 512)
+
+
+def test_best_first_and_all_of_them_fit(found):
+    assert len(found) > 10
+    rates = [candidate.time.mfu for candidate in found]
+    assert rates == sorted(rates, reverse=True)
+    for candidate in found:
+        settings = candidate.settings
+        assert settings.parallel.devices == 512
+        assert settings.model.heads % settings.parallel.model == 0
+        assert settings.train.batch_ramp()[-1][1] % (settings.train.micro_batch or 1) == 0
+        assert candidate.bytes <= USABLE * 64 * GIB
+
+
+def test_ascend_is_not_offered_groups_that_it_does_not_have():
+    settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1"])
+    pods = search(settings, TPU_V4, "GPU", 3072)
+    ascend = search(settings, load_machine("ascend-910b"), "Ascend", 3072)
+    assert 12 in {c.settings.parallel.model for c in pods}
+    assert {c.settings.parallel.model for c in ascend} <= {1, 2, 4, 8, 16, 24, 48}
+
+
+def test_no_mesh_fits():
+    settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1"])
+    with pytest.raises(UserError, match=r"no mesh of 7 devices fits model\.heads = 48"):
+        search(settings, TPU_V4, "GPU", 7)
+    with pytest.raises(UserError, match=r"on 8 devices, the smallest of \d+ layouts takes [\d,.]+ GB"):
+        search(settings, TPU_V4, "GPU", 8)
+
+
+@pytest.fixture(scope="module")
+def palm():
+    return one_pod(Workload.of(load_settings(YAML / "palm_540b.yaml")[0]))
+
+
+def test_one_pod_has_its_share(palm):
+    assert (palm.devices, palm.batch, palm.layout.mesh.pods) == (3072, 1024, 1)
+
+
+def test_a_host_sends_the_papers_bytes(palm):
+    # 540.35e9 numbers of bfloat16 over 768 hosts are 1.31 GiB; kv, whole on the model ranks, adds 3 %
+    assert host_bytes(palm, TPU_V4) / GIB == pytest.approx(2 * 540.354e9 / 768 / GIB, rel=0.04)
+
+
+def test_two_pods_send_once_either_way_and_eight_do_not(palm):
+    alone = step_time(palm, TPU_V4).seconds
+    once = host_bytes(palm, TPU_V4) / 6.59e9
+    two, eight = span(palm, TPU_V4, 2, 6.59), span(palm, TPU_V4, 8, 6.59)
+    assert two.spmd == two.pathways == pytest.approx(alone + once)
+    assert eight.spmd == pytest.approx(alone + 1.75 * once)
+    assert eight.pathways == pytest.approx(alone + 7 * once)
+    assert span(palm, TPU_V4, 1, 6.59).pathways == alone
+
+
+def test_overlap_hides_what_fits_behind_the_backward_pass(palm):
+    fast, slow = span(palm, TPU_V4, 2, 6.59), span(palm, TPU_V4, 2, 0.05)
+    assert fast.spmd_overlap - fast.alone == pytest.approx((fast.spmd - fast.alone) / 118)
+    behind = 2 / 3 * slow.alone * 117 / 118
+    assert slow.spmd_overlap == pytest.approx(slow.spmd - behind)
+    assert fast.spmd_overlap < fast.pathways_overlap < fast.pathways
+
+
+def test_short_programs_wait_for_their_dispatch(palm):
+    # parity with multi-controller needs programs of 35 ms on 2,048 devices (Pathways, section 5)
+    assert pytest.approx(35e-3) == DISPATCH * 2048 and pytest.approx(2.3e-3, rel=0.06) == DISPATCH * 128
+    tiny = replace(palm, model=palm.model.model_copy(update={"layers": 1, "d_ff": 48}))
+    tiny = replace(tiny, length=16)
+    result = span(tiny, TPU_V4, 2, 1000.0)
+    assert result.pathways > result.spmd + 0.5 * DISPATCH * 6144
