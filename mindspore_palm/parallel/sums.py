@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_palm.parallel.axes import current_layout
@@ -28,19 +29,17 @@ class SumOverDevices(nn.Cell):
 
 
 class SumOverSlices(nn.Cell):
-    """From a sum over this device's slice of a weight to the sum over the whole weight.
+    """From sums over this device's slices of weights to sums over the whole weights, in one exchange for all of them.
 
     Summed over all devices, each counting as one of the replicas that hold the same slice.
 
-    ``construct(i, x)``: the number of the weight, and float32 [] of something that lies as the weight does.
+    ``construct(x)``: float32 [weights], of something that lies as each weight does, to the same.
     """
 
     def __init__(self, weights: Sequence[Parameter]) -> None:
         super().__init__()
-        counts = tuple(replicas(weight) for weight in weights)
-        self.shares = tuple(1.0 / count for count in counts)
-        self.is_cut = tuple(count < current_layout().devices for count in counts)
         self.over_devices = SumOverDevices()
+        self.shares = Tensor(np.array([1.0 / replicas(weight) for weight in weights], np.float32))
 
-    def construct(self, i: int, x: Tensor) -> Tensor:
-        return self.over_devices(x * self.shares[i]) if self.is_cut[i] else x
+    def construct(self, x: Tensor) -> Tensor:
+        return self.over_devices(x * self.shares) if self.over_devices.several else x

@@ -24,8 +24,9 @@ from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import play_rank, use_graphs
 from mindspore_palm.parallel.host import build
+from mindspore_palm.plan import ledger
 from mindspore_palm.plan.graph import Slice, read_parameters
-from mindspore_palm.plan.ledger import BYTES, Ledger, read_ledger
+from mindspore_palm.plan.ledger import BYTES, Ledger, added_by_a_layer, read_ledger
 from mindspore_palm.plan.refusal import explain
 from mindspore_palm.settings import read_yaml, settings_to_yaml
 from mindspore_palm.train.build import build_step
@@ -86,12 +87,11 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, whole: bool 
 def layer_ledger(settings: Settings, target: str = "GPU", rank: int = 0) -> Ledger:
     """The exchanges of one layer: what the third adds to two. Raises as ``dry_run``."""
     two, three = (dry_run(_with_layers(settings, count), target, rank) for count in FEW)
-    return three.ledger - two.ledger
+    return added_by_a_layer(two.ledger, three.ledger)
 
 
 def carried(two: DryRun, three: DryRun, layers: int) -> DryRun:
-    """What more layers have, from networks of two and of three: each layer beyond brings what the third did."""
-    more = layers - two.layers
+    """What a network of more layers has, from those of two and of three, its slices and its exchanges."""
     last = f"blocks.{three.layers - 1}."
     own = [s for s in three.slices if last in s.name]
     copies = [
@@ -102,7 +102,7 @@ def carried(two: DryRun, three: DryRun, layers: int) -> DryRun:
     return DryRun(
         layers,
         (*two.compiled, *three.compiled),
-        two.ledger + (three.ledger - two.ledger).times(more),
+        ledger.carried(two.ledger, three.ledger, layers),
         (*three.slices, *copies),
         two.seconds + three.seconds,
         max(two.memory, three.memory),
@@ -112,11 +112,11 @@ def carried(two: DryRun, three: DryRun, layers: int) -> DryRun:
 def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
     start = time.monotonic()
     graph, memory = partitioned_graph(settings, target, rank)
-    ledger = read_ledger(graph, layout_of(settings, target).mesh, rank)
+    exchanges = read_ledger(graph, layout_of(settings, target).mesh, rank)
     seconds = time.monotonic() - start
     layers = settings.model.layers
     state = tuple(s for s in read_parameters(graph) if s.name != "global_step")
-    return DryRun(layers, (layers,), ledger, state, seconds, memory)
+    return DryRun(layers, (layers,), exchanges, state, seconds, memory)
 
 
 def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:

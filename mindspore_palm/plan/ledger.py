@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
 
@@ -49,16 +49,42 @@ class Ledger:
     chain: Counter[Collective]
     """Those of the longest chain in which each needs what the one before it gave."""
 
-    def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(self.counts + other.counts, self.chain + other.chain)
 
-    def __sub__(self, other: Ledger) -> Ledger:
-        return Ledger(_less(self.counts, other.counts), _less(self.chain, other.chain))
+def added_by_a_layer(two: Ledger, three: Ledger) -> Ledger:
+    """What the third of three layers brought, less what is there once and only grew with it."""
+    return Ledger(_added(two.counts, three.counts)[0], _added(two.chain, three.chain)[0])
 
-    def times(self, count: int) -> Ledger:
-        """As often as ``count`` of these have."""
-        counts, chain = ({kind: n * count for kind, n in own.items()} for own in (self.counts, self.chain))
-        return Ledger(Counter(counts), Counter(chain))
+
+def carried(two: Ledger, three: Ledger, layers: int) -> Ledger:
+    """The ledger of more layers: each beyond the second brings what the third did, and what grew grows on."""
+    return Ledger(_carried(two.counts, three.counts, layers - 2), _carried(two.chain, three.chain, layers - 2))
+
+
+def _carried(two: Counter[Collective], three: Counter[Collective], more: int) -> Counter[Collective]:
+    added, grown = _added(two, three)
+    result = Counter(two)
+    for kind, count in added.items():
+        result[kind] += more * count
+    for small, large in grown.items():
+        shapes = {
+            name: tuple(a + more * (b - a) for a, b in zip(getattr(small, name), getattr(large, name), strict=True))
+            for name in ("given", "result")
+        }
+        result[replace(small, **shapes)] += result.pop(small)
+    return +result
+
+
+def _added(
+    two: Counter[Collective], three: Counter[Collective]
+) -> tuple[Counter[Collective], dict[Collective, Collective]]:
+    """What there is more of, and what has another shape: the sums that go over all weights in one vector."""
+    more, less = three - two, two - three
+    grown = {}
+    for small, count in less.items():
+        alike = (k for k in more if replace(k, given=small.given, result=small.result) == small and more[k] == count)
+        grown[small] = next(alike)
+        del more[grown[small]]
+    return more, grown
 
 
 def read_ledger(graph: str, mesh: Mesh, rank: int = 0) -> Ledger:
@@ -88,12 +114,6 @@ def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
         result=result,
         dtype=dtype,
     )
-
-
-def _less(one: Counter[Collective], other: Counter[Collective]) -> Counter[Collective]:
-    result = Counter(one)
-    result.subtract(other)
-    return Counter({kind: count for kind, count in result.items() if count})
 
 
 def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:

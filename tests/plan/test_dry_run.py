@@ -16,7 +16,7 @@ from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.plan import dry_run as module
 from mindspore_palm.plan.dry_run import carried, dry_run
 from mindspore_palm.plan.graph import Node, longest_chain
-from mindspore_palm.plan.ledger import BYTES, show_axes
+from mindspore_palm.plan.ledger import BYTES, added_by_a_layer, show_axes
 from mindspore_palm.plan.refusal import explain
 from mindspore_palm.settings import load_settings
 
@@ -58,7 +58,7 @@ def test_slices_are_those_that_were_planned(few):
 
 def test_the_chain_goes_through_every_layer_both_ways(few):
     # a layer's sum over model waits for the layer before it; so do its gradient's, the other way
-    added = (few[1].ledger - few[0].ledger).chain
+    added = added_by_a_layer(few[0].ledger, few[1].ledger).chain
     over_model = Counter({k.part: n for k, n in added.items() if k.axes == "model" and k.op == "all-reduce"})
     assert over_model == {"forward": 1, "backward": 1}
 
@@ -105,6 +105,12 @@ def test_float32_and_bfloat16_differ_in_bytes_alone(few):
     train = settings.train.model_copy(update={"compute_dtype": "float32"})
     whole, half = gathering(dry_run(settings.model_copy(update={"train": train}))), gathering(few[0])
     assert (whole.bytes, whole.result) == (2 * half.bytes, half.result)
+
+
+def test_the_optimizer_exchanges_twice_for_all_weights(few):
+    # root mean squares of weights and of updates: two vectors, and a scalar for the norm of all gradients
+    update = Counter({k.given: n for k, n in few[1].ledger.counts.items() if k.part == "update"})
+    assert update == {(1 + 4 * 3,): 2, (): 1}
 
 
 @pytest.mark.slow
