@@ -15,6 +15,10 @@ from reference.palm import BATCH, WEIGHT_AXES, Shape, pin
 
 KERNELS = ("q_wi", "kv", "o_wo")
 STACKED = ("norm.scale", *KERNELS)
+POLICIES = {
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def stack(params, shape: Shape):
@@ -32,7 +36,9 @@ def loss(params, token_ids, targets, mask, shape: Shape, mesh=None, dtype=jnp.fl
     """``palm.loss`` of stacked weights.
 
     Args:
-        recompute: none, attention or block: what the backward pass computes again. Of a block, its input is kept.
+        recompute: what the backward pass computes again. none; attention: what is between its arguments and its
+            result; minimal, as T5X calls it: all but the products with weights, so both products of attention; block:
+            all but the block's input.
         unroll: no loop over the layers, for who counts operations.
     """
     attend = palm.attention
@@ -43,8 +49,8 @@ def loss(params, token_ids, targets, mask, shape: Shape, mesh=None, dtype=jnp.fl
         kernels = {name: gathered(weights[name], mesh, WEIGHT_AXES[name], dtype) for name in KERNELS}
         return palm.block(x, {**weights, **kernels}, shape, mesh, dtype, attend), None
 
-    if recompute == "block":
-        one_layer = jax.checkpoint(one_layer, prevent_cse=unroll)
+    if recompute in POLICIES:
+        one_layer = jax.checkpoint(one_layer, prevent_cse=unroll, policy=POLICIES[recompute])
     table = gathered(params["embedding"], mesh, WEIGHT_AXES["embedding"], jnp.float32)
     x = pin(palm.embed(table, token_ids, dtype), mesh, BATCH, None, "model")
     x, _ = jax.lax.scan(one_layer, x, {name: params[name] for name in STACKED}, unroll=unroll)

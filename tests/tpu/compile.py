@@ -1,7 +1,7 @@
 """Compiles a training step of the JAX reference for TPU v4 chips that need not be there, and says what XLA made of it.
 
-``python tests/tpu/compile.py '{"layers": 118, ...}'``: a process of its own, as libtpu keeps what it has taken. The case is
-JSON; see ``cases.Case``. Prints one line of JSON; the text of the compiled program goes to ``--hlo FILE``.
+``python tests/tpu/compile.py '{"layers": 118, ...}' --hlo FILE``: a process of its own, as libtpu gives no memory back.
+The case is JSON, see ``cases.Case``; one line of JSON is printed, and the compiled program written to ``FILE``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud machine to ask
+os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
@@ -33,9 +34,7 @@ def compile_case(case: Case):
         platform="tpu", topology_name=f"v4:{case.topology}", chip_config_name="megacore", **slices
     )
     mesh = Mesh(np.array(topology.devices).reshape(case.pods, case.data, case.model), ("pod", "data", "model"))
-    shape = palm.Shape(
-        case.layers, case.d_model, case.heads, case.head_dim, case.d_ff, case.vocab, case.padded_vocab
-    )
+    shape = palm.Shape(case.layers, case.d_model, case.heads, case.head_dim, case.d_ff, case.vocab, case.padded_vocab)
     lies = pods.shardings(mesh)
     weights = {
         name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=lies[name])
