@@ -32,6 +32,7 @@ Name = Annotated[str, AfterValidator(_named)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Recompute = Literal["none", "attention", "block"]
 
 
 class Section(BaseModel):
@@ -129,6 +130,20 @@ class PaLMConfig(Section):
         Not halved for causality, and recomputation not counted: what MFU is measured against.
         """
         return 6 * self.parameter_count() + 12 * self.layers * self.heads * self.head_dim * length
+
+    def recomputed_flops_per_token(self, length: int, recompute: Recompute) -> float:
+        """FLOPs of one token that the backward pass does a second time, as the paper counts them (appendix B).
+
+        attention: both products of every head, 4*L*H*Q*T (palm_8b and palm_62b). block: those, and three quarters of
+        the forward pass of all weights, 0.75*2N (palm_540b).
+        """
+        attention = 4 * self.layers * self.heads * self.head_dim * length
+        of_weights = 0.75 * 2 * self.parameter_count()
+        return {"none": 0, "attention": attention, "block": of_weights + attention}[recompute]
+
+    def hardware_flops_per_token(self, length: int, recompute: Recompute) -> float:
+        """FLOPs of one token with what is recomputed: what HFU is measured against."""
+        return self.flops_per_token(length) + self.recomputed_flops_per_token(length, recompute)
 
 
 class OptimizerConfig(Section):
@@ -250,7 +265,7 @@ class ParallelConfig(Section):
     """The table of axes: palm; data gives every device sequences of its own; model cuts products only. Default palm."""
     shard_weights: Literal["off", "pod", "all"] = "pod"
     """Weights and optimizer state fully sharded: off, within a pod as PaLM did, or over everything. Default pod."""
-    recompute: Literal["none", "attention", "block"] = "none"
+    recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping. Default none (PaLM 540B: block)."""
 
     @field_validator("shard_weights", mode="before")
