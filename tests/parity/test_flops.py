@@ -83,26 +83,29 @@ def test_products_of_forward_and_backward(counted):
 
 
 def test_products_that_are_recomputed(counted):
-    """What HFU counts and MFU does not (appendix B): one product of attention, forward, is 2*L*H*Q*T a token."""
+    """What HFU counts and MFU does not (appendix B); one product of attention, forward, is 2*L*H*Q*T a token."""
     config, per_token = counted
     product = 2 * config.layers * config.heads * config.head_dim * LENGTH
     added = {kind: per_token[kind] - per_token["none"] for kind in per_token}
-    # attention's result is an argument of o_wo and kept, so only the scores are computed again
+    # the paper's 4*L*H*Q*T of 8B and 62B: what T5X calls minimal, where products with weights are kept, others not
+    assert added["minimal"] == config.recomputed_flops_per_token(LENGTH, "attention") == 2 * product
+    # around attention alone: its result is kept, being an argument of o_wo, and only the scores are computed again
     assert added["attention"] == product
-    # the 4*L*H*Q*T of PaLM 8B and 62B: kept are products with weights, and attention has none
-    assert added["minimal"] == 2 * product
-    # a whole block: all of its products but that of o_wo, whose result no gradient needs
-    into_block = config.d_model * (config.heads * config.head_dim + 2 * config.d_ff + 2 * config.head_dim)
-    assert added["block"] == 2 * config.layers * into_block + 2 * product
+    # a whole block: its products but that with o_wo, whose result no gradient needs
+    into = config.d_model * (config.heads * config.head_dim + 2 * config.d_ff + 2 * config.head_dim)
+    assert added["block"] == 2 * config.layers * into + 2 * product
 
 
-def test_where_the_papers_three_quarters_lie():
-    """HFU of 540B counts 0.75 of the forward pass again: more than a backward pass needs, less than all of it."""
+def test_three_quarters_of_the_forward_pass_are_more_than_is_needed():
+    """HFU of 540B counts 0.75*2N again. Without o_wo it would be 0.645, with it 0.991: no products make up 0.75."""
     config = PaLMConfig.from_preset("palm_540b")
-    whole = config.parameter_count()
+    into = config.layers * config.d_model * (config.heads * config.head_dim + 2 * config.d_ff + 2 * config.head_dim)
     out = config.layers * config.d_model * (config.heads * config.head_dim + config.d_ff)
-    assert (whole - out - config.vocab_size * config.d_model) / whole == pytest.approx(0.645, abs=5e-4)
-    assert (whole - config.vocab_size * config.d_model) / whole == pytest.approx(0.991, abs=5e-4)
+    attention = config.recomputed_flops_per_token(2048, "attention")
+    of_weights = config.recomputed_flops_per_token(2048, "block") - attention
+    assert of_weights == 0.75 * 2 * config.parameter_count()
+    assert into / config.parameter_count() == pytest.approx(0.645, abs=5e-4)
+    assert (into + out) / config.parameter_count() == pytest.approx(0.991, abs=5e-4)
 
 
 def test_xlas_own_count(counted):

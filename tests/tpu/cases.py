@@ -1,25 +1,53 @@
-"""What is compiled for TPU v4: PaLM's sizes on meshes of chips."""
+"""What is compiled for TPU v4: the shipped configurations, on as many chips as they have devices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
+
+from tpu.case import Case
+
+from mindspore_palm.config import Settings
+from mindspore_palm.settings import load_settings
+
+YAML = Path(__file__).resolve().parents[2] / "yaml"
+
+# chips of a pod to how they are wired; 12 x 16 x 16 is one of PaLM's
+TOPOLOGIES = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+    3072: "12x16x16",
+}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A training step on a mesh. ``sequences`` are those of one data rank; ``topology`` is that of one pod."""
+def settings_of(config: str, *overrides: str) -> Settings:
+    """A configuration of ``yaml/`` with settings changed."""
+    return load_settings(YAML / f"{config}.yaml", list(overrides))[0]
 
-    layers: int
-    d_model: int
-    heads: int
-    head_dim: int
-    d_ff: int
-    vocab: int
-    padded_vocab: int
-    length: int
-    sequences: int
-    pods: int
-    data: int
-    model: int
-    recompute: str
-    topology: str
+
+def case_of(settings: Settings, recompute: str = "") -> Case:
+    """The training step of one pass. ``recompute``: T5X's minimal, which MindSpore does not have."""
+    model, mesh = settings.model, settings.parallel
+    rows = mesh.data * mesh.model
+    multiple = -(-model.padded_vocab // rows) * rows
+    return Case(
+        model.layers,
+        model.d_model,
+        model.heads,
+        model.head_dim,
+        model.d_ff,
+        model.vocab_size,
+        multiple,
+        settings.data.seq_len,
+        settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // (mesh.pods * mesh.data),
+        mesh.pods,
+        mesh.data,
+        mesh.model,
+        recompute or mesh.recompute,
+        TOPOLOGIES[rows],
+    )

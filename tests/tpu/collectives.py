@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import prod
 
-from tpu.cases import Case
+from tpu.case import Case
 
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 _HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -108,7 +108,7 @@ def ring(part: str, lines: list[str], case: Case) -> Exchange:
     dtype, shape = _arrays(_OP.search(line)["type"])[0]
     shape = (*shape[:-1], shape[-1] * _chips(case, axes))
     op = "reduce-scatter in a product"
-    return Exchange(part, op, axes, what(shape, prod(shape), case), shape, dtype, BYTES[dtype] * prod(shape))
+    return Exchange(part, op, axes, what(shape, prod(shape), axes, case), shape, dtype, BYTES[dtype] * prod(shape))
 
 
 def exchange(part: str, op: str, line: str, result: str, case: Case) -> Exchange:
@@ -126,20 +126,17 @@ def exchange(part: str, op: str, line: str, result: str, case: Case) -> Exchange
     if op == "reduce-scatter" and " reduce-scatter(" in line:  # its type is the slice
         shape, count = (shape[0] * _chips(case, axes), *shape[1:]), count * _chips(case, axes)
     shape = tuple(size for size in shape if size != 1) if len(arrays) == 1 else ()
-    return Exchange(part, op, axes, what(shape, count, case), shape, dtype, BYTES[dtype] * count)
+    return Exchange(part, op, axes, what(shape, count, axes, case), shape, dtype, BYTES[dtype] * count)
 
 
-def what(shape: tuple[int, ...], count: int, case: Case) -> str:
+def what(shape: tuple[int, ...], count: int, axes: str, case: Case) -> str:
     """The weight whose rows or columns an array has, or the activations."""
     into = (case.heads * case.head_dim + 2 * case.d_ff) // case.model
     rows = (case.heads * case.head_dim + case.d_ff) // case.model
-    if count == case.d_model // case.model or shape == (case.d_model,):
+    if count == case.d_model // case.model and axes != "model":
         return "norm.scale"
-    for name, size in {
-        "q_wi": case.d_model * into,
-        "kv": case.d_model * 2 * case.head_dim,
-        "o_wo": rows * case.d_model,
-    }.items():
+    sizes = {"q_wi": case.d_model * into, "kv": case.d_model * 2 * case.head_dim, "o_wo": rows * case.d_model}
+    for name, size in sizes.items():
         if count * case.data == size:  # a slice, in whatever shape
             return name
     if count == case.sequences * case.length:
