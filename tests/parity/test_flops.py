@@ -110,5 +110,6 @@ def test_three_quarters_of_the_forward_pass_are_more_than_is_needed():
 
 def test_xlas_own_count(counted):
     config, _ = counted
-    found = program(config, "none").compile().cost_analysis()["flops"] / (BATCH * LENGTH)
+    compiled = program(config, "none").compile({"xla_backend_optimization_level": 0})
+    found = compiled.cost_analysis()["flops"] / (BATCH * LENGTH)
     assert 1.0 < found / config.flops_per_token(LENGTH) < 1.03

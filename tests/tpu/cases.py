@@ -30,11 +30,15 @@ def settings_of(config: str, *overrides: str) -> Settings:
     return load_settings(YAML / f"{config}.yaml", list(overrides))[0]
 
 
+def with_layers(settings: Settings, layers: int) -> Settings:
+    """The same with another number of layers."""
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"layers": layers})})
+
+
 def case_of(settings: Settings, recompute: str = "") -> Case:
     """The training step of one pass. ``recompute``: T5X's minimal, which MindSpore does not have."""
     model, mesh = settings.model, settings.parallel
-    rows = mesh.data * mesh.model
-    multiple = -(-model.padded_vocab // rows) * rows
+    chips = mesh.data * mesh.model  # of a pod
     return Case(
         model.layers,
         model.d_model,
@@ -42,12 +46,12 @@ def case_of(settings: Settings, recompute: str = "") -> Case:
         model.head_dim,
         model.d_ff,
         model.vocab_size,
-        multiple,
+        -(-model.padded_vocab // chips) * chips,  # so that they divide the table's rows
         settings.data.seq_len,
         settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // (mesh.pods * mesh.data),
         mesh.pods,
         mesh.data,
         mesh.model,
         recompute or mesh.recompute,
-        TOPOLOGIES[rows],
+        TOPOLOGIES[chips],
     )

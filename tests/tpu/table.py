@@ -1,7 +1,8 @@
 """What XLA made of PaLM for TPU v4, and its collectives of a layer beside those of MindSpore's partitioner.
 
 ``python tests/tpu/table.py --memory``: bytes a chip of 8B, 62B and 540B, on the meshes of ``yaml/``.
-``python tests/tpu/table.py``: the collectives of one layer of 540B on two pods, or of ``--config palm_62b``.
+``python tests/tpu/table.py``: the collectives of one layer of 540B on two pods, or of another configuration, for example
+``--config palm_62b parallel.recompute=block``.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections import Counter
+from dataclasses import dataclass
 from itertools import zip_longest
+from math import prod
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tpu.cases import case_of, settings_of
+from tpu.cases import case_of, settings_of, with_layers
 from tpu.collectives import per_layer
 from tpu.runs import compiled
+
+from mindspore_palm.config import Settings
 
 GiB = 2**30
 CASES = {
@@ -53,43 +57,78 @@ def memory() -> list[tuple[str, ...]]:
     return rows
 
 
-def xla_lines(config: str) -> dict[tuple[str, str], list[str]]:
-    """(part, of what) to what XLA has."""
-    case = case_of(settings_of(config))
-    lines: dict[tuple[str, str], list[str]] = {}
-    for kind, count in sorted(per_layer(compiled(case).program, case).items()):
-        text = cell(count, kind.op, kind.axes, TYPES[kind.dtype], kind.bytes)
-        lines.setdefault((kind.part, kind.what), []).append(text)
-    return lines
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One kind of collective of either side."""
+
+    part: str
+    what: str
+    op: str
+    axes: str
+    dtype: str
+    bytes: int
+    count: int
+
+    def __str__(self) -> str:
+        times = f"{self.count} x " if self.count > 1 else ""
+        return f"{times}{self.op}, {self.axes}: {self.dtype} {self.bytes / 1e6:,.3f}"
 
 
-def mindspore_lines(config: str) -> dict[tuple[str, str], list[str]]:
-    """(part, of what) to what MindSpore has, less the scalars of the optimizer."""
+def xla_entries(settings: Settings) -> list[Entry]:
+    """What a layer has in XLA's program."""
+    case = case_of(settings)
+    return sorted(
+        Entry(kind.part, kind.what, kind.op, kind.axes, TYPES[kind.dtype], kind.bytes, count)
+        for kind, count in per_layer(compiled(case).program, case).items()
+    )
+
+
+def mindspore_entries(settings: Settings) -> list[Entry]:
+    """What a layer has in MindSpore's ledger, less the scalars of the optimizer."""
     from mindspore_palm.plan import ledger
     from mindspore_palm.plan.dry_run import dry_run
 
-    two, three = (dry_run(settings_of(config, f"model.layers={layers}")) for layers in (2, 3))
-    found: Counter[ledger.Collective] = ledger.per_layer(two, three)
-    lines: dict[tuple[str, str], list[str]] = {}
-    for kind, count in sorted(found.items()):
-        if kind.given:
-            text = cell(count, kind.op, kind.axes, kind.dtype.lower(), kind.bytes)
-            lines.setdefault((kind.part, kind.weight or "activations"), []).append(text)
-    return lines
+    two, three = (dry_run(with_layers(settings, layers)) for layers in (2, 3))
+    return sorted(
+        Entry(kind.part, kind.weight or "activations", kind.op, kind.axes, kind.dtype.lower(), kind.bytes, count)
+        for kind, count in ledger.per_layer(two, three).items()
+        if kind.given
+    )
 
 
-def cell(count: int, op: str, axes: str, dtype: str, size: int) -> str:
-    """One kind of collective."""
-    return f"{f'{count} x ' if count > 1 else ''}{op}, {axes}: {dtype} {size / 1e6:,.3f}"
+def sent(entries: list[Entry], axes: str, mesh: dict[str, int]) -> float:
+    """MB that a device sends for a layer along axes of the mesh, by rings: an all-reduce in its two halves.
+
+    ``axes``: "other" for groups along no one axis.
+    """
+    total = 0.0
+    for entry in entries:
+        if axes == (entry.axes if entry.axes in mesh else "other"):
+            size = mesh[axes] if axes in mesh else group_size(entry.axes, mesh)
+            passes = 1 if entry.op == "permute" else (size - 1) / size * (2 if "all-reduce" in entry.op else 1)
+            total += entry.count * passes * entry.bytes / 1e6
+    return total
 
 
-def beside(config: str) -> list[tuple[str, ...]]:
+def group_size(axes: str, mesh: dict[str, int]) -> int:
+    """Devices of a group: of several axes, or as "24 ranks, every 256th" says."""
+    words = axes.split()
+    return int(words[0]) if words[0].isdigit() else prod(mesh[axis] for axis in axes.split(" x "))
+
+
+def beside(settings: Settings) -> list[tuple[str, ...]]:
     """Rows of the table of both."""
-    ours, theirs = mindspore_lines(config), xla_lines(config)
+    sides = mindspore_entries(settings), xla_entries(settings)
     rows = [("part", "of", "MindSpore: MB", "XLA, TPU v4: MB")]
-    for key in sorted({*ours, *theirs}, key=lambda key: (key[0] != "forward", key[1])):
-        for i, pair in enumerate(zip_longest(ours.get(key, []), theirs.get(key, []), fillvalue="")):
+    keys = {(entry.part, entry.what) for side in sides for entry in side}
+    for key in sorted(keys, key=lambda key: (key[0] != "forward", key[1])):
+        cells = ([str(entry) for entry in side if (entry.part, entry.what) == key] for side in sides)
+        for i, pair in enumerate(zip_longest(*cells, fillvalue="")):
             rows.append((*(key if i == 0 else ("", "")), *pair))
+    parallel = settings.parallel
+    mesh = {"model": parallel.model, "data": parallel.data, "pod": parallel.pods}
+    for axes in (*mesh, "other"):
+        rows.append(("sent", axes, *(f"{sent(side, axes, mesh):,.1f}" for side in sides)))
     return rows
 
 
@@ -101,15 +140,16 @@ def show(rows: list[tuple[str, ...]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=("palm_62b", "palm_540b"), default="palm_540b")
+    parser.add_argument("--config", choices=("palm_8b", "palm_62b", "palm_540b"), default="palm_540b")
     parser.add_argument("--memory", action="store_true", help="bytes a chip, for all sizes")
-    options = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.pods=1")
+    options = parser.parse_intermixed_args()
     if options.memory:
         print(show(memory()))
         return
-    print(show(beside(options.config)))
-    if options.config == "palm_540b":
-        print("\n" + textwrap.fill(NOTES, 120))
+    print(show(beside(settings_of(options.config, *options.overrides))))
+    if options.config == "palm_540b" and not options.overrides:
+        print("\n" + textwrap.fill(NOTES, 120, break_on_hyphens=False))
 
 
 if __name__ == "__main__":

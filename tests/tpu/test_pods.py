@@ -39,9 +39,8 @@ def test_state_is_what_the_layout_says(name):
     from mindspore_palm.parallel.check import layout_of
 
     settings, case = case_named(name)
-    rows = case.padded_vocab // settings.model.padded_vocab  # XLA's table is padded more where yaml's is not
     weights = sum(place.slice_bytes for place in placements(settings.model, layout_of(settings, "GPU")))
-    assert compiled(case).argument_bytes == pytest.approx(3 * weights, rel=5e-3), rows
+    assert compiled(case).argument_bytes == pytest.approx(3 * weights, rel=5e-3)
 
 
 def test_it_does_not_fit_where_activations_are_kept():
