@@ -78,6 +78,7 @@ def per_layer(program: str, case: Case) -> Counter[Exchange]:
     for part, body in zip(("forward", "backward"), layer_loops(program), strict=True):
         for name in reached(found, body):
             if _WINDOWED in name:
+                assert f"{_WINDOWED}_rs" in name, name  # the other kind would be an all-gather
                 ledger[ring(part, found[name], case)] += 1
                 continue
             for line in found[name]:
@@ -114,13 +115,15 @@ def ring(part: str, lines: list[str], case: Case) -> Exchange:
 def exchange(part: str, op: str, line: str, result: str, case: Case) -> Exchange:
     """What an instruction means; ``result`` is its type."""
     arrays = _arrays(result)
+    # the type of another started one would hold its operand as well
+    assert op == "collective-permute" or f"{op}-start(" not in line, line
     if op == "send":  # a slice to the hosts, which add up those of the pods
         assert 'transfer_type="ALL_REDUCE"' in line, line
         op, axes, arrays = "all-reduce by hosts", "pod", arrays[:1]
     elif op == "collective-permute":
         op, axes, arrays = "permute", _moved_along(case, line), arrays[:1]
     else:
-        axes = group_axes(case, _group(line))
+        axes = group_axes(case, replica_group(line))
     dtype, shape = arrays[0]
     count = sum(prod(shape) for _, shape in arrays)
     if op == "reduce-scatter" and " reduce-scatter(" in line:  # its type is the slice
@@ -186,7 +189,7 @@ def _arrays(type_: str) -> list[tuple[str, tuple[int, ...]]]:
     return [(dtype, shape) for dtype, shape in found if dtype != "u32"]
 
 
-def _group(line: str) -> list[int]:
+def replica_group(line: str) -> list[int]:
     """Chip 0's group, in any of the ways in which XLA writes them."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:

@@ -62,5 +62,6 @@ def compiled(case: Case) -> Compiled:
             cwd=folder,
         )
         if child.returncode:
-            raise RuntimeError(child.stderr.strip().splitlines()[-1] if child.stderr else f"exit {child.returncode}")
+            said = [line for line in child.stderr.splitlines() if "Error: " in line] or child.stderr.splitlines()
+            raise RuntimeError(said[-1] if said else f"compile.py ended with exit code {child.returncode}")
         return Compiled(**json.loads(child.stdout.splitlines()[-1]), program=program.read_text())

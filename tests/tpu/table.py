@@ -1,7 +1,7 @@
 """What XLA made of PaLM for TPU v4, and its collectives of a layer beside those of MindSpore's partitioner.
 
 ``python tests/tpu/table.py --memory``: bytes a chip of 8B, 62B and 540B, on the meshes of ``yaml/``.
-``python tests/tpu/table.py``: the collectives of one layer of 540B on two pods, or of another configuration, for example
+``python tests/tpu/table.py``: the collectives of one layer of 540B on two pods, or of another configuration, such as
 ``--config palm_62b parallel.recompute=block``.
 """
 
