@@ -128,7 +128,8 @@ def beside(settings: Settings) -> list[tuple[str, ...]]:
     parallel = settings.parallel
     mesh = {"model": parallel.model, "data": parallel.data, "pod": parallel.pods}
     for axes in (*mesh, "other"):
-        rows.append(("sent", axes, *(f"{sent(side, axes, mesh):,.1f}" for side in sides)))
+        label = f"over {axes}" if axes in mesh else "other groups"
+        rows.append(("sent", label, *(f"{sent(side, axes, mesh):,.1f}" for side in sides)))
     return rows
 
 
