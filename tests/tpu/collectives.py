@@ -31,7 +31,7 @@ class Exchange:
     part: str
     """forward or backward."""
     op: str
-    """all-gather, reduce-scatter, all-reduce, permute; "reduce-scatter in a product" for a ring around one."""
+    """all-gather, reduce-scatter, all-reduce, permute; "... in a product" for a ring around its parts."""
     axes: str
     """The mesh axes along which the chips of a group differ."""
     what: str
@@ -78,8 +78,8 @@ def per_layer(program: str, case: Case) -> Counter[Exchange]:
     for part, body in zip(("forward", "backward"), layer_loops(program), strict=True):
         for name in reached(found, body):
             if _WINDOWED in name:
-                assert f"{_WINDOWED}_rs" in name, name  # the other kind would be an all-gather
-                ledger[ring(part, found[name], case)] += 1
+                half = "all-gather" if f"{_WINDOWED}_ag" in name else "reduce-scatter"
+                ledger[ring(part, f"{half} in a product", found[name], case)] += 1
                 continue
             for line in found[name]:
                 match = _OP.search(line)
@@ -102,13 +102,12 @@ def reached(found: dict[str, list[str]], name: str) -> list[str]:
     return seen
 
 
-def ring(part: str, lines: list[str], case: Case) -> Exchange:
+def ring(part: str, op: str, lines: list[str], case: Case) -> Exchange:
     """What a loop of permutations around the parts of a product means: its parts are slices over the axis."""
     line = next(line for line in lines if " collective-permute-start(" in line)
     axes = _moved_along(case, line)
     dtype, shape = _arrays(_OP.search(line)["type"])[0]
     shape = (*shape[:-1], shape[-1] * _chips(case, axes))
-    op = "reduce-scatter in a product"
     return Exchange(part, op, axes, what(shape, prod(shape), axes, case), shape, dtype, BYTES[dtype] * prod(shape))
 
 

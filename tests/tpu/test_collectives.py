@@ -65,6 +65,11 @@ def test_a_layers_exchanges():
     }
 
 
+def test_a_ring_of_the_other_half():
+    of = [kind.op for kind in per_layer(PROGRAM.replace("_body_rs", "_body_ag"), CASE) if "product" in kind.op]
+    assert of == ["all-gather in a product"]
+
+
 @pytest.mark.parametrize(
     ("written", "axes"),
     [
