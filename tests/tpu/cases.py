@@ -7,6 +7,7 @@ from pathlib import Path
 from tpu.case import Case
 
 from mindspore_palm.config import Settings
+from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
@@ -36,9 +37,16 @@ def with_layers(settings: Settings, layers: int) -> Settings:
 
 
 def case_of(settings: Settings, recompute: str = "") -> Case:
-    """The training step of one pass. ``recompute``: T5X's minimal, which MindSpore does not have."""
+    """The training step of one pass. ``recompute``: T5X's minimal, which MindSpore does not have.
+
+    Raises:
+        UserError: no pod of so many chips is listed.
+    """
     model, mesh = settings.model, settings.parallel
     chips = mesh.data * mesh.model  # of a pod
+    if chips not in TOPOLOGIES:
+        listed = ", ".join(map(str, TOPOLOGIES))
+        raise UserError(f"parallel.data x parallel.model = {chips}: pods here have {listed} chips")
     return Case(
         model.layers,
         model.d_model,

@@ -23,6 +23,7 @@ from tpu.collectives import per_layer
 from tpu.runs import compiled
 
 from mindspore_palm.config import Settings
+from mindspore_palm.errors import UserError, run_command
 
 GiB = 2**30
 CASES = {
@@ -145,13 +146,14 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="bytes a chip, for all sizes")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.pods=1")
     options = parser.parse_intermixed_args()
-    if options.memory:
-        print(show(memory()))
-        return
-    print(show(beside(settings_of(options.config, *options.overrides))))
-    if options.config == "palm_540b" and not options.overrides:
+    try:
+        rows = memory() if options.memory else beside(settings_of(options.config, *options.overrides))
+    except RuntimeError as error:
+        raise UserError(f"not compiled: {error}") from error
+    print(show(rows))
+    if options.config == "palm_540b" and not options.overrides and not options.memory:
         print("\n" + textwrap.fill(NOTES, 120, break_on_hyphens=False))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
