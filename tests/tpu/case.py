@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reference.palm import Shape
+
 
 @dataclass(frozen=True)
 class Case:
     """A training step of one pass on a mesh of chips."""
 
-    layers: int
-    d_model: int
-    heads: int
-    head_dim: int
-    d_ff: int
-    vocab: int
-    padded_vocab: int
+    shape: Shape
     length: int
     """Tokens of a sequence."""
     sequences: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reference.palm import Shape
 from tpu.case import Case
 
 from mindspore_palm.config import Settings
@@ -47,14 +48,9 @@ def case_of(settings: Settings, recompute: str = "") -> Case:
     if chips not in TOPOLOGIES:
         listed = ", ".join(map(str, TOPOLOGIES))
         raise UserError(f"parallel.data x parallel.model = {chips}: pods here have {listed} chips")
+    rows = -(-model.padded_vocab // chips) * chips  # of the table, so that the chips divide them
     return Case(
-        model.layers,
-        model.d_model,
-        model.heads,
-        model.head_dim,
-        model.d_ff,
-        model.vocab_size,
-        -(-model.padded_vocab // chips) * chips,  # so that they divide the table's rows
+        Shape(model.layers, model.d_model, model.heads, model.head_dim, model.d_ff, model.vocab_size, rows),
         settings.data.seq_len,
         settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // (mesh.pods * mesh.data),
         mesh.pods,

@@ -133,18 +133,19 @@ def exchange(part: str, op: str, line: str, result: str, case: Case) -> Exchange
 
 def what(shape: tuple[int, ...], count: int, axes: str, case: Case) -> str:
     """The weight whose rows or columns an array has, or the activations."""
-    into = (case.heads * case.head_dim + 2 * case.d_ff) // case.model
-    rows = (case.heads * case.head_dim + case.d_ff) // case.model
-    if count == case.d_model // case.model and axes != "model":
+    palm = case.shape
+    into = (palm.heads * palm.head_dim + 2 * palm.d_ff) // case.model
+    rows = (palm.heads * palm.head_dim + palm.d_ff) // case.model
+    if count == palm.d_model // case.model and axes != "model":
         return "norm.scale"
-    sizes = {"q_wi": case.d_model * into, "kv": case.d_model * 2 * case.head_dim, "o_wo": rows * case.d_model}
+    sizes = {"q_wi": palm.d_model * into, "kv": palm.d_model * 2 * palm.head_dim, "o_wo": rows * palm.d_model}
     for name, size in sizes.items():
         if count * case.data == size:  # a slice, in whatever shape
             return name
     if count == case.sequences * case.length:
         return "sums of rows"
     if len(shape) == 2 and shape[0] != case.length:
-        names = [("q_wi", shape[1] == into), ("kv", shape[1] == 2 * case.head_dim), ("o_wo", shape[0] == rows)]
+        names = [("q_wi", shape[1] == into), ("kv", shape[1] == 2 * palm.head_dim), ("o_wo", shape[0] == rows)]
         return next((name for name, fits in names if fits), "?")
     return "activations"
 

@@ -1,7 +1,8 @@
 """Compiles a training step of the JAX reference for TPU v4 chips that need not be there, and says what XLA made of it.
 
-``python tests/tpu/compile.py '{"layers": 118, ...}' --program FILE``: a process of its own, as libtpu gives no memory
-back. The case is JSON, see ``case.Case``; one line of JSON is printed, the compiled program is written to ``FILE``.
+``python tests/tpu/compile.py '{"shape": {"layers": 118, ...}, ...}' --program FILE``: a process of its own, as libtpu
+gives no memory back. The case is JSON, see ``case.Case``; one line of JSON is printed, and the compiled program is
+written to ``FILE``.
 """
 
 from __future__ import annotations
@@ -35,11 +36,10 @@ def compile_case(case: Case):
         platform="tpu", topology_name=f"v4:{case.topology}", chip_config_name="megacore", **slices
     )
     mesh = Mesh(np.array(topology.devices).reshape(case.pods, case.data, case.model), ("pod", "data", "model"))
-    shape = palm.Shape(case.layers, case.d_model, case.heads, case.head_dim, case.d_ff, case.vocab, case.padded_vocab)
     lies = pods.shardings(mesh)
     weights = {
         name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=lies[name])
-        for name, size in pods.weight_shapes(shape).items()
+        for name, size in pods.weight_shapes(case.shape).items()
     }
     rows = NamedSharding(mesh, PartitionSpec(palm.BATCH))
     tokens = jax.ShapeDtypeStruct((case.sequences * case.pods * case.data, case.length), jnp.int32, sharding=rows)
@@ -47,7 +47,7 @@ def compile_case(case: Case):
 
     def step(params, state, token_ids, targets, k):
         return pods.train_step(
-            params, state, token_ids, targets, k, shape, mesh=mesh, dtype=jnp.bfloat16, recompute=case.recompute
+            params, state, token_ids, targets, k, case.shape, mesh=mesh, dtype=jnp.bfloat16, recompute=case.recompute
         )
 
     state = {"v": lies, "m": lies}
@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--program", metavar="FILE", help="where to write the text of the compiled program")
     options = parser.parse_args()
     start = time.monotonic()
-    compiled = compile_case(Case(**json.loads(options.case)))
+    case = json.loads(options.case)
+    compiled = compile_case(Case(**{**case, "shape": palm.Shape(**case["shape"])}))
     memory = compiled.memory_analysis()
     if options.program:
         Path(options.program).write_text(compiled.as_text())

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from reference.palm import Shape
 from tpu.case import Case
 from tpu.collectives import Exchange, group_axes, per_layer, replica_group
 
 # 2 pods x 2 data x 4 model; chips of a pod are numbered from 0
 CASE = Case(
-    layers=2,
-    d_model=64,
-    heads=4,
-    head_dim=8,
-    d_ff=128,
-    vocab=100,
-    padded_vocab=104,
+    shape=Shape(layers=2, d_model=64, heads=4, head_dim=8, d_ff=128, vocab=100, padded_vocab=104),
     length=16,
     sequences=2,
     pods=2,
