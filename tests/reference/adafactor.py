@@ -14,8 +14,11 @@ def init(params):
     return {"v": jax.tree.map(jnp.zeros_like, params), "m": jax.tree.map(jnp.zeros_like, params)}
 
 
-def update(params, grads, state, k, clip_norm: float = 1.0, update_clip: float = 1.0):
-    """One step; ``k`` counts from 1. Returns (params, state, norm of the gradients before the clip)."""
+def update(params, grads, state, k, clip_norm: float = 1.0, update_clip: float = 1.0, stacked=()):
+    """One step; ``k`` counts from 1. Returns (params, state, norm of the gradients before the clip).
+
+    ``stacked``: names of weights whose first axis is the layers, each a weight of its own.
+    """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     shrink = jnp.minimum(1.0, clip_norm / norm)
     k = jnp.float32(k)
@@ -30,6 +33,9 @@ def update(params, grads, state, k, clip_norm: float = 1.0, update_clip: float =
         m = 0.9 * m + 0.1 * (lr * jnp.maximum(1e-3, rms(p)) * u)
         return (1.0 - lr * lr) * p - m, v, m
 
-    new = {name: one(params[name], grads[name], state["v"][name], state["m"][name]) for name in params}
+    new = {
+        name: (jax.vmap(one) if name in stacked else one)(params[name], grads[name], state["v"][name], state["m"][name])
+        for name in params
+    }
     params, v, m = ({name: new[name][i] for name in new} for i in range(3))
     return params, {"v": v, "m": m}, norm

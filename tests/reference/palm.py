@@ -5,6 +5,9 @@ by the names of the checkpoint format.
 
 Every weight and activation is annotated with the axes of a TPU mesh (``pod``, ``data``, ``model``). Without a mesh, or
 on a mesh of one device, the annotations do nothing; on TPU pods they are PaLM's own layout.
+
+``dtype`` is the type of activations and products inside blocks; weights, norms, rotation, softmax, logits and loss are
+float32 whatever it is. In float32, products have the highest precision that a machine offers.
 """
 
 from __future__ import annotations
@@ -53,6 +56,12 @@ def pin(x, mesh, *axes):
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
+def product(equation, x, y, dtype=jnp.float32):
+    """``einsum`` in ``dtype``."""
+    precision = HIGHEST if dtype == jnp.float32 else None
+    return jnp.einsum(equation, x.astype(dtype), y.astype(dtype), precision=precision)
+
+
 def rms_norm(x, scale=None):
     """Root mean square norm in fp32 with a scale stored around zero."""
     x = x.astype(jnp.float32)
@@ -70,45 +79,56 @@ def rope(x):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attention(q, k, v):
+def attention(q, k, v, dtype=jnp.float32):
     """Causal multi-query attention. ``q`` [B, S, H, K]; ``k``, ``v`` [B, S, K]."""
     length = q.shape[1]
-    scores = jnp.einsum("bqhk,btk->bhqt", q, k, precision=HIGHEST) / jnp.sqrt(jnp.float32(q.shape[-1]))
+    scores = product("bqhk,btk->bhqt", q, k, dtype).astype(jnp.float32) / jnp.sqrt(jnp.float32(q.shape[-1]))
     causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
     weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhqt,btk->bqhk", weights, v, precision=HIGHEST)
+    return product("bhqt,btk->bqhk", weights, v, dtype)
 
 
-def block(x, weights, shape: Shape, mesh=None):
+def block(x, weights, shape: Shape, mesh=None, dtype=jnp.float32, attend=attention):
     """``y = x + MLP(norm(x)) + Attention(norm(x))`` with the fused per-head kernels."""
     batch, length, _ = x.shape
     head_dim, mlp = shape.head_dim, shape.mlp_per_head
     y = rms_norm(x, weights["norm.scale"])
-    fused = jnp.einsum("bsd,dc->bsc", y, weights["q_wi"], precision=HIGHEST)
+    fused = product("bsd,dc->bsc", y, weights["q_wi"], dtype)
     fused = pin(fused.reshape(batch, length, shape.heads, head_dim + 2 * mlp), mesh, BATCH, None, "model", None)
     q, gate, up = jnp.split(fused, [head_dim, head_dim + mlp], axis=-1)
-    k, v = jnp.split(jnp.einsum("bsd,dc->bsc", y, weights["kv"], precision=HIGHEST), 2, axis=-1)
-    attended = attention(rope(q), rope(k[:, :, None, :])[:, :, 0, :], v)
+    k, v = jnp.split(product("bsd,dc->bsc", y, weights["kv"], dtype), 2, axis=-1)
+    attended = attend(rope(q), rope(k[:, :, None, :])[:, :, 0, :], v, dtype)
     joined = jnp.concatenate([attended, jax.nn.silu(gate) * up], axis=-1).reshape(batch, length, -1)
-    out = jnp.einsum("bsc,cd->bsd", joined, weights["o_wo"], precision=HIGHEST)
+    out = product("bsc,cd->bsd", joined, weights["o_wo"], dtype)
     return pin(x + out, mesh, BATCH, None, "model")
+
+
+def embed(table, token_ids, dtype=jnp.float32):
+    """int32 [B, S] to [B, S, D]."""
+    return jnp.take(table, token_ids, axis=0).astype(dtype)
+
+
+def unembed(x, table, shape: Shape, mesh=None, dtype=jnp.float32):
+    """[B, S, D] to float32 [B, S, V]. ``dtype``: only where blocks are float32, too, is the precision the highest."""
+    z = jnp.einsum("bsd,vd->bsv", rms_norm(x), table, precision=HIGHEST if dtype == jnp.float32 else None)
+    return pin(z / jnp.sqrt(jnp.float32(shape.d_model)), mesh, BATCH, None, "model")
 
 
 def logits(params, token_ids, shape: Shape, mesh=None):
     """int32 [B, S] to float32 [B, S, padded_vocab]."""
-    x = jnp.take(params["embedding"], token_ids, axis=0)
+    x = embed(params["embedding"], token_ids)
     for i in range(shape.layers):
         x = block(x, {name: params[f"blocks.{i}.{name}"] for name in ("norm.scale", "q_wi", "kv", "o_wo")}, shape, mesh)
-    z = jnp.einsum("bsd,vd->bsv", rms_norm(x), params["embedding"], precision=HIGHEST)
-    return pin(z / jnp.sqrt(jnp.float32(shape.d_model)), mesh, BATCH, None, "model")
+    return unembed(x, params["embedding"], shape, mesh)
 
 
 def loss(params, token_ids, targets, mask, shape: Shape, z_weight: float = 1e-4, mesh=None):
-    """Mean over real tokens of cross-entropy + z_weight * log(Z)^2; returns (loss, cross-entropy alone).
+    """Mean over real tokens of cross-entropy + z_weight * log(Z)^2; returns (loss, cross-entropy alone)."""
+    return loss_of(logits(params, token_ids, shape, mesh), targets, mask, shape, z_weight)
 
-    Rows of the padding of the vocabulary are no tokens: they get no probability.
-    """
-    z = logits(params, token_ids, shape, mesh)
+
+def loss_of(z, targets, mask, shape: Shape, z_weight: float = 1e-4):
+    """The same from logits. Rows of the padding of the vocabulary are no tokens: they get no probability."""
     z = jnp.where(jnp.arange(shape.padded_vocab) < shape.vocab, z, -jnp.inf)
     log_z = jax.scipy.special.logsumexp(z, axis=-1)
     cross_entropy = log_z - jnp.take_along_axis(z, targets[..., None], axis=-1)[..., 0]
