@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from mindspore_palm.data.tokenizer import Tokenizer
     from mindspore_palm.model.palm import PaLM
     from mindspore_palm.train.saved import load
+    from mindspore_palm.zoo import create_model, list_models
 
-__all__ = ["PaLM", "PaLMConfig", "Tokenizer", "load"]
+__all__ = ["PaLM", "PaLMConfig", "Tokenizer", "create_model", "list_models", "load"]
 
 _HOMES = {
     "PaLM": "mindspore_palm.model.palm",
     "PaLMConfig": "mindspore_palm.config",
     "Tokenizer": "mindspore_palm.data.tokenizer",
+    "create_model": "mindspore_palm.zoo",
+    "list_models": "mindspore_palm.zoo",
     "load": "mindspore_palm.train.saved",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +14,23 @@ from mindspore.nn.utils import no_init_parameters
 from mindspore_palm.parallel.axes import Axes, current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.placement import Placement, Window
+
+_later = False
+
+
+@contextlib.contextmanager
+def drawn_later() -> Iterator[None]:
+    """Weights that are made in a ``with`` block take no memory yet.
+
+    MindSpore draws their initial values when their network is first called, or by ``network.init_parameters_data()``;
+    values that are set before then are never drawn.
+    """
+    global _later
+    before, _later = _later, True
+    try:
+        yield
+    finally:
+        _later = before
 
 
 class _Slice(Initializer):
@@ -44,10 +61,10 @@ def make_weight(
         fully_sharded: whether the first dimension may be cut over data.
     """
     placement = Placement(name, shape, axes, current_layout(), fully_sharded)
-    if placement.layout.devices == 1:
+    if placement.layout.devices == 1 and not _later:
         return Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
     values = initializer(_Slice(draw, placement.window(this_rank())), shape, ms.float32)
-    with no_init_parameters():  # drawn at the first compilation, when the slice is known to MindSpore as well
+    with no_init_parameters():  # drawn at the first compilation, when MindSpore knows the slice as well
         weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
     weight.placement = placement
     return weight
@@ -55,8 +72,8 @@ def make_weight(
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> ParameterTuple:
     """For each weight, zeros that lie on the devices as it does, named ``prefix.`` and its name."""
-    several = current_layout().devices > 1
-    with no_init_parameters() if several else contextlib.nullcontext():
+    later = current_layout().devices > 1 or any(weight.has_init for weight in weights)
+    with no_init_parameters() if later else contextlib.nullcontext():
         return ParameterTuple(weights).clone(prefix=prefix, init="zeros")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -17,7 +16,8 @@ from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.settings import read_yaml, settings_to_yaml
+from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
 
@@ -61,7 +61,8 @@ def load(folder: str | Path) -> PaLM:
     weights = read_weights(folder / WEIGHTS)
     for name, shape in weight_shapes(config).items():  # before a network of these sizes takes its memory
         _check_weight(name, shape, weights)
-    palm = PaLM(config)
+    with drawn_later():  # never: all of them are set
+        palm = PaLM(config)
     set_weights(palm, weights)
     return palm
 
@@ -117,14 +118,10 @@ def _find(folder: Path) -> Path:
 def _read_config(file: Path) -> PaLMConfig:
     try:
         values = read_yaml(file.read_text(encoding="utf-8"), str(file))
-        return PaLMConfig.model_validate(values["model"])
+        return model_config(values["model"], str(file))
     except FileNotFoundError:
         raise UserError(f"there is no {file}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError):
         raise UserError(f"{file}: the section 'model' is missing") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["model", *map(str, first["loc"])])  # a check across fields has no field of its own
-        raise UserError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
