@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
@@ -56,7 +57,7 @@ def load(folder: str | Path) -> PaLM:
     Raises:
         UserError: what is missing or does not fit, by name.
     """
-    folder = _find(Path(folder))
+    folder = find_model(Path(folder))
     config = _read_config(folder / CONFIG)
     weights = read_weights(folder / WEIGHTS)
     for name, shape in weight_shapes(config).items():  # before a network of these sizes takes its memory
@@ -65,6 +66,33 @@ def load(folder: str | Path) -> PaLM:
         palm = PaLM(config)
     set_weights(palm, weights)
     return palm
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer in a folder that ``load`` opens.
+
+    Raises:
+        UserError: there is none, or it is no lossless tokenizer.
+    """
+    file = find_model(Path(folder)) / TOKENIZER
+    if not file.exists():
+        raise UserError(f"there is no {file}; copy the tokenizer that the model was trained with there")
+    return Tokenizer(file)
+
+
+def find_model(folder: Path) -> Path:
+    """The folder with the model itself: the folder, or ``final`` in that of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if (folder / WEIGHTS).exists():
+        return folder
+    if (folder / "final" / WEIGHTS).exists():
+        return folder / "final"
+    raise UserError(f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} is there; name the folder of a finished run")
 
 
 def read_weights(file: Path) -> dict[str, np.ndarray]:
@@ -103,16 +131,6 @@ def _check_weight(name: str, shape: tuple[int, ...], weights: dict[str, np.ndarr
     if array.shape != shape or array.dtype != np.float32:
         found = f"{array.dtype} {list(array.shape)}"
         raise UserError(f"the weight {name} is {found}; the configuration wants float32 {list(shape)}")
-
-
-def _find(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    if (folder / WEIGHTS).exists():
-        return folder
-    if (folder / "final" / WEIGHTS).exists():
-        return folder / "final"
-    raise UserError(f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} is there; name the folder of a finished run")
 
 
 def _read_config(file: Path) -> PaLMConfig:
