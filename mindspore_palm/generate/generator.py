@@ -59,6 +59,7 @@ class Generator:
             )
         if self.context < 2 or batch < 1:
             raise UserError(f"context = {self.context}, batch = {batch}: set them to at least 2 and 1")
+        self._too_long = f"and the context holds {self.context:,} tokens: shorten it to at most {self.context - 1:,}"
         self._decoder = Decoder(palm, batch, self.context)
 
     def __call__(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
@@ -100,16 +101,15 @@ class Generator:
         if len(prompt) == 0:
             raise UserError(f"{name} is empty; write what the text begins with")
         if isinstance(prompt, str):
+            if len(prompt) > self.context * int(self.tokenizer.piece_bytes.max()):  # not worth being read
+                raise UserError(f"{name} has {len(prompt):,} characters, {self._too_long}")
             tokens = [self.tokenizer.eod, *self.tokenizer.encode(prompt)]
         else:
             tokens = [int(token) for token in prompt]
             if outside := [token for token in tokens if not 0 <= token < self.tokenizer.vocab_size]:
                 raise UserError(f"{name} holds {outside[0]}, and tokens go to {self.tokenizer.vocab_size - 1}")
         if len(tokens) >= self.context:
-            raise UserError(
-                f"{name} has {len(tokens):,} tokens, and the context is {self.context:,}: shorten it to at most "
-                f"{self.context - 1:,}"
-            )
+            raise UserError(f"{name} has {len(tokens):,} tokens, {self._too_long}")
         return _Row(tokens, sampling, number, self.tokenizer)
 
     def _run(self, rows: list[_Row]) -> Iterator[None]:

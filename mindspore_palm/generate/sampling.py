@@ -25,7 +25,7 @@ class Sampling:
     top_k: int = 0
     """Only so many of the likeliest tokens are drawn from; 0: all. Default 0."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together reach this probability are drawn from (arXiv 1904.09751). Default 1: all."""
+    """Only the likeliest tokens that together reach this probability are drawn from (arXiv 1904.09751). Default 1."""
     repetition_penalty: float = 1.0
     """Logits of tokens that are there already are divided by this, or multiplied if negative (arXiv 1909.05858)."""
     stop: tuple[str, ...] = ()
