@@ -110,19 +110,30 @@ class PlainAttention(nn.Cell):
         if length % 2 == 0 and half >= CHUNK:
             early, late = self.halve_queries(q)
             past, end, step = (0, 0, 0), (batch, half, dim), (1, 1, 1)
-            early = self.attend(early, self.halve_keys(k, past, end, step), self.halve_keys(v, past, end, step))
-            out = self.join_queries((early, self.attend(late, k, v)))
+            early = self.causal(early, self.halve_keys(k, past, end, step), self.halve_keys(v, past, end, step))
+            out = self.join_queries((early, self.causal(late, k, v)))
         else:
-            out = self.attend(q, k, v)
+            out = self.causal(q, k, v)
         return self.heads_last(out, (0, 2, 1, 3)) if self.by_head else out
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The last Q of C positions look at all C: q [B, Q, H, K] (or [B, H, Q, K]), k and v [B, C, K] to q's shape."""
-        batch, outer, inner, dim = q.shape
+    def over(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """q [B, Q, H, K] over k and v [B, C, K] to q's shape; mask [B, Q, 1, C], or [B, 1, Q, C] if query_axis is 2."""
+        if not self.by_head:
+            return self.look(q, k, v, mask)
+        return self.heads_last(self.look(self.heads_first(q, (0, 2, 1, 3)), k, v, mask), (0, 2, 1, 3))
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The last Q of C positions look at what is not behind them: as ``look``."""
         queries, context = q.shape[self.query_axis], k.shape[1]
+        return self.look(q, k, v, causal_mask(context - queries, queries, self.query_axis))
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Q positions look at C: q [B, Q, H, K] (or [B, H, Q, K]), k and v [B, C, K] to q's shape."""
+        batch, outer, inner, dim = q.shape
+        context = k.shape[1]
         scores = self.scores(self.reshape(q, (batch, outer * inner, dim)), k)
         scores = self.to_float32(self.reshape(scores, (batch, outer, inner, context)))
-        scores = self.mask(scores, causal_mask(context - queries, queries, self.query_axis))
+        scores = self.mask(scores, mask)
         weights = self.to_compute(self.softmax(self.reshape(scores, (batch, outer * inner, context))))
         return self.reshape(self.mix(weights, v), q.shape)
 

@@ -57,17 +57,28 @@ class PaLM(nn.Cell):
 
     def construct(self, token_ids: Tensor) -> Tensor:
         batch, length = token_ids.shape
-        logits = self.logits(token_ids)
-        if self.padded_vocab != self.vocab_size:
-            logits = self.real_rows(logits, (0, 0), (batch * length, self.vocab_size), (1, 1))
-        return self.reshape(logits, (batch, length, self.vocab_size))
+        return self.reshape(self.real(self.logits(token_ids)), (batch, length, self.vocab_size))
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on."""
         batch = token_ids.shape[0]
-        x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
-        x = self.reshape(x, (-1, self.residual_width))
+        x = self.embed(token_ids)
         for block in self.blocks:
             x = block(x, batch)
+        return self.read_out(x)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids to what the first block takes: int32 [B, S] to [T, D], or to the same in rows of another width."""
+        x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
+        return self.reshape(x, (-1, self.residual_width))
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """What the last block gives to logits: float32 [T, V]."""
         x = self.reshape(x, (-1, self.config.d_model))
         return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)
+
+    def real(self, logits: Tensor) -> Tensor:
+        """Leaves the padding of the vocabulary out: [T, V] to [T, vocab_size]."""
+        if self.padded_vocab == self.vocab_size:
+            return logits
+        return self.real_rows(logits, (0, 0), (logits.shape[0], self.vocab_size), (1, 1))

@@ -12,12 +12,18 @@ from mindspore_palm.parallel.axes import shard
 BASE = 10000.0
 
 
+def tables(length: int, head_dim: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines times scale, float32 [S, K/2], of position * 10000^(-2i/K)."""
+    frequency = BASE ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = np.outer(np.arange(length), frequency)
+    return (scale * np.cos(angle)).astype(np.float32), (scale * np.sin(angle)).astype(np.float32)
+
+
 @constexpr
 def rotation(length: int, head_dim: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines times scale, float32 [1, S, 1, K/2], of position * 10000^(-2i/K): constants of the graph."""
-    frequency = BASE ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.outer(np.arange(length), frequency)[None, :, None, :]
-    return Tensor((scale * np.cos(angle)).astype(np.float32)), Tensor((scale * np.sin(angle)).astype(np.float32))
+    """The tables of positions 0 .. S, [1, S, 1, K/2]: constants of the graph."""
+    cos, sin = tables(length, head_dim, scale)
+    return Tensor(cos[None, :, None]), Tensor(sin[None, :, None])
 
 
 class Rope(nn.Cell):
@@ -40,6 +46,10 @@ class Rope(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         cos, sin = rotation(x.shape[1], x.shape[3], self.scale)
+        return self.turn(x, cos, sin)
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, S, H, K] at the positions of the tables, [1 or B, S, 1, K/2], which hold the scale."""
         x1, x2 = self.halves(self.to_float32(x))
         turned = self.join(
             (
