@@ -9,11 +9,12 @@ from typing import Any
 
 from mindspore_palm.data.corpus import documents
 from mindspore_palm.errors import UserError
-from mindspore_palm.evaluate.questions import Question, prompts, read_questions
+from mindspore_palm.evaluate.questions import prompts, read_questions
 from mindspore_palm.evaluate.report import as_json, task_table, text_table
 from mindspore_palm.evaluate.scorer import Scorer
-from mindspore_palm.evaluate.tasks import TaskResult, multiple_choice
+from mindspore_palm.evaluate.tasks import exact_match, multiple_choice
 from mindspore_palm.evaluate.text import score_text
+from mindspore_palm.generate import Generator, Sampling
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
@@ -84,13 +85,12 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
         text_results[path] = score_text(scorer, documents(path, wanted.text_field), wanted.stride)
         say(f"{path}: {text_table(text_results[path])}")
     for name, questions in tasks.items():
-        task_results[name] = answer(scorer, wanted, questions, asked[name])
+        if questions[0].choices:
+            result = multiple_choice(scorer, questions, asked[name], wanted.shots)
+        else:
+            sampling = Sampling(max_tokens=wanted.max_tokens, stop=tuple(wanted.stop))
+            generator = Generator(palm, tokenizer, scorer.window, wanted.batch)
+            result = exact_match(generator, sampling, questions, asked[name], wanted.shots)
+        task_results[name] = result
         say(f"{name}: {task_table(task_results[name])}")
     return as_json(checkpoint, text_results, task_results)
-
-
-def answer(scorer: Scorer, wanted: Wanted, questions: Sequence[Question], asked: Sequence[str]) -> TaskResult:
-    """Asks the questions of one task."""
-    if questions[0].choices:
-        return multiple_choice(scorer, questions, asked, wanted.shots)
-    raise UserError("exact match needs decoding")

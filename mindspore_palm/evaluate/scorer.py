@@ -115,13 +115,16 @@ def windows(tokens: np.ndarray, window: int, stride: int) -> Iterator[Row]:
             return
 
 
-def continuation(tokens: np.ndarray, first: int, window: int) -> Row:
+def continuation(tokens: np.ndarray, first: int, window: int, name: str) -> Row:
     """The row that scores ``tokens[first:]``, with as much of what stands before as fits.
 
     Raises:
-        ValueError: the tokens to be scored alone are more than a window.
+        UserError: the tokens to be scored alone are more than a window; says of what, by ``name``.
     """
     if len(tokens) - first > window:
-        raise ValueError(f"{len(tokens) - first} tokens are to be scored at once, and the window has {window}")
+        raise UserError(
+            f"{name}: {len(tokens) - first} tokens are to be scored at once, and the window has {window}; "
+            "make the text shorter or the window larger"
+        )
     cut = max(0, len(tokens) - window)
     return Row(tokens[cut:], first - cut)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.estimate import Estimate, share
 from mindspore_palm.evaluate.questions import Question
-from mindspore_palm.evaluate.scorer import Row, Scorer, continuation
+from mindspore_palm.evaluate.scorer import Scorer, continuation
+from mindspore_palm.generate import Generator, Sampling
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequ
         longest = 0
         for choice in question.choices:
             tokens, first = prompt_and_continuation(scorer.tokenizer, prompt, choice)
-            rows.append(_row(tokens, first, scorer.window, number))
+            rows.append(continuation(tokens, first, scorer.window, f"question {number}"))
             longest = max(longest, len(tokens))
         cut += longest > scorer.window
     scores = scorer(rows)
@@ -55,27 +56,43 @@ def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequ
 
 
 def exact_match(
-    generate: Callable[[Sequence[str]], Sequence[str]],
-    questions: Sequence[Question],
-    prompts: Sequence[str],
-    shots: int,
-    cut: int = 0,
+    generator: Generator, sampling: Sampling, questions: Sequence[Question], prompts: Sequence[str], shots: int
 ) -> TaskResult:
     """Compares what is generated with the answers, white space around either left out.
 
     Args:
-        generate: the continuation of each prompt, already ended where it should end.
+        generator: of the network.
+        sampling: how answers are generated, and where they end.
         questions: with free answers.
         prompts: of the questions.
         shots: worked examples in each.
-        cut: prompts that the generator has to cut.
+
+    Raises:
+        UserError: a window has no room for an answer.
     """
-    texts = generate(prompts)
+    tokens = [fit_prompt(generator, prompt, sampling.max_tokens) for prompt in prompts]
     right = [
-        text.strip() in {answer.strip() for answer in question.answers}
-        for text, question in zip(texts, questions, strict=True)
+        generation.text.strip() in {answer.strip() for answer in question.answers}
+        for generation, question in zip(generator([ids for ids, _ in tokens], sampling), questions, strict=True)
     ]
-    return TaskResult("exact match", len(questions), shots, {"exact match": share(right)}, cut)
+    measures = {"exact match": share(right)}
+    return TaskResult("exact match", len(questions), shots, measures, sum(cut for _, cut in tokens))
+
+
+def fit_prompt(generator: Generator, prompt: str, max_tokens: int) -> tuple[list[int], bool]:
+    """The tokens of a prompt, its start left out where it would not fit beside the answer, and whether it was.
+
+    Raises:
+        UserError: a window has no room for an answer.
+    """
+    room = generator.context - 1 - max_tokens
+    if room < 1:
+        raise UserError(
+            f"answers of {max_tokens} tokens leave no room for a prompt in a window of {generator.context}; "
+            f"set --max-tokens to at most {generator.context - 2}"
+        )
+    tokens = generator.tokenizer.encode(prompt)
+    return [generator.tokenizer.eod, *tokens[-room:]], len(tokens) > room
 
 
 def prompt_and_continuation(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, int]:
@@ -89,10 +106,3 @@ def prompt_and_continuation(tokenizer: Tokenizer, prompt: str, text: str) -> tup
     while first < min(len(alone), len(whole) - 1) and alone[first] == whole[first]:
         first += 1
     return np.array(whole, np.int32), first
-
-
-def _row(tokens: np.ndarray, first: int, window: int, number: int) -> Row:
-    try:
-        return continuation(tokens, first, window)
-    except ValueError as error:
-        raise UserError(f"question {number}: {error}; make the choice shorter or --window larger") from None

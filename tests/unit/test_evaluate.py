@@ -175,7 +175,7 @@ def test_a_long_prompt_loses_its_start(scorer, tokenizer, expected_nats):
 
     prompt = "0123456789" * 3
     ids, first = prompt_and_continuation(tokenizer, prompt, " row")
-    (score,) = scorer([continuation(ids, first, WINDOW)])
+    (score,) = scorer([continuation(ids, first, WINDOW, "it")])
     np.testing.assert_allclose(score.nats, expected_nats(ids[-WINDOW:], WINDOW - (len(ids) - first)), rtol=2e-6)
     question = Question(prompt, (" row", "7"), ("7",))
     assert multiple_choice(scorer, [question], [prompt], 0).cut == 1
@@ -208,19 +208,22 @@ def test_greedy_tokens(scorer, palm, tokenizer):
     assert [score.greedy for score in scorer([Row(best, 0), Row(best, 2), Row(other, 0)])] == [True, True, False]
 
 
-def test_exact_match():
+def test_exact_match(palm, tokenizer):
+    """What greedy decoding writes is right, whatever white space stands around; anything else is wrong."""
     from mindspore_palm.evaluate.tasks import exact_match
+    from mindspore_palm.generate import Generator, Sampling
 
-    questions = [Question("1+1=", (), (" 2",)), Question("a", (), ("b", "c")), Question("d", (), ("e",))]
-    asked = []
-
-    def generate(prompts):
-        asked.extend(prompts)
-        return ["2 \n", "c", "E"]
-
-    result = exact_match(generate, questions, ["p", "q", "r"], shots=1)
-    assert asked == ["p", "q", "r"]
-    assert result.measures["exact match"].value == 2 / 3
+    generator, sampling = Generator(palm, tokenizer, context=64, batch=2), Sampling(max_tokens=5)
+    prompts = ["def ", "", "row = 1", "x" * 500]
+    cut = [tokenizer.eod, *tokenizer.encode(prompts[-1])[-58:]]  # 64 tokens, less [eod] and the answer's
+    ids = [[tokenizer.eod, *tokenizer.encode(prompt)] for prompt in prompts[:-1]]
+    written = [generation.text for generation in generator([*ids, cut], sampling)]
+    questions = [Question("", (), (f" {text.strip()}\n", "other")) for text in written]
+    questions[1] = Question("", (), (written[1].strip() + "x",))
+    result = exact_match(generator, sampling, questions, prompts, shots=1)
+    assert (result.measures["exact match"].value, result.questions, result.shots, result.cut) == (0.75, 4, 1, 1)
+    with pytest.raises(UserError, match="--max-tokens to at most 62"):
+        exact_match(generator, Sampling(max_tokens=63), questions, prompts, 0)
 
 
 def test_worked_examples():
