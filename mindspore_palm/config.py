@@ -67,6 +67,18 @@ class PaLMConfig(Section):
     """Ablation: multi_head gives every query head its own key and value. Default multi_query."""
     mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
     """Ablation: the feed-forward layer; gelu and relu have one input kernel instead of two. Default swiglu."""
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    """Ablation: layer_norm takes the mean off first, as PyTorch's PaLMs do (without a bias). Default rms_norm."""
+    norm_epsilon: Positive = 1e-6
+    """Ablation: what norms add to the mean square. Default 1e-6 (PyTorch's layer norm: 1e-5)."""
+    norm_scale: Literal["around_zero", "around_one"] = "around_zero"
+    """Ablation: around_one stores a norm's scale as it is applied, not less one. Default around_zero."""
+    final_norm_scale: bool = False
+    """Ablation: true gives the norm before the logits a learned scale as well. Default false."""
+    scaled_logits: bool = True
+    """Ablation: false leaves the logits' factor 1/sqrt(d_model) out. Default true."""
+    xpos_base: Annotated[float, Field(ge=0)] = 0.0
+    """Ablation: rotation with decay over this distance (xPos, arXiv 2212.10554: 512). Default 0: rotation alone."""
 
     @model_validator(mode="before")
     @classmethod

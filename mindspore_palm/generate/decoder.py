@@ -87,8 +87,8 @@ class Decoder:
         self._by_head = palm.config.attention == "multi_head"
         self._tables = [
             table[:, None]
-            for scale in (palm.config.head_dim**-0.5, 1.0)
-            for table in tables(self.context, palm.config.head_dim, scale)
+            for scale, xpos_base in ((palm.config.head_dim**-0.5, palm.config.xpos_base), (1.0, -palm.config.xpos_base))
+            for table in tables(self.context, palm.config.head_dim, scale, xpos_base)
         ]
         step = Step(palm, sequences, self.context)
         self._query_axis = step.query_axis
