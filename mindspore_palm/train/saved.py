@@ -23,8 +23,10 @@ from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
 
 
-def save_model(folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes, settings: Settings, step: int) -> None:
-    """Writes the folder under another name first: it is there whole, or not at all.
+def save_model(
+    folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes | None, settings: Settings, step: int
+) -> None:
+    """Writes the folder under another name first: it is there whole, or not at all. A tokenizer may be left out.
 
     Raises:
         OSError: a file could not be written; nothing is left behind.
@@ -33,10 +35,11 @@ def save_model(folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes, s
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     files = {
-        WEIGHTS: save(weights, metadata={"format": "mindspore_palm", "step": str(step)}),
-        TOKENIZER: tokenizer,
+        WEIGHTS: weights_to_bytes(weights, {"format": "mindspore_palm", "step": str(step)}),
         CONFIG: settings_to_yaml(settings).encode(),
     }
+    if tokenizer is not None:
+        files[TOKENIZER] = tokenizer
     try:
         for name, content in files.items():
             with write_atomically(temporary / name) as file:
@@ -93,6 +96,11 @@ def find_model(folder: Path) -> Path:
     if (folder / "final" / WEIGHTS).exists():
         return folder / "final"
     raise UserError(f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} is there; name the folder of a finished run")
+
+
+def weights_to_bytes(weights: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """A safetensors file. The library takes memory as it lies: an array in another order would be silently wrong."""
+    return save({name: np.ascontiguousarray(array) for name, array in weights.items()}, metadata)
 
 
 def read_weights(file: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,34 @@
+"""lucidrains' PaLM-pytorch (0.2.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.convert.fused_linear import FusedLinear, Names
+from mindspore_palm.convert.pytorch import need
+
+
+def _make(config: PaLMConfig) -> Any:
+    return need("palm_pytorch", "PaLM-pytorch==0.2.2").PaLM(
+        dim=config.d_model,
+        num_tokens=config.padded_vocab,
+        depth=config.layers,
+        dim_head=config.head_dim,
+        heads=config.heads,
+        ff_mult=config.d_ff // config.d_model,
+    )
+
+
+LUCIDRAINS = FusedLinear(
+    who="lucidrains' PaLM",
+    names=Names(
+        embedding="0.weight",
+        block="{n}.fn",
+        mlp_out="ff_out.1.weight",
+        final_norm="{last}",
+        logits="{logits}.weight",
+    ),
+    make=_make,
+    norm_scale="around_one",
+)
