@@ -81,7 +81,8 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=f".{target_path.name}.", dir=target_path.parent) as folder:
         unchecked = Path(folder) / target_path.name
         writer.write(model, unchecked, options)
-        found = writer.logits(unchecked, tokens, dataclasses.replace(options, norm_scale=config.norm_scale))
+        known = dataclasses.replace(options, norm_scale=config.norm_scale, vocab_size=config.vocab_size)
+        found = writer.logits(unchecked, tokens, known)
         difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
         said = f"largest difference {difference:.3g}, largest logit {largest:.3g}"
         if not difference <= TOLERANCE * largest:

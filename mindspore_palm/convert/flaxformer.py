@@ -15,7 +15,7 @@ import numpy as np
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.forward import logits
-from mindspore_palm.convert.model import Model, Options, check_scales, require
+from mindspore_palm.convert.model import Model, Options, check_scales, require, vocabulary
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
@@ -129,14 +129,12 @@ class Flaxformer:
             raise UserError(f"{path}: a layer has {found}, not [D, H, K + 2F/H], [D, 1, 2K], [H, K + F/H, D]")
         q_wi, kv, o_wo = (layers[0][name] for name in KERNELS)
         head_dim, heads = kv.shape[-1] // 2, q_wi.shape[1]
-        sizes = {
+        sizes = vocabulary(vocab, options, str(path)) | {
             "layers": len(layers),
             "d_model": d_model,
             "heads": heads,
             "head_dim": head_dim,
             "d_ff": (o_wo.shape[1] - head_dim) * heads,
-            "vocab_size": options.vocab_size or vocab,
-            "vocab_multiple": vocab if options.vocab_size else 1,
             "norm_scale": check_scales([layer[NORM] for layer in layers], options.norm_scale, "around_zero", WHO),
             "final_norm_scale": FINAL in tree,
         }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.convert.model import Model, Options, check_scales, require
+from mindspore_palm.convert.model import Model, Options, check_scales, require, vocabulary
 from mindspore_palm.convert.parts import put_together, take_apart
 from mindspore_palm.convert.pytorch import fill, read_tensors, run, write_tensors
 from mindspore_palm.errors import UserError
@@ -133,14 +133,12 @@ class FusedLinear:
         if head_dim < 1 or inner % head_dim:
             raise UserError(f"{path}: the {rows} rows of {block}.fused_attn_ff_proj.weight are no q, k, v, up and gate")
         scales = [self._tensor(tensors, f"{names[f'blocks.{i}.norm']}.gamma", None, path) for i in range(layers)]
-        sizes = {
+        sizes = vocabulary(vocab, options, str(path)) | {
             "layers": layers,
             "d_model": d_model,
             "heads": inner // head_dim,
             "head_dim": head_dim,
             "d_ff": d_ff,
-            "vocab_size": options.vocab_size or vocab,
-            "vocab_multiple": vocab if options.vocab_size else 1,
             "norm_scale": check_scales(scales, options.norm_scale, self.norm_scale, self.who),
             "xpos_base": self.xpos_base,
         }

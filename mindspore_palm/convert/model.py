@@ -80,6 +80,18 @@ def setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def vocabulary(rows: int, options: Options, who: str) -> dict[str, int]:
+    """The settings of a table of so many rows, of which the last may only pad it.
+
+    Raises:
+        UserError: there are more tokens than rows.
+    """
+    tokens = options.vocab_size or rows
+    if tokens > rows:
+        raise UserError(f"{who}: the table has {rows:,} rows; set --vocab-size to at most that")
+    return {"vocab_size": tokens, "vocab_multiple": 1 if tokens == rows else rows}
+
+
 def check_scales(scales: list[np.ndarray], norm_scale: str | None, default: str, who: str) -> str:
     """How norms' scales are stored. Guessing wrong would be silent, so what looks unusual must be said.
 
