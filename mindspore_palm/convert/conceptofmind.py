@@ -32,6 +32,7 @@ CONCEPTOFMIND = FusedLinear(
     ),
     make=_make,
     norm_scale="around_zero",
+    stored_both_ways=True,
     xpos_base=512.0,
     refused={
         ".q_scale": "queries and keys are normalised (qk_rmsnorm=True), which PaLM does not do",

@@ -54,6 +54,8 @@ class FusedLinear:
     """The package's network of these sizes."""
     norm_scale: str
     """How today's version of the package stores scales."""
+    stored_both_ways: bool = False
+    """Whether an older version stored them the other way."""
     xpos_base: float = 0.0
     refused: Mapping[str, str] = field(default_factory=dict)
     """Parts of names that we have no equal for, and why."""
@@ -132,14 +134,18 @@ class FusedLinear:
         head_dim = (rows - inner - 2 * d_ff) // 2
         if head_dim < 1 or inner % head_dim:
             raise UserError(f"{path}: the {rows} rows of {block}.fused_attn_ff_proj.weight are no q, k, v, up and gate")
-        scales = [self._tensor(tensors, f"{names[f'blocks.{i}.norm']}.gamma", None, path) for i in range(layers)]
+        gammas = [f"{names[f'blocks.{i}.norm']}.gamma" for i in range(layers)]
+        norm_scale = options.norm_scale or self.norm_scale
+        if self.stored_both_ways:
+            scales = [self._tensor(tensors, gamma, (d_model,), path) for gamma in gammas]
+            norm_scale = check_scales(scales, options.norm_scale, self.norm_scale, self.who)
         sizes = vocabulary(vocab, options, str(path)) | {
             "layers": layers,
             "d_model": d_model,
             "heads": inner // head_dim,
             "head_dim": head_dim,
             "d_ff": d_ff,
-            "norm_scale": check_scales(scales, options.norm_scale, self.norm_scale, self.who),
+            "norm_scale": norm_scale,
             "xpos_base": self.xpos_base,
         }
         return model_config(SWITCHES | sizes, str(path))

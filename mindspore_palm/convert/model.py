@@ -102,7 +102,7 @@ def check_scales(scales: list[np.ndarray], norm_scale: str | None, default: str,
     looks = "around_zero" if abs(mean) < 0.5 else "around_one"
     if norm_scale is None and looks != default:
         raise UserError(
-            f"{who}: the norms' scales lie around {mean:.2f}, and today they are stored {default}; an older version "
+            f"{who}: the norms' scales lie around {mean:.2f}, and today they are stored {default}; older versions "
             f"stored them the other way: say --norm-scale around_one or --norm-scale around_zero"
         )
     return norm_scale or default
