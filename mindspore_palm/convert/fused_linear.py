@@ -95,17 +95,21 @@ class FusedLinear:
         self._require(model.config, self.norm_scale)
         if model.config.d_ff % model.config.d_model:
             raise UserError(f"{self.who} has a d_ff that is a multiple of d_model, and this one is {model.config.d_ff}")
-        write_tensors(path, self._network(model))
+        write_tensors(path, self._network(model.config, self._tensors(model)))
 
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
-        model = self.read(path, options)
-        if model.config.norm_scale != self.norm_scale:  # of an older version: today's code gets what it would store
+        tensors = read_tensors(path)
+        config = self._config(tensors, path, options)
+        if config.norm_scale != self.norm_scale:  # of an older version: today's code gets what it would store
             shift = np.float32(1 if self.norm_scale == "around_one" else -1)
-            scales = {name: scale + shift for name, scale in model.weights.items() if name.endswith("norm.scale")}
-            model = Model(model.config, model.weights | scales)
-        return run(self._network(model), tokens)[..., : model.config.vocab_size]
+            tensors |= {name: gamma + shift for name, gamma in tensors.items() if name.endswith(".gamma")}
+        return run(self._network(config, tensors), tokens)[..., : config.vocab_size]
 
-    def _network(self, model: Model) -> Any:
+    def _network(self, config: PaLMConfig, tensors: dict[str, np.ndarray]) -> Any:
+        names = self._names(config.layers)
+        return fill(lambda: self.make(config), {names["logits"]: tensors[names["embedding"]], **tensors})
+
+    def _tensors(self, model: Model) -> dict[str, np.ndarray]:
         config, weights = model.config, model.weights
         names = self._names(config.layers)
         tensors = {names["embedding"]: weights["embedding"]}
@@ -117,7 +121,7 @@ class FusedLinear:
             tensors[f"{block}.fused_attn_ff_proj.weight"] = np.concatenate(fused)
             tensors[f"{block}.attn_out.weight"] = parts["o"].T
             tensors[f"{block}.{self.names.mlp_out}"] = parts["down"].T
-        return fill(lambda: self.make(config), tensors, {names["logits"]: names["embedding"]})
+        return tensors
 
     def _config(self, tensors: dict[str, np.ndarray], path: Path, options: Options) -> PaLMConfig:
         layers = 0

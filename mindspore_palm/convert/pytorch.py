@@ -73,21 +73,19 @@ def write_tensors(path: Path, network: Any) -> None:
     torch.save(network.state_dict(), path)
 
 
-def fill(make: Callable[[], Any], tensors: dict[str, np.ndarray], tied: dict[str, str]) -> Any:
+def fill(make: Callable[[], Any], tensors: dict[str, np.ndarray]) -> Any:
     """A network of another package with these weights, ready to compute.
 
     Args:
         make: the network.
-        tensors: by its names; buffers that the network computes itself may be missing.
-        tied: names that are another name's tensor.
+        tensors: by its names; buffers, which the network computes itself, may be missing.
     """
     torch = need("torch", "torch")
     network = make()
     own = network.state_dict()
-    full = {**tensors, **{name: tensors[other] for name, other in tied.items()}}
     buffers = {name for name, _ in network.named_buffers()}
     state = {
-        name: value if name in buffers else torch.from_numpy(np.ascontiguousarray(full[name]))
+        name: value if name in buffers else torch.from_numpy(np.ascontiguousarray(tensors[name]))
         for name, value in own.items()
     }
     network.load_state_dict(state)
