@@ -74,8 +74,11 @@ class PaLM(nn.Cell):
 
     def read_out(self, x: Tensor) -> Tensor:
         """What the last block gives to logits: float32 [T, V]."""
-        x = self.reshape(x, (-1, self.config.d_model))
-        return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)
+        return self.unembed(self.final(x), self.embedding)
+
+    def final(self, x: Tensor) -> Tensor:
+        """What the last block gives to what is multiplied with the table: float32 [T, D]."""
+        return self.scale(self.final_norm(self.reshape(x, (-1, self.config.d_model))), self.logit_scale)
 
     def real(self, logits: Tensor) -> Tensor:
         """Leaves the padding of the vocabulary out: [T, V] to [T, vocab_size]."""
