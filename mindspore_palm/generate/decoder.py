@@ -40,9 +40,9 @@ class Step(nn.Cell):
         for i, trained in enumerate(palm.blocks):
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
             block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
-            block.norm = trained.norm
+            block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
             if not config.parallel:
-                block.mlp_norm = trained.mlp_norm
+                block.mlp_norm.scale = trained.mlp_norm.scale
             self.blocks.append(_with_kernels(block) if kernels.usable() else block)
         self.unembed = kernels.Product(palm.unembed, transpose_b=True) if kernels.usable() else palm.unembed
         self.query_axis = self.blocks[0].attention.attention.query_axis

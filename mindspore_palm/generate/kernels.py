@@ -1,7 +1,7 @@
 """Products of decoding on one CPU that read memory as fast as it gives: C++ functions that MindSpore calls.
 
-They are built at their first use, in seconds, by g++. Without it, MindSpore's own ops do the same, slower; so do they on
-several devices, and on GPU and Ascend.
+They are built at their first use, in seconds, by g++. Without it, MindSpore's own ops do the same, slower; as they do
+on several devices, and on GPU and Ascend.
 """
 
 from __future__ import annotations
@@ -24,16 +24,8 @@ from mindspore_palm.parallel.host.build import cache_root
 MOST_ROWS = 8  # of an activation; with more, MindSpore's own product is faster
 SOURCE = Path(__file__).with_suffix(".cc")
 # What lets sums be vectors. Not -ffast-math, which would also change the arithmetic of the whole process.
-FLAGS = [
-    "-O3",
-    "-march=native",
-    "-fopenmp-simd",
-    "-pthread",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-signed-zeros",
-    "-fassociative-math",
-]
+FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-pthread"]
+FLAGS += ["-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"]
 
 
 @functools.cache
