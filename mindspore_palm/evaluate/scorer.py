@@ -43,7 +43,7 @@ class TokenScores(nn.Cell):
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
-        self.is_padded = palm.padded_vocab != palm.vocab_size
+        self.is_padded = palm.config.padded_vocab != palm.config.vocab_size
         self.most_likely, self.equal = ops.Argmax(-1), ops.Equal()
 
     def construct(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,9 +67,9 @@ class Scorer:
     """
 
     def __init__(self, palm: PaLM, tokenizer: Tokenizer, window: int, batch: int = 8) -> None:
-        if tokenizer.vocab_size > palm.vocab_size:
+        if tokenizer.vocab_size > palm.config.vocab_size:
             raise UserError(
-                f"{tokenizer.model_file} has {tokenizer.vocab_size:,} tokens and the model only {palm.vocab_size:,}: "
+                f"{tokenizer.model_file} has {tokenizer.vocab_size:,} tokens and the model only {palm.config.vocab_size:,}: "
                 "it is not the tokenizer that the model was trained with"
             )
         self.tokenizer, self.window, self.batch = tokenizer, window, batch

@@ -10,10 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    from mindspore_palm.generate.generator import Generation, Generator
+    from mindspore_palm.parallel.axes import Layout
 
 LONGEST = 1 << 26  # bytes of a prompt that are read at all
 TOGETHER = 8  # prompts that are continued at once
@@ -76,18 +81,22 @@ def run(request: Request, command: Sequence[str]) -> None:
         UserError: the checkpoint, a prompt or a setting does not fit.
         Interrupted: Ctrl-C.
     """
+    from mindspore_palm.model.initial import placements
+    from mindspore_palm.parallel.axes import DECODING_AXES
+    from mindspore_palm.parallel.check import check_layout, layout_of
     from mindspore_palm.parallel.context import choose_device, is_worker
 
     settings, folder = _settings_of(request)
-    devices = settings.parallel.devices
-    if devices > 1 and request.interactive:
+    if settings.parallel.devices > 1 and request.interactive:
         raise UserError("--interactive is for one device; leave --mesh out")
     kind = choose_device(request.device)[0]
-    if devices > 1 and not is_worker():
-        _start_workers(devices, kind, command)
+    here = dataclasses.replace(layout_of(settings, kind), table=DECODING_AXES, shard_weights="off", recompute="none")
+    check_layout(settings, here, placements(settings.model, here))
+    if here.devices > 1 and not is_worker():
+        _start_workers(here.devices, kind, command)
         return
     try:
-        _generate(request, settings, folder, kind)
+        _generate(request, settings, folder, here)
     except KeyboardInterrupt:
         raise Interrupted("\nstopped") from None
 
@@ -140,20 +149,16 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
         Workers(devices, command, Path(logs) / "workers").join()
 
 
-def _generate(request: Request, settings: Settings, folder: Path, kind: str) -> None:
+def _generate(request: Request, settings: Settings, folder: Path, here: Layout) -> None:
     from mindspore_palm.data.tokenizer import Tokenizer
     from mindspore_palm.generate.generator import Generator
-    from mindspore_palm.model.initial import placements
-    from mindspore_palm.parallel.axes import DECODING_AXES, layout
-    from mindspore_palm.parallel.check import check_layout, layout_of
+    from mindspore_palm.parallel.axes import layout
     from mindspore_palm.parallel.context import join_workers, open_device
     from mindspore_palm.train.saved import load
 
     tokenizer = Tokenizer(folder / "tokenizer.model")
-    here = dataclasses.replace(layout_of(settings, kind), table=DECODING_AXES, shard_weights="off", recompute="none")
-    check_layout(settings, here, placements(settings.model, here))
     open_device(request.device)
-    rank = join_workers(here.devices, kind)
+    rank = join_workers(here.devices, here.target)
     with layout(here):
         palm = load(request.checkpoint)
         together = min(TOGETHER, max(1, len(request.prompts)))
@@ -177,7 +182,7 @@ class Terminal:
         silent: on all workers but the first.
     """
 
-    def __init__(self, generator: object, sampling: Sampling, log_probs: bool, silent: bool) -> None:
+    def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, silent: bool) -> None:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
         if silent:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
@@ -238,7 +243,7 @@ class Terminal:
             tokens += self.write(line, tokens)
             tokens = tokens if len(tokens) < context else tokens[-(context // 2) :]
 
-    def _report(self, generations: Sequence[object], seconds: float) -> None:
+    def _report(self, generations: Sequence[Generation], seconds: float) -> None:
         if self._log_probs:
             for generation in generations:
                 print("\nlog-probability, token")

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.generate import kernels
+from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.attention import MASKED
-from mindspore_palm.model.cache import CachedAttention
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.rope import tables
@@ -39,10 +40,11 @@ class Step(nn.Cell):
         for i, trained in enumerate(palm.blocks):
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
             block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
-            block.norm = trained.norm
+            block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
             if not config.parallel:
-                block.mlp_norm = trained.mlp_norm
-            self.blocks.append(block)
+                block.mlp_norm.scale = trained.mlp_norm.scale
+            self.blocks.append(_with_kernels(block) if kernels.usable() else block)
+        self.unembed = kernels.Product(palm.unembed, transpose_b=True) if kernels.usable() else palm.unembed
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
         self.token_loss, self.targets = TokenLoss(config), Tensor(np.zeros(sequences, np.int32))
@@ -64,8 +66,17 @@ class Step(nn.Cell):
             x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask))
         if token_ids.shape[1] > 1:
             x = self.pick(x, rows, 0)
-        logits = self.palm.read_out(x)
+        logits = self.unembed(self.palm.final(x), self.palm.embedding)
         return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
+
+
+def _with_kernels(block: nn.Cell) -> nn.Cell:
+    """The block, with its products in C++ where rows are few."""
+    for cell in (block, *block.cells()):
+        for name in ("matmul", "matmul_in", "matmul_out", "project_kv"):
+            if isinstance(getattr(cell, name, None), ops.MatMul):
+                setattr(cell, name, kernels.Product(getattr(cell, name)))
+    return block
 
 
 TABLE = ("batch", "length", "one", "per_head")

@@ -11,7 +11,7 @@ from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.initial import initial_weight, weight_axes, weight_shapes
 from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute
-from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import use_graphs
 from mindspore_palm.parallel.recompute import residual_width
 from mindspore_palm.parallel.weights import make_weight
@@ -53,7 +53,8 @@ class PaLM(nn.Cell):
         self.real_rows = shard(ops.StridedSlice(), ("tokens", "one"))
         self.reshape = ops.Reshape()
         self.logit_scale = config.d_model**-0.5 if config.scaled_logits else 1.0
-        self.vocab_size, self.padded_vocab = config.vocab_size, config.padded_vocab
+        self.vocab_size = config.vocab_size
+        self.vocab_is_whole = config.padded_vocab == config.vocab_size and current_layout().shards("vocab") == 1
 
     def construct(self, token_ids: Tensor) -> Tensor:
         batch, length = token_ids.shape
@@ -74,11 +75,14 @@ class PaLM(nn.Cell):
 
     def read_out(self, x: Tensor) -> Tensor:
         """What the last block gives to logits: float32 [T, V]."""
-        x = self.reshape(x, (-1, self.config.d_model))
-        return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)
+        return self.unembed(self.final(x), self.embedding)
+
+    def final(self, x: Tensor) -> Tensor:
+        """What the last block gives to what is multiplied with the table: float32 [T, D]."""
+        return self.scale(self.final_norm(self.reshape(x, (-1, self.config.d_model))), self.logit_scale)
 
     def real(self, logits: Tensor) -> Tensor:
-        """Leaves the padding of the vocabulary out: [T, V] to [T, vocab_size]."""
-        if self.padded_vocab == self.vocab_size:
+        """Leaves the padding of the vocabulary out, and puts together what is cut: [T, V] to [T, vocab_size]."""
+        if self.vocab_is_whole:
             return logits
         return self.real_rows(logits, (0, 0), (logits.shape[0], self.vocab_size), (1, 1))

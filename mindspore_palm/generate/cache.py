@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.generate import kernels
 from mindspore_palm.model.ablations import MultiHeadAttention
 from mindspore_palm.model.attention import PlainAttention
 from mindspore_palm.model.precision import TYPES
@@ -38,6 +39,9 @@ class CachedAttention(nn.Cell):
         dtype = TYPES[current_layout().compute_dtype]
         self.keys = Parameter(initializer("zeros", shape, dtype), name=f"{name}.keys", requires_grad=False)
         self.values = Parameter(initializer("zeros", shape, dtype), name=f"{name}.values", requires_grad=False)
+        self.kernels = kernels.usable()
+        if self.kernels:
+            self.one_query = kernels.one_query()
         self.write = shard(ops.ScatterNdUpdate(), rows, ("tokens", "one"), ("tokens", "per_head"))
         self.reshape = ops.Reshape()
 
@@ -49,4 +53,8 @@ class CachedAttention(nn.Cell):
         k = self.rope_k.turn(self.reshape(k, (batch, queries, self.kv_heads, self.head_dim)), cos_k, sin_k)
         keys = self.write(self.keys, slots, self.reshape(k, (-1, self.head_dim)))
         values = self.write(self.values, slots, self.reshape(v, (-1, self.head_dim)))
-        return self.reshape(self.attention.over(q, keys, values, mask), (-1, self.heads * self.head_dim))
+        if self.kernels and queries == 1:
+            out = self.one_query(q, keys, values, slots)
+        else:
+            out = self.attention.over(q, keys, values, mask)
+        return self.reshape(out, (-1, self.heads * self.head_dim))
