@@ -67,9 +67,10 @@ class Scorer:
     """
 
     def __init__(self, palm: PaLM, tokenizer: Tokenizer, window: int, batch: int = 8) -> None:
-        if tokenizer.vocab_size > palm.config.vocab_size:
+        known = palm.config.vocab_size
+        if tokenizer.vocab_size > known:
             raise UserError(
-                f"{tokenizer.model_file} has {tokenizer.vocab_size:,} tokens and the model only {palm.config.vocab_size:,}: "
+                f"{tokenizer.model_file} has {tokenizer.vocab_size:,} tokens and the model only {known:,}: "
                 "it is not the tokenizer that the model was trained with"
             )
         self.tokenizer, self.window, self.batch = tokenizer, window, batch
