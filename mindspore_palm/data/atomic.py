@@ -34,7 +34,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
@@ -65,7 +65,7 @@ def locked(path: Path) -> Iterator[None]:
         yield  # closing the file frees the lock
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A renamed file survives a power cut only when its folder is on the disk too."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
