@@ -1,5 +1,7 @@
-"""The one function (seed, step) -> batch, and the held-out batches. No state: a run goes on by its step, and by the list
-of what it left out."""
+"""The one function (seed, step) -> batch, and the held-out batches.
+
+No state: a run goes on by its step, and by the list of what it left out.
+"""
 
 from __future__ import annotations
 

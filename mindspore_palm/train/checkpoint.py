@@ -19,12 +19,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -188,14 +188,13 @@ def write_slices(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> 
 
 
 def publish(
-    temporary: Path, placements: Sequence[Placement], kinds: Mapping[str, str], step: int, small: Mapping[str, bytes]
+    temporary: Path, tensors: Mapping[str, tuple[str, Placement]], step: int, small: Mapping[str, bytes]
 ) -> Path:
     """Completes a folder into which all workers have written their slices, and gives it its name.
 
     Args:
         temporary: the folder, under its other name.
-        placements: of every tensor.
-        kinds: name to number type.
+        tensors: name to number type and placement.
         step: whose checkpoint it is.
         small: name to content of all further files.
 
@@ -206,11 +205,12 @@ def publish(
         OSError: names the file.
     """
     slicings: dict[tuple, Slicing] = {}  # by what decides them: most weights are cut like others
-    tensors: dict[str, tuple[str, int]] = {}
-    for placement in placements:
+    index: dict[str, tuple[str, int]] = {}
+    for name, (kind, placement) in tensors.items():
         key = (placement.shape, placement.axes, placement.fully_sharded)
-        slicings.setdefault(key, Slicing.of(placement))
-        tensors[placement.name] = (kinds[placement.name], list(slicings).index(key))
+        if key not in slicings:
+            slicings[key] = Slicing.of(placement)
+        index[name] = (kind, list(slicings).index(key))
     files = {name: asdict(_write(temporary / name, content)) for name, content in small.items()}
     for rank in sorted({rank for slicing in slicings.values() for rank in slicing.ranks}):
         files[rank_file(rank)] = json.loads((temporary / _note(rank)).read_bytes())
@@ -220,7 +220,7 @@ def publish(
         "format": FORMAT,
         "step": step,
         "slicings": [[s.shape, s.slice_shape, s.ranks] for s in slicings.values()],
-        "tensors": tensors,
+        "tensors": index,
         "files": files,
     }
     with write_atomically(temporary / MANIFEST) as file:

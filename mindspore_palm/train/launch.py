@@ -20,9 +20,10 @@ from mindspore_palm.data import prepare
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.parallel.context import choose_device, is_worker
 from mindspore_palm.parallel.host import build
-from mindspore_palm.train.folder import check_run_folder
+from mindspore_palm.train.folder import check_run_folder, only_run
 from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
+from mindspore_palm.train.resume import Start
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
 FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
@@ -31,12 +32,12 @@ GRACE = 3.0  # seconds that the others have when one has failed; msrun's own sch
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
 
 
-def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
+def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     """Trains here, as one of the workers that msrun started, or by workers that are started now.
 
     Args:
         settings: all of them.
-        overwrite: whether an earlier run in the same folder may be deleted.
+        start: how it begins.
         command: script and arguments, with which workers are started.
 
     Raises:
@@ -44,10 +45,10 @@ def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
     """
     devices = settings.parallel.devices
     if devices == 1:
-        train(settings, overwrite)
+        train(settings, start)
     elif is_worker():
         try:
-            train(settings, overwrite)
+            train(settings, start)
         except Interrupted as stop:  # saved and done: msrun would take another exit code for a failure
             print(stop, flush=True)
     elif (kind := choose_device(settings.train.device)[0]) != "CPU":
@@ -57,7 +58,9 @@ def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
         )
     else:
         check_memory(settings, check_settings(settings, "CPU"))
-        folder = check_run_folder(settings, overwrite)
+        folder = Path(settings.train.output)
+        with only_run(folder):
+            check_run_folder(settings, start)
         build.extension()  # what must be built is built once, and what is missing is said once
         prepare(settings.data, settings.model.vocab_size)
         Workers(devices, command, folder / "workers").join()
