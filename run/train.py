@@ -13,7 +13,7 @@ from mindspore_palm.settings import describe, load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains a PaLM from text.")
+    parser = argparse.ArgumentParser(description="Trains a PaLM from text.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings, train nothing")
     parser.add_argument("--print-sharding", action="store_true", help="print where every weight lies, train nothing")

@@ -17,6 +17,7 @@ from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 
 KINDS = ("Ascend", "GPU", "CPU")
 DEPTH = 100_000  # calls within calls of a graph that MindSpore follows; its own 1,000 end at some 100 layers
+LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
 NO_MEMORY = re.compile(r"(?i)out of memory|memory not enough|bad_alloc|(malloc|alloc\w*)( \w+)* (memory )?fail")
 WORKER = "MS_WORKER_NUM"  # msrun tells its workers how many they are
 
@@ -116,7 +117,7 @@ def lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gone = re.search(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)", str(error))
+        gone = LOST.search(str(error))
         if not gone:
             raise
         raise UserError(f"{gone.group()}: this worker cannot go on without it, and ends too") from None

@@ -97,6 +97,15 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
     return Found.FINISHED if there[0] == steps == _step_of_model(folder / "final") else Found.CHECKPOINTS
 
 
+def finished(settings: Settings) -> str:
+    """What is said where there is nothing left to do."""
+    folder, steps = Path(settings.train.output), settings.train.steps
+    return (
+        f"the run in {folder} is finished: {steps:,} steps, and its model is in {folder / 'final'}; set train.steps "
+        "higher to go on, or begin anew in another train.output, or by --overwrite"
+    )
+
+
 def start_run_folder(folder: Path, settings: Settings, found: Found) -> None:
     """Deletes an earlier run that is not gone on with, now that this one is sure to begin, and writes the settings.
 

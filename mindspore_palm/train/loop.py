@@ -32,7 +32,7 @@ from mindspore_palm.train.banner import banner
 from mindspore_palm.train.build import build_step
 from mindspore_palm.train.checkpoint import steps_in
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
-from mindspore_palm.train.folder import CHECKPOINTS, Found, check_run_folder, only_run, start_run_folder
+from mindspore_palm.train.folder import CHECKPOINTS, Found, check_run_folder, finished, only_run, start_run_folder
 from mindspore_palm.train.keeper import Keeper, clear
 from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
@@ -114,10 +114,7 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
     lead, agreement = this_rank() == 0, Agreement()
     found = Found(agreement.told_by_first(check_run_folder(settings, start) if lead else 0))
     if found is Found.FINISHED:
-        say(
-            f"the run in {folder} is finished: {settings.train.steps:,} steps, its model in {folder / 'final'}; set "
-            "train.steps higher to go on, or begin anew in another train.output, or by --overwrite"
-        )
+        say(finished(settings))
         return None
     prepared = prepare(settings.data, settings.model.vocab_size)
     batches_of(settings, prepared)
