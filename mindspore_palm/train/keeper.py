@@ -57,7 +57,8 @@ class Keeper:
         self.problem = ""
         """Why the last checkpoint could not be written; empty if it was."""
         self._thread: threading.Thread | None = None
-        self._step: int | None = None  # whose slices are being written
+        self._step: int | None = None  # whose slices are being written, or wait for those of the others
+        self._completing: int | None = None  # whose manifest the first worker is writing
         self._written = self._failed = False
 
     def save(self, step: int, state: dict) -> None:
@@ -67,7 +68,7 @@ class Keeper:
         """
         self.finish()
         slices = {p.name: own_slice(p) for p in self.own}
-        self._step, self._written, self._failed, self.problem = step, False, False, ""
+        self._step, self.problem = step, ""
         small = {**self.small, STATE: (json.dumps(state, indent=1) + "\n").encode()}
         temporary = self._temporary(step)
 
@@ -93,13 +94,16 @@ class Keeper:
             self.problem = self.problem or "another worker could not write its slices; its log tells why"
             self._give_up(step)
         elif this_rank() == 0:
+            self._completing = step
             self._start(self._complete)
 
     def look(self) -> None:
-        """Says, once, what has become of the last checkpoint if it could not be completed."""
-        if self._failed and self._step is None and self._thread and not self._thread.is_alive():
-            self._failed = False
-            self._give_up(self._completing)
+        """Says, once, that the last checkpoint could not be completed, if that is so."""
+        if self._completing is None or self._thread.is_alive():
+            return
+        step, self._completing = self._completing, None
+        if self._failed:
+            self._give_up(step)
 
     def finish(self) -> bool:
         """Waits until no worker writes any more. All workers call this together.
@@ -130,6 +134,7 @@ class Keeper:
     def _start(self, work: Callable[[], None]) -> None:
         """Has ``work`` done in a thread; there is never more than one."""
         self._join()
+        self._written = self._failed = False
 
         def run() -> None:
             try:
@@ -150,7 +155,6 @@ class Keeper:
             self._thread.join()
 
     def _publish(self, temporary: Path, step: int, small: dict[str, bytes]) -> None:
-        self._completing = step
         self.before()
         checkpoint.publish(temporary, self.tensors, step, small)
         train = self.settings.train

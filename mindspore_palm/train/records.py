@@ -199,7 +199,9 @@ def cut_records(folder: Path, step: int) -> None:
             file.write(text.getvalue().encode())
     else:
         table.unlink(missing_ok=True)
-    if board.exists():  # else a cut was ended between its last two lines
+    if new_board.exists() and not board.exists():  # a cut was ended between its last two lines
+        os.replace(new_board, board)
+    if board.exists():
         shutil.rmtree(new_board, ignore_errors=True)
         new_board.mkdir()
         names = sorted(path.name for path in board.iterdir())
@@ -207,7 +209,6 @@ def cut_records(folder: Path, step: int) -> None:
             with write_atomically(new_board / names[0]) as file:
                 file.writelines(event for name in names for event in _events_until(board / name, step))
         shutil.rmtree(board)
-    if new_board.exists():
         os.replace(new_board, board)
 
 
