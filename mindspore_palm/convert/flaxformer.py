@@ -19,7 +19,8 @@ from mindspore_palm.convert.model import Model, Options, check_scales, require, 
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
-from mindspore_palm.train.saved import read_weights, weights_to_bytes
+from mindspore_palm.train.saved import read_weights
+from mindspore_palm.train.tensor_file import write_tensors
 
 WHO = "flaxformer's parallel fused decoder"
 ROOTS = ("optimizer/target/", "target/", "")  # of T5X's trees, old and new, and of parameters alone
@@ -67,7 +68,7 @@ class Flaxformer:
             stacked = np.stack([weights[f"blocks.{i}.{kernel}"].reshape(shape) for i in blocks], axis=1)
             tree[f"decoder/decoder/{kernel}_fused/kernel"] = stacked
         with write_atomically(path) as file:
-            file.write(weights_to_bytes({f"target/{name}": value for name, value in tree.items()}, {"format": "np"}))
+            write_tensors(file, {f"target/{name}": value for name, value in tree.items()}, {"format": "np"})
 
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
         tree = self._tree(path)

@@ -21,7 +21,8 @@ from mindspore_palm.convert.parts import put_together, take_apart
 from mindspore_palm.data.atomic import write_atomically, write_json
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
-from mindspore_palm.train.saved import TOKENIZER, read_weights, weights_to_bytes
+from mindspore_palm.train.saved import TOKENIZER, read_weights
+from mindspore_palm.train.tensor_file import write_tensors
 
 WHO = "a folder in Hugging Face style"
 CONFIG, WEIGHTS, INDEX, OURS = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
@@ -54,7 +55,7 @@ class HuggingFace:
         names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
         for name, shard in zip(names, shards, strict=True):
             with write_atomically(path / name) as file:
-                file.write(weights_to_bytes(shard, {"format": "pt"}))
+                write_tensors(file, shard, {"format": "pt"})
         where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         size = sum(array.nbytes for shard in shards for array in shard.values())
         write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))})

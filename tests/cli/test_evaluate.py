@@ -28,8 +28,7 @@ ANSWERS = [{"prompt": "def f", "answer": "1"}, {"prompt": "return a", "answer": 
 def home(device, tmp_path_factory):
     """A finished run, a text, and questions of both kinds."""
     from mindspore_palm import PaLM, Tokenizer
-    from mindspore_palm.train.gather import weights_of
-    from mindspore_palm.train.saved import save_model
+    from mindspore_palm.train.saved import save_model, weights_of
 
     home = tmp_path_factory.mktemp("evaluate")
     tokenizer = Tokenizer.train([TEXT], 310, home / "tokenizer.model")

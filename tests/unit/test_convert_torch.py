@@ -101,7 +101,7 @@ def test_trained_here_and_used_there(torch, convert, device, tmp_path, name):
     from mindspore_palm.convert.fused_linear import SWITCHES
     from mindspore_palm.convert.model import Model, Options
     from mindspore_palm.convert.native import Native
-    from mindspore_palm.train.gather import weights_of
+    from mindspore_palm.train.saved import weights_of
 
     of_package = {"lucidrains": {"norm_scale": "around_one"}, "conceptofmind": {"xpos_base": 512.0}}[name]
     sizes = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 6, "d_ff": 32, "vocab_size": 50, "vocab_multiple": 8}
