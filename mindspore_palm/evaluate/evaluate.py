@@ -11,7 +11,7 @@ from mindspore_palm.data.corpus import documents
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.questions import prompts, read_questions
 from mindspore_palm.evaluate.report import as_json, task_table, text_table
-from mindspore_palm.evaluate.scorer import Scorer
+from mindspore_palm.evaluate.scorer import Scorer, window_of
 from mindspore_palm.evaluate.tasks import exact_match, multiple_choice
 from mindspore_palm.evaluate.text import score_text
 from mindspore_palm.generate import Generator, Sampling
@@ -75,10 +75,11 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
 
     folder = find_model(Path(checkpoint))
     settings, _ = load_settings(folder / CONFIG)
+    window = window_of(wanted.window, settings.data.seq_len)
     tokenizer = load_tokenizer(folder)
     open_device()
     palm = load(folder)
-    scorer = Scorer(palm, tokenizer, wanted.window or settings.data.seq_len, wanted.batch)
+    scorer = Scorer(palm, tokenizer, window, wanted.batch)
 
     text_results, task_results = {}, {}
     for path in wanted.text:

@@ -9,7 +9,7 @@ import numpy as np
 from lm_eval.api.model import LM
 
 from mindspore_palm.errors import UserError
-from mindspore_palm.evaluate.scorer import Scorer, continuation
+from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
 from mindspore_palm.evaluate.tasks import fit_prompt, prompt_and_continuation
 from mindspore_palm.generate import Generator, Sampling
 from mindspore_palm.parallel.context import open_device
@@ -50,7 +50,7 @@ class HarnessPaLM(LM):
         open_device()
         folder = find_model(Path(checkpoint))
         palm, tokenizer = load(folder), load_tokenizer(folder)
-        window = window or load_settings(folder / CONFIG)[0].data.seq_len
+        window = window_of(window, load_settings(folder / CONFIG)[0].data.seq_len)
         self._scorer = Scorer(palm, tokenizer, window, int(batch_size or 8))
         self._generator = Generator(palm, tokenizer, window, int(batch_size or 8))
 

@@ -98,6 +98,20 @@ class Scorer:
                 )
 
 
+def window_of(wanted: int | None, trained: int) -> int:
+    """Tokens that a network sees at once: as many as wanted, or as it was trained on.
+
+    Raises:
+        UserError: more than it was trained on.
+    """
+    if wanted is not None and wanted > trained:
+        raise UserError(
+            f"a window of {wanted}: the model was trained on {trained} tokens and knows no longer distances; set it to "
+            f"at most {trained}, or leave it out: longer text is scored in several windows"
+        )
+    return wanted or trained
+
+
 def windows(tokens: np.ndarray, window: int, stride: int) -> Iterator[Row]:
     """Cuts a document into rows that score each of its tokens once.
 

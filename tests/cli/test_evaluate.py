@@ -41,12 +41,17 @@ def home(device, tmp_path_factory):
     return home
 
 
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(f"run_{name}", ROOT / "run" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def command(home, monkeypatch, capsys):
     """The command in this process, in the home: gives exit code and what it said."""
-    spec = importlib.util.spec_from_file_location("run_evaluate", ROOT / "run" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of("evaluate")
 
     def run(*arguments):
         monkeypatch.chdir(home)
@@ -103,6 +108,7 @@ def test_bad_input(command, home, tmp_path):
         (["--checkpoint", "run", "--data", "text.txt", "--stride", 33], "a stride of 33 does not fit a window of 32"),
         (["--checkpoint", "run", "--data", "text.txt", "--stride", 0], "a stride of 0"),
         (["--checkpoint", "run", "--data", "text.txt", "--window", 0], "--window 0 must be 1 or more"),
+        (["--checkpoint", "run", "--data", "text.txt", "--window", 33], "trained on 32 tokens and knows no longer"),
         (["--checkpoint", "run", "--data", "text.txt", "--batch", -1], "--batch -1 must be 1 or more"),
         (["--checkpoint", "run", "--task", "choices.jsonl", "--shots", 4], "lower --shots"),
         (["--checkpoint", "run", "--task", "broken.jsonl"], "broken.jsonl, line 1"),
@@ -114,6 +120,12 @@ def test_bad_input(command, home, tmp_path):
         assert code == 2, (arguments, err)
         assert re.fullmatch(r"error: .*\n", err), err
         assert said in err
+
+
+def test_the_harness_is_optional(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert run_command(module_of("harness").main) == 2
+    assert capsys.readouterr().err == "error: the harness is not installed; pip install lm-eval==0.4.13\n"
 
 
 TASKS = {

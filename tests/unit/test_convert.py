@@ -48,15 +48,22 @@ def convert(device):
     return run
 
 
-@pytest.fixture(scope="module", params=SWITCHES)
-def folder(device, request, tokenizer, tmp_path_factory):
-    """A folder of ours whose weights all are random, and of which none equals another."""
+@pytest.fixture(scope="module")
+def folders(device, tokenizer, tmp_path_factory):
+    """Folders of ours, by the names of SWITCHES, whose weights all are random, scales included."""
     from mindspore_palm.convert.model import Options
     from mindspore_palm.convert.native import Native
 
-    folder = tmp_path_factory.mktemp("ours") / "model"
-    Native().write(random_model(tokenizer, **SWITCHES[request.param]), folder, Options())
-    return folder
+    home = tmp_path_factory.mktemp("ours")
+    for name, switches in SWITCHES.items():
+        Native().write(random_model(tokenizer, **switches), home / name, Options())
+    return {name: home / name for name in SWITCHES}
+
+
+@pytest.fixture(scope="module")
+def palm(folders):
+    """The folder of a PaLM as it is."""
+    return folders["palm"]
 
 
 def random_model(tokenizer, **switches):
@@ -96,13 +103,14 @@ def test_parts_by_their_places(tokenizer):
         np.testing.assert_array_equal(array, weights[name], strict=True)
 
 
-def test_the_check_itself_against_the_reference(tokenizer, folder, rng):
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_check_itself_against_the_reference(folders, name, rng):
     """The NumPy forward that files are checked with is PaLM, by the JAX reference."""
     from mindspore_palm import load
     from mindspore_palm.convert.forward import logits
     from mindspore_palm.convert.parts import take_apart
 
-    palm = load(folder)
+    palm = load(folders[name])
     config, weights = palm.config, {name: np.asarray(array) for name, array in weights_of(palm).items()}
     tokens = rng.integers(0, config.vocab_size, (2, 12)).astype(np.int32)
     blocks = [(weights[f"blocks.{i}.norm.scale"], take_apart(config, weights, i)) for i in range(config.layers)]
@@ -113,22 +121,23 @@ def test_the_check_itself_against_the_reference(tokenizer, folder, rng):
     assert relative(found, expected) < 2e-6
 
 
-def test_hugging_face_and_back_is_exact(convert, folder, tmp_path):
-    said = convert(folder, ("huggingface-safetensors", tmp_path / "there"))
+@pytest.mark.parametrize("name", SWITCHES)
+def test_hugging_face_and_back_is_exact(convert, folders, name, tmp_path):
+    said = convert(folders[name], ("huggingface-safetensors", tmp_path / "there"))
     assert "largest difference" in said[-1]
     convert(("huggingface-safetensors", tmp_path / "there"), tmp_path / "back")
-    assert content(folder) == content(tmp_path / "back")
+    assert content(folders[name]) == content(tmp_path / "back")
     described = json.loads((tmp_path / "there" / "config.json").read_text())
     assert (described["num_key_value_heads"], described["head_dim"], described["tie_word_embeddings"]) == (1, 8, True)
     assert described["max_position_embeddings"] == 77
     tensors = load_file(tmp_path / "there" / "model.safetensors")
-    ours = load_file(folder / "model.safetensors")
+    ours = load_file(folders[name] / "model.safetensors")
     q = tensors["model.layers.0.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(q[8:16], ours["blocks.0.q_wi"].reshape(36, 3, -1)[:, 1, :8].T)  # head 1, [out, in]
 
 
-def test_hugging_face_in_shards(convert, folder, tmp_path):
-    convert(folder, ("huggingface-safetensors", tmp_path / "there"), shard_bytes=40_000)
+def test_hugging_face_in_shards(convert, palm, tmp_path):
+    convert(palm, ("huggingface-safetensors", tmp_path / "there"), shard_bytes=40_000)
     index = json.loads((tmp_path / "there" / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 2
@@ -138,7 +147,7 @@ def test_hugging_face_in_shards(convert, folder, tmp_path):
     assert index["metadata"]["total_size"] == sum(a.nbytes for tensors in held.values() for a in tensors.values())
     assert all(len(t) == 1 or sum(a.nbytes for a in t.values()) <= 40_000 for t in held.values())
     convert(("huggingface-safetensors", tmp_path / "there"), tmp_path / "back")
-    assert content(folder) == content(tmp_path / "back")
+    assert content(palm) == content(tmp_path / "back")
 
 
 def fused_decoder(tree, tokens, layers):
@@ -221,21 +230,21 @@ assert "mindspore_palm" not in sys.modules
 """
 
 
-def test_mindir_runs_without_this_package(convert, folder, tmp_path, rng):
+def test_mindir_runs_without_this_package(convert, palm, tmp_path, rng):
     from mindspore import Tensor
 
     from mindspore_palm import load
 
     file = tmp_path / "palm.mindir"
-    assert "largest difference 0," in convert(folder, ("mindir", file))[-1]
+    assert "largest difference 0," in convert(palm, ("mindir", file))[-1]
     tokens = rng.integers(0, 330, (2, 12)).astype(np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
     command = [sys.executable, "-c", RUN_GRAPH, file, tmp_path / "tokens.npy", tmp_path / "logits.npy"]
     subprocess.run(command, check=True, timeout=120, cwd=tmp_path, capture_output=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), load(folder)(Tensor(tokens)).asnumpy())
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), load(palm)(Tensor(tokens)).asnumpy())
 
 
-def test_a_wrong_mapping_is_not_kept(convert, folder, tmp_path, monkeypatch):
+def test_a_wrong_mapping_is_not_kept(convert, palm, tmp_path, monkeypatch):
     from mindspore_palm.convert import huggingface
 
     def swapped(config, weights, block):
@@ -245,28 +254,26 @@ def test_a_wrong_mapping_is_not_kept(convert, folder, tmp_path, monkeypatch):
     huggingface_take_apart = huggingface.take_apart
     monkeypatch.setattr(huggingface, "take_apart", swapped)
     with pytest.raises(UserError, match=r"differ: largest difference .*; nothing was kept"):
-        convert(folder, ("huggingface-safetensors", tmp_path / "there"))
+        convert(palm, ("huggingface-safetensors", tmp_path / "there"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_what_was_there(convert, folder, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_what_was_there(convert, folders, tmp_path, monkeypatch):
     from mindspore_palm.convert import flaxformer
 
     file = tmp_path / "tree.safetensors"
     file.write_text("mine")
     with pytest.raises(UserError, match="is there already; choose another name, or replace it by --overwrite"):
-        convert(folder, ("huggingface-safetensors", file))
+        convert(folders["palm"], ("huggingface-safetensors", file))
+    with pytest.raises(UserError, match=r"trained with model.norm=rms_norm \(here layer_norm\)"):
+        convert(folders["other norms"], ("flaxformer", file), overwrite=True)
 
     def fail(path):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(flaxformer, "write_atomically", fail)
-    if "norm: rms_norm" in (folder / "config.yaml").read_text():
-        with pytest.raises(OSError, match="No space left"):
-            convert(folder, ("flaxformer", file), overwrite=True)
-    else:
-        with pytest.raises(UserError, match=r"trained with model.norm=rms_norm \(here layer_norm\)"):
-            convert(folder, ("flaxformer", file), overwrite=True)
+    with pytest.raises(OSError, match="No space left"):
+        convert(folders["palm"], ("flaxformer", file), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["tree.safetensors"]
     assert file.read_text() == "mine"
 
