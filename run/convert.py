@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="sequences of an exported graph, and of the comparison")
     parser.add_argument("--length", type=int, default=64, help="tokens of each of them")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="most of a huggingface-safetensors file")
+    parser.add_argument("--widen", action="store_true", help="for lucidrains: the same function in twice the width")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     arguments = parser.parse_args()
     source, target = place(arguments.source, "--from"), place(arguments.to, "--to")
@@ -43,7 +44,7 @@ def main() -> None:
         shard_bytes=int(arguments.shard_gb * 1e9),
     )
     tokenizer = Path(arguments.tokenizer) if arguments.tokenizer else None
-    convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite)
+    convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite, arguments.widen)
 
 
 def place(words: list[str], option: str) -> tuple[str, Path]:

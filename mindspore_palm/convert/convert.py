@@ -18,6 +18,7 @@ from mindspore_palm.convert.lucidrains import LUCIDRAINS
 from mindspore_palm.convert.mindir import MindIR
 from mindspore_palm.convert.model import Format, Options
 from mindspore_palm.convert.native import Native
+from mindspore_palm.convert.widen import widen
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.context import open_device
@@ -43,6 +44,7 @@ def convert(
     tokenizer: Path | None = None,
     seq_len: int | None = None,
     overwrite: bool = False,
+    wide: bool = False,
 ) -> float:
     """Reads a model from one place and writes it to another.
 
@@ -54,6 +56,7 @@ def convert(
         tokenizer: a SentencePiece model to go with it.
         seq_len: tokens that it was trained on at once, where the source does not say.
         overwrite: whether the target may be replaced.
+        wide: whether to go by ``widen``, for packages that have layer norms only.
 
     Returns:
         The largest difference of the logits of both on random tokens.
@@ -70,6 +73,8 @@ def convert(
     if tokenizer is not None:
         model = dataclasses.replace(model, tokenizer=_tokenizer(tokenizer, model.config.vocab_size))
     model = dataclasses.replace(model, seq_len=seq_len or model.seq_len)
+    if wide:
+        model = widen(model)
     config = model.config
     say(
         f"{source_path}: {config.parameter_count():,} parameters; layers {config.layers}, d_model {config.d_model}, "

@@ -57,6 +57,8 @@ class FusedLinear:
     stored_both_ways: bool = False
     """Whether an older version stored them the other way."""
     xpos_base: float = 0.0
+    hint: str = ""
+    """Behind the reason why a model cannot be held."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Parts of names that we have no equal for, and why."""
 
@@ -155,7 +157,7 @@ class FusedLinear:
         return model_config(SWITCHES | sizes, str(path))
 
     def _require(self, config: PaLMConfig, norm_scale: str) -> None:
-        require(config, self.who, **SWITCHES, norm_scale=norm_scale, xpos_base=self.xpos_base)
+        require(config, self.who, self.hint, **SWITCHES, norm_scale=norm_scale, xpos_base=self.xpos_base)
 
     def _names(self, layers: int) -> dict[str, str]:
         names = self.names

@@ -31,4 +31,5 @@ LUCIDRAINS = FusedLinear(
     ),
     make=_make,
     norm_scale="around_one",
+    hint="; or --widen makes it one of twice the width that computes the same",
 )

@@ -60,7 +60,7 @@ class Format(Protocol):
         """What the model in a file makes of int32 [B, S]: float32 [B, S, vocab_size], by the format's own code."""
 
 
-def require(config: PaLMConfig, who: str, **wanted: Any) -> None:
+def require(config: PaLMConfig, who: str, hint: str = "", **wanted: Any) -> None:
     """Sees that a model has the switches that a format stands for.
 
     Raises:
@@ -72,7 +72,9 @@ def require(config: PaLMConfig, who: str, **wanted: Any) -> None:
         if getattr(config, name) != value
     ]
     if differs:
-        raise UserError(f"{who} cannot hold this model exactly: a model for it is trained with {', '.join(differs)}")
+        raise UserError(
+            f"{who} cannot hold this model exactly: a model for it is trained with {', '.join(differs)}{hint}"
+        )
 
 
 def setting(value: Any) -> str:

@@ -244,6 +244,14 @@ def test_mindir_runs_without_this_package(convert, palm, tmp_path, rng):
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), load(palm)(Tensor(tokens)).asnumpy())
 
 
+def test_twice_the_width_is_the_same_function(convert, palm, tmp_path):
+    """Small activations, where the epsilons of the two norms differ most, would show a wrong one."""
+    said = convert(palm, tmp_path / "wide", wide=True)
+    assert "d_model 72" in said[0]
+    difference, largest = (float(word.split()[2]) for word in said[-1].split(": ")[-1].split(", "))
+    assert difference < 3e-6 * largest
+
+
 def test_a_wrong_mapping_is_not_kept(convert, palm, tmp_path, monkeypatch):
     from mindspore_palm.convert import huggingface
 

@@ -114,6 +114,38 @@ def test_trained_here_and_used_there(torch, convert, device, tmp_path, name):
         np.testing.assert_array_equal(after[key], array, strict=True)
 
 
+def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
+    """PaLM's own norms and logits as lucidrains' layer norms: the package computes what the JAX reference does."""
+    from parity.twins import randomise_scales, shape_of
+    from parity.twins import weights_of as twin
+    from reference import palm as reference
+
+    from mindspore_palm import PaLM, PaLMConfig
+    from mindspore_palm.convert.model import Model, Options
+    from mindspore_palm.convert.native import Native
+    from mindspore_palm.train.saved import weights_of
+
+    sizes = {"layers": 2, "d_model": 16, "heads": 2, "head_dim": 6, "d_ff": 64, "vocab_size": 50}
+    palm = PaLM(PaLMConfig(**sizes))
+    randomise_scales(palm, rng)
+    Native().write(Model(palm.config, weights_of(palm)), tmp_path / "ours", Options())
+    with pytest.raises(UserError, match="or --widen makes it one of twice the width that computes the same"):
+        convert(("mindspore_palm", tmp_path / "ours"), ("lucidrains", tmp_path / "palm.pt"))
+    convert(("mindspore_palm", tmp_path / "ours"), ("lucidrains", tmp_path / "palm.pt"), wide=True)
+
+    from palm_pytorch import PaLM as Theirs
+
+    network = Theirs(num_tokens=50, dim=32, depth=2, dim_head=6, heads=2, ff_mult=2).eval()
+    network.load_state_dict(torch.load(tmp_path / "palm.pt", weights_only=True))
+    tokens = rng.integers(0, 50, (2, 20)).astype(np.int32)
+    expected = reference.logits(twin(palm), tokens, shape_of(palm.config))
+    with torch.no_grad():
+        found = network(torch.from_numpy(tokens.astype(np.int64))).numpy()
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
+    with pytest.raises(UserError, match=r"--widen cannot hold this model exactly.*model.norm=rms_norm"):
+        convert(("lucidrains", tmp_path / "palm.pt"), ("mindspore_palm", tmp_path / "wider"), wide=True)
+
+
 def test_on_to_every_other_format(torch, convert, tmp_path):
     file = save(torch, make(torch, "lucidrains").state_dict(), tmp_path / "palm.pt")
     convert(("lucidrains", file), ("huggingface-safetensors", tmp_path / "there"))
