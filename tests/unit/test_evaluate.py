@@ -208,6 +208,21 @@ def test_greedy_tokens(scorer, palm, tokenizer):
     assert [score.greedy for score in scorer([Row(best, 0), Row(best, 2), Row(other, 0)])] == [True, True, False]
 
 
+def test_rows_that_pad_the_table_are_never_most_likely(device, tokenizer):
+    from mindspore import Tensor
+
+    from mindspore_palm import PaLM, PaLMConfig
+    from mindspore_palm.evaluate.scorer import Row, Scorer
+
+    palm = PaLM(PaLMConfig(**SIZES), seed=5)
+    best = int(palm(Tensor(np.array([[tokenizer.eod]], np.int32))).asnumpy()[0, 0].argmax())
+    embedding = palm.embedding.asnumpy().copy()
+    embedding[320:] = 5 * embedding[best]
+    palm.embedding.set_data(Tensor(embedding))
+    scorer = Scorer(palm, tokenizer, WINDOW, batch=1)
+    assert next(iter(scorer([Row(np.array([best], np.int32), 0)]))).greedy
+
+
 def test_exact_match(palm, tokenizer):
     """What greedy decoding writes is right, whatever white space stands around; anything else is wrong."""
     from mindspore_palm.evaluate.tasks import exact_match
