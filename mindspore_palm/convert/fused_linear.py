@@ -50,8 +50,8 @@ class FusedLinear:
 
     who: str
     names: Names
-    make: Callable[[PaLMConfig], Any]
-    """The package's network of these sizes."""
+    make: Callable[..., Any]
+    """The package's network, of sizes in its own names."""
     norm_scale: str
     """How today's version of the package stores scales."""
     stored_both_ways: bool = False
@@ -109,7 +109,9 @@ class FusedLinear:
 
     def _network(self, config: PaLMConfig, tensors: dict[str, np.ndarray]) -> Any:
         names = self._names(config.layers)
-        return fill(lambda: self.make(config), {names["logits"]: tensors[names["embedding"]], **tensors})
+        sizes = {"dim": config.d_model, "num_tokens": config.padded_vocab, "depth": config.layers}
+        sizes |= {"dim_head": config.head_dim, "heads": config.heads, "ff_mult": config.d_ff // config.d_model}
+        return fill(self.make(**sizes), {names["logits"]: tensors[names["embedding"]], **tensors})
 
     def _tensors(self, model: Model) -> dict[str, np.ndarray]:
         config, weights = model.config, model.weights

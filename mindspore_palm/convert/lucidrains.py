@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.fused_linear import FusedLinear, Names
 from mindspore_palm.convert.pytorch import need
 
 
-def _make(config: PaLMConfig) -> Any:
-    return need("palm_pytorch", "PaLM-pytorch==0.2.2").PaLM(
-        dim=config.d_model,
-        num_tokens=config.padded_vocab,
-        depth=config.layers,
-        dim_head=config.head_dim,
-        heads=config.heads,
-        ff_mult=config.d_ff // config.d_model,
-    )
+def _make(**sizes: int) -> Any:
+    return need("palm_pytorch", "PaLM-pytorch==0.2.2").PaLM(**sizes)
 
 
 LUCIDRAINS = FusedLinear(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -73,15 +72,14 @@ def write_tensors(path: Path, network: Any) -> None:
     torch.save(network.state_dict(), path)
 
 
-def fill(make: Callable[[], Any], tensors: dict[str, np.ndarray]) -> Any:
-    """A network of another package with these weights, ready to compute.
+def fill(network: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """Gives a network of another package these weights; it then is ready to compute.
 
     Args:
-        make: the network.
+        network: of another package.
         tensors: by its names; buffers, which the network computes itself, may be missing.
     """
     torch = need("torch", "torch")
-    network = make()
     own = network.state_dict()
     buffers = {name for name, _ in network.named_buffers()}
     state = {

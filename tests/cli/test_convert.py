@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
 from mindspore_palm.config import Settings
-from mindspore_palm.errors import run_command
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 310}
 
 
@@ -29,20 +24,8 @@ def home(device, tmp_path_factory):
 
 
 @pytest.fixture
-def command(home, monkeypatch, capsys):
-    """The command in this process, in the home: gives exit code and what it said."""
-    spec = importlib.util.spec_from_file_location("run_convert", ROOT / "run" / "convert.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-        code = run_command(module.main)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+def command(door, home):
+    return lambda *arguments: door("convert", home, *arguments)
 
 
 def test_there_and_back(command, home):

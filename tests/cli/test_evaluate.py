@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 from mindspore_palm.config import Settings
-from mindspore_palm.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 310}
@@ -41,26 +39,9 @@ def home(device, tmp_path_factory):
     return home
 
 
-def module_of(name):
-    spec = importlib.util.spec_from_file_location(f"run_{name}", ROOT / "run" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def command(home, monkeypatch, capsys):
-    """The command in this process, in the home: gives exit code and what it said."""
-    module = module_of("evaluate")
-
-    def run(*arguments):
-        monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        code = run_command(module.main)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+def command(door, home):
+    return lambda *arguments: door("evaluate", home, *arguments)
 
 
 EVERYTHING = ["--data", "text.txt", "--data", "documents.jsonl", "--task", "choices.jsonl", "--task", "answers.jsonl"]
@@ -122,10 +103,10 @@ def test_bad_input(command, home, tmp_path):
         assert said in err
 
 
-def test_the_harness_is_optional(monkeypatch, capsys):
+def test_the_harness_is_optional(door, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert run_command(module_of("harness").main) == 2
-    assert capsys.readouterr().err == "error: the harness is not installed; pip install lm-eval==0.4.13\n"
+    code, _, err = door("harness", tmp_path)
+    assert (code, err) == (2, "error: the harness is not installed; pip install lm-eval==0.4.13\n")
 
 
 TASKS = {
