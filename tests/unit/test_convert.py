@@ -307,6 +307,8 @@ KV, O_WO, LOGITS = (f"{TREE}/{name}/kernel" for name in ("decoder/kv_fused", "de
     [
         (f"{TREE}/token_embedder/embedding", None, "there is no decoder/token_embedder/embedding"),
         (KV, None, "decoder/decoder/kv_fused/kernel is missing"),
+        (f"{TREE}/token_embedder/embedding", np.zeros(3, np.float32), "is [3], not [V, D]"),
+        (f"{TREE}/decoder/layer_norm/scale", np.array(1, np.float32), "layer_norm/scale is missing"),
         (LOGITS, np.zeros((3, 3)), "logits_dense/kernel is float64"),
         (LOGITS, np.zeros((3, 3), np.float32), "no place for decoder/logits_dense/kernel"),
         (KV, np.zeros((36, 2, 1, 16), np.int8), "not quantised"),
