@@ -230,6 +230,18 @@ assert "mindspore_palm" not in sys.modules
 """
 
 
+def test_bfloat16_without_its_package(tmp_path, monkeypatch):
+    """NumPy has no such type of its own."""
+    from mindspore_palm.train import saved
+
+    def unknown(file):
+        raise TypeError("data type 'bfloat16' not understood")
+
+    monkeypatch.setattr(saved, "load_file", unknown)
+    with pytest.raises(UserError, match="pip install ml_dtypes"):
+        saved.read_weights(tmp_path / "short.safetensors")
+
+
 def test_mindir_runs_without_this_package(convert, palm, tmp_path, rng):
     from mindspore import Tensor
 
