@@ -37,7 +37,8 @@ class Request:
     interactive: bool = False
     log_probs: bool = False
     device: str = "auto"
-    parallel: ParallelConfig = ParallelConfig()  # noqa: RUF009 - it cannot be changed
+    devices: int = 1
+    """Over how many heads and vocabulary are cut."""
 
 
 def prompt_of(data: bytes, name: str) -> str:
@@ -82,15 +83,16 @@ def run(request: Request, command: Sequence[str]) -> None:
         Interrupted: Ctrl-C.
     """
     from mindspore_palm.model.initial import placements
-    from mindspore_palm.parallel.axes import DECODING_AXES
+    from mindspore_palm.parallel.axes import MODEL_AXES
     from mindspore_palm.parallel.check import check_layout, layout_of
     from mindspore_palm.parallel.context import choose_device, is_worker
 
     settings, folder = _settings_of(request)
     if settings.parallel.devices > 1 and request.interactive:
-        raise UserError("--interactive is for one device; leave --mesh out")
+        raise UserError("--interactive is for one device; leave --devices out")
     kind = choose_device(request.device)[0]
-    here = dataclasses.replace(layout_of(settings, kind), table=DECODING_AXES, shard_weights="off", recompute="none")
+    here = dataclasses.replace(layout_of(settings, kind), table=MODEL_AXES)
+    _check_devices(settings, here)
     check_layout(settings, here, placements(settings.model, here))
     if here.devices > 1 and not is_worker():
         _start_workers(here.devices, kind, command)
@@ -119,7 +121,16 @@ def _settings_of(request: Request) -> tuple[Settings, Path]:
             f"--context {request.context}: the model was trained on {trained} tokens and knows no longer distances; "
             f"set it to at most {trained}, or leave it out: a longer text goes on in a window of the last tokens"
         )
-    return settings.model_copy(update={"parallel": request.parallel}), folder
+    parallel = ParallelConfig(model=request.devices, shard_weights="off")
+    return settings.model_copy(update={"parallel": parallel}), folder
+
+
+def _check_devices(settings: Settings, here: Layout) -> None:
+    model, devices = settings.model, here.devices
+    for what, count in (("heads", model.heads), ("rows of the embedding", model.padded_vocab)):
+        if count % devices:
+            fits = max(n for n in range(1, devices) if model.heads % n == 0 and model.padded_vocab % n == 0)
+            raise UserError(f"--devices {devices}: the model's {count:,} {what} cannot be cut so; set it to {fits}")
 
 
 def _beside(checkpoint: Path, name: str) -> Path:
@@ -141,7 +152,7 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
 
     if kind != "CPU":
         raise UserError(
-            f"--mesh asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
+            f"--devices {devices}: on {kind}, start a worker for each: msrun --worker_num={devices} "
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     build.extension()

@@ -144,6 +144,8 @@ def test_bad_checkpoints(command, run_folder, tmp_path):
 def test_bad_settings(command):
     assert "--context 33: the model was trained on 32 tokens" in one_sentence(command("x", "--context", "33"))
     assert "top_p = 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
-    assert "write pods x data x model" in one_sentence(command("x", "--mesh", "2x2"))
-    assert "model.heads = 2 cannot be cut" in one_sentence(command("x", "--mesh", "1x1x3"))
-    assert "--interactive is for one device" in one_sentence(command("--interactive", "--mesh", "1x1x2"))
+    assert "--devices 0: set it to 1 or more" in one_sentence(command("x", "--devices", "0"))
+    assert "--devices 3: the model's 2 heads cannot be cut so; set it to 2" in one_sentence(
+        command("x", "--devices", "3")
+    )
+    assert "--interactive is for one device" in one_sentence(command("--interactive", "--devices", "2"))
