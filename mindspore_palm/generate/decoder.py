@@ -40,10 +40,12 @@ class Step(nn.Cell):
         for i, trained in enumerate(palm.blocks):
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
             block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
+            if kernels.usable():
+                _use_kernels(block, config.d_model)
             block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
             if not config.parallel:
                 block.mlp_norm.scale = trained.mlp_norm.scale
-            self.blocks.append(_with_kernels(block) if kernels.usable() else block)
+            self.blocks.append(block)
         self.unembed = kernels.Product(palm.unembed, transpose_b=True) if kernels.usable() else palm.unembed
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
@@ -70,13 +72,15 @@ class Step(nn.Cell):
         return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
 
 
-def _with_kernels(block: nn.Cell) -> nn.Cell:
-    """The block, with its products in C++ where rows are few."""
+def _use_kernels(block: nn.Cell, d_model: int) -> None:
+    """Has a block do its parts in C++ where rows are few."""
+    block.norm = kernels.Norm(d_model)
+    if hasattr(block, "swiglu"):
+        block.swiglu = kernels.Gate()
     for cell in (block, *block.cells()):
         for name in ("matmul", "matmul_in", "matmul_out", "project_kv"):
             if isinstance(getattr(cell, name, None), ops.MatMul):
                 setattr(cell, name, kernels.Product(getattr(cell, name)))
-    return block
 
 
 TABLE = ("batch", "length", "one", "per_head")
