@@ -15,7 +15,6 @@ import pytest
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import run_command
-from mindspore_palm.train.gather import weights_of
 from mindspore_palm.train.saved import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +30,8 @@ def run_folder(device, tmp_path_factory):
     tokenizer = Tokenizer.train(words, 320, folder / "tokenizer.model")
     (folder / "tokenizer.model").unlink()
     settings = Settings.model_validate({"model": MODEL, "data": {"seq_len": 32}})
-    save_model(folder / "final", weights_of(PaLM(settings.model)), tokenizer.serialized, settings, step=1)
+    weights = {p.name: p.asnumpy() for p in PaLM(settings.model).trainable_params()}
+    save_model(folder / "final", weights, tokenizer.serialized, settings, step=1)
     return folder
 
 
@@ -104,6 +104,15 @@ def test_bytes_that_come_together_make_a_character(run_folder):
     done = shell(run_folder, "é漢", "--max-tokens", "40", "--temperature", "2", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().startswith("é漢")
+
+
+@pytest.mark.slow
+def test_two_devices_say_what_one_says(run_folder):
+    """Workers that the command starts itself; a sampled text, as long as several windows."""
+    options = ["import os1", "--max-tokens", "70", "--seed", "5"]
+    one, two = (shell(run_folder, *options, *more) for more in ([], ["--devices", "2"]))
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.decode().splitlines()[:3] == one.stdout.decode().splitlines()[:3]
 
 
 def one_sentence(result):
