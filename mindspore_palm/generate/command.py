@@ -10,15 +10,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindspore_palm.config import ParallelConfig, Settings
+from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
-
-if TYPE_CHECKING:
-    from mindspore_palm.generate.generator import Generation, Generator
-    from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.model.initial import placements
+from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
+from mindspore_palm.parallel.check import check_layout, layout_of
+from mindspore_palm.parallel.context import choose_device, is_worker, join_workers, open_device
+from mindspore_palm.parallel.host import build
+from mindspore_palm.settings import load_settings
+from mindspore_palm.train.launch import Workers
+from mindspore_palm.train.saved import load
 
 LONGEST = 1 << 26  # bytes of a prompt that are read at all
 TOGETHER = 8  # prompts that are continued at once
@@ -45,8 +50,10 @@ def prompt_of(data: bytes, name: str) -> str:
     """A prompt as text.
 
     Raises:
-        UserError: it is no UTF-8, or empty.
+        UserError: it is no UTF-8, empty, or longer than any context.
     """
+    if len(data) >= LONGEST:
+        raise UserError(f"{name} has {LONGEST >> 20} MB or more; shorten it to what fits the model's context")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -72,7 +79,7 @@ def read_prompt(file: str) -> str:
 
 
 def run(request: Request, command: Sequence[str]) -> None:
-    """Continues the prompts here, or, for a mesh on CPU, in workers that are started now.
+    """Continues the prompts here, or, for several devices on CPU, in workers that are started now.
 
     Args:
         request: what to do.
@@ -82,11 +89,6 @@ def run(request: Request, command: Sequence[str]) -> None:
         UserError: the checkpoint, a prompt or a setting does not fit.
         Interrupted: Ctrl-C.
     """
-    from mindspore_palm.model.initial import placements
-    from mindspore_palm.parallel.axes import MODEL_AXES
-    from mindspore_palm.parallel.check import check_layout, layout_of
-    from mindspore_palm.parallel.context import choose_device, is_worker
-
     settings, folder = _settings_of(request)
     if settings.parallel.devices > 1 and request.interactive:
         raise UserError("--interactive is for one device; leave --devices out")
@@ -104,13 +106,11 @@ def run(request: Request, command: Sequence[str]) -> None:
 
 
 def _settings_of(request: Request) -> tuple[Settings, Path]:
-    """The settings of the run that the checkpoint is of, with the mesh that is asked for, and the tokenizer's folder.
+    """The settings of the checkpoint's run, on the devices that are asked for, and the tokenizer's folder.
 
     Raises:
         UserError: it is no such folder, or the context is longer than what the model was trained on.
     """
-    from mindspore_palm.settings import load_settings
-
     if not request.checkpoint.is_dir():
         raise UserError(f"there is no folder {request.checkpoint}; name the folder of a run: --checkpoint runs/...")
     folder = _beside(request.checkpoint, "tokenizer.model")
@@ -122,7 +122,8 @@ def _settings_of(request: Request) -> tuple[Settings, Path]:
             f"set it to at most {trained}, or leave it out: a longer text goes on in a window of the last tokens"
         )
     parallel = ParallelConfig(model=request.devices, shard_weights="off")
-    return settings.model_copy(update={"parallel": parallel}), folder
+    train = settings.train.model_copy(update={"compute_dtype": "auto"})  # the machine is another one
+    return settings.model_copy(update={"parallel": parallel, "train": train}), folder
 
 
 def _check_devices(settings: Settings, here: Layout) -> None:
@@ -135,38 +136,26 @@ def _check_devices(settings: Settings, here: Layout) -> None:
 
 def _beside(checkpoint: Path, name: str) -> Path:
     """Where a file of a run is: with the checkpoint, in the run's final/, or where the run keeps it."""
-    places = [
-        checkpoint,
-        checkpoint / "final",
-        *(run / part for run in checkpoint.parents[:2] for part in ("", "final")),
-    ]
-    for place in places:
-        if (place / name).is_file():
-            return place
+    for run in (checkpoint, *checkpoint.parents[:2]):
+        for place in (run, run / "final"):
+            if (place / name).is_file():
+                return place
     raise UserError(f"{checkpoint}: there is no {name}; name the folder of a run, or final/ or a checkpoint in it")
 
 
 def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
-    from mindspore_palm.parallel.host import build
-    from mindspore_palm.train.launch import Workers
-
     if kind != "CPU":
         raise UserError(
             f"--devices {devices}: on {kind}, start a worker for each: msrun --worker_num={devices} "
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     build.extension()
+    sys.stdout.reconfigure(encoding="utf-8")
     with tempfile.TemporaryDirectory() as logs:
         Workers(devices, command, Path(logs) / "workers").join()
 
 
 def _generate(request: Request, settings: Settings, folder: Path, here: Layout) -> None:
-    from mindspore_palm.data.tokenizer import Tokenizer
-    from mindspore_palm.generate.generator import Generator
-    from mindspore_palm.parallel.axes import layout
-    from mindspore_palm.parallel.context import join_workers, open_device
-    from mindspore_palm.train.saved import load
-
     tokenizer = Tokenizer(folder / "tokenizer.model")
     open_device(request.device)
     rank = join_workers(here.devices, here.target)
@@ -174,7 +163,7 @@ def _generate(request: Request, settings: Settings, folder: Path, here: Layout) 
         palm = load(request.checkpoint)
         together = min(TOGETHER, max(1, len(request.prompts)))
         generator = Generator(palm, tokenizer, request.context or settings.data.seq_len, together)
-        terminal = Terminal(generator, request.sampling, request.log_probs, silent=rank > 0)
+        terminal = Terminal(generator, request.sampling, request.log_probs, rank)
         if request.interactive:
             terminal.converse(request.prompts)
         elif len(request.prompts) == 1:
@@ -190,12 +179,13 @@ class Terminal:
         generator: what generates.
         sampling: the settings.
         log_probs: whether every token is listed as well.
-        silent: on all workers but the first.
+        rank: only the first worker speaks.
     """
 
-    def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, silent: bool) -> None:
+    def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, rank: int = 0) -> None:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
-        if silent:
+        self._status = not is_worker()  # what a worker says all goes to one place
+        if rank > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         sys.stdout.reconfigure(encoding="utf-8")
 
@@ -262,4 +252,5 @@ class Terminal:
                     print(f"{log_prob:9.4f}  {self._generator.tokenizer.decode([token])!r}")
         count = sum(len(generation.token_ids) for generation in generations)
         ends = ", ".join(generation.finished for generation in generations)
-        print(f"[{count} tokens in {seconds:.2f} s, compilation included; ended by {ends}]", file=sys.stderr)
+        if self._status:
+            print(f"[{count} tokens in {seconds:.2f} s, compilation included; ended by {ends}]", file=sys.stderr)
