@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from mindspore_palm.generate.sampling import Sampling
     from mindspore_palm.model.palm import PaLM
     from mindspore_palm.train.saved import load
+    from mindspore_palm.zoo import create_model, list_models
 
-__all__ = ["Generation", "Generator", "PaLM", "PaLMConfig", "Sampling", "Tokenizer", "load"]
+__all__ = [
+    "Generation",
+    "Generator",
+    "PaLM",
+    "PaLMConfig",
+    "Sampling",
+    "Tokenizer",
+    "create_model",
+    "list_models",
+    "load",
+]
 
 _HOMES = {
     "Generation": "mindspore_palm.generate.generator",
@@ -25,6 +36,8 @@ _HOMES = {
     "PaLMConfig": "mindspore_palm.config",
     "Sampling": "mindspore_palm.generate.sampling",
     "Tokenizer": "mindspore_palm.data.tokenizer",
+    "create_model": "mindspore_palm.zoo",
+    "list_models": "mindspore_palm.zoo",
     "load": "mindspore_palm.train.saved",
 }
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspore_palm.config import ParallelConfig, Settings
-from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
@@ -23,7 +22,7 @@ from mindspore_palm.parallel.context import choose_device, is_worker, join_worke
 from mindspore_palm.parallel.host import build
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.launch import Workers
-from mindspore_palm.train.saved import load
+from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
 
 LONGEST = 1 << 26  # bytes of a prompt that are read at all
 TOGETHER = 8  # prompts that are continued at once
@@ -89,7 +88,7 @@ def run(request: Request, command: Sequence[str]) -> None:
         UserError: the checkpoint, a prompt or a setting does not fit.
         Interrupted: Ctrl-C.
     """
-    settings, folder = _settings_of(request)
+    settings = _settings_of(request)
     if settings.parallel.devices > 1 and request.interactive:
         raise UserError("--interactive is for one device; leave --devices out")
     kind = choose_device(request.device)[0]
@@ -100,21 +99,18 @@ def run(request: Request, command: Sequence[str]) -> None:
         _start_workers(here.devices, kind, command)
         return
     try:
-        _generate(request, settings, folder, here)
+        _generate(request, settings, here)
     except KeyboardInterrupt:
         raise Interrupted("\nstopped") from None
 
 
-def _settings_of(request: Request) -> tuple[Settings, Path]:
-    """The settings of the checkpoint's run, on the devices that are asked for, and the tokenizer's folder.
+def _settings_of(request: Request) -> Settings:
+    """The settings of the checkpoint's run, on the devices that are asked for.
 
     Raises:
         UserError: it is no such folder, or the context is longer than what the model was trained on.
     """
-    if not request.checkpoint.is_dir():
-        raise UserError(f"there is no folder {request.checkpoint}; name the folder of a run: --checkpoint runs/...")
-    folder = _beside(request.checkpoint, "tokenizer.model")
-    settings, _ = load_settings(_beside(request.checkpoint, "config.yaml") / "config.yaml")
+    settings, _ = load_settings(find_model(request.checkpoint) / CONFIG)
     trained = settings.data.seq_len
     if request.context > trained:
         raise UserError(
@@ -123,7 +119,7 @@ def _settings_of(request: Request) -> tuple[Settings, Path]:
         )
     parallel = ParallelConfig(model=request.devices, shard_weights="off")
     train = settings.train.model_copy(update={"compute_dtype": "auto"})  # the machine is another one
-    return settings.model_copy(update={"parallel": parallel, "train": train}), folder
+    return settings.model_copy(update={"parallel": parallel, "train": train})
 
 
 def _check_devices(settings: Settings, here: Layout) -> None:
@@ -132,15 +128,6 @@ def _check_devices(settings: Settings, here: Layout) -> None:
         if count % devices:
             fits = max(n for n in range(1, devices) if model.heads % n == 0 and model.padded_vocab % n == 0)
             raise UserError(f"--devices {devices}: the model's {count:,} {what} cannot be cut so; set it to {fits}")
-
-
-def _beside(checkpoint: Path, name: str) -> Path:
-    """Where a file of a run is: with the checkpoint, in the run's final/, or where the run keeps it."""
-    for run in (checkpoint, *checkpoint.parents[:2]):
-        for place in (run, run / "final"):
-            if (place / name).is_file():
-                return place
-    raise UserError(f"{checkpoint}: there is no {name}; name the folder of a run, or final/ or a checkpoint in it")
 
 
 def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
@@ -155,8 +142,8 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
         Workers(devices, command, Path(logs) / "workers").join()
 
 
-def _generate(request: Request, settings: Settings, folder: Path, here: Layout) -> None:
-    tokenizer = Tokenizer(folder / "tokenizer.model")
+def _generate(request: Request, settings: Settings, here: Layout) -> None:
+    tokenizer = load_tokenizer(request.checkpoint)
     open_device(request.device)
     rank = join_workers(here.devices, here.target)
     with layout(here):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.generate import kernels
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.model.ablations import make_block
@@ -41,7 +42,7 @@ class Step(nn.Cell):
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
             block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
             if kernels.usable():
-                _use_kernels(block, config.d_model)
+                _use_kernels(block, config)
             block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
             if not config.parallel:
                 block.mlp_norm.scale = trained.mlp_norm.scale
@@ -72,9 +73,10 @@ class Step(nn.Cell):
         return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
 
 
-def _use_kernels(block: nn.Cell, d_model: int) -> None:
+def _use_kernels(block: nn.Cell, config: PaLMConfig) -> None:
     """Has a block do its parts in C++ where rows are few."""
-    block.norm = kernels.Norm(d_model)
+    if (config.norm, config.norm_epsilon, config.norm_scale) == ("rms_norm", 1e-6, "around_zero"):
+        block.norm = kernels.Norm(config)
     if hasattr(block, "swiglu"):
         block.swiglu = kernels.Gate()
     for cell in (block, *block.cells()):
@@ -102,8 +104,8 @@ class Decoder:
         self._by_head = palm.config.attention == "multi_head"
         self._tables = [
             table[:, None]
-            for scale in (palm.config.head_dim**-0.5, 1.0)
-            for table in tables(self.context, palm.config.head_dim, scale)
+            for scale, xpos_base in ((palm.config.head_dim**-0.5, palm.config.xpos_base), (1.0, -palm.config.xpos_base))
+            for table in tables(self.context, palm.config.head_dim, scale, xpos_base)
         ]
         step = Step(palm, sequences, self.context)
         self._query_axis = step.query_axis

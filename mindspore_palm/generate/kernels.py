@@ -18,6 +18,7 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.block import SwiGLU
 from mindspore_palm.model.norm import RMSNorm
 from mindspore_palm.parallel.axes import current_layout
@@ -77,10 +78,10 @@ class Product(nn.Cell):
 
 
 class Norm(RMSNorm):
-    """The norm, as one function where rows are few."""
+    """PaLM's own norm, as one function where rows are few."""
 
-    def __init__(self, d_model: int) -> None:
-        super().__init__(d_model)
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__(config)
         self.function = _custom("Norm", _like_first)
 
     def construct(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.attention import MultiQueryAttention, Softmax, causal_mask
 from mindspore_palm.model.block import Block, SwiGLU
-from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.projection import sizes_in, sizes_out
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.parallel.axes import shard
@@ -41,7 +41,8 @@ class MultiHeadAttention(nn.Cell):
         self.heads, self.head_dim = config.heads, config.head_dim
         by_position, by_head = ("batch", "length", "heads", "per_head"), ("batch", "heads", "length", "per_head")
         scores = ("batch", "heads", "length", "context")
-        self.rope_q, self.rope_k = Rope("heads", scale=config.head_dim**-0.5), Rope("heads")
+        self.rope_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)
+        self.rope_k = Rope("heads", xpos_base=-config.xpos_base)
         self.heads_first, self.heads_last = shard(ops.Transpose(), by_position), shard(ops.Transpose(), by_head)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), by_head, by_head)
         self.mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
@@ -88,9 +89,9 @@ class AblatedBlock(nn.Cell):
         rows, columns = ("tokens", "embed"), ("tokens", "heads")
         self.parallel, self.gated = config.parallel, config.mlp_inputs == 2
         self.q_wi, self.kv, self.o_wo = weights["q_wi"], weights["kv"], weights["o_wo"]
-        self.norm = RMSNorm(config.d_model)
+        self.norm = make_norm(config)
         if not self.parallel:
-            self.mlp_norm = RMSNorm(config.d_model)
+            self.mlp_norm = make_norm(config)
         self.kernels = KernelParts(config)
         self.matmul_in = shard(ops.MatMul(), rows, ("embed", "heads"))
         self.matmul_out = shard(ops.MatMul(), columns, ("heads", "embed"))

@@ -58,7 +58,8 @@ class MultiQueryAttention(nn.Cell):
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.rope_q, self.rope_k = Rope("heads", scale=config.head_dim**-0.5), Rope("kv")
+        self.rope_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)
+        self.rope_k = Rope("kv", xpos_base=-config.xpos_base)
         self.attend = FusedAttention(config) if current_layout().target == "Ascend" else PlainAttention()
         self.reshape = ops.Reshape()
 

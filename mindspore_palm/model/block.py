@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.projection import ProjectIn, ProjectOut
 from mindspore_palm.parallel.axes import shard
@@ -38,7 +38,7 @@ class Block(nn.Cell):
         super().__init__()
         rows = ("tokens", "embed")
         self.q_wi, self.kv, self.o_wo = weights["q_wi"], weights["kv"], weights["o_wo"]
-        self.norm = RMSNorm(config.d_model)
+        self.norm = make_norm(config)
         self.project_in, self.project_out = ProjectIn(config), ProjectOut(config)
         self.project_kv = shard(ops.MatMul(), rows, ("embed", "per_head"))
         self.split_kv = shard(ops.Split(-1, 2), ("tokens", "per_head"))

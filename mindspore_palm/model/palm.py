@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.initial import initial_weight, weight_axes, weight_shapes
-from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import use_graphs
@@ -45,14 +45,14 @@ class PaLM(nn.Cell):
         for name, parameter in self.parameters_and_names():
             parameter.name = name  # what a Cell is called inside its list is part of the name
         self.residual_width = residual_width(config.d_model)
-        self.final_norm = RMSNorm(config.d_model, learned_scale=False)
+        self.final_norm = make_norm(config, learned_scale=config.final_norm_scale)
         self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
         self.activation = ToCompute(("tokens", "embed"))
         self.scale = shard(ops.Mul(), ("tokens", "embed"), ())
         self.unembed = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
         self.real_rows = shard(ops.StridedSlice(), ("tokens", "one"))
         self.reshape = ops.Reshape()
-        self.logit_scale = config.d_model**-0.5
+        self.logit_scale = config.d_model**-0.5 if config.scaled_logits else 1.0
         self.vocab_size = config.vocab_size
         self.vocab_is_whole = config.padded_vocab == config.vocab_size and current_layout().shards("vocab") == 1
 

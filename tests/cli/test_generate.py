@@ -15,7 +15,7 @@ import pytest
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import run_command
-from mindspore_palm.train.saved import save_model
+from mindspore_palm.train.saved import save_model, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "run" / "generate.py"
@@ -30,8 +30,7 @@ def run_folder(device, tmp_path_factory):
     tokenizer = Tokenizer.train(words, 320, folder / "tokenizer.model")
     (folder / "tokenizer.model").unlink()
     settings = Settings.model_validate({"model": MODEL, "data": {"seq_len": 32}})
-    weights = {p.name: p.asnumpy() for p in PaLM(settings.model).trainable_params()}
-    save_model(folder / "final", weights, tokenizer.serialized, settings, step=1)
+    save_model(folder / "final", weights_of(PaLM(settings.model)), tokenizer.serialized, settings, step=1)
     return folder
 
 
@@ -137,7 +136,7 @@ def test_bad_prompts(command, tmp_path):
 
 def test_bad_checkpoints(command, run_folder, tmp_path):
     assert "there is no folder" in one_sentence(command("x", folder=tmp_path / "absent"))
-    assert "there is no tokenizer.model" in one_sentence(command("x", folder=tmp_path))
+    assert "neither model.safetensors nor" in one_sentence(command("x", folder=tmp_path))
     final = run_folder / "final"
     for name in ("tokenizer.model", "config.yaml", "model.safetensors"):
         folder = tmp_path / name

@@ -12,8 +12,7 @@ import pytest
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.config import Settings
-from mindspore_palm.train.gather import weights_of
-from mindspore_palm.train.saved import save_model
+from mindspore_palm.train.saved import save_model, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
