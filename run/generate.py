@@ -28,9 +28,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=0, help="tokens the model sees; 0: as many as in training")
     parser.add_argument("--log-probs", action="store_true", help="list every token with its log-probability")
     parser.add_argument("--device", choices=("auto", "CPU", "GPU", "Ascend"), default="auto", help="where to run")
-    parser.add_argument("--mesh", default="1x1x1", metavar="PODSxDATAxMODEL", help="several devices, such as 1x1x2")
+    parser.add_argument("--devices", type=int, default=1, help="cut heads and vocabulary over so many; 1")
     arguments = parser.parse_intermixed_args()
-    from mindspore_palm.config import ParallelConfig
     from mindspore_palm.generate.command import Request, prompt_of, read_prompt, run
     from mindspore_palm.generate.sampling import Sampling
 
@@ -41,11 +40,8 @@ def main() -> None:
         raise UserError('there is no prompt; write one, such as "def main(", or --prompt-file FILE, or --interactive')
     names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
     sampling = Sampling(**{name: getattr(arguments, name) for name in names})
-    sizes = arguments.mesh.split("x")
-    if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise UserError(f"--mesh {arguments.mesh}: write pods x data x model, such as 1x2x2")
-    pods, data, model = map(int, sizes)
-    parallel = ParallelConfig(pods=pods, data=data, model=model, shard_weights="off")
+    if arguments.devices < 1:
+        raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
     request = Request(
         checkpoint=Path(arguments.checkpoint),
         prompts=tuple(prompts),
@@ -54,7 +50,7 @@ def main() -> None:
         interactive=arguments.interactive,
         log_probs=arguments.log_probs,
         device=arguments.device,
-        parallel=parallel,
+        devices=arguments.devices,
     )
     run(request, sys.argv)
 

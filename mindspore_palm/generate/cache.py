@@ -41,7 +41,7 @@ class CachedAttention(nn.Cell):
         self.values = Parameter(initializer("zeros", shape, dtype), name=f"{name}.values", requires_grad=False)
         self.kernels = kernels.usable()
         if self.kernels:
-            self.one_query = kernels.one_query()
+            self.turn, self.one_query = kernels.turn(), kernels.one_query()
         self.write = shard(ops.ScatterNdUpdate(), rows, ("tokens", "one"), ("tokens", "per_head"))
         self.reshape = ops.Reshape()
 
@@ -49,12 +49,14 @@ class CachedAttention(nn.Cell):
         """q [B*Q, H*K], k and v [B*Q, K] (or H*K) to [B*Q, H*K]; where is what ``mindspore_palm.generate`` makes."""
         cos_q, sin_q, cos_k, sin_k, slots, mask = where
         batch, queries = cos_q.shape[0], cos_q.shape[1]
-        q = self.rope_q.turn(self.reshape(q, (batch, queries, self.heads, self.head_dim)), cos_q, sin_q)
-        k = self.rope_k.turn(self.reshape(k, (batch, queries, self.kv_heads, self.head_dim)), cos_k, sin_k)
+        q = self.reshape(q, (batch, queries, self.heads, self.head_dim))
+        k = self.reshape(k, (batch, queries, self.kv_heads, self.head_dim))
+        in_cpp = self.kernels and queries == 1
+        if in_cpp:
+            q, k = self.turn(q, cos_q, sin_q), self.turn(k, cos_k, sin_k)
+        else:
+            q, k = self.rope_q.turn(q, cos_q, sin_q), self.rope_k.turn(k, cos_k, sin_k)
         keys = self.write(self.keys, slots, self.reshape(k, (-1, self.head_dim)))
         values = self.write(self.values, slots, self.reshape(v, (-1, self.head_dim)))
-        if self.kernels and queries == 1:
-            out = self.one_query(q, keys, values, slots)
-        else:
-            out = self.attention.over(q, keys, values, mask)
+        out = self.one_query(q, keys, values, slots) if in_cpp else self.attention.over(q, keys, values, mask)
         return self.reshape(out, (-1, self.heads * self.head_dim))

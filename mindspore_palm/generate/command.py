@@ -10,15 +10,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
-
-if TYPE_CHECKING:
-    from mindspore_palm.generate.generator import Generation, Generator
-    from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.model.initial import placements
+from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
+from mindspore_palm.parallel.check import check_layout, layout_of
+from mindspore_palm.parallel.context import choose_device, is_worker, join_workers, open_device
+from mindspore_palm.parallel.host import build
+from mindspore_palm.settings import load_settings
+from mindspore_palm.train.launch import Workers
+from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
 
 LONGEST = 1 << 26  # bytes of a prompt that are read at all
 TOGETHER = 8  # prompts that are continued at once
@@ -37,15 +41,18 @@ class Request:
     interactive: bool = False
     log_probs: bool = False
     device: str = "auto"
-    parallel: ParallelConfig = ParallelConfig()  # noqa: RUF009 - it cannot be changed
+    devices: int = 1
+    """Over how many heads and vocabulary are cut."""
 
 
 def prompt_of(data: bytes, name: str) -> str:
     """A prompt as text.
 
     Raises:
-        UserError: it is no UTF-8, or empty.
+        UserError: it is no UTF-8, empty, or longer than any context.
     """
+    if len(data) >= LONGEST:
+        raise UserError(f"{name} has {LONGEST >> 20} MB or more; shorten it to what fits the model's context")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -71,7 +78,7 @@ def read_prompt(file: str) -> str:
 
 
 def run(request: Request, command: Sequence[str]) -> None:
-    """Continues the prompts here, or, for a mesh on CPU, in workers that are started now.
+    """Continues the prompts here, or, for several devices on CPU, in workers that are started now.
 
     Args:
         request: what to do.
@@ -81,89 +88,69 @@ def run(request: Request, command: Sequence[str]) -> None:
         UserError: the checkpoint, a prompt or a setting does not fit.
         Interrupted: Ctrl-C.
     """
-    from mindspore_palm.model.initial import placements
-    from mindspore_palm.parallel.axes import DECODING_AXES
-    from mindspore_palm.parallel.check import check_layout, layout_of
-    from mindspore_palm.parallel.context import choose_device, is_worker
-
-    settings, folder = _settings_of(request)
+    settings = _settings_of(request)
     if settings.parallel.devices > 1 and request.interactive:
-        raise UserError("--interactive is for one device; leave --mesh out")
+        raise UserError("--interactive is for one device; leave --devices out")
     kind = choose_device(request.device)[0]
-    here = dataclasses.replace(layout_of(settings, kind), table=DECODING_AXES, shard_weights="off", recompute="none")
+    here = dataclasses.replace(layout_of(settings, kind), table=MODEL_AXES)
+    _check_devices(settings, here)
     check_layout(settings, here, placements(settings.model, here))
     if here.devices > 1 and not is_worker():
         _start_workers(here.devices, kind, command)
         return
     try:
-        _generate(request, settings, folder, here)
+        _generate(request, settings, here)
     except KeyboardInterrupt:
         raise Interrupted("\nstopped") from None
 
 
-def _settings_of(request: Request) -> tuple[Settings, Path]:
-    """The settings of the run that the checkpoint is of, with the mesh that is asked for, and the tokenizer's folder.
+def _settings_of(request: Request) -> Settings:
+    """The settings of the checkpoint's run, on the devices that are asked for.
 
     Raises:
         UserError: it is no such folder, or the context is longer than what the model was trained on.
     """
-    from mindspore_palm.settings import load_settings
-
-    if not request.checkpoint.is_dir():
-        raise UserError(f"there is no folder {request.checkpoint}; name the folder of a run: --checkpoint runs/...")
-    folder = _beside(request.checkpoint, "tokenizer.model")
-    settings, _ = load_settings(_beside(request.checkpoint, "config.yaml") / "config.yaml")
+    settings, _ = load_settings(find_model(request.checkpoint) / CONFIG)
     trained = settings.data.seq_len
     if request.context > trained:
         raise UserError(
             f"--context {request.context}: the model was trained on {trained} tokens and knows no longer distances; "
             f"set it to at most {trained}, or leave it out: a longer text goes on in a window of the last tokens"
         )
-    return settings.model_copy(update={"parallel": request.parallel}), folder
+    parallel = ParallelConfig(model=request.devices, shard_weights="off")
+    train = settings.train.model_copy(update={"compute_dtype": "auto"})  # the machine is another one
+    return settings.model_copy(update={"parallel": parallel, "train": train})
 
 
-def _beside(checkpoint: Path, name: str) -> Path:
-    """Where a file of a run is: with the checkpoint, in the run's final/, or where the run keeps it."""
-    places = [
-        checkpoint,
-        checkpoint / "final",
-        *(run / part for run in checkpoint.parents[:2] for part in ("", "final")),
-    ]
-    for place in places:
-        if (place / name).is_file():
-            return place
-    raise UserError(f"{checkpoint}: there is no {name}; name the folder of a run, or final/ or a checkpoint in it")
+def _check_devices(settings: Settings, here: Layout) -> None:
+    model, devices = settings.model, here.devices
+    for what, count in (("heads", model.heads), ("rows of the embedding", model.padded_vocab)):
+        if count % devices:
+            fits = max(n for n in range(1, devices) if model.heads % n == 0 and model.padded_vocab % n == 0)
+            raise UserError(f"--devices {devices}: the model's {count:,} {what} cannot be cut so; set it to {fits}")
 
 
 def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
-    from mindspore_palm.parallel.host import build
-    from mindspore_palm.train.launch import Workers
-
     if kind != "CPU":
         raise UserError(
-            f"--mesh asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
+            f"--devices {devices}: on {kind}, start a worker for each: msrun --worker_num={devices} "
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     build.extension()
+    sys.stdout.reconfigure(encoding="utf-8")
     with tempfile.TemporaryDirectory() as logs:
         Workers(devices, command, Path(logs) / "workers").join()
 
 
-def _generate(request: Request, settings: Settings, folder: Path, here: Layout) -> None:
-    from mindspore_palm.data.tokenizer import Tokenizer
-    from mindspore_palm.generate.generator import Generator
-    from mindspore_palm.parallel.axes import layout
-    from mindspore_palm.parallel.context import join_workers, open_device
-    from mindspore_palm.train.saved import load
-
-    tokenizer = Tokenizer(folder / "tokenizer.model")
+def _generate(request: Request, settings: Settings, here: Layout) -> None:
+    tokenizer = load_tokenizer(request.checkpoint)
     open_device(request.device)
     rank = join_workers(here.devices, here.target)
     with layout(here):
         palm = load(request.checkpoint)
         together = min(TOGETHER, max(1, len(request.prompts)))
         generator = Generator(palm, tokenizer, request.context or settings.data.seq_len, together)
-        terminal = Terminal(generator, request.sampling, request.log_probs, silent=rank > 0)
+        terminal = Terminal(generator, request.sampling, request.log_probs, rank)
         if request.interactive:
             terminal.converse(request.prompts)
         elif len(request.prompts) == 1:
@@ -179,12 +166,13 @@ class Terminal:
         generator: what generates.
         sampling: the settings.
         log_probs: whether every token is listed as well.
-        silent: on all workers but the first.
+        rank: only the first worker speaks.
     """
 
-    def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, silent: bool) -> None:
+    def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, rank: int = 0) -> None:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
-        if silent:
+        self._status = not is_worker()  # what a worker says all goes to one place
+        if rank > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         sys.stdout.reconfigure(encoding="utf-8")
 
@@ -251,4 +239,5 @@ class Terminal:
                     print(f"{log_prob:9.4f}  {self._generator.tokenizer.decode([token])!r}")
         count = sum(len(generation.token_ids) for generation in generations)
         ends = ", ".join(generation.finished for generation in generations)
-        print(f"[{count} tokens in {seconds:.2f} s, compilation included; ended by {ends}]", file=sys.stderr)
+        if self._status:
+            print(f"[{count} tokens in {seconds:.2f} s, compilation included; ended by {ends}]", file=sys.stderr)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.generate import kernels
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.model.ablations import make_block
@@ -40,10 +41,12 @@ class Step(nn.Cell):
         for i, trained in enumerate(palm.blocks):
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
             block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
+            if kernels.usable():
+                _use_kernels(block, config)
             block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
             if not config.parallel:
                 block.mlp_norm.scale = trained.mlp_norm.scale
-            self.blocks.append(_with_kernels(block) if kernels.usable() else block)
+            self.blocks.append(block)
         self.unembed = kernels.Product(palm.unembed, transpose_b=True) if kernels.usable() else palm.unembed
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
@@ -70,13 +73,16 @@ class Step(nn.Cell):
         return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
 
 
-def _with_kernels(block: nn.Cell) -> nn.Cell:
-    """The block, with its products in C++ where rows are few."""
+def _use_kernels(block: nn.Cell, config: PaLMConfig) -> None:
+    """Has a block do its parts in C++ where rows are few."""
+    if (config.norm, config.norm_epsilon, config.norm_scale) == ("rms_norm", 1e-6, "around_zero"):
+        block.norm = kernels.Norm(config)
+    if hasattr(block, "swiglu"):
+        block.swiglu = kernels.Gate()
     for cell in (block, *block.cells()):
         for name in ("matmul", "matmul_in", "matmul_out", "project_kv"):
             if isinstance(getattr(cell, name, None), ops.MatMul):
                 setattr(cell, name, kernels.Product(getattr(cell, name)))
-    return block
 
 
 TABLE = ("batch", "length", "one", "per_head")

@@ -1,7 +1,8 @@
-// The two products of decoding that read memory, for one CPU: weights times few rows, and few queries over a cache.
+// The parts of a block for few rows, on one CPU: functions that ops.Custom calls ("aot").
 //
 // MindSpore's CPU products are made for many rows: with one row, oneDNN's read weights at a third of what memory gives.
-// These are functions that ops.Custom calls ("aot"): inputs, then the output, all float32 but the slots.
+// And each of its kernels costs some microseconds before it does anything, of which a norm has eight and a rotation
+// eight. Parameters are inputs, then the output, all float32 but the slots.
 #include <sched.h>
 
 #include <algorithm>
@@ -186,5 +187,46 @@ extern "C" int OneQuery(int, void **params, int *ranks, int64_t **shapes, const 
     std::vector<float> weights(seen);
     Query(q + row * dim, keys + cache, values + cache, out + row * dim, seen, dim, weights.data());
   });
+  return 0;
+}
+
+// x [M, D] and scale [D] to x / rms(x) * (1 + scale) [M, D].
+extern "C" int Norm(int, void **params, int *, int64_t **shapes, const char **, void *, void *) {
+  const auto *x = static_cast<float *>(params[0]), *scale = static_cast<float *>(params[1]);
+  auto *y = static_cast<float *>(params[2]);
+  const int64_t M = shapes[0][0], D = shapes[0][1];
+  for (int64_t m = 0; m < M; ++m, x += D, y += D) {
+    const float factor = 1.0f / std::sqrt(Dot(x, x, D) / static_cast<float>(D) + 1e-6f);
+#pragma omp simd
+    for (int64_t d = 0; d < D; ++d) y[d] = x[d] * factor * (1.0f + scale[d]);
+  }
+  return 0;
+}
+
+// gate and up [M, F] to swish(gate) * up [M, F].
+extern "C" int SwiGLU(int, void **params, int *, int64_t **shapes, const char **, void *, void *) {
+  const auto *gate = static_cast<float *>(params[0]), *up = static_cast<float *>(params[1]);
+  auto *y = static_cast<float *>(params[2]);
+  const int64_t count = shapes[0][0] * shapes[0][1];
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+  return 0;
+}
+
+// x [B, Q, H, K] turned by cos and sin [B, Q, 1, K/2]: pairs of the two halves.
+extern "C" int Turn(int, void **params, int *, int64_t **shapes, const char **, void *, void *) {
+  const auto *x = static_cast<float *>(params[0]);
+  const auto *cos = static_cast<float *>(params[1]), *sin = static_cast<float *>(params[2]);
+  auto *y = static_cast<float *>(params[3]);
+  const int64_t positions = shapes[0][0] * shapes[0][1], heads = shapes[0][2], half = shapes[0][3] / 2;
+  for (int64_t p = 0; p < positions; ++p, cos += half, sin += half) {
+    for (int64_t h = 0; h < heads; ++h, x += 2 * half, y += 2 * half) {
+#pragma omp simd
+      for (int64_t i = 0; i < half; ++i) {
+        y[i] = x[i] * cos[i] - x[half + i] * sin[i];
+        y[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
+      }
+    }
+  }
   return 0;
 }

@@ -1,4 +1,4 @@
-"""Products of decoding on one CPU that read memory as fast as it gives: C++ functions that MindSpore calls.
+"""The parts of a block for steps of one token, on one CPU: C++ functions that MindSpore calls.
 
 They are built at their first use, in seconds, by g++. Without it, MindSpore's own ops do the same, slower; as they do
 on several devices, and on GPU and Ascend.
@@ -18,10 +18,14 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.block import SwiGLU
+from mindspore_palm.model.norm import RMSNorm
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.host.build import cache_root
 
 MOST_ROWS = 8  # of an activation; with more, MindSpore's own product is faster
+MOST_SEQUENCES = 63  # what is not a product is for steps of one token of so many sequences, not for prompts
 SOURCE = Path(__file__).with_suffix(".cc")
 # What lets sums be vectors. Not -ffast-math, which would also change the arithmetic of the whole process.
 FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-pthread"]
@@ -73,9 +77,36 @@ class Product(nn.Cell):
         return self.few_rows(x, w) if x.shape[0] <= MOST_ROWS else self.matmul(x, w)
 
 
+class Norm(RMSNorm):
+    """PaLM's own norm, as one function where rows are few."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__(config)
+        self.function = _custom("Norm", _like_first)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.function(x, self.scale) if x.shape[0] <= MOST_SEQUENCES else super().construct(x)
+
+
+class Gate(SwiGLU):
+    """SwiGLU, as one function where rows are few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = _custom("SwiGLU", _like_first)
+
+    def construct(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.function(gate, up) if gate.shape[0] <= MOST_SEQUENCES else super().construct(gate, up)
+
+
+def turn() -> ops.Custom:
+    """``Rope.turn``: x [B, Q, H, K], cos and sin [B, Q, 1, K/2] to [B, Q, H, K]."""
+    return _custom("Turn", _like_first)
+
+
 def one_query() -> ops.Custom:
     """Attention of one query a sequence: q [B, 1, H, K], keys, values and slots of the cache, to [B, 1, H, K]."""
-    return _custom("OneQuery", _like_query)
+    return _custom("OneQuery", _like_first)
 
 
 def _custom(name: str, shape: object) -> ops.Custom:
@@ -90,8 +121,8 @@ def _rows_transposed(x: list[int], w: list[int]) -> list[int]:
     return [x[0], w[0]]
 
 
-def _like_query(q: list[int], keys: list[int], values: list[int], slots: list[int]) -> list[int]:
-    return q
+def _like_first(first: list[int], *others: list[int]) -> list[int]:
+    return first
 
 
 def _processor() -> str:

@@ -41,7 +41,8 @@ class Softmax(nn.Cell):
         super().__init__()
         layout = current_layout()
         self.flatten = layout.shards("batch") * layout.shards("heads") == 1
-        self.softmax = shard(ops.Softmax(-1), ("batch", "heads", "context"))
+        rows = ("length", "context") if self.flatten else ("batch", "heads", "context")
+        self.softmax = shard(ops.Softmax(-1), rows)
         self.reshape = ops.Reshape()
 
     def construct(self, scores: Tensor) -> Tensor:

@@ -105,6 +105,15 @@ def test_bytes_that_come_together_make_a_character(run_folder):
     assert done.stdout.decode().startswith("é漢")
 
 
+@pytest.mark.slow
+def test_two_devices_say_what_one_says(run_folder):
+    """Workers that the command starts itself; a sampled text, as long as several windows."""
+    options = ["import os1", "--max-tokens", "70", "--seed", "5"]
+    one, two = (shell(run_folder, *options, *more) for more in ([], ["--devices", "2"]))
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.decode().splitlines()[:3] == one.stdout.decode().splitlines()[:3]
+
+
 def one_sentence(result):
     (line,) = result.err.strip().splitlines()
     assert result.code == 2 and line.startswith("error: ") and not result.out
@@ -127,7 +136,7 @@ def test_bad_prompts(command, tmp_path):
 
 def test_bad_checkpoints(command, run_folder, tmp_path):
     assert "there is no folder" in one_sentence(command("x", folder=tmp_path / "absent"))
-    assert "there is no tokenizer.model" in one_sentence(command("x", folder=tmp_path))
+    assert "neither model.safetensors nor" in one_sentence(command("x", folder=tmp_path))
     final = run_folder / "final"
     for name in ("tokenizer.model", "config.yaml", "model.safetensors"):
         folder = tmp_path / name
@@ -143,6 +152,8 @@ def test_bad_checkpoints(command, run_folder, tmp_path):
 def test_bad_settings(command):
     assert "--context 33: the model was trained on 32 tokens" in one_sentence(command("x", "--context", "33"))
     assert "top_p = 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
-    assert "write pods x data x model" in one_sentence(command("x", "--mesh", "2x2"))
-    assert "model.heads = 2 cannot be cut" in one_sentence(command("x", "--mesh", "1x1x3"))
-    assert "--interactive is for one device" in one_sentence(command("--interactive", "--mesh", "1x1x2"))
+    assert "--devices 0: set it to 1 or more" in one_sentence(command("x", "--devices", "0"))
+    assert "--devices 3: the model's 2 heads cannot be cut so; set it to 2" in one_sentence(
+        command("x", "--devices", "3")
+    )
+    assert "--interactive is for one device" in one_sentence(command("--interactive", "--devices", "2"))

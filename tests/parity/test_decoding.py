@@ -101,6 +101,18 @@ def test_ablations_decode_as_well(device, rng, switches):
         lengths = lengths + 1
 
 
+def test_switches_of_pytorchs_palms_decode_as_well(device, rng):
+    """Against the network's own whole pass, which other tests hold against those packages."""
+    switches = {"norm": "layer_norm", "norm_epsilon": 1e-5, "norm_scale": "around_one", "final_norm_scale": True}
+    palm = network(rng, **{**EVEN, "layers": 1}, **switches, scaled_logits=False, xpos_base=512.0)
+    ids = rng.integers(0, palm.config.vocab_size, (1, 90)).astype(np.int32)
+    whole, decoder = palm(Tensor(ids)).asnumpy()[0], Decoder(palm, 1, 90)
+    logits, _ = decoder.read([list(ids[0, :80])])
+    for position in range(80, 90):
+        assert relative(logits[0], whole[position - 1]) < TOLERANCE
+        logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
+
+
 def test_a_sequence_is_started_anew(device, rng):
     """What an earlier, longer one left in the cache is not seen."""
     palm = network(rng, **{**EVEN, "layers": 1})
