@@ -40,7 +40,10 @@ def home(tmp_path_factory):
 
 @pytest.mark.parametrize(("mesh", "kills", "span"), CASES)
 def test_killed_at_any_moment(mesh, kills, span, home, request):
-    """``span``: seconds of training in which the moment lies; every tenth kill comes before training begins."""
+    """``span``: seconds of training in which the moment lies.
+
+    Every tenth kill may come before training begins, and half of the others while a checkpoint is being written.
+    """
     draw, name = random.Random(f"{mesh} {kills}"), f"{mesh.replace(' ', '')}-{kills}"
     folder, options = home / name, [*OPTIONS, *MESHES[mesh]]
     lost, while_saving, resumed = [], 0, 0
@@ -51,6 +54,9 @@ def test_killed_at_any_moment(mesh, kills, span, home, request):
         else:
             wait_for_rows(process, folder, resumed)
             time.sleep(draw.uniform(0, span))
+            if number % 2:
+                wait_for_saving(folder)
+                time.sleep(draw.uniform(0, 0.02))
         victim = draw.choice(["all", "command", "worker"]) if workers(process) else "all"
         if victim == "all":
             kill(process)
@@ -80,6 +86,13 @@ def test_killed_at_any_moment(mesh, kills, span, home, request):
             f"\n{mesh}: {kills} kills, {while_saving} of them in the midst of saving, {total} steps to the same bits; "
             f"steps lost by a kill: {sum(lost) / len(lost):.1f} in the mean, {max(lost)} at most"
         )
+
+
+def wait_for_saving(folder, limit=30):
+    end = time.monotonic() + limit
+    while not list((folder / "checkpoints").glob("*.tmp")):
+        assert time.monotonic() < end, "nothing is saved"
+        time.sleep(0.0005)
 
 
 def wait_until_gone(members, seconds):

@@ -100,9 +100,10 @@ def test_the_checkpoint_about_100_steps_before(first, to):
 
 
 def test_from_200_to_500_batches():
-    assert [batches_to_skip(PALM, number) for number in range(3)] == [200, 350, 500]
+    assert [batches_to_skip(PALM, number, 100) for number in range(3)] == [200, 350, 500]
+    assert [batches_to_skip(PALM, number, 190) for number in range(3)] == [290, 350, 500]  # 90 would end in the spike
     once = TrainConfig(spikes="palm", spike_tries=1)
-    assert batches_to_skip(once, 0) == 200
+    assert batches_to_skip(once, 0, 100) == 200
 
 
 def test_tries_for_the_same_spike():
