@@ -53,6 +53,7 @@ def test_training_ends_near_the_clean_run(cured, clean):
     assert float(ours[-1]["validation_loss"]) == pytest.approx(float(theirs[-1]["validation_loss"]), abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_poison_is_real(home):
     """Without the cure, its batches are learned from."""
     run(home, "ill", *OPTIONS[1:], "train.steps=156", script=POISONED, env=ENVIRONMENT)
@@ -92,12 +93,13 @@ def test_a_spike_that_no_skipping_cures_ends_the_run(home):
     assert out.count("going back to step") == 3
 
 
+@pytest.mark.slow
 def test_by_hand(home, clean):
     """Back, and without some batches; once, however often it is asked for."""
     shutil.copytree(clean, home / "hand")
     asked = [*OPTIONS, "--rewind-to", "199", "--skip-batches", "180:190"]
     process = start(home, "hand", *asked)
-    wait_for_rows(process, home / "hand", 180)
+    wait_for_rows(process, home / "hand", 1, 180)
     kill(process)
     out = run(home, "hand", *asked)
     assert "was done before; going on" in out
