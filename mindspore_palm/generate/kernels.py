@@ -56,8 +56,14 @@ def library() -> Path | None:
 
 def usable() -> bool:
     """Whether networks that are built for the current layout can have them."""
+    return wanted() and library() is not None
+
+
+def wanted() -> bool:
+    """Whether they are for the current layout: one CPU, in float32."""
     here = current_layout()
-    return here.devices == 1 and here.target == "CPU" and here.compute_dtype == "float32" and library() is not None
+    on_cpu = here.target == "CPU" and ms.get_context("device_target") == "CPU"
+    return on_cpu and here.devices == 1 and here.compute_dtype == "float32"
 
 
 class Product(nn.Cell):
