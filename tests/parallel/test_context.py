@@ -79,10 +79,7 @@ def test_a_mesh_of_another_size_than_the_workers(monkeypatch):
     ],
 )
 def test_too_little_memory_is_a_sentence(error):
-    with (
-        pytest.raises(UserError, match="make train.micro_batch, train.batch_size or the model smaller"),
-        out_of_memory(),
-    ):
+    with pytest.raises(UserError, match="or the model smaller"), out_of_memory():
         raise error
 
 
