@@ -78,7 +78,7 @@ def own_slice(weight: Parameter) -> np.ndarray:
     """A copy of what this device holds of a weight, which later steps do not change.
 
     Raises:
-        RuntimeError: MindSpore has cut it otherwise than its placement says, so that nobody could put it together again.
+        RuntimeError: MindSpore has cut it otherwise than its placement says; nobody could put it together again.
     """
     values, wanted = np.array(weight.asnumpy()), placement_of(weight).slice_shape
     if values.shape != wanted:
