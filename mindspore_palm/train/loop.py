@@ -165,7 +165,9 @@ def assemble(
         marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
         records = Records(folder, prepared.meta["gzip9_bits_per_byte"], marks)
     if progress.step:
-        say(f"going on from step {progress.step:,}")
+        say(f"going on from step {progress.step}")
+        if records and (not records.rows or records.rows[-1].step < progress.step):
+            say("metrics.csv lacks the last rows before that step: somebody has taken them out")
     tokenizer = prepared.tokenizer.serialized
     keeper = Keeper(
         folder / CHECKPOINTS, step.state, settings, tokenizer, agreement, records.sync if records else nullcontext
@@ -358,13 +360,13 @@ def stop_requests(folder: Path) -> Iterator[list[int]]:
 
 def report(result: Evaluation, run: Run) -> str:
     """The figures of a finished run."""
-    left_out = len(run.progress.rewinds)
+    decisions = len(run.progress.rewinds)
     return (
         f"held out, all {result.tokens:,} tokens: {result.nats_per_token:.4f} nats a token, "
         f"{result.bits_per_byte:.4f} bits a byte\n"
         f"gzip -9 on the same text: {run.prepared.meta['gzip9_bits_per_byte']:.4f} bits a byte\n"
         f"skipped steps: {sum(row.skipped for row in run.records.rows)}\n"
-        + (f"went back {left_out} times, as rewinds.json tells\n" if left_out else "")
+        + (f"decisions to go back or to leave out batches: {decisions}, in rewinds.json\n" if decisions else "")
         + f"the run is in {run.folder}: final/ opens alone, loss.png shows it, "
         "metrics.csv and tensorboard/ hold every step"
     )

@@ -42,7 +42,7 @@ def test_the_spike_is_cured(cured, clean):
     assert rewind["at"] == 153 and rewind["to"] == 120  # three outliers, from batch 150 on, and 20 steps before them
     assert rewind["skip"] == [8 * 120, 8 * (153 + 20)]
     assert "going back to step 120 and leaving out 53 batches (try 1 of 3)" in said
-    assert "in steps 151 to 153" in said and "went back 1 times" in said
+    assert "in steps 151 to 153" in said and "decisions to go back or to leave out batches: 1, in rewinds.json" in said
 
 
 def test_training_ends_near_the_clean_run(cured, clean):
