@@ -23,7 +23,7 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
         "numbers": numbers(current_layout()),
         "peak": f"{peak / 1e12:.3f} TFLOP/s ({'as set' if train.peak_tflops else 'measured on a matrix product now'})",
         "parameters": f"{model.parameter_count():,} ({kinds})",
-        "work": f"{model.flops_per_token(length) / 1e6:,.1f} MFLOPs a token (6N + 12*L*H*Q*T), {sizes} tokens a step",
+        "work": f"{_flops(settings)}, {sizes} tokens a step",
         "memory": f"about {readable(sum(memory.values()))} ({parts})",
         "optimizer": f"{optimizer.name}, schedule {optimizer.schedule}, highest rate {optimizer.learning_rate:g}",
         "output": train.output,
@@ -31,6 +31,15 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
     text = "\n".join(f"  {name:<11} {line}" for name, line in lines.items())
     data = "\n".join(f"  {line}" for line in prepared.summary().splitlines())
     return f"{text}\n{data}"
+
+
+def _flops(settings: Settings) -> str:
+    """FLOPs of a token, and with what is recomputed where something is."""
+    model, length, recompute = settings.model, settings.data.seq_len, settings.parallel.recompute
+    text = f"{model.flops_per_token(length) / 1e6:,.1f} MFLOPs a token (6N + 12*L*H*Q*T"
+    if recompute != "none":
+        text += f"; {model.hardware_flops_per_token(length, recompute) / 1e6:,.1f} with what is recomputed"
+    return f"{text})"
 
 
 def numbers(layout: Layout) -> str:

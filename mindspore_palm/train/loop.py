@@ -180,7 +180,10 @@ def assemble(
 def run_steps(run: Run) -> Spike | None:
     """All steps, until the last, until a worker was asked to stop, or until the loss has spiked: the spike then."""
     settings, train, progress, records = run.settings, run.settings.train, run.progress, run.records
-    flops, drawn = settings.model.flops_per_token(settings.data.seq_len), time.monotonic()
+    length, recompute, drawn = settings.data.seq_len, settings.parallel.recompute, time.monotonic()
+    flops = settings.model.flops_per_token(length)
+    hardware_flops = settings.model.hardware_flops_per_token(length, recompute)
+    utilised = "MFU {mfu:.1%}" if recompute == "none" else "MFU {mfu:.1%}, HFU {hfu:.1%}"
     with tqdm(
         total=train.steps,
         initial=progress.step,
@@ -207,7 +210,7 @@ def run_steps(run: Run) -> Spike | None:
             run.keeper.look()
 
             rate = count / seconds
-            row = row_of(progress, result, seconds, rate, rate * flops / run.peak)
+            row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
             last = progress.step == train.steps
             if last or (train.eval_every and progress.step % train.eval_every == 0):
                 evaluation = run.evaluator(held_out(settings, run.prepared, train.eval_sequences))
@@ -228,7 +231,7 @@ def run_steps(run: Run) -> Spike | None:
             bar.set_description("training", refresh=False)
             bar.set_postfix_str(
                 f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
-                f"{rate:,.0f} tok/s, MFU {row.mfu:.1%}",
+                f"{rate:,.0f} tok/s, {utilised.format(mfu=row.mfu, hfu=row.hfu)}",
                 refresh=False,
             )
             bar.update()
@@ -302,7 +305,7 @@ def finish(run: Run) -> Evaluation:
     return result
 
 
-def row_of(progress: Progress, result: StepResult, seconds: float, rate: float, mfu: float) -> Row:
+def row_of(progress: Progress, result: StepResult, seconds: float, rate: float, mfu: float, hfu: float) -> Row:
     """A step as a row of metrics.csv."""
     return Row(
         step=progress.step,
@@ -315,6 +318,7 @@ def row_of(progress: Progress, result: StepResult, seconds: float, rate: float, 
         seconds=seconds,
         tokens_per_second=rate,
         mfu=mfu,
+        hfu=hfu,
     )
 
 

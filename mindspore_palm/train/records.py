@@ -45,6 +45,8 @@ class Row:
     tokens_per_second: float
     mfu: float
     """Model FLOPs utilisation, as a fraction of the machine's peak."""
+    hfu: float
+    """Hardware FLOPs utilisation: with what the backward pass computes again."""
     validation_loss: float | None = None
     """Held-out cross-entropy after this step, nats a token; empty where none was measured."""
     validation_bits_per_byte: float | None = None

@@ -17,7 +17,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["model.vocab_size=512", "model.d_model=32", "model.layers=1", "model.heads=2", "model.head_dim=16"]
 SIZES += ["model.d_ff=64", "data.seq_len=32", "train.batch_size=8", "train.peak_tflops=1", "train.device=CPU"]
-TIMES = ("seconds", "tokens_per_second", "mfu")  # columns that no two runs share
+TIMES = ("seconds", "tokens_per_second", "mfu", "hfu")  # columns that no two runs share
 LIMIT = 240  # seconds for a command
 
 

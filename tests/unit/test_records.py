@@ -25,13 +25,14 @@ COLUMNS = [
     "seconds",
     "tokens_per_second",
     "mfu",
+    "hfu",
     "validation_loss",
     "validation_bits_per_byte",
 ]
 
 
 def row(step, loss=2.5, **more):
-    base = Row(step, loss, loss - 0.1, 0.01, 0.75, 0, 128 * step, 0.5, 256.0, 0.125)
+    base = Row(step, loss, loss - 0.1, 0.01, 0.75, 0, 128 * step, 0.5, 256.0, 0.125, 0.25)
     return dataclasses.replace(base, **more)
 
 
