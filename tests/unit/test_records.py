@@ -65,7 +65,7 @@ def test_a_row_a_step_with_the_documented_columns(tmp_path):
     rows = table(tmp_path)
     assert list(rows[0]) == COLUMNS == [field.name for field in dataclasses.fields(Row)]
     assert [int(r["step"]) for r in rows] == [1, 2, 3, 4]
-    assert [float(rows[1][name]) for name in COLUMNS[1:10]] == [2.5, 2.4, 0.01, 0.75, 0, 256, 0.5, 256, 0.125]
+    assert [float(rows[1][name]) for name in COLUMNS[1:11]] == [2.5, 2.4, 0.01, 0.75, 0, 256, 0.5, 256, 0.125, 0.25]
     assert (rows[0]["validation_loss"], rows[0]["validation_bits_per_byte"]) == ("", "")
     assert (float(rows[3]["validation_loss"]), float(rows[3]["validation_bits_per_byte"])) == (1.25, 0.5)
 
@@ -76,8 +76,8 @@ def test_tensorboard_has_every_number(tmp_path):
         assert (1, "loss", 2.5) in events(tmp_path)  # it is there at once
         records.add(row(2, validation_loss=1.25))
     found = events(tmp_path)
-    assert {tag for step, tag, _ in found if step == 1} == set(COLUMNS[1:10])
-    assert {tag for step, tag, _ in found if step == 2} == {*COLUMNS[1:10], "validation_loss"}
+    assert {tag for step, tag, _ in found if step == 1} == set(COLUMNS[1:11])
+    assert {tag for step, tag, _ in found if step == 2} == {*COLUMNS[1:11], "validation_loss"}
     assert (2, "validation_loss", 1.25) in found
     assert (2, "tokens", 256.0) in found
 
