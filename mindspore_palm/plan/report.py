@@ -51,7 +51,7 @@ def describe_plan(settings: Settings, machine: Machine, found: Candidate, hidden
         "machine": machine.title,
         "mesh": f"{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_passes(work)}",
         "parameters": f"{model.parameter_count():,} ({kinds})",
-        "FLOPs": f"{model.flops_per_token(length) / 1e12:.3g} T a token; {hardware / 1e12:.3g} T with recomputation",
+        "FLOPs": f"{model.flops_per_token(length) / 1e12:#.3g} T a token; {hardware / 1e12:#.3g} T with recomputation",
         "memory": f"{readable(found.bytes)} of a device's {readable(there)}: {fits}",
         "step": f"{time.seconds:.2f} s ({hidden.seconds:.2f} s if all exchange over data hides behind products)",
         "tokens": f"{rate:,.0f} a second",

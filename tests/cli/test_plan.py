@@ -30,7 +30,7 @@ def plan(*arguments, **options):
 def test_palm_540b_on_its_own_machine(tmp_path):
     done = plan("--config", "yaml/palm_540b.yaml", "--charts", tmp_path, "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
-    for words in ("540,354,281,472", "3.28 T a token; 4.1 T", "6,144 devices", ": fits"):
+    for words in ("540,354,281,472", "3.28 T a token; 4.10 T", "6,144 devices", ": fits"):
         assert words in done.stdout
     seconds = float(re.search(r"step +([\d.]+) s", done.stdout).group(1))
     assert seconds == pytest.approx(17.60, rel=0.15)
