@@ -51,7 +51,17 @@ class Step(nn.Cell):
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
         self.token_loss, self.targets = TokenLoss(config), Tensor(np.zeros(sequences, np.int32))
-        self.reshape = ops.Reshape()
+
+    @property
+    def compile_phase(self) -> str:
+        """For MindSpore: which compilation is used."""
+        return self._compile_phase
+
+    @compile_phase.setter
+    def compile_phase(self, phase: str) -> None:
+        # MindSpore tells it all Cells inside at every call, which takes 4 ms; they need it while they are compiled
+        if phase not in self.compile_cache:
+            nn.Cell.compile_phase.fset(self, phase)
 
     def construct(
         self,
