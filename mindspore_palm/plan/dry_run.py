@@ -133,7 +133,8 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
     build.extension()
     with tempfile.TemporaryDirectory() as folder:
         wanted = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
-        wanted |= {"LD_PRELOAD": found for name in ALLOCATORS if (found := find_library(name))}
+        if allocator := next(filter(None, map(find_library, ALLOCATORS)), None):
+            wanted["LD_PRELOAD"] = " ".join([allocator, os.environ.get("LD_PRELOAD", "")]).strip()
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
         child = subprocess.run(  # noqa: S603 - this interpreter, and code from here
             [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
