@@ -131,15 +131,15 @@ def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:
 
 
 def show_ledger(ledger: Counter[Collective]) -> str:
-    """A table to read: count, part, collective, axes, shapes, type, MB of one and of all."""
-    rows = []
+    """A table to read: count, part, collective, axes, shapes, type, MB of one, and of all where some are several."""
+    several, rows = any(count > 1 for count in ledger.values()), []
     for kind, count in sorted(ledger.items(), key=lambda item: (ORDER[item[0].part], item[0])):
         shapes = [" x ".join(f"{size:,}" for size in shape) or "scalar" for shape in (kind.given, kind.result)]
         what = kind.weight or ("" if not kind.given else "activations")
-        sizes = f"{kind.bytes / 1e6:,.3f}", f"{count * kind.bytes / 1e6:,.1f}"
+        sizes = [f"{kind.bytes / 1e6:,.3f}", f"{count * kind.bytes / 1e6:,.1f}"][: 1 + several]
         rows.append((f"{count:,}", kind.part, kind.op, kind.axes, what, *shapes, kind.dtype.lower(), *sizes))
     head = ("count", "part", "collective", "over", "of", "brings", "gets", "type", "MB", "MB in all")
-    return table(head, rows)
+    return table(head[: 9 + several], rows)
 
 
 def show_axes(ledger: Counter[Collective]) -> str:
