@@ -79,9 +79,9 @@ class _Device:
     def of_a_layer(self) -> float:
         """A layer's activations without scores.
 
-        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: residual, k and v, q, what o_wo multiplies,
-        and five of gate and up; three of the norm in float32. Not fused: T*c*(4D + (8*H*K + 6F)/m), and 4*T*D if norms
-        have another type.
+        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: the residual, k and v, q, what o_wo
+        multiplies, and five of gate and up; three of the norm in float32. Not fused: T*c*(4D + (8*H*K + 6F)/m), and
+        4*T*D if norms have another type.
         """
         model, m = self.model, self.parts
         attention, mlp = model.heads * model.head_dim, model.d_ff
@@ -123,11 +123,14 @@ class _Device:
 
         Not fused: four times the logits; the embedding, gathered, and its gradients from both of its uses: 3, or 1 more
         than the weight itself where it is not sharded.
-        fused, as XLA's programs have it: the logits, and where more than 4 model ranks make the ring of their product's
-        gradient a loop, half of them again, as a loop's operands lie whole in bfloat16; with 2 or 4, it is unrolled and
-        reads the logits in pieces. The embedding, gathered, and a place of its own for its gradient: 2; and a copy where
-        D over data is no multiple of a register's 128 lanes, to move it to its place. Slices of weights converted for
-        both passes. No gradient of a block is there yet: less the gradients.
+        fused, as in XLA's programs for TPU v4: the logits; half of them again where more than 4 model ranks make the
+        ring of their product's gradient a loop, as what a loop reads lies whole, in bfloat16 (with 2 or 4 it is
+        unrolled and computes its pieces in place). The embedding, gathered, and a place of its own for its gradient: 2;
+        a copy in another layout where D over data is no multiple of 128 lanes. Slices of weights converted for both
+        passes. No gradient of a block is there yet: less the gradients.
+
+        Table and gradient are not alive at the same time, and a compiler may give both one place, or leave holes
+        between others: of all that XLA compiled, what is alive is 0 to 1.5 tables less than what it took.
         """
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
         logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
