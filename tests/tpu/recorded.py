@@ -43,6 +43,7 @@ RECORDED = {
     "8B, block, 64 chips": 4_253_990_912,
     "8B, attention, 64 chips": 25_328_123_904,
     "8B, none, 64 chips": 21_581_332_480,
+    "8B, block, 8 model ranks": 2_541_092_864,
 }
 
 
