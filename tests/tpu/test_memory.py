@@ -33,8 +33,9 @@ def test_state_is_xlas_to_the_byte(one):
 def test_the_rest_is_xlas_within_a_quarter(one):
     """Gradients, activations, gathered weights and temporaries: all that XLA has beside its arguments.
 
-    Half of them differ by less than 5 %, 8B's recomputed blocks by 16 to 24 % and 62B's by +20 % (4 sequences) and -24 % (2):
-    the embedding's gradient takes the place of its table, or XLA's heap has holes; ``train.memory`` says more.
+    Half of them differ by less than 5 %, 8B's recomputed blocks by 16 to 24 % and 62B's by +20 % (4 sequences) and
+    -24 % (2): the embedding's gradient takes the place of its table, or XLA's heap has holes; ``train.memory`` says
+    more.
     """
     _, memory, found, _ = one
     rest = sum(memory.values()) - memory["weights"] - memory["optimizer state"]
