@@ -12,6 +12,8 @@ from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes
+LANES = 128  # of a TPU's vector register
+UNROLLED_RANKS = 4  # at most so many: XLA unrolls a product's ring; seen with 2 and 4, and loops with 8, 12 and 16
 
 
 def memory_by_kind(settings: Settings, layout: Layout | None = None, fused: bool = False) -> dict[str, int]:
@@ -77,14 +79,15 @@ class _Device:
     def of_a_layer(self) -> float:
         """A layer's activations without scores.
 
-        fused: T*c*(D + D/m + 2K + (3*H*K + 4F)/m): norm, residual, k and v; q, its rotation, attention; gate, up, the
-        activated gate and the product. Not fused: T*c*(4D + (8*H*K + 6F)/m), and 4*T*D if norms have another type.
+        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: the residual, k and v, q, what o_wo
+        multiplies, and five of gate and up; three of the norm in float32. Not fused: T*c*(4D + (8*H*K + 6F)/m), and
+        4*T*D if norms have another type.
         """
         model, m = self.model, self.parts
         attention, mlp = model.heads * model.head_dim, model.d_ff
         if self.fused:
-            row = model.d_model * (1 + 1 / m) + 2 * model.head_dim + (3 * attention + 4 * mlp) / m
-            return self.width * self.tokens * row
+            row = model.d_model / m + 2 * model.head_dim + (2 * attention + 6 * mlp) / m
+            return self.tokens * (self.width * row + 3 * FLOAT * model.d_model / m)
         row = 4 * model.d_model + (8 * attention + 6 * mlp) / m
         cast = FLOAT * model.d_model if self.width != FLOAT else 0
         return self.tokens * (self.width * row + cast)
@@ -112,22 +115,54 @@ class _Device:
         return self.width * self._gathered("blocks.0.")
 
     def temporaries(self) -> float:
-        """The larger of two moments: the loss, or a block's backward pass.
+        """The larger of two moments: the loss, or a block's backward pass."""
+        return max(self.loss(), self.backward_of_a_block())
 
-        Loss: the logits T*V/m in float32, 1.5 of them fused and 4 if not; the embedding V/m*D in float32, gathered, and
-        its gradients from both of its uses: 3, or 1 more than the weight itself where it is not sharded.
-        Block: what a layer that keeps nothing computes again, with the gradients of the widest of it; its gathered
-        weights and their gradients.
+    def loss(self) -> float:
+        """Logits T*V/m and embedding V/m*D, in float32, whole over data.
+
+        Not fused: four times the logits; the embedding, gathered, and its gradients from both of its uses: 3, or 1 more
+        than the weight itself where it is not sharded.
+        fused, as in XLA's programs for TPU v4: the logits; half of them again where more than 4 model ranks make the
+        ring of their product's gradient a loop, as what a loop reads lies whole, in bfloat16 (with 2 or 4 it is
+        unrolled and computes its pieces in place). The embedding, gathered, and a place of its own for its gradient: 2;
+        a copy in another layout where D over data is no multiple of 128 lanes. Slices of weights converted for both
+        passes. No gradient of a block is there yet: less the gradients.
+
+        That place is inferred: table and gradient are never alive at once, but XLA's heap is 0 to 1.5 tables larger
+        than what is alive. It has none with 62B's 4 sequences, and holes as well with 2, so that this is 20 % more and
+        24 % less than XLA takes beside the state.
         """
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
-        logits = FLOAT * self.tokens * vocab * (1.5 if self.fused else 4)
-        loss = logits + FLOAT * (3 * self._gathered("embedding") or vocab * self.model.d_model)
+        logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
+        own = FLOAT * vocab * self.model.d_model  # its gradient, where it is not sharded
+        if not self.fused:
+            return 4 * logits + (3 * table or own)
+        ring = 1.5 if self.parts > UNROLLED_RANKS else 1
+        copied = self.model.d_model % (LANES * self._data_slices("embedding")) > 0
+        return ring * logits + ((3 if copied else 2) * table or own) + self.converted() - self.weights()
+
+    def backward_of_a_block(self) -> float:
+        """What a layer that keeps nothing computes again, with the gradients of the widest of it; its gathered weights.
+
+        recompute=block: gathered weights and their gradients. fused: also the embedding's gradient, whole, and the
+        slices of weights converted for both passes.
+        """
         block = self.gathered_layer()
         if self.recompute == "attention":
             block += self.scores()
         elif self.recompute == "block":
             block += self.gathered_layer() + 1.5 * self.of_a_layer() + 2 * self.scores()
-        return max(loss, block)
+        return block + (FLOAT * self._gathered("embedding") + self.converted() if self.fused else 0)
+
+    def converted(self) -> float:
+        """Slices of all blocks in a compute type of c = 2 bytes, which recompute=block keeps to gather them twice."""
+        if self.recompute != "block" or self.width == FLOAT:
+            return 0.0
+        return self.width * sum(prod(p.slice_shape) for p in self.placements if p.name.startswith("blocks."))
+
+    def _data_slices(self, name: str) -> int:
+        return next(p.data_slices for p in self.placements if p.name == name)
 
     def _gathered(self, prefix: str) -> int:
         """Numbers of the weights of that name that are gathered over data, all slices together."""

@@ -19,6 +19,7 @@ from mindspore_palm.plan.graph import Node, longest_chain
 from mindspore_palm.plan.ledger import BYTES, added_by_a_layer, show_axes
 from mindspore_palm.plan.refusal import explain
 from mindspore_palm.settings import load_settings
+from mindspore_palm.train.memory import memory_by_kind
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
 SMALL = {
@@ -54,6 +55,12 @@ def test_slices_are_those_that_were_planned(few):
         assert compiled[name] == compiled[f"m.{name}"] == compiled[f"v.{name}"] == shape
     assert len(compiled) == 3 * len(planned)
     assert few[1].state_bytes() == 3 * 4 * sum(map(prod, planned.values()))
+
+
+def test_the_state_is_what_memory_says(few):
+    settings = small(3)
+    memory = memory_by_kind(settings, layout_of(settings, "GPU"))
+    assert few[1].state_bytes() == memory["weights"] + memory["optimizer state"]
 
 
 def test_the_chain_goes_through_every_layer_both_ways(few):

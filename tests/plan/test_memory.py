@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tpu import recorded
+from tpu.cases import settings_of
 
 from mindspore_palm.config import Settings
 from mindspore_palm.parallel.check import layout_of
@@ -20,9 +22,16 @@ def of(config, *overrides, fused=True):
 
 
 def test_state_is_what_xla_holds_of_palm_540b():
-    # arguments of the compiled step on a TPU v4 chip (tests/tpu): 2,185,363,968 bytes, with tokens, and padded to tiles
+    # 2,185,297,920 bytes of a TPU v4 chip are updated in place (tests/tpu); the norms' 118 rows are padded to 120 there
     memory = of("palm_540b")
-    assert memory["weights"] + memory["optimizer state"] == pytest.approx(2_185_363_968, rel=3e-4)
+    assert memory["weights"] + memory["optimizer state"] == 2_185_297_920 - 3 * 4 * 2 * 18432
+
+
+@pytest.mark.parametrize("name", recorded.RECORDED)
+def test_the_rest_is_xlas_within_a_quarter(name):
+    """Beside the bytes that XLA's programs took, as recorded; the tests with -m tpu compile them anew."""
+    rest = recorded.beside_state(recorded.planned(settings_of(*recorded.CASES[name])))
+    assert rest == pytest.approx(recorded.RECORDED[name], rel=0.25)
 
 
 def test_one_activation_a_layer_in_slices_over_model():

@@ -1,6 +1,7 @@
 """What XLA made of PaLM for TPU v4, and its collectives of a layer beside those of MindSpore's partitioner.
 
 ``python tests/tpu/table.py --memory``: bytes a chip of 8B, 62B and 540B, on the meshes of ``yaml/``.
+``python tests/tpu/table.py --plan``: the same beside the plan's formulas, for more meshes and kinds of recomputation.
 ``python tests/tpu/table.py``: the collectives of one layer of 540B on two pods, or of another configuration, such as
 ``--config palm_62b parallel.recompute=block``.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tpu import recorded
 from tpu.cases import case_of, settings_of, with_layers
 from tpu.collectives import per_layer
 from tpu.runs import compiled
@@ -55,6 +57,28 @@ def memory() -> list[tuple[str, ...]]:
         chips = f"{case.pods * case.data * case.model:,}"
         sizes = (f"{size / GiB:.2f}" for size in (found.argument_bytes, found.temp_bytes, found.bytes))
         rows.append((name, chips, " x ".join(map(str, mesh)), str(case.sequences), case.recompute, *sizes))
+    return rows
+
+
+def plan() -> list[tuple[str, ...]]:
+    """Rows of the table of what the plan says, and what XLA took."""
+    rows = [("PaLM", "mesh", "sequences", "recomputed", "state", "XLA's", "the rest", "XLA's", "differ by", "bytes")]
+    for name, (config, *overrides) in recorded.CASES.items():
+        settings = settings_of(config, *overrides)
+        case, memory = case_of(settings), recorded.planned(settings)
+        found, rest = compiled(case), recorded.beside_state(memory)
+        sizes = (sum(memory.values()) - rest, found.alias_bytes, rest, found.temp_bytes)
+        rows.append(
+            (
+                name.split(",")[0],
+                f"{case.pods} x {case.data} x {case.model}",
+                str(case.sequences),
+                case.recompute,
+                *(f"{size / GiB:.2f}" for size in sizes),
+                f"{rest / found.temp_bytes - 1:+.1%}",
+                f"{found.temp_bytes:,}",
+            )
+        )
     return rows
 
 
@@ -143,15 +167,20 @@ def show(rows: list[tuple[str, ...]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", choices=("palm_8b", "palm_62b", "palm_540b"), default="palm_540b")
-    parser.add_argument("--memory", action="store_true", help="bytes a chip, for all sizes")
+    tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--memory", action="store_true", help="bytes a chip, for all sizes")
+    tables.add_argument("--plan", action="store_true", help="bytes a chip beside those of the plan")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.pods=1")
     options = parser.parse_intermixed_args()
     try:
-        rows = memory() if options.memory else beside(settings_of(options.config, *options.overrides))
+        if options.memory or options.plan:
+            rows = memory() if options.memory else plan()
+        else:
+            rows = beside(settings_of(options.config, *options.overrides))
     except RuntimeError as error:
         raise UserError(f"not compiled: {error}") from error
     print(show(rows))
-    if options.config == "palm_540b" and not options.overrides and not options.memory:
+    if options.config == "palm_540b" and not options.overrides and not options.memory and not options.plan:
         print("\n" + textwrap.fill(NOTES, 120, break_on_hyphens=False))
 
 
