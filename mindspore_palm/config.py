@@ -262,7 +262,7 @@ class TrainConfig(Section):
     """Type of activations and of products inside blocks; weights, norms, softmax, logits, loss and optimizer are
     float32. auto: bfloat16 on GPU and Ascend, float32 on CPU, whose MindSpore multiplies no bfloat16. Default auto."""
     peak_tflops: NonNegative = 0.0
-    """Peak of the machine in TFLOP/s, for MFU; 0 measures a matrix product at start (CPU). Default 0."""
+    """Peak of the machine in TFLOP/s, for MFU; 0 measures a matrix product at start. Default 0."""
 
     def batch_ramp(self) -> list[tuple[int, int]]:
         """The batch size as a list of (first step, sequences)."""

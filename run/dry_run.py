@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspore_palm.errors import run_command
+from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.settings import load_settings
 
 
@@ -27,6 +27,8 @@ def main() -> None:
     from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
     from mindspore_palm.plan.ledger import show_ledger
 
+    if arguments.layer and (arguments.whole or arguments.json):
+        raise UserError("--layer prints a layer's exchanges alone; leave out --whole and --json")
     target = arguments.target or ("Ascend" if settings.train.device == "Ascend" else "GPU")
     if arguments.layer:
         print(show_ledger(layer_ledger(settings, target, arguments.rank).counts))

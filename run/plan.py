@@ -25,19 +25,17 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
-    parser.add_argument("--machine", default="tpu-v4", metavar="NAME", help="or a YAML file of your own; tpu-v4")
+    parser.add_argument("--machine", metavar="NAME", help="or a YAML file of your own; without it, tpu-v4")
     parser.add_argument("--devices", type=int, metavar="N", help="with --search: how many; as parallel asks for")
-    parser.add_argument("--search", action="store_true", help="the meshes that fit, best first")
-    parser.add_argument("--published", action="store_true", help="the article's table: published beside recomputed")
-    parser.add_argument(
-        "--pods", action="store_true", help="SPMD or Pathways, over pods and links; PaLM 540B by itself"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the plan to a file, too")
+    question = parser.add_mutually_exclusive_group()
+    question.add_argument("--search", action="store_true", help="the meshes that fit, best first")
+    question.add_argument("--published", action="store_true", help="the article's table: published beside recomputed")
+    question.add_argument("--pods", action="store_true", help="SPMD or Pathways, over pods and links; of PaLM 540B")
+    parser.add_argument("--json", metavar="FILE", help="write the plan, or all meshes, to a file, too")
     parser.add_argument("--charts", metavar="FOLDER", help="draw charts into a folder")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
-    if not (arguments.config or arguments.published or arguments.pods):
-        raise UserError("nothing to plan: give --config FILE, --published or --pods; --help has examples")
+    check_options(arguments)
     from mindspore_palm.plan import commands
 
     if arguments.published:
@@ -45,14 +43,36 @@ def main() -> None:
         return
     config = arguments.config or str(Path(__file__).resolve().parents[1] / "yaml" / "palm_540b.yaml")
     settings, _ = load_settings(config, arguments.overrides)
-    charts = Path(arguments.charts) if arguments.charts else None
-    json = Path(arguments.json) if arguments.json else None
+    machine = arguments.machine or "tpu-v4"
+    charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))
     if arguments.pods:
-        print(commands.pods(settings, arguments.machine, charts))
+        print(commands.pods(settings, machine, charts))
     elif arguments.search:
-        print(commands.search_meshes(settings, arguments.machine, arguments.devices, charts, json))
+        print(commands.search_meshes(settings, machine, arguments.devices, charts, json))
     else:
-        print(commands.plan(settings, arguments.machine, charts, json))
+        print(commands.plan(settings, machine, charts, json))
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Sees that every option that is given is one that will be followed.
+
+    Raises:
+        UserError: names one that would not.
+    """
+    given = {name: value for name, value in vars(arguments).items() if value not in (None, False, [])}
+    if not given.keys() & {"config", "published", "pods"}:
+        raise UserError("nothing to plan: give --config FILE, --published or --pods; --help has examples")
+    if "published" in given and (others := sorted(given.keys() - {"published"})):
+        raise UserError(f"--published answers by itself; leave out {others[0]}")
+    if "pods" in given and "json" in given:
+        raise UserError("--json is of a plan or a search; leave it out, or leave out --pods")
+    if "devices" in given and "search" not in given:
+        raise UserError(
+            "--devices is of a search; add --search, or set parallel.pods, parallel.data and parallel.model"
+        )
+    for option in ("json", "charts"):
+        if option in given and not Path(given[option]).resolve().parent.is_dir():
+            raise UserError(f"--{option} {given[option]}: there is no folder to write it into")
 
 
 if __name__ == "__main__":

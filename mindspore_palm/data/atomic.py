@@ -25,8 +25,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing that takes its name only once every byte of it is on the disk.
 
     Raises:
-        OSError: with ``path`` as its file name, also where the system names none (a full disk while writing).
+        OSError: with ``path`` as its file name, also where the system names none (a full disk while writing); or what
+            stands there is no file, and would not be one that takes what is written.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "a folder or a device stands there, not a file", str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
@@ -37,7 +40,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

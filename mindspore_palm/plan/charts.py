@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from mindspore_palm.config import Recompute
 from mindspore_palm.data.atomic import write_atomically
-from mindspore_palm.plan.pods import LINKS, PODS, Span
+from mindspore_palm.plan.pods import PODS, Span
 from mindspore_palm.plan.step_time import PARTS, StepTime
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#1f4e8c", "#6fa1d6", "#c8501e", "#eaa36c", "#5b8a3c", "#8a6fb0", "#888888")
 PUBLISHED = "#b3261e"
+WIDE = "one SPMD program"  # drawn wide: Pathways' line may lie on it
+ISLANDS = 97.2  # % of one island of twice the size that two reached (arXiv 2203.12533)
 
 
 def draw_step(times: dict[str, StepTime], file: Path, published: float | None = None) -> None:
@@ -55,7 +58,7 @@ def draw_meshes(candidates: Sequence[Candidate], file: Path) -> None:
     for found in candidates:  # best first
         best.setdefault(found.settings.parallel.model, found)
     shown = sorted(best.items())
-    colours = dict(zip(("none", "attention", "block"), COLOURS[:3], strict=True))
+    colours = dict(zip(get_args(Recompute), COLOURS[:3], strict=True))
     figure, axes = _figure(8, 4)
     labelled: set[str] = set()
     for place, (_, found) in enumerate(shown):
@@ -68,9 +71,7 @@ def draw_meshes(candidates: Sequence[Candidate], file: Path) -> None:
     ticks = [f"{c.settings.parallel.data} x {model}" for model, c in shown]
     axes.set_xticks(range(len(shown)), ticks)
     axes.set(xlabel="data x model", ylabel="predicted MFU, %", title="Meshes that fit, the best setting of each")
-    axes.set_ylim(
-        0, 1.25 * 100 * shown[0][1].time.mfu if len(shown) == 1 else 125 * max(c.time.mfu for c in best.values())
-    )
+    axes.set_ylim(0, 125 * max(c.time.mfu for c in best.values()))
     axes.legend(frameon=False)
     _save(figure, file)
 
@@ -90,38 +91,28 @@ def draw_scaling(spans: Sequence[Span], file: Path, published: tuple[int, float]
     _save(figure, file)
 
 
-def draw_pods(spans: dict[tuple[int, float], Span], file: Path, published: tuple[float, float]) -> None:
-    """SPMD or Pathways: efficiency over links for 2 pods, and over pods for PaLM's own link."""
-    from matplotlib import pyplot
+def draw_pods(spans: dict[tuple[int, float], Span], own: float, file: Path, published: float | None) -> None:
+    """SPMD or Pathways: efficiency of 2 pods over links, and over pods with the machine's own link.
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    link, speedup = published
-    for axes, where, label in (
-        (left, [(2, one) for one in LINKS], "2 pods"),
-        (right, [(pods, link) for pods in PODS], f"{link:g} GB/s a host, as PaLM's"),
+    ``published``: how many times one pod PaLM's two were; None leaves the published points out.
+    """
+    figure, (left, right) = _figures(2, 12, 4.6)
+    links = sorted(link for pods, link in spans if pods == 2)
+    for axes, x, chosen, label in (
+        (left, links, [spans[2, link] for link in links], "2 pods"),
+        (right, PODS, [spans[pods, own] for pods in PODS], f"{own:g} GB/s a host"),
     ):
-        chosen = [spans[place] for place in where]
-        x = [s.link if axes is left else s.pods for s in chosen]
         for name, seconds, colour, style in _ways(chosen):
             efficiency = [100 * s.speedup(t) / s.pods for s, t in zip(chosen, seconds, strict=True)]
-            axes.plot(
-                x, efficiency, style, color=colour, label=name, linewidth=4 if name == "one SPMD program" else 1.5
-            )
-        axes.plot(
-            link if axes is left else 2,
-            100 * speedup / 2,
-            "*",
-            color=PUBLISHED,
-            markersize=14,
-            label="PaLM, published: 97.5 %",
-        )
+            axes.plot(x, efficiency, style, color=colour, label=name, linewidth=4 if name == WIDE else 1.5)
+        if published:
+            reached = 100 * published / 2
+            place = own if axes is left else 2
+            axes.plot(place, reached, "*", color=PUBLISHED, markersize=14, label=f"PaLM, published: {reached:.1f} %")
         axes.set(ylabel="% of as many separate pods", title=label)
-    left.axhline(
-        97.2, color="#777777", linestyle="--", linewidth=1, label="Pathways, two islands, 64B, published: 97.2 %"
-    )
+    if published:
+        name = f"Pathways, two islands, 64B, published: {ISLANDS} %"
+        left.axhline(ISLANDS, color="#777777", linestyle="--", linewidth=1, label=name)
     left.set(xlabel="GB/s of a host between pods", xscale="log")
     right.set(xlabel="pods")
     left.legend(frameon=False, fontsize=8)
@@ -130,7 +121,7 @@ def draw_pods(spans: dict[tuple[int, float], Span], file: Path, published: tuple
 
 def _ways(spans: Sequence[Span]) -> list[tuple[str, list[float], str, str]]:
     return [
-        ("one SPMD program", [s.spmd for s in spans], COLOURS[0], "o-"),  # drawn wide: Pathways' line may lie on it
+        (WIDE, [s.spmd for s in spans], COLOURS[0], "o-"),
         ("one SPMD program, overlapped", [s.spmd_overlap for s in spans], COLOURS[1], "o--"),
         ("a program a pod (Pathways)", [s.pathways for s in spans], COLOURS[2], "s-"),
         ("a program a pod, overlapped", [s.pathways_overlap for s in spans], COLOURS[3], "s--"),
@@ -138,16 +129,22 @@ def _ways(spans: Sequence[Span]) -> list[tuple[str, list[float], str, str]]:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, (axes,) = _figures(1, width, height)
+    return figure, axes
+
+
+def _figures(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.grid(alpha=0.25, axis="x" if height < 4 else "both")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    figure, grid = pyplot.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False)
+    for axes in grid[0]:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(grid[0])
 
 
 def _save(figure: Figure, file: Path) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
-from mindspore_palm.parallel.check import check_layout
+from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan import charts as drawn
 from mindspore_palm.plan.machines import GB, load_machine
-from mindspore_palm.plan.pods import LINKS, PODS, host_bytes, one_pod, span
-from mindspore_palm.plan.published import LENGTH, PALM, predictions, systems
+from mindspore_palm.plan.pods import LINKS, PODS, dispatch_seconds, host_bytes, one_pod, span
+from mindspore_palm.plan.published import LENGTH, PALM, STEP_SECONDS, TWO_PODS, predictions, systems
 from mindspore_palm.plan.report import (
     describe_plan,
     describe_pods,
@@ -19,12 +18,9 @@ from mindspore_palm.plan.report import (
     describe_search,
     write_plan,
 )
-from mindspore_palm.plan.search import candidate, search
+from mindspore_palm.plan.search import candidate, check_fits, search
 from mindspore_palm.plan.step_time import step_time
 from mindspore_palm.plan.workload import Workload
-
-PALM_LINK, PALM_SPEEDUP = 6.59, 1.95
-"""GB/s of a host between PaLM's pods, and how many times one pod the two were."""
 
 
 def published() -> str:
@@ -36,21 +32,19 @@ def plan(settings: Settings, machine_name: str, charts: Path | None = None, json
     """A run on a machine.
 
     Raises:
-        UserError: there is no such machine, or sizes do not fit.
+        UserError: there is no such machine, or sizes do not fit it.
     """
     machine = load_machine(machine_name)
-    target = target_of(machine_name)
-    work = Workload.of(settings, target)
-    check_layout(settings, work.layout, placements(settings.model.model_copy(update={"layers": 1}), work.layout))
-    found, hidden = candidate(settings, machine, target), step_time(work, machine, overlap=1.0)
+    check_fits(settings, machine)
+    work = Workload.of(settings, machine.target)
+    found, hidden = candidate(settings, machine), step_time(work, machine, overlap=1.0)
     if charts:
-        is_palm = machine_name == "tpu-v4" and work.tokens_per_step == 2048 * LENGTH and work.devices == 6144
-        same = is_palm and settings.model.parameter_count() == PALM.parameter_count()
+        as_published = is_palms(work, machine_name)
         times = {"nothing hidden": found.time, "data axis hidden": hidden}
-        drawn.draw_step(times, charts / "step.png", 17.60 if same else None)
+        drawn.draw_step(times, charts / "step.png", STEP_SECONDS if as_published else None)
         if machine.torus:
             spans = [span(one_pod(work), machine, pods, machine.host_gb_s) for pods in PODS]
-            drawn.draw_scaling(spans, charts / "scaling.png", (2, PALM_SPEEDUP) if same else None)
+            drawn.draw_scaling(spans, charts / "scaling.png", (2, TWO_PODS) if as_published else None)
     if json:
         write_plan(json, machine, [found])
     return describe_plan(settings, machine, found, hidden, work)
@@ -70,7 +64,7 @@ def search_meshes(
         raise UserError(
             f"--devices {count} cannot be cut into parallel.pods = {settings.parallel.pods} equal pods; change one"
         )
-    found = search(settings, machine, target_of(machine_name), count)
+    found = search(settings, machine, count)
     if charts:
         drawn.draw_meshes(found, charts / "meshes.png")
     if json:
@@ -79,23 +73,26 @@ def search_meshes(
 
 
 def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> str:
-    """SPMD or Pathways, for 1 to 8 pods and links of 1 to 100 GB/s a host.
+    """SPMD or Pathways, for 1 to 8 pods and links of 1 to 100 GB/s a host, each pod with its share of the batch.
 
     Raises:
-        UserError: the machine has no pods.
+        UserError: the machine has no pods, or sizes do not fit it.
     """
     machine = load_machine(machine_name)
     if not machine.torus:
         raise UserError(f"--pods compares pods with a torus inside; {machine_name} has none: take tpu-v4 or tpu-v3")
-    work = one_pod(Workload.of(settings, "GPU"))
-    places = {(2, link) for link in LINKS} | {(count, PALM_LINK) for count in PODS}
-    spans = {(count, link): span(work, machine, count, link) for count, link in places}
+    check_fits(settings, machine)
+    whole = Workload.of(settings, machine.target)
+    work, own = one_pod(whole), machine.host_gb_s
+    spans = {(count, link): span(work, machine, count, link) for count in PODS for link in (*LINKS, own)}
+    as_published = is_palms(whole, machine_name)
     if charts:
-        drawn.draw_pods(spans, charts / "pods.png", (PALM_LINK, PALM_SPEEDUP))
-    slow = host_bytes(work, machine) / (0.05 * spans[1, PALM_LINK].alone) / GB
-    return describe_pods(spans, PALM_LINK, PALM_SPEEDUP, slow)
+        drawn.draw_pods(spans, own, charts / "pods.png", TWO_PODS if as_published else None)
+    slow = work.gradient_sums * host_bytes(work, machine) / (0.05 * spans[1, own].alone) / GB
+    return describe_pods(spans, own, dispatch_seconds(2, work.devices), slow, TWO_PODS if as_published else None)
 
 
-def target_of(machine_name: str) -> str:
-    """For which kind of device MindSpore would compile."""
-    return "Ascend" if "ascend" in Path(machine_name).stem.lower() else "GPU"
+def is_palms(work: Workload, machine_name: str) -> bool:
+    """Whether this is PaLM 540B's own step: network, mesh, batch and machine."""
+    own = work.model.parameter_count() == PALM.parameter_count() and work.layout.mesh == Mesh(2, 256, 12)
+    return own and machine_name == "tpu-v4" and work.tokens_per_step == 2048 * LENGTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -145,6 +146,11 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
             env={**os.environ, **wanted, "PYTHONPATH": path, "GLOG_v": "3"},
         )
         graphs = list(Path(folder).rglob(f"*_{GRAPH}_*.ir"))
+        if child.returncode < 0:
+            name = signal.Signals(-child.returncode).name
+            raise UserError(
+                f"the compilation was ended by {name}, as when memory runs out; give it more, or fewer layers"
+            )
         if child.returncode or not graphs:
             raise UserError(explain(child.stderr, settings, layout_of(settings, target)))
         peak = int(re.findall(r"peak (\d+)", child.stdout)[-1])

@@ -15,8 +15,9 @@ from mindspore_palm.data.atomic import write_json
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.plan.dry_run import DryRun
 from mindspore_palm.plan.graph import Slice
-from mindspore_palm.plan.ledger import BYTES, ORDER, Collective, show_axes, show_ledger
+from mindspore_palm.plan.ledger import BYTES, ORDER, Collective, of_a_step, show_axes, show_ledger
 from mindspore_palm.plan.tables import listing, table
+from mindspore_palm.plan.workload import Workload
 
 
 def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) -> str:
@@ -27,20 +28,19 @@ def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) ->
         if run.compiled == (run.layers,)
         else f"carried from {run.compiled[0]} and {run.compiled[1]}"
     )
-    chain = sum(run.ledger.chain.values())
+    passes = Workload.of(settings, target).passes
+    counts, chain = of_a_step(run.ledger.counts, passes), sum(of_a_step(run.ledger.chain, passes).values())
     updates = sum(count for kind, count in run.ledger.chain.items() if kind.part == "update")
     head = {
         "graph": f"MindSpore {mindspore.__version__}, semi-auto parallel, for {target} in {place.compute_dtype}",
         "mesh": f"{place.mesh}, rank {rank:,} of {place.devices:,}",
         "layers": f"{run.layers}, {way}",
         "state": f"{run.state_bytes() / 1e9:,.3f} GB of weights and optimizer state on the device",
-        "exchanges": f"{sum(run.ledger.counts.values()):,} collectives a step",
+        "exchanges": f"{sum(counts.values()):,} collectives a step" + (f" of {passes:,} passes" if passes > 1 else ""),
         "chain": f"{chain:,} of them wait for each other ({updates:,} of these in the update)",
         "compiled": f"in {run.seconds:.1f} s, in {run.memory / 1e9:.2f} GB",
     }
-    return "\n\n".join(
-        [listing(head), _slices(run.slices), show_axes(run.ledger.counts), show_ledger(run.ledger.counts)]
-    )
+    return "\n\n".join([listing(head), _slices(run.slices), show_axes(counts), show_ledger(counts)])
 
 
 def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file: Path) -> None:
@@ -50,14 +50,15 @@ def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file:
         OSError: the file could not be written.
     """
     place = layout_of(settings, target)
-    mesh = {axis: size for axis, size in place.mesh.sizes.items()}
+    passes = Workload.of(settings, target).passes
     write_json(
         file,
         {
             "mindspore": mindspore.__version__,
             "target": target,
             "compute_dtype": place.compute_dtype,
-            "mesh": mesh,
+            "mesh": dict(place.mesh.sizes),
+            "passes": passes,
             "rank": rank,
             "layers": run.layers,
             "compiled_layers": list(run.compiled),
@@ -65,8 +66,8 @@ def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file:
             "memory_bytes": run.memory,
             "state_bytes": run.state_bytes(),
             "slices": [asdict(s) | {"bytes": BYTES[s.dtype] * prod(s.shape)} for s in run.slices],
-            "collectives": [_as_json(kind, count) for kind, count in _sorted(run.ledger.counts)],
-            "longest_chain": [_as_json(kind, count) for kind, count in _sorted(run.ledger.chain)],
+            "collectives": [_as_json(kind, count) for kind, count in _sorted(of_a_step(run.ledger.counts, passes))],
+            "longest_chain": [_as_json(kind, count) for kind, count in _sorted(of_a_step(run.ledger.chain, passes))],
         },
     )
 

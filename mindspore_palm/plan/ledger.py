@@ -43,7 +43,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The exchanges of one step on one device."""
+    """The exchanges of one pass and one update on one device."""
 
     counts: Counter[Collective]
     chain: Counter[Collective]
@@ -82,7 +82,9 @@ def _added(
     grown = {}
     for small, count in less.items():
         alike = (k for k in more if replace(k, given=small.given, result=small.result) == small and more[k] == count)
-        grown[small] = next(alike)
+        if (large := next(alike, None)) is None:
+            raise ValueError(f"a third layer takes away {count} of {small}: two and three layers do not tell of more")
+        grown[small] = large
         del more[grown[small]]
     return more, grown
 
@@ -135,7 +137,7 @@ def show_ledger(ledger: Counter[Collective]) -> str:
     several, rows = any(count > 1 for count in ledger.values()), []
     for kind, count in sorted(ledger.items(), key=lambda item: (ORDER[item[0].part], item[0])):
         shapes = [" x ".join(f"{size:,}" for size in shape) or "scalar" for shape in (kind.given, kind.result)]
-        what = kind.weight or ("" if not kind.given else "activations")
+        what = kind.weight or ("" if not kind.given else "all weights" if kind.part == "update" else "activations")
         sizes = [f"{kind.bytes / 1e6:,.3f}", f"{count * kind.bytes / 1e6:,.1f}"][: 1 + several]
         rows.append((f"{count:,}", kind.part, kind.op, kind.axes, what, *shapes, kind.dtype.lower(), *sizes))
     head = ("count", "part", "collective", "over", "of", "brings", "gets", "type", "MB", "MB in all")
@@ -151,6 +153,11 @@ def show_axes(ledger: Counter[Collective]) -> str:
         total[1] += count * kind.bytes
     rows = [(axes, op, f"{n:,}", f"{size / 1e9:,.3f}") for (axes, op), (n, size) in sorted(sums.items())]
     return table(("over", "collective", "a step", "GB a step"), rows)
+
+
+def of_a_step(ledger: Counter[Collective], passes: int) -> Counter[Collective]:
+    """A step of several passes: what is forward and backward in each, and one update."""
+    return Counter({kind: n if kind.part == "update" else n * passes for kind, n in ledger.items()})
 
 
 def _part(node: Node) -> str:

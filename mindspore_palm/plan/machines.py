@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 from math import ceil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from mindspore_palm.config import Count, Positive, Section
+from mindspore_palm.config import Count, Section
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import read_yaml
 
 HOME = Path(__file__).parent / "machines"
 GB, GIB, TERA = 1e9, 2**30, 1e12
+Figure = Annotated[float, Field(gt=1e-6, lt=1e12)]
 
 
 class Machine(Section):
@@ -22,11 +23,13 @@ class Machine(Section):
 
     title: str
     """What it is."""
-    peak_tflops: Positive
+    target: Literal["GPU", "Ascend"] = "GPU"
+    """Whose rules for groups MindSpore applies; a TPU, for which it does not compile, is planned as GPU."""
+    peak_tflops: Figure
     """Of matrix products in a 16-bit type, TFLOP/s."""
-    memory_gib: Positive
+    memory_gib: Figure
     """GiB of a device."""
-    memory_gb_s: Positive
+    memory_gb_s: Figure
     """GB/s between a device and its memory."""
     matmul_efficiency: Annotated[float, Field(gt=0, le=1)]
     """What a large product reaches of the peak."""
@@ -42,26 +45,26 @@ class Machine(Section):
     """Whether the compiler computes elementwise ops again in the backward pass instead of keeping their inputs."""
     gradient_bytes: Count
     """Bytes of a number of a gradient on its way."""
-    torus: list[Count] | None = None
+    torus: Annotated[list[Count], Field(min_length=1)] | None = None
     """Devices along each dimension of a pod."""
-    link_gb_s: Positive | None = None
+    link_gb_s: Figure | None = None
     """Of one link of the torus, each way; a dimension has two at every device."""
     host_devices: Count | None = None
     """Torus: devices that share a host's network between pods."""
-    host_gb_s: Positive | None = None
+    host_gb_s: Figure | None = None
     """Torus: GB/s of a host between pods, each way."""
     server_devices: Count | None = None
     """Devices of a server."""
-    server_gb_s: Positive | None = None
+    server_gb_s: Figure | None = None
     """GB/s of a device inside its server, each way."""
-    network_gb_s: Positive | None = None
+    network_gb_s: Figure | None = None
     """GB/s of a device's share of the network between servers, each way."""
     sources: dict[str, str]
     """Where each figure is from."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Machine:
-        given = set(self.model_fields_set) - {"title", "sources"}
+        given = {name for name, value in self if value is not None} - {"title", "target", "sources"}
         wiring = {"torus", "link_gb_s", "host_devices", "host_gb_s"}, {"server_devices", "server_gb_s", "network_gb_s"}
         if not any(given & set.union(*wiring) == kind for kind in wiring):
             raise ValueError(f"give either {', '.join(sorted(wiring[0]))} or {', '.join(sorted(wiring[1]))}")
@@ -114,7 +117,8 @@ def load_machine(name: str) -> Machine:
     if not file.is_file():
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "or give a .yaml file of your own"
-        raise UserError(f"no machine is called {name!r}: there are {', '.join(names)}; {hint}")
+        what = f"there is no file {file}" if file.suffix and file.parent != HOME else f"no machine is called {name!r}"
+        raise UserError(f"{what}; the machines are {', '.join(names)}: {hint}")
     try:
         values = read_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:

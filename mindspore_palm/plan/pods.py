@@ -21,15 +21,13 @@ from dataclasses import dataclass, replace
 from mindspore_palm.parallel.mesh import DATA, MODEL, Mesh
 from mindspore_palm.plan.machines import GB, Machine
 from mindspore_palm.plan.step_time import step_time
-from mindspore_palm.plan.workload import Workload, used_numbers
+from mindspore_palm.plan.workload import Workload
 
 PODS = tuple(range(1, 9))
-LINKS = (1, 2, 5, 6.59, 10, 20, 50, 100)
-"""GB/s of a host, each way; PaLM's pods had 6.59."""
+LINKS = (1, 2, 5, 10, 20, 50, 100)
+"""GB/s of a host, each way."""
 DISPATCH = 35e-3 / 2048
 """Seconds a device that a controller needs to start a program."""
-POD_DEVICES = 3072
-"""Of PaLM's pods."""
 BACKWARD = 2 / 3
 """Share of a step in which gradients come, at least: the backward pass has two products for each of the forward one."""
 
@@ -63,7 +61,7 @@ def span(work: Workload, machine: Machine, pods: int, link: float) -> Span:
         link: GB/s of a host, each way.
     """
     alone = step_time(work, machine).seconds
-    once = host_bytes(work, machine) / (link * GB)
+    once = work.gradient_sums * host_bytes(work, machine) / (link * GB)
     ring, broadcast = 2 * (pods - 1) / pods * once, (pods - 1) * once
     layers, behind = work.model.layers, BACKWARD * alone
     dispatch = dispatch_seconds(pods, work.devices)
@@ -84,11 +82,10 @@ def span(work: Workload, machine: Machine, pods: int, link: float) -> Span:
 
 def host_bytes(work: Workload, machine: Machine) -> float:
     """Bytes of gradients that a host holds in slices after the sums inside its pod, B."""
-    numbers = sum(count * used_numbers(weight) / weight.data_slices for weight, count in work.weights_of_device())
-    return numbers * machine.gradient_bytes * machine.host_devices
+    return work.numbers_of_device * machine.gradient_bytes * machine.host_devices
 
 
-def dispatch_seconds(pods: int, devices: int = POD_DEVICES) -> float:
+def dispatch_seconds(pods: int, devices: int) -> float:
     """How long a controller takes to start a program on pods of so many devices."""
     return DISPATCH * pods * devices
 

@@ -15,6 +15,9 @@ from mindspore_palm.plan.step_time import step_time
 from mindspore_palm.plan.workload import Workload
 
 LENGTH = 2048  # tokens of a sequence, of all four
+TOKENS_PER_SECOND = 238.3e3  # of PaLM 540B
+STEP_SECONDS = 2048 * LENGTH / TOKENS_PER_SECOND
+TWO_PODS = 1.95  # times one, of PaLM 540B
 PALM = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
 MT_NLG = PaLMConfig(
     layers=105,
@@ -27,6 +30,10 @@ MT_NLG = PaLMConfig(
     attention="multi_head",
     mlp="gelu",
 )
+
+PUBLISHED_FLOPS = {"palm_8b": (0.0550, 0.0561), "palm_62b": (0.388, 0.392), "palm_540b": (3.28, "4.10")}
+"""10^12 FLOPs a token of PaLM, without and with what was recomputed (appendix B)."""
+RECOMPUTED = {"palm_8b": "attention", "palm_62b": "attention", "palm_540b": "block"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def systems() -> list[System]:
         ),
         System(
             *("PaLM 540B", PALM.parameter_count(), "TPU v4", 6144, 275, 118, 48, 256),
-            *("238.3 thousand tokens/s", 238.3e3, palm_recomputed, 46.2, 57.8),
+            *("238.3 thousand tokens/s", TOKENS_PER_SECOND, palm_recomputed, 46.2, 57.8),
         ),
     ]
 
@@ -119,9 +126,12 @@ def predictions() -> list[Prediction]:
     """What the cost model says of runs whose time was published; none of them was used to calibrate it."""
     one, two = palm_seconds(1), palm_seconds(2)
     return [
-        Prediction("PaLM 540B, two pods, a step of 2,048 sequences", "s", 17.60, two, "238.3 thousand tokens/s"),
-        Prediction("PaLM 540B, one pod, a step of 1,024 sequences", "s", 17.16, one, "from 17.60 s and 1.95x"),
-        Prediction("PaLM 540B, speed of two pods over one", "x", 1.95, 2 * one / two, "PaLM, section 4"),
+        Prediction("PaLM 540B, two pods, a step of 2,048 sequences", "s", STEP_SECONDS, two, "238.3 thousand tokens/s"),
+        Prediction(
+            *("PaLM 540B, one pod, a step of 1,024 sequences", "s", TWO_PODS * STEP_SECONDS / 2, one),
+            "from 17.60 s and 1.95x",
+        ),
+        Prediction("PaLM 540B, speed of two pods over one", "x", TWO_PODS, 2 * one / two, "PaLM, section 4"),
         Prediction(
             "MT-NLG 530B, 2,240 A100, a step of 1,920 sequences", "s", 60.1, mt_nlg_seconds(), "PaLM, appendix B"
         ),

@@ -11,6 +11,9 @@ from mindspore_palm.parallel.check import SETTINGS
 _DIVIDE = re.compile(r"shape value (\d+) at dim index (\d+) cannot be divisible by strategy value (\d+)")
 _GROUP = re.compile(r"rank list is: \[const vector\]\{(.*?)\}\s*$", re.MULTILINE)
 _LOG = re.compile(r"^\[ERROR\] \S+ \[.*?\] \w+\] ?(.*)$", re.MULTILINE)
+_OTHER = re.compile(
+    r"^(?:MemoryError|OSError|\w+NotFoundError|PermissionError|UserError|mindspore_palm\S+)\b.*$", re.MULTILINE
+)
 _ENDED = re.compile(r"^\w*(?:Error|Exception): .*$", re.MULTILINE)
 
 
@@ -22,6 +25,8 @@ def explain(said: str, settings: Settings, layout: Layout) -> str:
         settings: of the run.
         layout: for which it was compiled.
     """
+    if found := _OTHER.search(said):
+        return f"the step was not compiled: {found.group().strip()}"
     words = [*_LOG.findall(said), *_ENDED.findall(said)] or said.strip().splitlines()[-1:]
     return f"{_sentence(said, settings, layout)}\n  MindSpore: {' | '.join(word.strip() for word in words[:3])}"
 

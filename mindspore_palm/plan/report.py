@@ -7,18 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_json
 from mindspore_palm.plan.machines import Machine
-from mindspore_palm.plan.pods import LINKS, PODS, Span, dispatch_seconds
-from mindspore_palm.plan.published import Prediction, System
+from mindspore_palm.plan.pods import LINKS, PODS, Span
+from mindspore_palm.plan.published import LENGTH, PUBLISHED_FLOPS, RECOMPUTED, Prediction, System
 from mindspore_palm.plan.search import USABLE, Candidate
-from mindspore_palm.plan.step_time import StepTime
+from mindspore_palm.plan.step_time import StepTime, step_time
 from mindspore_palm.plan.tables import listing, table
 from mindspore_palm.plan.workload import Workload
 from mindspore_palm.train.memory import readable
 
 DAY = 86400.0
+WAYS = {
+    "spmd": "One SPMD program",
+    "spmd_overlap": "One SPMD program, its exchange behind the backward pass",
+    "pathways": "A program a pod (Pathways)",
+    "pathways_overlap": "A program a pod, its exchange behind the backward pass",
+}
 ANSWER = """\
 One pod alone takes {alone:.2f} s a step. PaLM's two pods, with a program each, take {pathways:.2f} s: {times:.2f} times
 one pod (published: {published:g}). One SPMD program over both would take {spmd:.2f} s: of two pods, each sends its
@@ -27,7 +33,7 @@ on these conditions:
 - only data parallelism crosses pods, and a step is long beside a controller's dispatch of {dispatch:.0f} ms;
 - pods are few: 8 that send all gradients to each other take {eight_pathways:.2f} s, in a ring {eight_spmd:.2f} s;
 - hosts have more than {slow:.1f} GB/s; below, the exchange of two pods takes over 5 % of a step, unless it goes behind
-  the backward pass, which hides nearly all of it ({hidden:.2f} s a step at {slowest:g} GB/s).
+  the backward pass ({hidden:.2f} s a step at {slowest:g} GB/s).
 What Pathways gave is that two pods could be one job: JAX's own programs could not then span them."""
 
 
@@ -51,19 +57,21 @@ def describe_plan(settings: Settings, machine: Machine, found: Candidate, hidden
         "machine": machine.title,
         "mesh": f"{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_passes(work)}",
         "parameters": f"{model.parameter_count():,} ({kinds})",
-        "FLOPs": f"{model.flops_per_token(length) / 1e12:#.3g} T a token; {hardware / 1e12:#.3g} T with recomputation",
-        "memory": f"{readable(found.bytes)} of a device's {readable(there)}: {fits}",
-        "step": f"{time.seconds:.2f} s ({hidden.seconds:.2f} s if all exchange over data hides behind products)",
+        "FLOPs": f"{_flops(model.flops_per_token(length))} a token; {_flops(hardware)} with recomputation",
+        "memory": f"{readable(found.bytes)} of a device's {readable(there)}, of which {USABLE:.0%} are usable: {fits}",
+        "step": f"{_seconds(time.seconds)} ({_seconds(hidden.seconds)} if exchange over data hides behind products)",
         "tokens": f"{rate:,.0f} a second",
         "MFU": f"{time.mfu:.1%} ({hidden.mfu:.1%})",
         "HFU": f"{time.hfu:.1%} ({hidden.hfu:.1%})",
-        "whole run": f"{_run_seconds(settings, time) / DAY:,.1f} days for {settings.train.steps:,} steps",
+        "whole run": f"{_run_seconds(settings, machine) / DAY:,.3g} days for {settings.train.steps:,} steps",
     }
     memory = table(("memory of a device", "GB"), [(kind, f"{size / 1e9:,.3f}") for kind, size in found.memory.items()])
     share = [
-        (part, f"{seconds:.3f}", f"{seconds / time.seconds:.1%}") for part, seconds in time.parts.items() if seconds > 0
+        (part, _seconds(seconds), f"{seconds / time.seconds:.1%}")
+        for part, seconds in time.parts.items()
+        if seconds > 0
     ]
-    return "\n\n".join([listing(lines), memory, table(("a step's time", "s", ""), share)])
+    return "\n\n".join([listing(lines), memory, table(("a step's time", "", ""), share)])
 
 
 def describe_search(candidates: Sequence[Candidate], most: int = 10) -> str:
@@ -78,12 +86,12 @@ def describe_search(candidates: Sequence[Candidate], most: int = 10) -> str:
                 parallel.recompute,
                 f"{micro:,}",
                 f"{found.bytes / 1e9:.1f}",
-                f"{time.seconds:.2f}",
+                _seconds(time.seconds),
                 f"{time.mfu:.1%}",
                 f"{time.hfu:.1%}",
             )
         )
-    head = ("pods x data x model", "recompute", "micro batch", "GB a device", "s a step", "MFU", "HFU")
+    head = ("pods x data x model", "recompute", "micro batch", "GB a device", "a step", "MFU", "HFU")
     more = f"\n{len(candidates):,} layouts fit; the best {len(rows)} are shown" if len(candidates) > most else ""
     return table(head, rows) + more
 
@@ -104,10 +112,25 @@ def describe_published(systems: Sequence[System], predictions: Sequence[Predicti
                 f"{system.our_mfu - system.mfu:+.1f}",
                 f"{system.hfu:g}" if system.hfu is not None else "",
                 ours_hfu,
+                f"{system.our_hfu - system.hfu:+.1f}" if system.our_hfu is not None else "",
             )
         )
-    head = ("", "accelerators", "published throughput", "MFU %", "ours", "error", "HFU %", "ours")
+    head = ("", "accelerators", "published throughput", "MFU %", "ours", "error", "HFU %", "ours", "error")
     notes = [f"{system.name}: {system.note}" for system in systems if system.note]
+    palm = systems[-1]
+    bare = palm.utilisation(6 * palm.parameters)
+    notes.append(f"{palm.name} without attention: MFU {bare:.1f} %, published 45.7 %")
+    sizes = [(name, PaLMConfig.from_preset(name), kind) for name, kind in RECOMPUTED.items()]
+    flops = [
+        (
+            name,
+            f"{PUBLISHED_FLOPS[name][0]}",
+            f"{config.flops_per_token(LENGTH) / 1e12:#.3g}",
+            f"{PUBLISHED_FLOPS[name][1]}",
+            f"{config.hardware_flops_per_token(LENGTH, kind) / 1e12:#.3g}",
+        )
+        for name, config, kind in sizes
+    ]
     times = [
         (p.what, f"{p.published:.2f} {p.unit}", f"{p.ours:.2f} {p.unit}", f"{p.error:+.1%}", p.source)
         for p in predictions
@@ -116,43 +139,47 @@ def describe_published(systems: Sequence[System], predictions: Sequence[Predicti
         [
             table(head, rows),
             "\n".join(notes),
+            table(("TFLOPs a token", "published", "ours", "recomputed, published", "ours"), flops),
             table(("predicted by the cost model", "published", "ours", "error", "published in"), times),
         ]
     )
 
 
-def describe_pods(spans: dict[tuple[int, float], Span], link: float, published: float, slow: float) -> str:
-    """SPMD or Pathways, as two tables and the answer, with its conditions.
+def describe_pods(
+    spans: dict[tuple[int, float], Span], own: float, dispatch: float, slow: float, published: float | None
+) -> str:
+    """SPMD or Pathways: seconds a step over pods and links, and for PaLM's own step the answer, with its conditions.
 
     Args:
-        spans: by pods and link; with 2 pods all LINKS, with ``link`` all PODS.
-        link: GB/s of a host between PaLM's pods.
-        published: how many times one pod PaLM's two pods were.
+        spans: by pods and GB/s of a host.
+        own: GB/s of a host of the machine.
+        dispatch: seconds in which a controller starts a program on two pods.
         slow: GB/s of a host below which two pods lose more than 5 % of a step.
+        published: how many times one pod two were, if this is PaLM's step.
     """
-    ways = ("spmd", "spmd_overlap", "pathways", "pathways_overlap")
-
-    def row(first: str, s: Span) -> tuple[str, ...]:
-        return (first, *(f"{getattr(s, way):.2f} s, {s.speedup(getattr(s, way)) / s.pods:.1%}" for way in ways))
-
-    names = ("one SPMD program", "overlapped", "a program a pod", "overlapped")
-    by_link = table(("2 pods, GB/s a host", *names), [row(f"{one:g}", spans[2, one]) for one in LINKS])
-    by_pods = table((f"pods, {link:g} GB/s a host", *names), [row(f"{n}", spans[n, link]) for n in PODS])
-    two, eight = spans[2, link], spans[8, link]
+    links = sorted({link for _, link in spans})
+    head = ("pods", *(f"{link:g} GB/s" for link in links))
+    grids = []
+    for way, name in WAYS.items():
+        rows = [(f"{n}", *(_seconds(getattr(spans[n, link], way)) for link in links)) for n in PODS]
+        grids.append(f"{name}, a step by links of a host:\n{table(head, rows)}")
+    if published is None:
+        return "\n\n".join(grids)
+    two, eight = spans[2, own], spans[8, own]
     answer = ANSWER.format(
         alone=two.alone,
         pathways=two.pathways,
         times=two.speedup(two.pathways),
         published=published,
         spmd=two.spmd,
-        dispatch=1e3 * dispatch_seconds(2),
+        dispatch=1e3 * dispatch,
         eight_pathways=eight.pathways,
         eight_spmd=eight.spmd,
         slow=slow,
         hidden=spans[2, LINKS[0]].spmd_overlap,
         slowest=LINKS[0],
     )
-    return "\n\n".join([by_link, by_pods, answer])
+    return "\n\n".join([*grids, answer])
 
 
 def write_plan(file: Path, machine: Machine, candidates: Sequence[Candidate]) -> None:
@@ -181,11 +208,27 @@ def _passes(work: Workload) -> str:
     return f"{work.batch:,} sequences of {work.length:,} tokens in {work.passes:,} pass{'es' * (work.passes > 1)}"
 
 
-def _run_seconds(settings: Settings, time: StepTime) -> float:
-    """Of all steps, each as long as its batch is large beside the last one."""
+def _run_seconds(settings: Settings, machine: Machine) -> float:
+    """Of all steps of all batch sizes."""
     ramp, steps = settings.train.batch_ramp(), settings.train.steps
     ends = [start for start, _ in ramp[1:]] + [steps]
-    return sum(
-        max(0, min(end, steps) - start) * time.seconds * size / ramp[-1][1]
-        for (start, size), end in zip(ramp, ends, strict=True)
-    )
+    seconds = 0.0
+    for (start, size), end in zip(ramp, ends, strict=True):
+        train = settings.train.model_copy(update={"batch_size": size})
+        work = Workload.of(settings.model_copy(update={"train": train}), machine.target)
+        seconds += max(0, min(end, steps) - start) * step_time(work, machine).seconds
+    return seconds
+
+
+def _seconds(seconds: float) -> str:
+    for scale, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.2f} {unit}"
+    return f"{seconds * 1e6:.0f} us"
+
+
+def _flops(count: float) -> str:
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= 0.01 * scale:
+            return f"{count / scale:#.3g} {unit}"
+    return f"{count:,.0f}"

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
+from typing import get_args
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import Recompute, Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.check import check_layout
+from mindspore_palm.parallel.mesh import DATA, MODEL
 from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.step_time import StepTime, step_time
 from mindspore_palm.plan.workload import Workload
 from mindspore_palm.train.memory import memory_by_kind
 
-RECOMPUTE = ("none", "attention", "block")
 USABLE = 0.96
 """Share of a device's memory that a network may take; XLA keeps 1.25 of a TPU v4's 32 GiB."""
 
@@ -35,71 +37,84 @@ class Candidate:
         return sum(self.memory.values())
 
 
-def search(settings: Settings, machine: Machine, target: str, devices: int) -> list[Candidate]:
+def search(settings: Settings, machine: Machine, devices: int) -> list[Candidate]:
     """Candidates whose sizes fit and whose memory is there, by predicted MFU, best first.
 
-    Tried: pods as set; every cut of a pod's devices into data and model; every recompute setting; every micro batch
-    that is a power of two times the data shards, up to the batch.
+    Tried: pods as set; every cut of a pod's devices into data and model; every recompute setting; micro batches of one
+    sequence a data rank, two, four and so on, up to the whole batch. The vocabulary is padded to fit.
 
     Raises:
-        UserError: none fits; says whether sizes or memory are in the way.
+        UserError: none fits; says what is in the way.
     """
-    shaped = [s for s in _variants(settings, devices) if _fits(s, target)]
+    shaped, reason = [], None
+    for variant in _variants(settings, devices):
+        try:
+            check_fits(variant, machine)
+            shaped.append(variant)
+        except UserError as error:
+            reason = error
     if not shaped:
-        raise UserError(
-            f"no mesh of {devices:,} devices fits model.heads = {settings.model.heads}, the vocabulary and the batch; "
-            "change --devices, train.batch_size or parallel.pods"
-        )
-    found = [candidate(s, machine, target) for s in shaped]
+        why = f": {reason}" if reason else "; change --devices, train.batch_size or parallel.pods"
+        raise UserError(f"no mesh of {devices:,} devices fits the model's sizes and the batch{why}")
+    found = [candidate(s, machine) for s in shaped]
     there = USABLE * machine.memory
     fitting = [c for c in found if c.bytes <= there]
     if not fitting:
         least = min(found, key=lambda c: c.bytes)
+        count = f"{devices:,} device{'s' * (devices > 1)}"
         raise UserError(
-            f"on {devices:,} devices, the smallest of {len(found)} layouts takes {least.bytes / 1e9:,.1f} GB of a "
-            f"device, and {there / 1e9:,.1f} GB are there; take more --devices or another --machine"
+            f"on {count}, the smallest of {len(found)} layouts takes {least.bytes / 1e9:,.1f} GB of one, and "
+            f"{there / 1e9:,.1f} GB are there; take more --devices or another --machine"
         )
     return sorted(fitting, key=lambda c: (-c.time.mfu, c.bytes))
 
 
-def candidate(settings: Settings, machine: Machine, target: str) -> Candidate:
+def candidate(settings: Settings, machine: Machine) -> Candidate:
     """Time and memory of settings on a machine."""
-    work = Workload.of(settings, target)
-    return Candidate(
-        settings, step_time(work, machine), memory_by_kind(settings, work.layout, machine.fused_elementwise)
-    )
+    work = Workload.of(settings, machine.target)
+    memory = memory_by_kind(settings, work.layout, machine.fused_elementwise, machine.fused_attention)
+    return Candidate(settings, step_time(work, machine), memory)
+
+
+def check_fits(settings: Settings, machine: Machine) -> None:
+    """Sees that sizes fit the mesh, and the mesh the machine.
+
+    Raises:
+        UserError: names setting, sizes and what to change.
+    """
+    layout = Workload.of(settings, machine.target).layout
+    if layout.compute_dtype == "float32":
+        raise UserError(
+            "train.compute_dtype = float32: a machine's peak is of 16-bit products; set bfloat16 or float16"
+        )
+    in_pod = layout.mesh.sizes[DATA] * layout.mesh.sizes[MODEL]
+    if machine.torus and in_pod > prod(machine.torus):
+        raise UserError(
+            f"parallel.data x parallel.model = {in_pod:,}, and a pod of {machine.title} has {prod(machine.torus):,} "
+            "devices; raise parallel.pods"
+        )
+    check_layout(settings, layout, placements(settings.model.model_copy(update={"layers": 1}), layout))
 
 
 def _variants(settings: Settings, devices: int) -> Iterator[Settings]:
+    """Meshes and settings to try; those that are no settings, as a ramp does not divide, are left out."""
     pods = settings.parallel.pods
-    if devices % pods:
-        return
-    batch = settings.train.batch_ramp()[-1][1]
+    sizes = [size for _, size in settings.train.batch_ramp()]
     in_pod = devices // pods
-    for model, recompute in product((n for n in range(1, in_pod + 1) if in_pod % n == 0), RECOMPUTE):
-        data = in_pod // model
-        vocab_multiple = data * model
-        micro = pods * data
-        while batch % micro == 0:
+    for model, recompute in product((n for n in range(1, in_pod + 1) if in_pod % n == 0), get_args(Recompute)):
+        if settings.model.heads % model:
+            continue
+        least = pods * in_pod // model  # a sequence a device
+        tried = [least << n for n in range(max(sizes).bit_length()) if all(size % (least << n) == 0 for size in sizes)]
+        for micro_batch in [0, *tried] if tried else []:
+            if micro_batch == max(sizes):  # the same as 0
+                continue
             yield settings.model_copy(
                 update={
-                    "model": settings.model.model_copy(update={"vocab_multiple": vocab_multiple}),
-                    "train": settings.train.model_copy(update={"micro_batch": micro if micro < batch else 0}),
+                    "model": settings.model.model_copy(update={"vocab_multiple": in_pod}),
+                    "train": settings.train.model_copy(update={"micro_batch": micro_batch}),
                     "parallel": settings.parallel.model_copy(
-                        update={"data": data, "model": model, "recompute": recompute}
+                        update={"data": in_pod // model, "model": model, "recompute": recompute}
                     ),
                 }
             )
-            micro *= 2
-
-
-def _fits(settings: Settings, target: str) -> bool:
-    if settings.model.heads % settings.parallel.model:
-        return False
-    layout = Workload.of(settings, target).layout
-    one_layer = settings.model.model_copy(update={"layers": 1})
-    try:
-        check_layout(settings, layout, placements(one_layer, layout))
-    except UserError:
-        return False
-    return True

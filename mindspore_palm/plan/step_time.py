@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mindspore_palm.parallel.mesh import POD
 from mindspore_palm.plan.links import all_gather, all_reduce, reduce_scatter
 from mindspore_palm.plan.machines import GB, Machine
-from mindspore_palm.plan.workload import FLOAT, HALF, Product, Workload, used_numbers
+from mindspore_palm.plan.workload import FLOAT, HALF, Product, Workload, gathered_numbers
 
 PARTS = ("products", "memory traffic", "model axis", "data axis", "between pods", "pipeline", "optimizer")
 
@@ -53,13 +53,13 @@ def step_time(work: Workload, machine: Machine, overlap: float = 0.0) -> StepTim
         overlap: share of the data axis' exchanges that happens behind products, 0 to 1.
     """
     stage = _Stage(work, machine)
-    passes, stages = work.passes, work.pipeline
+    passes, stages, weights = work.passes, work.pipeline, stage.over_data()
     parts = {
         "products": passes * stage.products(),
         "memory traffic": passes * stage.traffic(),
         "model axis": passes * stage.over_model(),
-        "data axis": stage.over_data(),
-        "between pods": stage.between_pods(),
+        "data axis": sum(seconds for axis, seconds in weights.items() if axis != POD),
+        "between pods": weights.get(POD, 0.0),
         "pipeline": 0.0,
         "optimizer": stage.optimizer(),
     }
@@ -100,8 +100,8 @@ class _Stage:
         work, fused = self.work, self.machine.fused_attention
         again = {"none": 0, "attention": 0, "block": 1}[work.recompute]
         block = (3 + again) * work.block_traffic(fused)
-        if work.recompute == "attention":
-            block += work.block_traffic(False) - work.block_traffic(True) if not fused else 0
+        if work.recompute == "attention" and not fused:
+            block += work.block_traffic(False) - work.block_traffic(True)
         return self.machine.stream_seconds(work.layers * block + work.loss_traffic())
 
     def over_model(self) -> float:
@@ -109,50 +109,43 @@ class _Stage:
 
         Each all-reduce of the forward pass has one in the backward pass. What is recomputed starts from an input that
         was kept in slices over model, which are gathered: half an all-reduce. Serial blocks recompute one sum as well.
+        Of the whole network, the embedding's look-up and the logits' gradient are summed, in float32.
         """
         work = self.work
         sums = 2.0 * work.all_reduces
         if work.recompute == "block":
             sums += 0.5 + (work.all_reduces - 1)
-        axes = [axis for axis in self.layout.mesh_axes("heads")]
-        size = work.layers * sums * work.activation_bytes
-        return sum(all_reduce(self.machine, self.layout, axis, size) for axis in axes)
+        size = (work.layers * sums + 2 * FLOAT / HALF) * work.activation_bytes
+        return sum(all_reduce(self.machine, self.layout, self.layout.mesh_axes("heads"), size).values())
 
-    def over_data(self) -> float:
-        """Weights gathered over data and gradients summed over it, in a step.
+    def over_data(self) -> dict[str, float]:
+        """Weights gathered and gradients summed, in a step: seconds along each axis.
 
         Fully sharded weights are gathered for each pass forward, and again for its backward pass if blocks are
-        recomputed; their gradients are scattered. The gradient of a weight that is whole is summed.
+        recomputed; their gradients are scattered, and their slices summed over the axes that are left: between pods.
+        The gradient of a weight that is whole is summed over all.
         """
-        work = self.work
-        seconds, gathers = 0.0, 2 if work.recompute == "block" else 1
+        work, machine, layout = self.work, self.machine, self.layout
+        everywhere = layout.mesh_axes("tokens")
+        inside = [axis for axis in everywhere if axis != POD or layout.shard_weights == "all"]
+        outside = [axis for axis in everywhere if axis not in inside]
+        seconds = dict.fromkeys(everywhere, 0.0)
+        gathers = work.passes * (2 if work.recompute == "block" else 1)
         for weight, count in work.weights_of_device():
-            numbers = count * used_numbers(weight)
-            over = [
-                axis for axis in self.layout.mesh_axes("tokens") if axis != POD or self.layout.shard_weights == "all"
-            ]
-            for axis in over:
-                if weight.data_slices > 1:
-                    item = FLOAT if weight.name == "embedding" else HALF
-                    gathered = gathers * all_gather(self.machine, self.layout, axis, item * numbers)
-                    scattered = reduce_scatter(self.machine, self.layout, axis, self.machine.gradient_bytes * numbers)
-                    seconds += work.passes * (gathered + scattered)
-                else:
-                    summed = all_reduce(self.machine, self.layout, axis, self.machine.gradient_bytes * numbers)
-                    seconds += self._sums_a_step() * summed
+            numbers = count * gathered_numbers(weight)
+            size = machine.gradient_bytes * numbers
+            if weight.data_slices > 1:
+                item = FLOAT if weight.name == "embedding" else HALF
+                gathered = all_gather(machine, layout, inside, item * numbers)
+                scattered = reduce_scatter(machine, layout, inside, size)
+                summed = all_reduce(machine, layout, outside, size / weight.data_slices)
+                exchanges = ((gathered, gathers), (scattered, work.passes), (summed, work.gradient_sums))
+            else:
+                exchanges = ((all_reduce(machine, layout, everywhere, size), work.gradient_sums),)
+            for along, times in exchanges:
+                for axis, one in along.items():
+                    seconds[axis] += times * one
         return seconds
-
-    def between_pods(self) -> float:
-        """Sums of gradients between pods, in a step: of the slices that full sharding inside a pod left."""
-        work, sums = self.work, self._sums_a_step()
-        if POD not in self.layout.mesh_axes("tokens") or self.layout.shard_weights == "all":
-            return 0.0
-        numbers = sum(count * used_numbers(weight) / weight.data_slices for weight, count in work.weights_of_device())
-        return sums * all_reduce(self.machine, self.layout, POD, self.machine.gradient_bytes * numbers)
-
-    def _sums_a_step(self) -> int:
-        """How often gradients are summed: after each pass, as MindSpore does; under a pipeline once."""
-        return self.work.passes if self.work.pipeline == 1 else 1
 
     def between_stages(self) -> float:
         """Activations, and their gradients, from stage to stage of a pipeline.
@@ -165,8 +158,5 @@ class _Stage:
         return 2 * passes * copies * self.work.activation_bytes / (self.machine.network_gb_s * GB)
 
     def optimizer(self) -> float:
-        """Reading weight, gradient and both moments, and writing three of them; weights once more for their norm."""
-        numbers = sum(
-            count * used_numbers(weight) / weight.data_slices for weight, count in self.work.weights_of_device()
-        )
-        return self.machine.stream_seconds(8 * FLOAT * numbers)
+        """Adafactor, 11 times float32 of every weight: reads g, v, p, u, u, p and m, and writes v, u, m and p."""
+        return self.machine.stream_seconds(11 * FLOAT * self.work.numbers_of_device)

@@ -5,7 +5,7 @@ Shape letters: T tokens of a pass on a device, S length, D d_model, H heads, K h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -140,9 +140,10 @@ class Workload:
     def block_traffic(self, fused_attention: bool) -> int:
         """Bytes that a block's forward pass moves outside of products.
 
-        Counted as reads and writes of whole activations, each op by itself: a norm reads its input twice and writes
-        once; RoPE reads and writes q; softmax reads scores for the maximum, reads and writes exponentials, reads and
-        writes weights; SwiGLU reads gate and up and writes their product; the residual sum reads two and writes one.
+        Counted as reads and writes of whole activations in 16 bits, each op by itself: a norm reads its input twice and
+        writes once; RoPE reads and writes q; softmax reads scores for the maximum, reads and writes exponentials, reads
+        and writes weights; SwiGLU reads gate and up and writes their product; the residual sum reads two and writes
+        one.
         """
         model, cut = self.model, self.layout.shards("heads")
         norms = 1 if model.parallel else 2
@@ -178,13 +179,26 @@ class Workload:
 
     @cached_property
     def _weights_of_one_layer(self) -> list[Placement]:
-        return placements(self.model.model_copy(update={"layers": 1}), self.layout)
+        found = placements(self.model.model_copy(update={"layers": 1}), self.layout)
+        if self.model.kv_heads == 1:
+            return found
+        return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in found]  # cut, as heads are
 
     def weights_of_device(self) -> list[tuple[Placement, int]]:
         """Every kind of weight that a device holds, and how many of them."""
         return [(self.embedding, 1), *((weight, self.layers) for weight in self.block_weights)]
 
+    @property
+    def numbers_of_device(self) -> int:
+        """Numbers of all weights that a device holds, in slices."""
+        return sum(count * prod(weight.slice_shape) for weight, count in self.weights_of_device())
 
-def used_numbers(weight: Placement) -> int:
+    @property
+    def gradient_sums(self) -> int:
+        """How often gradients are summed in a step: after each pass, as MindSpore does; under a pipeline once."""
+        return self.passes if self.pipeline == 1 else 1
+
+
+def gathered_numbers(weight: Placement) -> int:
     """Numbers of a weight that a device works with: its piece by the table of axes, all data slices gathered."""
     return prod(weight.slice_shape) * weight.data_slices

@@ -119,7 +119,8 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
     prepared = prepare(settings.data, settings.model.vocab_size)
     batches_of(settings, prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
-    peak = (settings.train.peak_tflops * 1e12 or measure_peak()) * current_layout().devices
+    place = current_layout()
+    peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
     say(banner(settings, device, prepared, memory, peak))
     if found is Found.BEGUN:
         say(f"an earlier run in {folder} ended before its first checkpoint; beginning anew")

@@ -16,7 +16,9 @@ LANES = 128  # of a TPU's vector register
 UNROLLED_RANKS = 4  # at most so many: XLA unrolls a product's ring; seen with 2 and 4, and loops with 8, 12 and 16
 
 
-def memory_by_kind(settings: Settings, layout: Layout | None = None, fused: bool = False) -> dict[str, int]:
+def memory_by_kind(
+    settings: Settings, layout: Layout | None = None, fused: bool = False, fused_attention: bool | None = None
+) -> dict[str, int]:
     """Bytes on one device, by kind; each kind is a function below, with its formula.
 
     Letters: L layers, T tokens of a pass on a device, S length, D d_model, H heads, K head_dim, F d_ff, V padded
@@ -27,8 +29,9 @@ def memory_by_kind(settings: Settings, layout: Layout | None = None, fused: bool
         layout: where it lies; None is one device.
         fused: whether the compiler computes elementwise ops again where they are used, as XLA does, instead of keeping
             the inputs of every op for the backward pass, as MindSpore does.
+        fused_attention: whether attention never holds its scores; None: as the model does for the layout's target.
     """
-    device = _Device(settings, layout or Layout(), fused)
+    device = _Device(settings, layout or Layout(), fused, fused_attention)
     kinds = {
         "weights": device.weights(),
         "gradients": device.gradients(),
@@ -43,10 +46,11 @@ def memory_by_kind(settings: Settings, layout: Layout | None = None, fused: bool
 class _Device:
     """One device and its formulas."""
 
-    def __init__(self, settings: Settings, layout: Layout, fused: bool) -> None:
+    def __init__(self, settings: Settings, layout: Layout, fused: bool, fused_attention: bool | None) -> None:
         model = settings.model
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
         self.recompute = settings.parallel.recompute
+        self.holds_scores = layout.target != "Ascend" if fused_attention is None else not fused_attention
         self.width = FLOAT if layout.compute_dtype == "float32" else HALF
         self.parts, self.length = layout.shards("heads"), settings.data.seq_len
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
@@ -96,9 +100,9 @@ class _Device:
         """A layer's attention: T*S*H/m numbers.
 
         fused: in float32 and in the compute type. Not fused: three times in float32, of three quarters, as queries go
-        in two runs. On Ascend none: the fused primitive never holds them.
+        in two runs. Fused attention, as on Ascend, never holds them.
         """
-        if self.layout.target == "Ascend":
+        if not self.holds_scores:
             return 0.0
         numbers = self.tokens * self.length * self.model.heads / self.parts
         return numbers * (FLOAT + self.width) if self.fused else numbers * 3 * FLOAT * 3 / 4
@@ -115,8 +119,12 @@ class _Device:
         return self.width * self._gathered("blocks.0.")
 
     def temporaries(self) -> float:
-        """The larger of two moments: the loss, or a block's backward pass."""
-        return max(self.loss(), self.backward_of_a_block())
+        """The largest of three moments: the loss, a block's backward pass, or the update."""
+        return max(self.loss(), self.backward_of_a_block(), self.update())
+
+    def update(self) -> float:
+        """Adafactor has the updates of all weights at once, to measure them in one exchange; as the weights."""
+        return self.weights() if self.settings.optimizer.name == "adafactor" else 0.0
 
     def loss(self) -> float:
         """Logits T*V/m and embedding V/m*D, in float32, whole over data.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspore_palm.plan.machines import HOME, machine_names
+from mindspore_palm.errors import UserError
+from mindspore_palm.plan.machines import HOME, load_machine, machine_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n"
@@ -30,7 +31,7 @@ def plan(*arguments, **options):
 def test_palm_540b_on_its_own_machine(tmp_path):
     done = plan("--config", "yaml/palm_540b.yaml", "--charts", tmp_path, "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
-    for words in ("540,354,281,472", "3.28 T a token; 4.10 T", "6,144 devices", ": fits"):
+    for words in ("540,354,281,472", "3.28 T a token; 4.10 T", "6,144 devices", "usable: fits"):
         assert words in done.stdout
     seconds = float(re.search(r"step +([\d.]+) s", done.stdout).group(1))
     assert seconds == pytest.approx(17.60, rel=0.15)
@@ -69,11 +70,17 @@ def test_spmd_or_pathways(tmp_path):
     done = plan("--pods", "--charts", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "owes nothing to Pathways" in done.stdout and "published: 1.95" in done.stdout
+    other = plan("--pods", "--config", "yaml/palm_8b.yaml", "parallel.pods=2")
+    assert other.returncode == 0 and "Pathways)" in other.stdout
+    assert "published" not in other.stdout and "the article" not in other.stdout  # nothing was published of this
     assert (tmp_path / "pods.png").read_bytes().startswith(PNG)
 
 
 def test_every_machine_names_its_sources():
     assert machine_names() == ["a100", "ascend-910a", "ascend-910b", "h100", "tpu-v3", "tpu-v4", "v100"]
+    for name in machine_names():
+        assert load_machine(name).peak > 1e14
+    assert [name for name in machine_names() if load_machine(name).target == "Ascend"] == ["ascend-910a", "ascend-910b"]
     done = plan("--config", "yaml/palm_8b.yaml", "--machine", HOME / "h100.yaml")
     assert done.returncode == 0, done.stderr
 
@@ -91,6 +98,21 @@ REFUSED = {
     "none": (["--config", "yaml/palm_8b.yaml", "--search", "--devices", "0"], "--devices 0 cannot be cut into"),
     "memory": (["--config", "yaml/palm_62b.yaml", "--search", "--devices", "8"], "GB are there; take more --devices"),
     "no pods": (["--pods", "--machine", "a100"], "a100 has none: take tpu-v4 or tpu-v3"),
+    "batch of pods": (["--pods", "train.batch_size=1"], "train.batch_size = 1 cannot be cut into"),
+    "heads of pods": (["--pods", "parallel.model=5"], "model.heads = 48 cannot be cut into"),
+    "devices alone": (["--config", "yaml/palm_8b.yaml", "--devices", "8"], "--devices is of a search"),
+    "published more": (["--published", "--json", "x.json"], "--published answers by itself; leave out json"),
+    "json of pods": (["--pods", "--json", "x.json"], "--json is of a plan or a search"),
+    "no folder": (
+        ["--config", "yaml/palm_8b.yaml", "--json", "no/such/plan.json"],
+        "there is no folder to write",
+    ),
+    "a folder": (["--config", "yaml/palm_8b.yaml", "--json", "tests"], "a folder or a device stands there"),
+    "a device": (["--config", "yaml/palm_8b.yaml", "--json", "/dev/null"], "a folder or a device stands there"),
+    "a machine's folder": (
+        ["--config", "yaml/palm_8b.yaml", "--machine", "no/such.yaml"],
+        "there is no file no/such.yaml",
+    ),
     "setting": (["--config", "yaml/palm_8b.yaml", "model.layer=3"], "did you mean model.layers?"),
 }
 
@@ -104,22 +126,26 @@ def test_bad_input_is_one_sentence(case):
     assert len(done.stderr.strip().splitlines()) <= 2 and not done.stdout
 
 
+A100, TPU_V4 = ((HOME / f"{name}.yaml").read_text() for name in ("a100", "tpu-v4"))
 BROKEN = {
     "not a list of figures": ("- 1\n", "a machine is a list of"),
     "a figure is missing": ("title: x\nsources: {}\n", "peak_tflops"),
-    "no source": ((HOME / "a100.yaml").read_text().replace("  tile: ", "  tyle: "), "sources must name every figure"),
-    "a word": ((HOME / "a100.yaml").read_text().replace("memory_gib: 80", "memory_gib: much"), "memory_gib"),
-    "negative": ((HOME / "a100.yaml").read_text().replace("peak_tflops: 312", "peak_tflops: -1"), "peak_tflops"),
-    "two wirings": ((HOME / "a100.yaml").read_text().replace("server_gb_s: 300", "link_gb_s: 300"), "give either"),
+    "no source": (A100.replace("  tile: ", "  tyle: "), "sources must name every figure"),
+    "a word": (A100.replace("memory_gib: 80", "memory_gib: much"), "memory_gib"),
+    "negative": (A100.replace("peak_tflops: 312", "peak_tflops: -1"), "peak_tflops"),
+    "two wirings": (A100.replace("server_gb_s: 300", "link_gb_s: 300"), "give either"),
+    "no dimension": (TPU_V4.replace("[12, 16, 16]", "[]"), "torus"),
+    "nothing": (A100.replace("network_gb_s: 25\n", "network_gb_s: null\n"), "give either"),
+    "too little": (
+        A100.replace("peak_tflops: 312", "peak_tflops: 1.0e-320"),
+        "peak_tflops",
+    ),
     "not YAML": ("title: [", "line"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_machine_is_one_sentence(case, tmp_path):
-    from mindspore_palm.errors import UserError
-    from mindspore_palm.plan.machines import load_machine
-
     text, words = BROKEN[case]
     file = tmp_path / "machine.yaml"
     file.write_text(text)

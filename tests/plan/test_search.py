@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.plan.machines import GIB, load_machine
 from mindspore_palm.plan.pods import DISPATCH, host_bytes, one_pod, span
-from mindspore_palm.plan.search import USABLE, search
+from mindspore_palm.plan.search import USABLE, check_fits, search
 from mindspore_palm.plan.step_time import step_time
 from mindspore_palm.plan.workload import Workload
 from mindspore_palm.settings import load_settings
+from mindspore_palm.train.memory import memory_by_kind
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
 TPU_V4 = load_machine("tpu-v4")
@@ -22,7 +25,7 @@ TPU_V4 = load_machine("tpu-v4")
 @pytest.fixture(scope="module")
 def found():
     settings, _ = load_settings(YAML / "palm_62b.yaml")
-    return search(settings, load_machine("ascend-910b"), "Ascend", 512)
+    return search(settings, load_machine("ascend-910b"), 512)
 
 
 def test_best_first_and_all_of_them_fit(found):
@@ -34,23 +37,51 @@ def test_best_first_and_all_of_them_fit(found):
         assert settings.parallel.devices == 512
         assert settings.model.heads % settings.parallel.model == 0
         assert settings.train.batch_ramp()[-1][1] % (settings.train.micro_batch or 1) == 0
-        assert candidate.bytes <= USABLE * 64 * GIB
+        assert sum(memory_by_kind(settings, layout_of(settings, "Ascend")).values()) <= USABLE * 64 * GIB
 
 
 def test_ascend_is_not_offered_groups_that_it_does_not_have():
     settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1"])
-    pods = search(settings, TPU_V4, "GPU", 3072)
-    ascend = search(settings, load_machine("ascend-910b"), "Ascend", 3072)
+    pods = search(settings, TPU_V4, 3072)
+    ascend = search(settings, load_machine("ascend-910b"), 3072)
     assert 12 in {c.settings.parallel.model for c in pods}
     assert {c.settings.parallel.model for c in ascend} <= {1, 2, 4, 8, 16, 24, 48}
 
 
+def test_what_is_found_are_settings():
+    settings, _ = load_settings(YAML / "palm_540b.yaml")  # with a ramp of batch sizes
+    found = search(settings, TPU_V4, 6144)
+    best = found[0].settings.parallel
+    assert (best.pods, best.data, best.model) == (2, 256, 12)  # PaLM's own
+    assert {c.settings.train.micro_batch for c in found} >= {0, 512}
+    for one in found:
+        assert Settings.model_validate(one.settings.model_dump()) == one.settings
+
+
+def test_the_reason_is_said():
+    settings, _ = load_settings(YAML / "palm_8b.yaml", ["model.attention=multi_head"])
+    with pytest.raises(UserError, match=r"model\.attention=multi_head is for one device"):
+        search(settings, TPU_V4, 8)
+
+
+def test_a_pod_has_so_many_devices():
+    settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1", "parallel.data=512"])
+    with pytest.raises(UserError, match=r"= 6,144, and a pod of TPU v4.* has 3,072"):
+        check_fits(settings, TPU_V4)
+
+
+def test_peaks_are_of_16_bits():
+    settings, _ = load_settings(YAML / "palm_8b.yaml", ["train.compute_dtype=float32"])
+    with pytest.raises(UserError, match="16-bit products"):
+        check_fits(settings, TPU_V4)
+
+
 def test_no_mesh_fits():
     settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1"])
-    with pytest.raises(UserError, match=r"no mesh of 7 devices fits model\.heads = 48"):
-        search(settings, TPU_V4, "GPU", 7)
+    with pytest.raises(UserError, match="no mesh of 7 devices fits the model's sizes"):
+        search(settings, TPU_V4, 7)
     with pytest.raises(UserError, match=r"on 8 devices, the smallest of \d+ layouts takes [\d,.]+ GB"):
-        search(settings, TPU_V4, "GPU", 8)
+        search(settings, TPU_V4, 8)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +106,12 @@ def test_two_pods_send_once_either_way_and_eight_do_not(palm):
     assert eight.spmd == pytest.approx(alone + 1.75 * once)
     assert eight.pathways == pytest.approx(alone + 7 * once)
     assert span(palm, TPU_V4, 1, 6.59).pathways == alone
+
+
+def test_passes_cross_as_often_as_in_a_plan():
+    settings, _ = load_settings(YAML / "palm_540b.yaml", ["train.micro_batch=512"])
+    work = Workload.of(settings)
+    assert span(one_pod(work), TPU_V4, 2, 6.59).spmd == pytest.approx(step_time(work, TPU_V4).seconds, rel=1e-3)
 
 
 def test_overlap_hides_what_fits_behind_the_backward_pass(palm):

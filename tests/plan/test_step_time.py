@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
 from plan import megatron
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.parallel.axes import DATA_AXES, Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.links import all_gather, all_reduce, bandwidth
 from mindspore_palm.plan.machines import load_machine
@@ -28,8 +29,8 @@ def test_tpu_v4_is_calibrated_on_reading_prompts():
     cube = TPU_V4.model_copy(update={"torus": [4, 4, 4]})
     products = sum(cube.product_seconds(p.m, p.k, p.n, p.count) for p in work.block_products())
     traffic = cube.stream_seconds(work.block_traffic(fused_attention=False))
-    gathered = all_gather(cube, work.layout, "data", 2 * work.model.parameter_count())
-    assert 118 * (products + traffic) + gathered == pytest.approx(85.2, rel=0.005)
+    gathered = all_gather(cube, work.layout, ["data"], 2 * work.model.parameter_count())
+    assert 118 * (products + traffic) + sum(gathered.values()) == pytest.approx(85.2, rel=0.005)
 
 
 def test_a100_is_calibrated_on_a_run_of_megatron():
@@ -38,7 +39,7 @@ def test_a100_is_calibrated_on_a_run_of_megatron():
 
 @pytest.mark.parametrize("name", megatron.TABLE)
 def test_the_other_runs_of_megatron_follow(name):
-    assert _megatron(name) == pytest.approx(megatron.TABLE[name][-1], rel=0.16)
+    assert _megatron(name) == pytest.approx(megatron.TABLE[name][-1], rel=0.09)
 
 
 def _megatron(name):
@@ -51,7 +52,7 @@ def test_published_times():
     assert 2 * palm_seconds(1) / palm_seconds(2) == pytest.approx(1.95, rel=0.03)
     assert mt_nlg_seconds() == pytest.approx(60.1, rel=0.20)
     two_pods, *_ = predictions()
-    assert (two_pods.published, two_pods.ours) == (17.60, palm_seconds(2))
+    assert f"{two_pods.published:.2f}" == "17.60" and two_pods.ours == palm_seconds(2)
 
 
 def test_the_configuration_gives_palms_step():
@@ -109,8 +110,14 @@ def test_links_of_servers():
 
 def test_an_all_reduce_is_a_reduce_scatter_and_an_all_gather():
     layout = Layout(Mesh(1, 4, 8))
-    assert all_reduce(A100, layout, "model", 8e9) == pytest.approx(2 * 7e9 / 300e9)
-    assert all_gather(A100, layout, "pod", 8e9) == 0
+    assert all_reduce(A100, layout, ["model"], 8e9) == {"model": pytest.approx(2 * 7e9 / 300e9)}
+    assert all_gather(A100, layout, ["pod"], 8e9) == {"pod": 0}
+
+
+def test_over_two_axes_the_slow_one_carries_slices():
+    # first between pods what a device lacks of its 1/256, then the 1/2 of each inside
+    seconds = all_gather(TPU_V4, Layout(Mesh(2, 256, 12)), ["pod", "data"], 512e9)
+    assert seconds == {"data": pytest.approx(510e9 / 200e9), "pod": pytest.approx(1e9 / (6.59e9 / 4))}
 
 
 def test_overlap_hides_the_data_axis_and_no_more():
@@ -125,3 +132,28 @@ def test_passes_gather_weights_again():
     work = Workload(PALM, Layout(Mesh(1, 256, 12), recompute="block"), 2048, 1024, 1024)
     four = step_time(replace(work, micro_batch=256), TPU_V4)
     assert four.parts["data axis"] == pytest.approx(4 * step_time(work, TPU_V4).parts["data axis"])
+
+
+@pytest.mark.parametrize("sharding", ["pod", "all", "off"])
+def test_gradients_cross_pods_in_slices_however_weights_are_sharded(sharding):
+    layout = Layout(Mesh(2, 256, 12), shard_weights=sharding, recompute="block")
+    parts = step_time(Workload(PALM, layout, 2048, 2048, 2048), TPU_V4).parts
+    # once each way a step, of 1/3072 of all weights in bfloat16; with "all" weights cross twice more, with "off" the
+    # model's 18 % that gathers nothing is the same sum
+    once = 2 * 540.354e9 / 3072 / (6.59e9 / 4)
+    assert parts["between pods"] == pytest.approx({"pod": 1.0, "off": 1.0, "all": 1.5}[sharding] * once, rel=0.05)
+
+
+def test_multi_head_keys_are_cut_as_heads_are():
+    own = megatron.workload("18.4B")
+    kv = next(weight for weight, _ in own.weights_of_device() if weight.name.endswith("kv"))
+    assert kv.slice_shape == (6144, 2 * 6144 // 8)
+
+
+def test_data_parallelism_alone_sums_over_every_axis():
+    layout = Layout(Mesh(1, 4, 2), DATA_AXES, shard_weights="off")
+    work = Workload(PaLMConfig.from_preset("palm_8b"), layout, 2048, 8, 8)
+    parts = step_time(work, A100).parts
+    numbers = sum(count * prod(weight.shape) for weight, count in work.weights_of_device())
+    assert parts["model axis"] == 0
+    assert parts["data axis"] == pytest.approx(2 * 4 * numbers * 7 / 8 / 300e9, rel=1e-6)  # as one ring of eight

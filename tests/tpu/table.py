@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tpu import recorded
-from tpu.cases import case_of, settings_of, with_layers
+from tpu.cases import case_of, settings_of
 from tpu.collectives import per_layer
 from tpu.runs import compiled
 
@@ -109,15 +109,12 @@ def xla_entries(settings: Settings) -> list[Entry]:
 
 
 def mindspore_entries(settings: Settings) -> list[Entry]:
-    """What a layer has in MindSpore's ledger, less the scalars of the optimizer."""
-    from mindspore_palm.plan import ledger
-    from mindspore_palm.plan.dry_run import dry_run
+    """What a layer has in MindSpore's ledger."""
+    from mindspore_palm.plan.dry_run import layer_ledger
 
-    two, three = (dry_run(with_layers(settings, layers)) for layers in (2, 3))
     return sorted(
         Entry(kind.part, kind.weight or "activations", kind.op, kind.axes, kind.dtype.lower(), kind.bytes, count)
-        for kind, count in ledger.per_layer(two, three).items()
-        if kind.given
+        for kind, count in layer_ledger(settings).counts.items()
     )
 
 
