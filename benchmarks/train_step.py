@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from turns import Contender, alone  # noqa: E402 - found by the path above
 
 SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (128, 2, 4, 32, 512, 128, 8),
@@ -32,7 +33,6 @@ SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (512, 6, 8, 64, 8192, 512, 4),
     (1024, 2, 8, 128, 8192, 1024, 1),
 )
-WARM_UP = 4
 
 
 def model_config(shape):
@@ -131,65 +131,27 @@ def torch_step(shape, compiled):
     return run
 
 
-def measure_peak(_shape):
+def peak_flops():
     from mindspore_palm.parallel.context import open_device
 
     open_device("CPU")
     from mindspore_palm.train.peak import measure_peak
 
-    return measure_peak
+    return statistics.median(measure_peak() for _ in range(3))
 
 
 CONTENDERS = {
     "mindspore_palm": mindspore_step,
     "jax": jax_step,
-    "torch.compile": lambda shape: torch_step(shape, compiled=True),
-    "torch eager": lambda shape: torch_step(shape, compiled=False),
+    "torch.compile": partial(torch_step, compiled=True),
+    "torch eager": partial(torch_step, compiled=False),
 }
-
-
-def serve(name, shape, pipe):
-    """A contender's process: every number n that arrives is answered by the seconds of n steps."""
-    step = (CONTENDERS | {"peak": measure_peak})[name](shape)
-    if name != "peak":
-        for _ in range(WARM_UP):
-            step()
-    pipe.send("ready")
-    while (count := pipe.recv()) is not None:
-        if name == "peak":
-            pipe.send([step()])
-            continue
-        seconds = []
-        for _ in range(count):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        pipe.send(seconds)
-
-
-class Contender:
-    def __init__(self, name, shape):
-        self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
-        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(name, shape, theirs))
-        self.process.start()
-        theirs.close()
-        self.pipe.recv()
-
-    def steps(self, count):
-        self.pipe.send(count)
-        return self.pipe.recv()
-
-    def close(self):
-        self.pipe.send(None)
-        self.process.join()
 
 
 def race(shape, names, rounds, steps):
     """Median seconds a step of each, the median ratio of each to ours, and the fraction of the measured peak."""
-    peak = Contender("peak", shape)
-    flops_peak = statistics.median(peak.steps(1)[0] for _ in range(3))
-    peak.close()
-    contenders = {name: Contender(name, shape) for name in names}
+    flops_peak = alone(peak_flops)
+    contenders = {name: Contender(CONTENDERS[name], shape) for name in names}
     times = {name: [] for name in names}
     for _ in range(rounds):
         for name, contender in contenders.items():

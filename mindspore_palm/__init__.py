@@ -11,15 +11,33 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors alone; it reads th
 if TYPE_CHECKING:
     from mindspore_palm.config import PaLMConfig
     from mindspore_palm.data.tokenizer import Tokenizer
+    from mindspore_palm.generate.generator import Generation, Generator
+    from mindspore_palm.generate.sampling import Sampling
     from mindspore_palm.model.palm import PaLM
     from mindspore_palm.train.saved import load
+    from mindspore_palm.zoo import create_model, list_models
 
-__all__ = ["PaLM", "PaLMConfig", "Tokenizer", "load"]
+__all__ = [
+    "Generation",
+    "Generator",
+    "PaLM",
+    "PaLMConfig",
+    "Sampling",
+    "Tokenizer",
+    "create_model",
+    "list_models",
+    "load",
+]
 
 _HOMES = {
+    "Generation": "mindspore_palm.generate.generator",
+    "Generator": "mindspore_palm.generate.generator",
     "PaLM": "mindspore_palm.model.palm",
     "PaLMConfig": "mindspore_palm.config",
+    "Sampling": "mindspore_palm.generate.sampling",
     "Tokenizer": "mindspore_palm.data.tokenizer",
+    "create_model": "mindspore_palm.zoo",
+    "list_models": "mindspore_palm.zoo",
     "load": "mindspore_palm.train.saved",
 }
 

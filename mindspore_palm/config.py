@@ -25,6 +25,11 @@ def _named(text: str) -> str:
     return text
 
 
+def off_is_a_word(value: Any) -> Any:
+    """YAML 1.1 reads off as false."""
+    return "off" if value is False else value
+
+
 LARGEST = 2**63  # what a count stays below, so that no product of a few of them is beyond a float
 Count = Annotated[int, Field(gt=0, lt=LARGEST)]
 Size = Annotated[int, Field(lt=LARGEST)]
@@ -68,6 +73,18 @@ class PaLMConfig(Section):
     """Ablation: multi_head gives every query head its own key and value. Default multi_query."""
     mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
     """Ablation: the feed-forward layer; gelu and relu have one input kernel instead of two. Default swiglu."""
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    """Ablation: layer_norm takes the mean off first, as PyTorch's PaLMs do (without a bias). Default rms_norm."""
+    norm_epsilon: Positive = 1e-6
+    """Ablation: what norms add to the mean square. Default 1e-6 (PyTorch's layer norm: 1e-5)."""
+    norm_scale: Literal["around_zero", "around_one"] = "around_zero"
+    """Ablation: around_one stores a norm's scale as it is applied, not less one. Default around_zero."""
+    final_norm_scale: bool = False
+    """Ablation: true gives the norm before the logits a learned scale as well. Default false."""
+    scaled_logits: bool = True
+    """Ablation: false leaves the logits' factor 1/sqrt(d_model) out. Default true."""
+    xpos_base: Annotated[float, Field(ge=0)] = 0.0
+    """Ablation: rotation with decay over this distance (xPos, arXiv 2212.10554: 512). Default 0: rotation alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +232,30 @@ class TrainConfig(Section):
     """Held-out sequences of an evaluation on the way; the last one takes all. Default 128."""
     output: Name = "runs/palm"
     """Folder of the run. Default runs/palm."""
+    checkpoint_every: Annotated[int, Field(ge=0, lt=LARGEST)] = 100
+    """Steps between checkpoints, from which a run goes on; 0 saves at the end and when stopped alone. Default 100."""
+    keep_last: Count = 3
+    """Checkpoints that are kept, the newest ones. Default 3."""
+    keep_every: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    """Checkpoints of steps that are a multiple of this are kept for good. Default 0: none."""
+    checkpoint_in_background: bool = True
+    """Copy the state at once and write it while training goes on; false waits for the disk. Default true."""
+    spikes: Literal["off", "palm"] = "off"
+    """palm: when the loss spikes, go back and skip batches, as PaLM's authors did by hand. Default off."""
+    spike_window: Annotated[int, Field(ge=16, lt=LARGEST)] = 128
+    """Steps whose median and spread say what is usual. Default 128."""
+    spike_deviations: Positive = 6.0
+    """Robust standard deviations above the median from which on a step is an outlier. Default 6."""
+    spike_steps: Count = 3
+    """Outliers in a row that are a spike. Default 3."""
+    spike_look_back: Count = 100
+    """Go back to the newest checkpoint that is at least so many steps before the spike. Default 100, as PaLM."""
+    spike_skip: Count = 200
+    """Batches that are left out from there at the first try; at least up to the spike. Default 200, as PaLM."""
+    spike_skip_most: Count = 500
+    """Batches that are left out at the last try. Default 500, as PaLM."""
+    spike_tries: Count = 3
+    """How often to go back for the same spike before the run ends. Default 3."""
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
     """Where to run; auto takes Ascend, then GPU, then CPU. Default auto."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -226,6 +267,31 @@ class TrainConfig(Section):
     def batch_ramp(self) -> list[tuple[int, int]]:
         """The batch size as a list of (first step, sequences)."""
         return [(0, self.batch_size)] if isinstance(self.batch_size, int) else [(a, b) for a, b in self.batch_size]
+
+    @field_validator("spikes", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return off_is_a_word(value)
+
+    @model_validator(mode="after")
+    def _spikes_fit(self) -> TrainConfig:
+        if self.spikes == "off":
+            return self
+        if not self.checkpoint_every:
+            raise ValueError("checkpoint_every = 0 and spikes = palm: there is nothing to go back to; set it to 100")
+        # the newest checkpoint far enough back is up to one interval older, and none may have been deleted since
+        least = 1 - -(self.spike_look_back + self.spike_steps) // self.checkpoint_every
+        if self.keep_last < least:
+            raise ValueError(
+                f"keep_last = {self.keep_last} checkpoints, one every {self.checkpoint_every} steps, do not reach "
+                f"spike_look_back = {self.spike_look_back} steps back; set keep_last to {least}"
+            )
+        if self.spike_skip_most < self.spike_skip:
+            raise ValueError(
+                f"spike_skip_most = {self.spike_skip_most} is below spike_skip = {self.spike_skip}; "
+                f"set it to {self.spike_skip} or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ramp_fits(self) -> TrainConfig:
@@ -271,7 +337,7 @@ class ParallelConfig(Section):
     @field_validator("shard_weights", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML 1.1 reads off as false
+        return off_is_a_word(value)
 
     @property
     def devices(self) -> int:

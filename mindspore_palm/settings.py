@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from mindspore_palm.config import PRESETS, Settings
+from mindspore_palm.config import PRESETS, PaLMConfig, Settings
 from mindspore_palm.errors import UserError
 
 # What pydantic calls a wrong type, as the writer of a YAML file knows it.
@@ -112,6 +112,20 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
     for name in PRESETS.get(preset, {}):
         origins.setdefault(f"model.{name}", f"preset {preset}")
     return settings, origins
+
+
+def model_config(values: Any, where: str) -> PaLMConfig:
+    """The sizes of a network from the values of the section ``model``.
+
+    Raises:
+        UserError: names ``where``, the setting, and what is wrong.
+    """
+    try:
+        return PaLMConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(["model", *map(str, first["loc"])])  # a check across fields has no field of its own
+        raise UserError(f"{where}: {name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def settings_to_yaml(settings: Settings) -> str:

@@ -13,11 +13,19 @@ from mindspore_palm.settings import describe, load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains a PaLM from text.")
+    parser = argparse.ArgumentParser(description="Trains a PaLM from text.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings, train nothing")
     parser.add_argument("--print-sharding", action="store_true", help="print where every weight lies, train nothing")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="section.key", help="go on although this setting has changed"
+    )
+    parser.add_argument("--rewind-to", type=int, metavar="STEP", help="go back to the last checkpoint up to this step")
+    parser.add_argument("--skip-batches", metavar="FROM:TO", help="leave out batches FROM up to TO, counted from 0")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="go on N times when a worker or the process dies"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
     settings, origins = load_settings(arguments.config, arguments.overrides)
@@ -30,8 +38,9 @@ def main() -> None:
         print_layout(settings)
         return
     from mindspore_palm.train.launch import run  # starts MindSpore: not needed for what is above
+    from mindspore_palm.train.resume import start_from
 
-    run(settings, arguments.overwrite, sys.argv)
+    run(settings, start_from(arguments), sys.argv)
 
 
 if __name__ == "__main__":

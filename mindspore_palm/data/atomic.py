@@ -34,7 +34,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
@@ -53,19 +53,27 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file ``path``; waits, and says so, while another process holds it. A killed process frees it."""
     with open(path, "ab") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that prepares {path.parent}", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
+        if not try_lock(file):
+            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file frees the lock
 
 
-def _sync_folder(folder: Path) -> None:
+def try_lock(file: IO[bytes]) -> bool:
+    """Takes the lock of an open file unless another process holds it; where there are no locks, as if nobody did."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def sync_folder(folder: Path) -> None:
     """A renamed file survives a power cut only when its folder is on the disk too."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,7 @@
-"""The one function (seed, step) -> batch, and the held-out batches. No state: a run is resumed by its step alone."""
+"""The one function (seed, step) -> batch, and the held-out batches.
+
+No state: a run goes on by its step, and by the list of what it left out.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,15 @@ class Batches:
     workers read their own rows of the same batch.
     """
 
-    def __init__(self, tokens: TokenFile, seq_len: int, eod: int, ramp: list[tuple[int, int]], seed: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile,
+        seq_len: int,
+        eod: int,
+        ramp: list[tuple[int, int]],
+        seed: int,
+        skipped: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """Plans batches; reads nothing.
 
         Args:
@@ -28,11 +39,13 @@ class Batches:
             eod: the token that stands before the first token of every sequence.
             ramp: (first step, sequences) of each batch size, from step 0 on and rising, as ``TrainConfig.batch_ramp``.
             seed: with the epoch, decides the order.
+            skipped: rising ranges (from, up to) of sequences, in the order of the epochs, that are left out.
 
         Raises:
             UserError: there are fewer sequences than the largest batch takes.
         """
         self.tokens, self.seq_len, self.eod, self.ramp, self.seed = tokens, seq_len, eod, list(ramp), seed
+        self.skipped = list(skipped)
         self.count = tokens.sequences(seq_len)
         largest = max(size for _, size in self.ramp)
         if self.count < largest:
@@ -58,9 +71,20 @@ class Batches:
             size * (min(end, step) - start) for (start, size), end in zip(self.ramp, ends, strict=True) if start < step
         )
 
+    def position(self, step: int) -> int:
+        """Where in the order of the epochs a step begins: sequences before it, with those that are left out."""
+        return self._place(self.sequences_before(step))
+
     def epoch(self, step: int) -> int:
         """The epoch that a step begins in, from 0."""
-        return self.sequences_before(step) // self.count
+        return self.position(step) // self.count
+
+    def _place(self, number: int) -> int:
+        """Where a sequence that is trained on stands in the order of the epochs; ``number`` counts them from 0."""
+        for start, end in self.skipped:
+            if number >= start:
+                number += end - start
+        return number
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The batch of a step.
@@ -80,15 +104,17 @@ class Batches:
         size = self.batch_size(step)
         if first < 0 or count < 0 or first + count > size:
             raise ValueError(f"rows {first} to {first + count} are outside the {size} rows of step {step}")
-        position = self.sequences_before(step) + first
-        end = position + count
+        number = self.sequences_before(step) + first
+        end = number + count
         indices = []
-        while position < end:  # a batch may hold the end of one epoch and the start of the next
+        while number < end:  # a batch may hold the end of one epoch and the start of the next, or the ends of a gap
+            position = self._place(number)
             epoch, place = divmod(position, self.count)
-            taken = min(end - position, self.count - place)
+            gap = next((start - position for start, _ in self.skipped if start > position), count)
+            taken = min(end - number, self.count - place, gap)
             places = np.arange(place, place + taken, dtype=np.int64)
             indices.append(permute(places, self.count, self._key(epoch)))
-            position += taken
+            number += taken
         rows = np.concatenate([np.empty(0, np.int64), *indices])
         return shift(self.tokens.rows(rows, self.seq_len), self.eod)
 

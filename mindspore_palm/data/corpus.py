@@ -104,6 +104,31 @@ def documents(path: str, text_field: str) -> Iterator[Document]:
             raise UserError(f"{file.path}: {error.strerror or error}") from None
 
 
+def json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+    """What each line of a .jsonl holds, and where it stands, for messages. Empty lines are passed over.
+
+    Raises:
+        UserError: names file, line, and byte or column.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            where = f"{path}, line {number}"
+            if number == 1:
+                line = line.removeprefix(BOM)
+            try:
+                text = line.decode().strip()
+                record = json.loads(text) if text else None
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where}: not UTF-8 text at byte {error.start} of the line") from None
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}, column {error.colno}: this is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+                raise UserError(f"{where}: this is not JSON ({error})") from None
+            if text:
+                yield record, where
+
+
 def _find(path: str, place: Path) -> list[CorpusFile]:
     kinds = ", ".join(EXTENSIONS)
     if place.is_dir():
@@ -204,22 +229,8 @@ def _cut(block: bytes) -> int:
 
 
 def _json_lines(file: CorpusFile, field: str) -> Iterator[Document]:
-    with open(file.path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{file.path}, line {number}"
-            if number == 1:
-                line = line.removeprefix(BOM)
-            try:
-                text = line.decode().strip()
-                record = json.loads(text) if text else None
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8 text at byte {error.start} of the line") from None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}, column {error.colno}: this is not JSON ({error.msg})") from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-                raise UserError(f"{where}: this is not JSON ({error})") from None
-            if text:
-                yield from _whole(where, _field(record, field, where))
+    for record, where in json_lines(file.path):
+        yield from _whole(where, _field(record, field, where))
 
 
 def _field(record: Any, field: str, where: str) -> str:

@@ -11,28 +11,38 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.attention import MultiQueryAttention, Softmax, causal_mask
 from mindspore_palm.model.block import Block, SwiGLU
-from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.projection import sizes_in, sizes_out
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.parallel.axes import shard
 
 
-def make_block(config: PaLMConfig, weights: dict[str, Parameter]) -> nn.Cell:
-    """PaLM's block, or the ablation that the configuration asks for."""
-    if config.parallel and config.attention == "multi_query" and config.mlp == "swiglu":
-        return Block(config, weights)
-    return AblatedBlock(config, weights)
+def make_block(config: PaLMConfig, weights: dict[str, Parameter], attention: nn.Cell | None = None) -> nn.Cell:
+    """PaLM's block, or the ablation that the configuration asks for.
+
+    Args:
+        config: the sizes and switches.
+        weights: the block's Parameters.
+        attention: another one than the configuration's over whole sequences.
+    """
+    if attention is None:
+        attention = (MultiQueryAttention if config.attention == "multi_query" else MultiHeadAttention)(config)
+    block = Block if config.parallel and config.mlp == "swiglu" else AblatedBlock
+    return block(config, weights, attention)
 
 
 class MultiHeadAttention(nn.Cell):
     """Every query head has its own key and value: q, k and v [T, H*K] to [T, H*K]."""
+
+    query_axis = 2  # of scores and mask
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         by_position, by_head = ("batch", "length", "heads", "per_head"), ("batch", "heads", "length", "per_head")
         scores = ("batch", "heads", "length", "context")
-        self.rope_q, self.rope_k = Rope("heads", scale=config.head_dim**-0.5), Rope("heads")
+        self.rope_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)
+        self.rope_k = Rope("heads", xpos_base=-config.xpos_base)
         self.heads_first, self.heads_last = shard(ops.Transpose(), by_position), shard(ops.Transpose(), by_head)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), by_head, by_head)
         self.mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
@@ -44,11 +54,16 @@ class MultiHeadAttention(nn.Cell):
         shape = (batch, q.shape[0] // batch, self.heads, self.head_dim)
         q = self.rope_q(self.reshape(q, shape))
         k, v = self.rope_k(self.reshape(k, shape)), self.reshape(v, shape)
-        q, k, v = (self.heads_first(x, (0, 2, 1, 3)) for x in (q, k, v))
-        scores = self.mask(self.scores(q, k), causal_mask(0, shape[1]))
-        weights = self.softmax(self.reshape(scores, (batch, self.heads * shape[1], shape[1])))
-        out = self.mix(self.reshape(weights, (batch, self.heads, shape[1], shape[1])), v)
-        return self.reshape(self.heads_last(out, (0, 2, 1, 3)), (-1, self.heads * self.head_dim))
+        k, v = self.heads_first(k, (0, 2, 1, 3)), self.heads_first(v, (0, 2, 1, 3))
+        return self.reshape(self.over(q, k, v, causal_mask(0, shape[1])), (-1, self.heads * self.head_dim))
+
+    def over(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """q [B, Q, H, K] over k and v [B, H, C, K] to q's shape; mask [1 or B, 1, Q, C]."""
+        batch, queries, context = q.shape[0], q.shape[1], k.shape[2]
+        scores = self.mask(self.scores(self.heads_first(q, (0, 2, 1, 3)), k), mask)
+        weights = self.softmax(self.reshape(scores, (batch, self.heads * queries, context)))
+        out = self.mix(self.reshape(weights, (batch, self.heads, queries, context)), v)
+        return self.heads_last(out, (0, 2, 1, 3))
 
 
 class GeGLU(nn.Cell):
@@ -69,30 +84,29 @@ class AblatedBlock(nn.Cell):
     Serial: ``h = x + Attention(norm(x))``, ``y = h + MLP(norm'(h))``.
     """
 
-    def __init__(self, config: PaLMConfig, weights: dict[str, Parameter]) -> None:
+    def __init__(self, config: PaLMConfig, weights: dict[str, Parameter], attention: nn.Cell) -> None:
         super().__init__()
         rows, columns = ("tokens", "embed"), ("tokens", "heads")
         self.parallel, self.gated = config.parallel, config.mlp_inputs == 2
         self.q_wi, self.kv, self.o_wo = weights["q_wi"], weights["kv"], weights["o_wo"]
-        self.norm = RMSNorm(config.d_model)
+        self.norm = make_norm(config)
         if not self.parallel:
-            self.mlp_norm = RMSNorm(config.d_model)
+            self.mlp_norm = make_norm(config)
         self.kernels = KernelParts(config)
         self.matmul_in = shard(ops.MatMul(), rows, ("embed", "heads"))
         self.matmul_out = shard(ops.MatMul(), columns, ("heads", "embed"))
         self.project_kv = shard(ops.MatMul(), rows, ("embed", "per_head"))
         self.split_kv = shard(ops.Split(-1, 2), ("tokens", "per_head"))
-        attention = MultiQueryAttention if config.attention == "multi_query" else MultiHeadAttention
-        self.attention = attention(config)
+        self.attention = attention
         self.gate = GeGLU() if config.mlp == "geglu" else SwiGLU()
         self.plain = shard(ops.ReLU() if config.mlp == "relu" else ops.GeLU(), columns)
         self.add = shard(ops.Add(), rows, rows)
 
-    def construct(self, x: Tensor, batch: int) -> Tensor:
+    def construct(self, x: Tensor, where: int | tuple[Tensor, ...]) -> Tensor:
         w_in, w_o, wo = self.kernels(self.q_wi, self.o_wo)
         y = self.norm(x)
         k, v = self.split_kv(self.project_kv(y, self.kv))
-        attention = self.matmul_out(self.attention(self.matmul_in(y, w_in[0]), k, v, batch), w_o)
+        attention = self.matmul_out(self.attention(self.matmul_in(y, w_in[0]), k, v, where), w_o)
         x = self.add(x, attention)
         if not self.parallel:
             y = self.mlp_norm(x)

@@ -41,7 +41,8 @@ class Softmax(nn.Cell):
         super().__init__()
         layout = current_layout()
         self.flatten = layout.shards("batch") * layout.shards("heads") == 1
-        self.softmax = shard(ops.Softmax(-1), ("batch", "heads", "context"))
+        rows = ("length", "context") if self.flatten else ("batch", "heads", "context")
+        self.softmax = shard(ops.Softmax(-1), rows)
         self.reshape = ops.Reshape()
 
     def construct(self, scores: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ class MultiQueryAttention(nn.Cell):
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.rope_q, self.rope_k = Rope("heads", scale=config.head_dim**-0.5), Rope("kv")
+        self.rope_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)
+        self.rope_k = Rope("kv", xpos_base=-config.xpos_base)
         self.attend = FusedAttention(config) if current_layout().target == "Ascend" else PlainAttention()
         self.reshape = ops.Reshape()
 
@@ -110,19 +112,30 @@ class PlainAttention(nn.Cell):
         if length % 2 == 0 and half >= CHUNK:
             early, late = self.halve_queries(q)
             past, end, step = (0, 0, 0), (batch, half, dim), (1, 1, 1)
-            early = self.attend(early, self.halve_keys(k, past, end, step), self.halve_keys(v, past, end, step))
-            out = self.join_queries((early, self.attend(late, k, v)))
+            early = self.causal(early, self.halve_keys(k, past, end, step), self.halve_keys(v, past, end, step))
+            out = self.join_queries((early, self.causal(late, k, v)))
         else:
-            out = self.attend(q, k, v)
+            out = self.causal(q, k, v)
         return self.heads_last(out, (0, 2, 1, 3)) if self.by_head else out
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The last Q of C positions look at all C: q [B, Q, H, K] (or [B, H, Q, K]), k and v [B, C, K] to q's shape."""
-        batch, outer, inner, dim = q.shape
+    def over(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """q [B, Q, H, K] over k and v [B, C, K] to q's shape; mask [B, Q, 1, C], or [B, 1, Q, C] if query_axis is 2."""
+        if not self.by_head:
+            return self.look(q, k, v, mask)
+        return self.heads_last(self.look(self.heads_first(q, (0, 2, 1, 3)), k, v, mask), (0, 2, 1, 3))
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The last Q of C positions look at what is not behind them: as ``look``."""
         queries, context = q.shape[self.query_axis], k.shape[1]
+        return self.look(q, k, v, causal_mask(context - queries, queries, self.query_axis))
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Q positions look at C: q [B, Q, H, K] (or [B, H, Q, K]), k and v [B, C, K] to q's shape."""
+        batch, outer, inner, dim = q.shape
+        context = k.shape[1]
         scores = self.scores(self.reshape(q, (batch, outer * inner, dim)), k)
         scores = self.to_float32(self.reshape(scores, (batch, outer, inner, context)))
-        scores = self.mask(scores, causal_mask(context - queries, queries, self.query_axis))
+        scores = self.mask(scores, mask)
         weights = self.to_compute(self.softmax(self.reshape(scores, (batch, outer * inner, context))))
         return self.reshape(self.mix(weights, v), q.shape)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.model.attention import MultiQueryAttention
-from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.projection import ProjectIn, ProjectOut
 from mindspore_palm.parallel.axes import shard
@@ -32,28 +31,29 @@ class Block(nn.Cell):
     Args:
         config: the sizes.
         weights: the block's Parameters ``q_wi``, ``kv`` and ``o_wo``.
+        attention: takes q, k, v and ``where`` the rows stand: how many sequences they are, or in a cache.
     """
 
-    def __init__(self, config: PaLMConfig, weights: dict[str, Parameter]) -> None:
+    def __init__(self, config: PaLMConfig, weights: dict[str, Parameter], attention: nn.Cell) -> None:
         super().__init__()
         rows = ("tokens", "embed")
         self.q_wi, self.kv, self.o_wo = weights["q_wi"], weights["kv"], weights["o_wo"]
-        self.norm = RMSNorm(config.d_model)
+        self.norm = make_norm(config)
         self.project_in, self.project_out = ProjectIn(config), ProjectOut(config)
         self.project_kv = shard(ops.MatMul(), rows, ("embed", "per_head"))
         self.split_kv = shard(ops.Split(-1, 2), ("tokens", "per_head"))
-        self.attention = MultiQueryAttention(config)
+        self.attention = attention
         self.activation, self.kernel = ToCompute(rows), ToCompute(("embed", "per_head"))
         self.swiglu = SwiGLU()
         self.add = shard(ops.Add(), rows, rows)
         self.d_model, self.width, self.reshape = config.d_model, residual_width(config.d_model), ops.Reshape()
         self.depend = ops.Depend()
 
-    def construct(self, x: Tensor, batch: int) -> Tensor:
+    def construct(self, x: Tensor, where: int | tuple[Tensor, ...]) -> Tensor:
         y = self.activation(self.norm(self.reshape(x, (-1, self.d_model))))
         q, gate, up = self.project_in(y, self.q_wi)
         k, v = self.split_kv(self.project_kv(y, self.kernel(self.kv)))
-        out = self.project_out(self.attention(q, k, v, batch), self.swiglu(gate, up), self.o_wo)
+        out = self.project_out(self.attention(q, k, v, where), self.swiglu(gate, up), self.o_wo)
         # the detour by Depend: MindSpore marks what it keeps of x in slices by x's first user, and were that this sum,
         # it would take this block's own result for kept already, and slice every other block's only
         return self.add(self.depend(x, y), self.reshape(out, (-1, self.width)))

@@ -56,7 +56,7 @@ def draw(seed: int, name: str, shape: Sequence[int], window: Sequence[slice] | N
 
 
 def weight_shapes(config: PaLMConfig) -> dict[str, tuple[int, ...]]:
-    """Name and global shape of every drawn weight: the checkpoint format less norm scales, which start at zero."""
+    """Name and global shape of every drawn weight: the checkpoint format less norm scales, which start as constants."""
     per_head_in = config.head_dim + config.mlp_inputs * config.mlp_per_head
     per_head_out = config.head_dim + config.mlp_per_head
     shapes: dict[str, tuple[int, ...]] = {"embedding": (config.padded_vocab, config.d_model)}
@@ -71,6 +71,8 @@ def weight_axes(config: PaLMConfig) -> dict[str, tuple[str, ...]]:
     """Name and logical axes of every weight, norm scales included."""
     norms = ("norm",) if config.parallel else ("norm", "mlp_norm")
     axes: dict[str, tuple[str, ...]] = {"embedding": ("vocab", "embed")}
+    if config.final_norm_scale:
+        axes["final_norm.scale"] = ("embed",)
     for i in range(config.layers):
         axes |= {f"blocks.{i}.{norm}.scale": ("embed",) for norm in norms}
         axes[f"blocks.{i}.q_wi"] = ("embed", "heads")

@@ -9,9 +9,9 @@ from mindspore import Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.initial import initial_weight, weight_axes, weight_shapes
-from mindspore_palm.model.norm import RMSNorm
+from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute
-from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import use_graphs
 from mindspore_palm.parallel.recompute import residual_width
 from mindspore_palm.parallel.weights import make_weight
@@ -45,29 +45,44 @@ class PaLM(nn.Cell):
         for name, parameter in self.parameters_and_names():
             parameter.name = name  # what a Cell is called inside its list is part of the name
         self.residual_width = residual_width(config.d_model)
-        self.final_norm = RMSNorm(config.d_model, learned_scale=False)
+        self.final_norm = make_norm(config, learned_scale=config.final_norm_scale)
         self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
         self.activation = ToCompute(("tokens", "embed"))
         self.scale = shard(ops.Mul(), ("tokens", "embed"), ())
         self.unembed = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
         self.real_rows = shard(ops.StridedSlice(), ("tokens", "one"))
         self.reshape = ops.Reshape()
-        self.logit_scale = config.d_model**-0.5
-        self.vocab_size, self.padded_vocab = config.vocab_size, config.padded_vocab
+        self.logit_scale = config.d_model**-0.5 if config.scaled_logits else 1.0
+        self.vocab_size = config.vocab_size
+        self.vocab_is_whole = config.padded_vocab == config.vocab_size and current_layout().shards("vocab") == 1
 
     def construct(self, token_ids: Tensor) -> Tensor:
         batch, length = token_ids.shape
-        logits = self.logits(token_ids)
-        if self.padded_vocab != self.vocab_size:
-            logits = self.real_rows(logits, (0, 0), (batch * length, self.vocab_size), (1, 1))
-        return self.reshape(logits, (batch, length, self.vocab_size))
+        return self.reshape(self.real(self.logits(token_ids)), (batch, length, self.vocab_size))
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on."""
         batch = token_ids.shape[0]
-        x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
-        x = self.reshape(x, (-1, self.residual_width))
+        x = self.embed(token_ids)
         for block in self.blocks:
             x = block(x, batch)
-        x = self.reshape(x, (-1, self.config.d_model))
-        return self.unembed(self.scale(self.final_norm(x), self.logit_scale), self.embedding)
+        return self.read_out(x)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids to what the first block takes: int32 [B, S] to [T, D], or to the same in rows of another width."""
+        x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
+        return self.reshape(x, (-1, self.residual_width))
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """What the last block gives to logits: float32 [T, V]."""
+        return self.unembed(self.final(x), self.embedding)
+
+    def final(self, x: Tensor) -> Tensor:
+        """What the last block gives to what is multiplied with the table: float32 [T, D]."""
+        return self.scale(self.final_norm(self.reshape(x, (-1, self.config.d_model))), self.logit_scale)
+
+    def real(self, logits: Tensor) -> Tensor:
+        """Leaves the padding of the vocabulary out, and puts together what is cut: [T, V] to [T, vocab_size]."""
+        if self.vocab_is_whole:
+            return logits
+        return self.real_rows(logits, (0, 0), (logits.shape[0], self.vocab_size), (1, 1))

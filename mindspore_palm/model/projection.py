@@ -4,9 +4,10 @@
 attention and mlp. Whole heads are together, so that cutting over heads never cuts a slice, and a block needs one
 all-reduce.
 
-Either the kernel is taken apart or the activation is. Taking the kernel apart moves less memory (a kernel has D rows,
-an activation B*S), so that is done on one device. On several, a kernel goes into one product as it lies, sharded by
-rows and columns, and that product's output is taken apart: one gathering of each kernel, one all-reduce of each block.
+Either the kernel is taken apart or the activation is. A kernel has D rows, an activation B*S: on one device, what moves
+less memory is done, the former in training, the latter in decoding. On several, a kernel goes into one product as it
+lies, sharded by rows and columns, and that product's output is taken apart: one gathering of each kernel, one
+all-reduce of each block.
 """
 
 from __future__ import annotations
@@ -17,11 +18,6 @@ from mindspore.ops.auto_generate import SplitWithSize
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.parallel.axes import current_layout, shard
-
-
-def takes_kernels_apart() -> bool:
-    """Whether the current layout is one device."""
-    return current_layout().devices == 1
 
 
 def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
@@ -41,17 +37,17 @@ class ProjectIn(nn.Cell):
         super().__init__()
         self.heads = config.heads
         self.sizes = sizes_in(config)
-        self.by_kernel = takes_kernels_apart()
+        self.one_device = current_layout().devices == 1
         self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
         self.kernel = ToCompute(("embed", "heads"))
-        first = "embed" if self.by_kernel else "tokens"
-        self.split = shard(SplitWithSize(), (first, "heads", "per_head"))
+        self.split_kernel = shard(SplitWithSize(), ("embed", "heads", "per_head"))
+        self.split = shard(SplitWithSize(), ("tokens", "heads", "per_head"))
         self.reshape = ops.Reshape()
 
     def construct(self, y: Tensor, q_wi: Parameter) -> tuple[Tensor, ...]:
         out, q_wi = (), self.kernel(q_wi)
-        if self.by_kernel:
-            for kernel in self.split(self.reshape(q_wi, (q_wi.shape[0], self.heads, -1)), self.sizes, -1):
+        if self.one_device and y.shape[0] >= q_wi.shape[0]:
+            for kernel in self.split_kernel(self.reshape(q_wi, (q_wi.shape[0], self.heads, -1)), self.sizes, -1):
                 out += (self.matmul(y, self.reshape(kernel, (q_wi.shape[0], -1))),)
         else:
             fused = self.reshape(self.matmul(y, q_wi), (y.shape[0], self.heads, -1))
@@ -67,19 +63,19 @@ class ProjectOut(nn.Cell):
         super().__init__()
         self.heads = config.heads
         self.sizes = sizes_out(config)
-        self.by_kernel = takes_kernels_apart()
+        self.one_device = current_layout().devices == 1
         by_head = ("tokens", "heads", "per_head")
         self.matmul = shard(ops.MatMul(), ("tokens", "heads"), ("heads", "embed"))
         self.kernel = ToCompute(("heads", "embed"))
-        self.split = shard(SplitWithSize(), ("heads", "per_head", "embed"))
+        self.split_kernel = shard(SplitWithSize(), ("heads", "per_head", "embed"))
         self.join = shard(ops.Concat(-1), by_head, by_head)
         self.add = shard(ops.Add(), ("tokens", "embed"), ("tokens", "embed"))
         self.reshape = ops.Reshape()
 
     def construct(self, attention: Tensor, mlp: Tensor, o_wo: Parameter) -> Tensor:
         d_model, o_wo = o_wo.shape[1], self.kernel(o_wo)
-        if self.by_kernel:
-            w_o, wo = self.split(self.reshape(o_wo, (self.heads, -1, d_model)), self.sizes, 1)
+        if self.one_device and attention.shape[0] >= d_model:
+            w_o, wo = self.split_kernel(self.reshape(o_wo, (self.heads, -1, d_model)), self.sizes, 1)
             attention = self.matmul(attention, self.reshape(w_o, (-1, d_model)))
             return self.add(attention, self.matmul(mlp, self.reshape(wo, (-1, d_model))))
         tokens = attention.shape[0]

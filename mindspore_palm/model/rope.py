@@ -12,12 +12,24 @@ from mindspore_palm.parallel.axes import shard
 BASE = 10000.0
 
 
+def tables(length: int, head_dim: int, scale: float = 1.0, xpos_base: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines times scale, float32 [S, K/2], of position * 10000^(-2i/K).
+
+    With xPos (arXiv 2212.10554), times ``((2i + 0.4K) / 1.4K)^(position / xpos_base)`` as well. Keys take the negative
+    base: in the product with queries, the powers of distance remain.
+    """
+    feature, position = np.arange(0, head_dim, 2), np.arange(length)
+    angle = np.outer(position, BASE ** (-feature / head_dim))
+    if xpos_base:
+        scale = scale * ((feature + 0.4 * head_dim) / (1.4 * head_dim)) ** (position / xpos_base)[:, None]
+    return (scale * np.cos(angle)).astype(np.float32), (scale * np.sin(angle)).astype(np.float32)
+
+
 @constexpr
-def rotation(length: int, head_dim: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines times scale, float32 [1, S, 1, K/2], of position * 10000^(-2i/K): constants of the graph."""
-    frequency = BASE ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.outer(np.arange(length), frequency)[None, :, None, :]
-    return Tensor((scale * np.cos(angle)).astype(np.float32)), Tensor((scale * np.sin(angle)).astype(np.float32))
+def rotation(length: int, head_dim: int, scale: float, xpos_base: float) -> tuple[Tensor, Tensor]:
+    """The tables of positions 0 .. S, [1, S, 1, K/2]: constants of the graph."""
+    cos, sin = tables(length, head_dim, scale, xpos_base)
+    return Tensor(cos[None, :, None]), Tensor(sin[None, :, None])
 
 
 class Rope(nn.Cell):
@@ -26,11 +38,12 @@ class Rope(nn.Cell):
     Args:
         heads_axis: the logical axis of H: "heads" for queries, "kv" for keys.
         scale: multiplies the result; it is in the tables and costs nothing.
+        xpos_base: as for ``tables``.
     """
 
-    def __init__(self, heads_axis: str, scale: float = 1.0) -> None:
+    def __init__(self, heads_axis: str, scale: float = 1.0, xpos_base: float = 0.0) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.xpos_base = scale, xpos_base
         x, table = ("batch", "length", heads_axis, "per_head"), ("one", "length", "one", "per_head")
         self.halves = shard(ops.Split(-1, 2), x)
         self.times = shard(ops.Mul(), x, table)
@@ -39,7 +52,11 @@ class Rope(nn.Cell):
         self.to_float32, self.to_compute = ToFloat32(x), ToCompute(x)
 
     def construct(self, x: Tensor) -> Tensor:
-        cos, sin = rotation(x.shape[1], x.shape[3], self.scale)
+        cos, sin = rotation(x.shape[1], x.shape[3], self.scale, self.xpos_base)
+        return self.turn(x, cos, sin)
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, S, H, K] at the positions of the tables, [1 or B, S, 1, K/2], which hold the scale."""
         x1, x2 = self.halves(self.to_float32(x))
         turned = self.join(
             (

@@ -36,7 +36,8 @@ EVERYWHERE = (POD, DATA, MODEL)
 DATA_AXES: Table = {**PALM_AXES, "batch": EVERYWHERE, "tokens": EVERYWHERE, "heads": (), "vocab": ()}
 """Data parallel only: every device has sequences of its own, no product is cut."""
 MODEL_AXES: Table = {**PALM_AXES, "batch": (), "tokens": (), "heads": EVERYWHERE, "vocab": EVERYWHERE}
-"""Model parallel only: every device works on every sequence, with its own heads and vocabulary."""
+"""Model parallel only: every device works on every sequence, with its own heads and vocabulary. Decoding is always so:
+a batch may be one sequence, and a cache of one head a layer is small enough to be on all devices."""
 
 TABLES: Mapping[str, Table] = {"palm": PALM_AXES, "data": DATA_AXES, "model": MODEL_AXES}
 

@@ -74,6 +74,11 @@ def _check_ablations(settings: Settings) -> None:
         "model.parallel=false": not model.parallel,
         "model.attention=multi_head": model.attention != "multi_query",
         f"model.mlp={model.mlp}": model.mlp != "swiglu",
+        "model.norm=layer_norm": model.norm != "rms_norm",
+        "model.norm_scale=around_one": model.norm_scale != "around_zero",
+        "model.final_norm_scale=true": model.final_norm_scale,
+        "model.scaled_logits=false": not model.scaled_logits,
+        f"model.xpos_base={model.xpos_base:g}": bool(model.xpos_base),
         "optimizer.factored=true": settings.optimizer.name == "adafactor" and settings.optimizer.factored,
     }
     for setting, there in ablated.items():

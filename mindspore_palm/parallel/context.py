@@ -17,6 +17,8 @@ from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 
 KINDS = ("Ascend", "GPU", "CPU")
 DEPTH = 100_000  # calls within calls of a graph that MindSpore follows; its own 1,000 end at some 100 layers
+LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
+NO_MEMORY = re.compile(r"(?i)out of memory|memory not enough|bad_alloc|(malloc|alloc\w*)( \w+)* (memory )?fail")
 WORKER = "MS_WORKER_NUM"  # msrun tells its workers how many they are
 
 _rank = 0
@@ -107,7 +109,7 @@ def join_workers(devices: int, kind: str) -> int:
 
 @contextlib.contextmanager
 def lost_workers() -> Iterator[None]:
-    """Says in one sentence that another worker has ended, which is what the error is when one is killed.
+    """Says in one sentence that another worker has ended or hangs: what the error is when one is killed or stopped.
 
     Raises:
         UserError: names the worker.
@@ -115,10 +117,28 @@ def lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gone = re.search(r"worker \d+ \(pid \d+\) is gone", str(error))
+        gone = LOST.search(str(error))
         if not gone:
             raise
         raise UserError(f"{gone.group()}: this worker cannot go on without it, and ends too") from None
+
+
+@contextlib.contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Says in one sentence that there was not enough memory.
+
+    Raises:
+        UserError: says so, and what to make smaller.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        raise UserError(
+            "the memory of this device did not suffice; make train.micro_batch, train.batch_size or the model smaller, "
+            "or the mesh larger. The same command then goes on from the last checkpoint"
+        ) from None
 
 
 def play_rank(rank: int) -> None:

@@ -1,9 +1,10 @@
-"""Weights as MindSpore Parameters: whole on one device, this device's slice on several."""
+"""Weights as MindSpore Parameters: whole on one device, this device's slice on several; and what lies as they do."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +15,24 @@ from mindspore.nn.utils import no_init_parameters
 from mindspore_palm.parallel.axes import Axes, current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.placement import Placement, Window
+
+UNCUT = "embed"  # a logical axis that no table cuts
+_later = False
+
+
+@contextlib.contextmanager
+def drawn_later() -> Iterator[None]:
+    """Weights that are made in a ``with`` block take no memory yet.
+
+    MindSpore draws their initial values when their network is first called, or by ``network.init_parameters_data()``;
+    values that are set before then are never drawn.
+    """
+    global _later
+    before, _later = _later, True
+    try:
+        yield
+    finally:
+        _later = before
 
 
 class _Slice(Initializer):
@@ -44,22 +63,46 @@ def make_weight(
         fully_sharded: whether the first dimension may be cut over data.
     """
     placement = Placement(name, shape, axes, current_layout(), fully_sharded)
-    if placement.layout.devices == 1:
-        return Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
-    values = initializer(_Slice(draw, placement.window(this_rank())), shape, ms.float32)
-    with no_init_parameters():  # drawn at the first compilation, when the slice is known to MindSpore as well
-        weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
+    if placement.layout.devices == 1 and not _later:
+        weight = Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
+    else:
+        values = initializer(_Slice(draw, placement.window(this_rank())), shape, ms.float32)
+        with no_init_parameters():  # drawn at the first compilation, when the slice is known to MindSpore as well
+            weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
     weight.placement = placement
     return weight
 
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> ParameterTuple:
     """For each weight, zeros that lie on the devices as it does, named ``prefix.`` and its name."""
-    several = current_layout().devices > 1
-    with no_init_parameters() if several else contextlib.nullcontext():
-        return ParameterTuple(weights).clone(prefix=prefix, init="zeros")
+    later = current_layout().devices > 1 or any(weight.has_init for weight in weights)
+    with no_init_parameters() if later else contextlib.nullcontext():
+        zeros = ParameterTuple(weights).clone(prefix=prefix, init="zeros")
+    for weight, zero in zip(weights, zeros, strict=True):
+        zero.placement = dataclasses.replace(placement_of(weight), name=zero.name)
+    return zeros
 
 
 def placement_of(weight: Parameter) -> Placement:
-    """Where a weight that was made for several devices lies."""
-    return weight.placement
+    """Where a weight lies, or what lies as one does; anything else is whole on every device."""
+    if hasattr(weight, "placement"):
+        return weight.placement
+    return Placement(weight.name, tuple(weight.shape), (UNCUT,) * weight.ndim, current_layout(), fully_sharded=False)
+
+
+def own_slice(weight: Parameter) -> np.ndarray:
+    """A copy of what this device holds of a weight, which later steps do not change."""
+    return np.array(weight.asnumpy())
+
+
+def set_slice(weight: Parameter, read: Callable[[Window], np.ndarray]) -> None:
+    """Gives a weight new values: ``read`` is asked for this device's window alone.
+
+    Before the first compilation, which is when slices are made, it is asked later.
+    """
+    placement = placement_of(weight)
+    window = placement.window(this_rank())
+    if weight.has_init:
+        weight.set_data(initializer(_Slice(read, window), placement.shape, weight.dtype))
+    else:
+        weight.set_data(Tensor(read(window)))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,11 +19,13 @@ import psutil
 from mindspore_palm.config import Settings
 from mindspore_palm.data import prepare
 from mindspore_palm.errors import Interrupted, UserError
-from mindspore_palm.parallel.context import choose_device, is_worker
+from mindspore_palm.parallel.context import LOST, choose_device, is_worker
 from mindspore_palm.parallel.host import build
-from mindspore_palm.train.folder import check_run_folder
+from mindspore_palm.train.folder import Found, check_run_folder, finished, only_run
 from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
+from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, end_with_launcher, with_restarts
+from mindspore_palm.train.resume import Start
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
 FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
@@ -31,25 +34,28 @@ GRACE = 3.0  # seconds that the others have when one has failed; msrun's own sch
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
 
 
-def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
+def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     """Trains here, as one of the workers that msrun started, or by workers that are started now.
 
     Args:
         settings: all of them.
-        overwrite: whether an earlier run in the same folder may be deleted.
+        start: how it begins.
         command: script and arguments, with which workers are started.
 
     Raises:
         UserError, Interrupted: as ``train``.
     """
     devices = settings.parallel.devices
-    if devices == 1:
-        train(settings, overwrite)
-    elif is_worker():
+    end_with_launcher()
+    if is_worker():
         try:
-            train(settings, overwrite)
+            train(settings, start)
         except Interrupted as stop:  # saved and done: msrun would take another exit code for a failure
             print(stop, flush=True)
+    elif devices == 1 and (not start.max_restarts or LAUNCHER in os.environ):
+        train(settings, start)
+    elif devices == 1:
+        with_restarts(lambda again: OneProcess(again).join(), command, start.max_restarts)
     elif (kind := choose_device(settings.train.device)[0]) != "CPU":
         raise UserError(
             f"parallel asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
@@ -57,10 +63,15 @@ def run(settings: Settings, overwrite: bool, command: Sequence[str]) -> None:
         )
     else:
         check_memory(settings, check_settings(settings, "CPU"))
-        folder = check_run_folder(settings, overwrite)
+        folder = Path(settings.train.output)
+        with only_run(folder):
+            if check_run_folder(settings, start) is Found.FINISHED:
+                print(finished(settings))
+                return
         build.extension()  # what must be built is built once, and what is missing is said once
         prepare(settings.data, settings.model.vocab_size)
-        Workers(devices, command, folder / "workers").join()
+        workers = folder / "workers"
+        with_restarts(lambda again: Workers(devices, again, workers).join(), command, start.max_restarts)
 
 
 class Workers:
@@ -88,7 +99,7 @@ class Workers:
         # msrun starts scripts by the first python of the path, which need not be this one
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
-        environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width}
+        environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}
         with (logs / "msrun.log").open("wb") as log:
             self.msrun = subprocess.Popen(  # noqa: S603 - what the user started, again
                 [*msrun, *(f"--{name}={value}" for name, value in options.items()), *command],
@@ -98,12 +109,13 @@ class Workers:
                 start_new_session=True,  # Ctrl-C comes here alone, and the workers are told
             )
         self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
+        self._numbers: dict[int, str] = {}  # of workers, by process id
 
     def join(self) -> None:
         """Waits for all of them, and shows what the first one says.
 
         Raises:
-            UserError: one of them failed; in its own words where it has some.
+            UserError: one of them failed, in its own words where it has some; Died where it may do better next time.
             Interrupted: they were asked to stop, and did.
         """
         before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -124,7 +136,7 @@ class Workers:
         if self.interrupted and not FAILED.search(self._msrun_says()):
             raise Interrupted(self._words(r"^stopped .*$") or "stopped before training began")
         if self.msrun.returncode != 0:
-            raise UserError(self._problem())
+            raise self._problem()
 
     def _ask_to_stop(self, number: int, _: object) -> None:
         if self.interrupted:
@@ -132,11 +144,9 @@ class Workers:
         self.interrupted = True
         self._find()
         for process in self._processes:
-            try:
-                if process.environ().get("MS_ROLE") == "MS_WORKER":
+            if process.pid in self._numbers:
+                with suppress(psutil.Error):  # ended meanwhile
                     process.send_signal(number)
-            except psutil.Error:  # ended meanwhile
-                continue
 
     def _look(self) -> None:
         """Shows what the first worker has said since the last look."""
@@ -155,17 +165,19 @@ class Workers:
         sys.stdout.flush()
 
     def _find(self) -> None:
-        try:
+        with suppress(psutil.Error):
             self._processes.update(psutil.Process(self.msrun.pid).children(recursive=True))
-        except psutil.Error:
-            return
+        for process in self._processes:
+            if process.pid not in self._numbers:
+                with suppress(psutil.Error):
+                    environment = process.environ()
+                    if environment.get("MS_ROLE") == "MS_WORKER":
+                        self._numbers[process.pid] = environment["RANK_ID"]
 
     def _end_all(self) -> None:
         for process in self._processes:
-            try:
+            with suppress(psutil.Error):
                 process.kill()  # by its id and start time: never another process that got the same number
-            except psutil.Error:
-                continue
         psutil.wait_procs(self._processes, timeout=PATIENCE)
 
     def _words(self, pattern: str) -> str:
@@ -176,13 +188,16 @@ class Workers:
                 return found.group()
         return ""
 
-    def _problem(self) -> str:
+    def _problem(self) -> UserError:
         failed = FAILED.search(self._msrun_says())
+        own = self._words(r"^error: .*$").removeprefix("error: ")
         if failed and int(failed.group(2)) < 0:
             name = signal.Signals(-int(failed.group(2))).name
-            return f"a worker (process {failed.group(1)}) was ended by {name}, and the others with it; see {self.logs}"
-        own = self._words(r"^error: .*$") or self._words(r"^\w*(Error|Exception): .*$")
-        return own.removeprefix("error: ") or f"a worker ended without a word; see {self.logs}"
+            worker = f"worker {self._numbers.get(int(failed.group(1)), '?')} (process {failed.group(1)})"
+            return Died(f"{worker} was ended by {name}, and the others with it; see {self.logs}")
+        if own:
+            return (Died if LOST.search(own) else UserError)(own)
+        return Died(self._words(r"^\w*(Error|Exception): .*$") or f"a worker ended without a word; see {self.logs}")
 
     def _msrun_says(self) -> str:
         return (self.logs / "msrun.log").read_text(errors="replace")

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import shutil
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from mindspore_palm.data.atomic import write_atomically
+
+EVENT_HEAD, EVENT_TAIL = 12, 4  # bytes around an event in TensorBoard's files: length and its checksum, checksum
 
 
 @dataclass
@@ -50,20 +56,27 @@ class Records:
     TensorBoard's events are written here and now: with the usual writer, a thread, a full disk would stop the run dead.
 
     Args:
-        folder: of the run.
+        folder: of the run; what it holds of earlier steps was cut to where the run goes on (``cut_records``).
         reference: bits a byte of ``gzip -9`` on the held-out text, drawn beside the model's.
+        rewinds: where the run went back, to be drawn: steps gone back to, and why.
     """
 
-    def __init__(self, folder: Path, reference: float | None) -> None:
-        self.folder, self.reference = folder, reference
-        self.rows: list[Row] = []
+    def __init__(self, folder: Path, reference: float | None, rewinds: Sequence[tuple[int, str]] = ()) -> None:
+        self.folder, self.reference, self.rewinds = folder, reference, list(rewinds)
         self._table, board = folder / "metrics.csv", folder / "tensorboard"
-        # "x": of two runs that start in one folder at once, the second ends here
-        self._file = open(self._table, "x", newline="", encoding="utf-8")  # noqa: SIM115 - open for the run
-        self._csv = csv.DictWriter(self._file, [field.name for field in fields(Row)])
-        self._csv.writeheader()
+        self.rows = read_rows(self._table)
+        names = [field.name for field in fields(Row)]
+        if self.rows:
+            self._file = open(self._table, "a", newline="", encoding="utf-8")  # noqa: SIM115 - open for the run
+            self._csv = csv.DictWriter(self._file, names)
+        else:
+            # "x": of two runs that start in one folder at once, the second ends here
+            self._file = open(self._table, "x", newline="", encoding="utf-8")  # noqa: SIM115
+            self._csv = csv.DictWriter(self._file, names)
+            self._csv.writeheader()
         board.mkdir(exist_ok=True)
-        self._board_file, self._board = board, EventsWriter(str(board / "events"))
+        started = f".from_{self.rows[-1].step}" if self.rows else ""
+        self._board_file, self._board = board, EventsWriter(str(board / "events"), started)
 
     def __enter__(self) -> Records:
         return self
@@ -92,10 +105,19 @@ class Records:
             self._board.write_event(Event(wall_time=time.time(), step=row.step, summary=Summary(value=scalars)))
             self._board.flush()
 
+    def sync(self) -> None:
+        """Returns when all rows so far are on the disk.
+
+        Raises:
+            OSError: they could not be written; says which file.
+        """
+        with _naming(self._table):
+            os.fsync(self._file.fileno())
+
     def draw(self) -> None:
         """Writes loss.png anew."""
         if self.rows:
-            draw_loss(self.rows, self.reference, self.folder / "loss.png")
+            draw_loss(self.rows, self.reference, self.folder / "loss.png", self.rewinds)
 
     def close(self) -> None:
         """Draws a last time and closes the files."""
@@ -108,8 +130,10 @@ class Records:
                 self._board.close()
 
 
-def draw_loss(rows: Sequence[Row], reference: float | None, file: Path) -> None:
-    """Training loss and held-out loss over tokens, in nats a token and in bits a byte."""
+def draw_loss(
+    rows: Sequence[Row], reference: float | None, file: Path, rewinds: Sequence[tuple[int, str]] = ()
+) -> None:
+    """Training loss and held-out loss over tokens, in nats a token and in bits a byte; where the run went back."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,6 +148,10 @@ def draw_loss(rows: Sequence[Row], reference: float | None, file: Path) -> None:
     left.plot(tokens, _smooth(losses), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
     left.plot(at, [row.validation_loss for row in evaluated], "o-", color="#c8501e", label="held out")
     left.set(xlabel="million tokens", ylabel="cross-entropy, nats a token", title="Loss")
+    for step, why in rewinds:
+        left.axvline(
+            rows[min(step, len(rows)) - 1].tokens / 1e6 if step else 0.0, color="#b00020", linestyle=":", label=why
+        )
     right.plot(at, [row.validation_bits_per_byte for row in evaluated], "o-", color="#c8501e", label="this model")
     if reference is not None:
         right.axhline(reference, color="#555555", linestyle="--", label=f"gzip -9: {reference:.3f}")
@@ -138,6 +166,67 @@ def draw_loss(rows: Sequence[Row], reference: float | None, file: Path) -> None:
     pyplot.close(figure)
     with write_atomically(file) as stream:
         stream.write(image.getvalue())
+
+
+def read_rows(table: Path) -> list[Row]:
+    """The rows of metrics.csv, up to the first that is not whole; none where there is no such file."""
+    if not table.exists():
+        return []
+    rows: list[Row] = []
+    with open(table, newline="", encoding="utf-8") as file, suppress(ValueError):
+        for values in csv.DictReader(file):
+            row = Row(**{field.name: _number(values.get(field.name), field) for field in fields(Row)})
+            if row.step != (rows[-1].step + 1 if rows else row.step) or None in values.values():
+                break
+            rows.append(row)
+    return rows
+
+
+def cut_records(folder: Path, step: int) -> None:
+    """Takes out of metrics.csv and TensorBoard all that comes behind a step: a run goes on from there.
+
+    Raises:
+        OSError: a file could not be written; says which.
+    """
+    table, board, new_board = folder / "metrics.csv", folder / "tensorboard", folder / "tensorboard.tmp"
+    rows = [row for row in read_rows(table) if row.step <= step]
+    if rows:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows({name: _text(value) for name, value in asdict(row).items()} for row in rows)
+        with write_atomically(table) as file:
+            file.write(text.getvalue().encode())
+    else:
+        table.unlink(missing_ok=True)
+    if new_board.exists() and not board.exists():  # a cut was ended between its last two lines
+        os.replace(new_board, board)
+    if board.exists():
+        shutil.rmtree(new_board, ignore_errors=True)
+        new_board.mkdir()
+        names = sorted(path.name for path in board.iterdir())
+        if names:
+            with write_atomically(new_board / names[0]) as file:
+                file.writelines(event for name in names for event in _events_until(board / name, step))
+        shutil.rmtree(board)
+        os.replace(new_board, board)
+
+
+def _events_until(file: Path, step: int) -> Iterator[bytes]:
+    """The events of a file as they stand there, less those of later steps and what was not written to its end."""
+    content, at = file.read_bytes(), 0
+    while at + EVENT_HEAD <= len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        end = at + EVENT_HEAD + length + EVENT_TAIL
+        if end > len(content):
+            return
+        try:
+            event = Event.FromString(content[at + EVENT_HEAD : end - EVENT_TAIL])
+        except DecodeError:
+            return
+        if event.step <= step:
+            yield content[at:end]
+        at = end
 
 
 @contextmanager
@@ -157,6 +246,13 @@ def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
             total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
         out.append(total / weight if weight else float("nan"))
     return out
+
+
+def _number(text: str | None, field: Field) -> float | int | None:
+    """A field of metrics.csv; not a number if an older version did not write it."""
+    if text in (None, ""):
+        return float("nan") if field.default is MISSING else None
+    return int(text) if field.type == "int" else float(text)
 
 
 def _text(value: float | int | None) -> str:

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
-from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import weight_shapes
+from mindspore_palm.model.initial import weight_axes, weight_shapes
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.settings import read_yaml, settings_to_yaml
+from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
+from mindspore_palm.train.checkpoint import MANIFEST, Checkpoint, folder_name, steps_in
+from mindspore_palm.train.tensor_file import Source, write_tensors
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
 
 
-def save_model(folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes, settings: Settings, step: int) -> None:
+def save_model(
+    folder: Path, weights: Mapping[str, np.ndarray | Source], tokenizer: bytes | None, settings: Settings, step: int
+) -> None:
     """Writes the folder under another name first: it is there whole, or not at all.
+
+    Args:
+        folder: to write; an earlier one of the name is replaced.
+        weights: arrays by name, or where they come from: of those, no more than a block of rows is in memory at a time.
+        tokenizer: its content; None leaves it out.
+        settings: of the run.
+        step: how many steps the weights have taken.
 
     Raises:
         OSError: a file could not be written; nothing is left behind.
@@ -31,13 +44,12 @@ def save_model(folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes, s
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    files = {
-        WEIGHTS: save(weights, metadata={"format": "mindspore_palm", "step": str(step)}),
-        TOKENIZER: tokenizer,
-        CONFIG: settings_to_yaml(settings).encode(),
-    }
     try:
-        for name, content in files.items():
+        with write_atomically(temporary / WEIGHTS) as file:
+            write_tensors(file, weights, {"format": "mindspore_palm", "step": str(step)})
+        for name, content in {TOKENIZER: tokenizer, CONFIG: settings_to_yaml(settings).encode()}.items():
+            if content is None:
+                continue
             with write_atomically(temporary / name) as file:
                 file.write(content)
         if folder.exists():
@@ -48,22 +60,66 @@ def save_model(folder: Path, weights: dict[str, np.ndarray], tokenizer: bytes, s
         raise
 
 
+def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
+    """Writes the weights of a checkpoint as a folder that opens alone, without holding any of them whole.
+
+    Raises:
+        OSError: a file could not be written; nothing is left behind.
+        DamagedCheckpoint: a slice cannot be read.
+    """
+    weights = {name: checkpoint.tensors[name] for name in weight_axes(settings.model)}
+    save_model(folder, weights, (checkpoint.folder / TOKENIZER).read_bytes(), settings, checkpoint.step)
+
+
 def load(folder: str | Path) -> PaLM:
     """The PaLM in a folder that training left, with its weights and its ``.config``.
 
-    A run's own folder works as well: its ``final`` is taken. Nothing that is read can execute code.
+    A checkpoint's folder works as well, and a run's own: its ``final`` is taken, or its newest checkpoint before there
+    is one. Nothing that is read can execute code.
 
     Raises:
         UserError: what is missing or does not fit, by name.
     """
-    folder = _find(Path(folder))
+    folder = find_model(Path(folder))
     config = _read_config(folder / CONFIG)
-    weights = read_weights(folder / WEIGHTS)
+    weights = _checkpoint_weights(folder, config) if (folder / MANIFEST).exists() else read_weights(folder / WEIGHTS)
     for name, shape in weight_shapes(config).items():  # before a network of these sizes takes its memory
         _check_weight(name, shape, weights)
-    palm = PaLM(config)
+    with drawn_later():  # never: all of them are set
+        palm = PaLM(config)
     set_weights(palm, weights)
     return palm
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer in a folder that ``load`` opens.
+
+    Raises:
+        UserError: there is none, or it is no lossless tokenizer.
+    """
+    file = find_model(Path(folder)) / TOKENIZER
+    if not file.exists():
+        raise UserError(f"there is no {file}; copy the tokenizer that the model was trained with there")
+    return Tokenizer(file)
+
+
+def find_model(folder: Path) -> Path:
+    """The folder with the model itself: the folder; in that of a run, ``final``, or else the newest checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if (folder / WEIGHTS).exists() or (folder / MANIFEST).exists():
+        return folder
+    if (folder / "final" / WEIGHTS).exists():
+        return folder / "final"
+    if steps := steps_in(folder / "checkpoints"):
+        return folder / "checkpoints" / folder_name(steps[0])
+    raise UserError(
+        f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} nor a checkpoint is there; name the folder of a finished run"
+    )
 
 
 def read_weights(file: Path) -> dict[str, np.ndarray]:
@@ -95,6 +151,11 @@ def set_weights(palm: PaLM, weights: dict[str, np.ndarray]) -> None:
         parameter.set_data(Tensor(weights[name]))
 
 
+def weights_of(palm: PaLM) -> dict[str, np.ndarray]:
+    """Name to array of what this process holds of every weight."""
+    return {p.name: p.asnumpy() for p in palm.trainable_params()}
+
+
 def _check_weight(name: str, shape: tuple[int, ...], weights: dict[str, np.ndarray]) -> None:
     if name not in weights:
         raise UserError(f"the weights lack {name}; they are of another configuration")
@@ -104,27 +165,19 @@ def _check_weight(name: str, shape: tuple[int, ...], weights: dict[str, np.ndarr
         raise UserError(f"the weight {name} is {found}; the configuration wants float32 {list(shape)}")
 
 
-def _find(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    if (folder / WEIGHTS).exists():
-        return folder
-    if (folder / "final" / WEIGHTS).exists():
-        return folder / "final"
-    raise UserError(f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} is there; name the folder of a finished run")
+def _checkpoint_weights(folder: Path, config: PaLMConfig) -> dict[str, np.ndarray]:
+    checkpoint = Checkpoint(folder)
+    checkpoint.verify()
+    return {name: tensor.read() for name, tensor in checkpoint.tensors.items() if name in weight_axes(config)}
 
 
 def _read_config(file: Path) -> PaLMConfig:
     try:
         values = read_yaml(file.read_text(encoding="utf-8"), str(file))
-        return PaLMConfig.model_validate(values["model"])
+        return model_config(values["model"], str(file))
     except FileNotFoundError:
         raise UserError(f"there is no {file}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError):
         raise UserError(f"{file}: the section 'model' is missing") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["model", *map(str, first["loc"])])  # a check across fields has no field of its own
-        raise UserError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm.model.loss import Loss
 from mindspore_palm.optim import GlobalNorm, clip_factor
@@ -136,10 +136,13 @@ class TrainStep:
         optimizer: over its weights.
         clip_norm: global norm to which gradients are clipped; 0 for no clipping.
         micro_batch: sequences of a pass that a worker brings; 0 takes what it brings whole.
+
+    ``state`` is all that a step changes and the next one needs: weights, their moments, the number of updates.
     """
 
     def __init__(self, loss: Loss, optimizer: nn.Optimizer, clip_norm: float, micro_batch: int = 0) -> None:
         self.micro_batch = micro_batch
+        self.state = _state_of(optimizer)
         update = Update(optimizer, clip_norm)
         self._whole = partition(WholeStep(loss, update).set_train(), *BATCH)
         if micro_batch:
@@ -167,6 +170,11 @@ class TrainStep:
             part = self._accumulate(Tensor(inputs[rows]), Tensor(targets[rows]), count)
             loss, cross_entropy = loss + part[0].asnumpy(), cross_entropy + part[1].asnumpy()
         return _result(loss, cross_entropy, *self._update(Tensor(loss)))
+
+
+def _state_of(optimizer: nn.Optimizer) -> list[Parameter]:
+    there = {p.name: p for p in [*optimizer.parameters, *optimizer.get_parameters()]}
+    return [p for p in there.values() if p.ndim]  # scalars are a rate and columns of v that nobody reads
 
 
 def _result(loss: np.ndarray, cross_entropy: np.ndarray, norm: Tensor, rate: Tensor, finite: Tensor) -> StepResult:

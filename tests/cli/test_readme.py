@@ -12,8 +12,7 @@ import pytest
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.config import Settings
-from mindspore_palm.train.gather import weights_of
-from mindspore_palm.train.saved import save_model
+from mindspore_palm.train.saved import save_model, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,9 +33,13 @@ def test_python_of_the_readme(final):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        code = block.replace("runs/palm_tiny/final", str(final)) + "\nprint(logits.shape, logits.dtype)\n"
+        code = block.replace("runs/palm_tiny/final", str(final))
+        shows_logits = "logits = " in block
+        if shows_logits:
+            code += "\nprint(logits.shape, logits.dtype)\n"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
         assert run.returncode == 0, run.stderr[-1500:]
-        assert re.fullmatch(r"\(1, \d+, 320\) Float32\n", run.stdout), run.stdout
+        assert run.stdout
+        assert not shows_logits or re.fullmatch(r"\(1, \d+, 320\) Float32\n", run.stdout), run.stdout
         assert "Traceback" not in run.stderr

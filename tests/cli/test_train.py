@@ -120,6 +120,8 @@ def test_the_folder_of_a_run(finished):
         "tensorboard",
         "loss.png",
         "final",
+        "checkpoints",
+        "lock",
     }
     assert {path.name for path in (folder / "final").iterdir()} == {
         "model.safetensors",
@@ -176,9 +178,32 @@ def test_the_model_of_a_run_opens(finished):
     assert Tokenizer(finished[0] / "final" / "tokenizer.model").vocab_size == 512
 
 
-def test_a_second_run_changes_nothing(finished, command, no_work):
+def test_the_same_command_again_changes_nothing(finished, command, no_work):
     before = content(finished[0])
-    check_refused(command(finished[0]), "holds a run already", "train.output", "--overwrite")
+    assert command(finished[0], "train.steps=12", "train.eval_every=5") == (0, "")
+    assert content(finished[0]) == before
+
+
+def test_fewer_steps_than_were_taken(finished, command, no_work):
+    check_refused(command(finished[0], "train.steps=11"), "has taken 12 steps", "train.steps", "--rewind-to")
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("train.seed=1", "train.seed was 0 and is 1 now"),
+        ("data.seq_len=16", "data.seq_len was 32 and is 16 now"),
+        ("model.layers=2", "model.layers was 1 and is 2 now"),
+        ("train.batch_size=[[0,4],[9,8]]", "train.batch_size was 4 and is [[0, 4], [9, 8]] now"),
+        ("optimizer.clip_norm=2.0", "optimizer.clip_norm was 1.0 and is 2.0 now"),
+        ("data.path=other.txt", "text.txt and is other.txt now"),
+    ],
+)
+def test_other_settings_are_shown_and_change_nothing(change, shown, finished, command, no_work):
+    before = content(finished[0])
+    code, err = command(finished[0], "train.steps=12", change)
+    assert code == 2 and err.startswith("error: ") and "Traceback" not in err
+    assert shown in err and f"--accept {change.split('=')[0]}" in err
     assert content(finished[0]) == before
 
 
@@ -254,23 +279,24 @@ def wait_for_rows(process, folder, rows):
     pytest.fail(f"no {rows} rows came: {process.communicate(timeout=5)}")
 
 
-def test_an_interrupt_saves_the_model_so_far(home, finished, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_everything_so_far(number, home, finished, tmp_path):
     from mindspore_palm import load
 
-    process = start(home, tmp_path / "run", "train.steps=1000000", "train.eval_every=0")
+    process = start(home, tmp_path / "run", "train.steps=1000000", "train.eval_every=0", "train.checkpoint_every=0")
     try:
         wait_for_rows(process, tmp_path / "run", 1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     rows = rows_of(tmp_path / "run")
-    assert f"stopped after step {len(rows)};" in err
+    assert f"stopped after step {len(rows)}; the same command goes on from there" in err
     assert "Ctrl-C again" in out
-    assert rows[-1]["validation_loss"]
-    assert load(tmp_path / "run" / "interrupted").config.d_model == 32
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{len(rows):06d}"]
+    assert load(tmp_path / "run").config.d_model == 32
     assert not (tmp_path / "run" / "final").exists()
     assert (tmp_path / "run" / "loss.png").exists()
 
@@ -293,14 +319,14 @@ def limit_files_to(size):
 
 
 def test_a_full_disk_while_saving(home, finished, tmp_path):
-    # the weights are 100 kB, the drawing and the tables less
+    # the weights and their moments are 300 kB, the drawing and the tables less
     process = start(home, tmp_path / "run", "train.steps=2", preexec_fn=limit_files_to(90_000))
     _, err = process.communicate(timeout=90)
     assert process.returncode == 2, err
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert "model.safetensors" in last
-    names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert not names & {"final", "final.tmp"}
+    assert "rank_0.safetensors" in last
+    assert not (tmp_path / "run" / "final").exists()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert len(rows_of(tmp_path / "run")) == 2

@@ -28,21 +28,26 @@ def train_cases(cases: Sequence[Case], folder: Path) -> None:
     Raises:
         AssertionError: they have failed; with the ends of their logs.
     """
-    from mindspore_palm.parallel.host import build
-
     (devices,) = {case.devices for case in cases}
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
     if devices == 1:
         run_python(HERE / "worker.py", folder, len(cases))
         return
+    run_workers("worker.py", devices, folder, len(cases))
+
+
+def run_workers(script: str, devices: int, folder: Path, jobs: int) -> None:
+    """Has so many workers run a script of this folder that does ``jobs`` things and is told ``folder``; as ``run``."""
+    from mindspore_palm.parallel.host import build
+
     build.extension()  # not in the workers' time
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     workers = f"--worker_num={devices} --local_worker_num={devices} --join=True --master_port={port}".split()
     msrun = str(Path(sys.executable).with_name("msrun"))
-    command = [msrun, *workers, f"--log_dir={folder / 'log'}", str(HERE / "worker.py"), str(folder)]
-    run(command, folder, START + EACH * len(cases))
+    command = [msrun, *workers, f"--log_dir={folder / 'log'}", str(HERE / script), str(folder)]
+    run(command, folder, START + EACH * jobs)
 
 
 def run_python(script: Path | str, folder: Path, jobs: int, environment: Mapping[str, str] | None = None) -> None:

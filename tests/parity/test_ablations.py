@@ -17,6 +17,10 @@ SWITCHES = [
     {"attention": "multi_head"},
     {"mlp": "relu"},
     {"mlp": "geglu"},
+    {"norm": "layer_norm", "norm_epsilon": 0.3, "final_norm_scale": True},
+    {"norm": "rms_norm", "norm_scale": "around_one", "final_norm_scale": True, "scaled_logits": False},
+    {"xpos_base": 4.0},
+    {"xpos_base": 4.0, "attention": "multi_head"},
 ]
 
 
@@ -26,8 +30,7 @@ def test_logits(device, rng, switches):
     palm = PaLM(config, seed=2)
     randomise_scales(palm, rng)
     inputs, _ = tokens(rng, config, 2, 12)
-    full = {"parallel": True, "attention": "multi_query", "mlp": "swiglu", **switches}
-    expected = reference.logits(weights_of(palm), inputs, shape_of(config), **full)
+    expected = reference.logits(weights_of(palm), inputs, shape_of(config), **switches)
     assert relative(palm(Tensor(inputs)).asnumpy(), expected) < 2e-6
     drawn = sum(p.size for p in palm.trainable_params() if not p.name.endswith("norm.scale"))
     assert drawn == config.parameter_count()
@@ -44,3 +47,19 @@ def test_gradients_flow_to_every_weight_of_the_standard_transformer(device, rng)
     assert {p.name for p in palm.trainable_params()} >= {"blocks.0.norm.scale", "blocks.0.mlp_norm.scale"}
     for p, g in zip(palm.trainable_params(), gradients, strict=True):
         assert np.abs(g.asnumpy()).max() > 0, p.name
+
+
+def test_a_cache_changes_nothing(device, rng):
+    """Decoding with norms, logits and rotation of other PaLMs gives what the whole sequence gives."""
+    from mindspore_palm.generate.decoder import CHUNK, Decoder
+
+    switches = {"norm": "layer_norm", "final_norm_scale": True, "scaled_logits": False, "xpos_base": 32.0}
+    palm = PaLM(PaLMConfig(**{**EVEN, "layers": 1}, **switches), seed=2)
+    randomise_scales(palm, rng)
+    ids = rng.integers(0, EVEN["vocab_size"], CHUNK + 7).astype(np.int32)
+    whole = palm(Tensor(ids[None])).asnumpy()[0]
+    decoder = Decoder(palm, 1, len(ids))
+    found = [decoder.read([ids[: CHUNK + 2]])[0][0]]
+    for position in range(CHUNK + 2, len(ids)):
+        found.append(decoder.write(ids[position : position + 1], np.array([position]))[0][0])
+    assert relative(found, whole[CHUNK + 1 :]) < 1e-5

@@ -39,6 +39,6 @@ def test_one_device_gets_no_strategy_and_many_do(device):
 
 def test_activations_are_taken_apart_where_heads_are_cut(device):
     config = PaLMConfig()
-    assert ProjectIn(config).by_kernel
+    assert ProjectIn(config).one_device
     with layout(POD):
-        assert not ProjectIn(config).by_kernel
+        assert not ProjectIn(config).one_device

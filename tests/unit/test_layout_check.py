@@ -56,6 +56,16 @@ def test_what_fits_passes():
             ["blocks.0.q_wi", "whole on every device", "shard_weights=off"],
         ),
         ({"parallel": {"data": 2}, "model": {**MODEL, "mlp": "relu"}}, ["model.mlp=relu is for one device"]),
+        *[
+            ({"parallel": {"data": 2}, "model": {**MODEL, name: value}}, [f"model.{name}={said} is for one device"])
+            for name, value, said in (
+                ("norm", "layer_norm", "layer_norm"),
+                ("norm_scale", "around_one", "around_one"),
+                ("final_norm_scale", True, "true"),
+                ("scaled_logits", False, "false"),
+                ("xpos_base", 512.0, "512"),
+            )
+        ],
         ({"parallel": {"data": 2}, "optimizer": {"factored": True}}, ["optimizer.factored=true is for one device"]),
     ],
 )

@@ -6,12 +6,13 @@ import io
 import struct
 import warnings
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from mindspore_palm.train import records as module
-from mindspore_palm.train.records import Records, Row
+from mindspore_palm.train.records import Records, Row, cut_records
 
 COLUMNS = [
     "step",
@@ -35,15 +36,17 @@ def row(step, loss=2.5, **more):
 
 
 def events(folder):
-    """Every (step, tag, value) of the one event file: records of length, checksum, bytes, checksum."""
-    (file,) = (folder / "tensorboard").iterdir()
-    content, at, found = file.read_bytes(), 0, []
-    while at < len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
-        event = Event.FromString(content[at + 12 : at + 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-        at += 12 + length + 4
-    assert at == len(content)
+    """Every (step, tag, value) of the event files: records of length, checksum, bytes, checksum."""
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        content, at = file.read_bytes(), 0
+        while at + 12 <= len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            if at + 12 + length + 4 > len(content):
+                break
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += 12 + length + 4
     return found
 
 
@@ -108,13 +111,76 @@ def test_the_mean_passes_over_what_is_not_finite():
     assert module._smooth([nan, 3.0, float("inf"), 3.0]) == pytest.approx([nan, 3.0, 3.0, 3.0], nan_ok=True)
 
 
-def test_two_runs_never_share_a_table(tmp_path):
-    with Records(tmp_path, None) as records:
-        records.add(row(1))
-        with pytest.raises(FileExistsError):
-            Records(tmp_path, None)
-        records.add(row(2))
-    assert len(table(tmp_path)) == 2
+def begin(folder, steps, **more):
+    with Records(folder, None) as records:
+        for step in steps:
+            records.add(row(step, **more))
+
+
+def test_rows_go_on_behind_a_cut(tmp_path):
+    begin(tmp_path, range(1, 6), loss=1 / 3, validation_loss=0.1)
+    before = (tmp_path / "metrics.csv").read_text().splitlines()
+    cut_records(tmp_path, 3)
+    begin(tmp_path, [4, 5, 6], loss=0.25)
+    after = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert after[:4] == before[:4]
+    assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    losses = [(step, value) for step, tag, value in events(tmp_path) if tag == "loss"]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    assert [value for _, value in losses] == pytest.approx([1 / 3] * 3 + [0.25] * 3)
+
+
+@pytest.mark.parametrize("lost", [1, 3, 30])
+def test_what_was_not_written_to_its_end_is_cut(lost, tmp_path):
+    begin(tmp_path, [1, 2, 3])
+    for file in (tmp_path / "metrics.csv", *(tmp_path / "tensorboard").iterdir()):
+        file.write_bytes(file.read_bytes()[:-lost])
+    assert {step for step, _, _ in events(tmp_path)} == {1, 2}
+    cut_records(tmp_path, 2)
+    begin(tmp_path, [3])
+    assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3]
+    assert [step for step, tag, _ in events(tmp_path) if tag == "loss"] == [1, 2, 3]
+
+
+def test_a_cut_to_the_start(tmp_path):
+    begin(tmp_path, [1, 2])
+    cut_records(tmp_path, 0)
+    assert not (tmp_path / "metrics.csv").exists() and not events(tmp_path)
+    begin(tmp_path, [1])
+    assert len(table(tmp_path)) == 1
+
+
+def test_a_cut_that_was_ended_midway(tmp_path):
+    """Between deleting the old events and giving the new ones their name; and before that."""
+    begin(tmp_path, [1, 2])
+    (tmp_path / "tensorboard").rename(tmp_path / "tensorboard.tmp")
+    cut_records(tmp_path, 1)
+    assert {step for step, _, _ in events(tmp_path)} == {1}
+    (tmp_path / "tensorboard.tmp").mkdir()
+    (tmp_path / "tensorboard.tmp" / "half").write_bytes(b"half")
+    cut_records(tmp_path, 1)
+    assert {step for step, _, _ in events(tmp_path)} == {1}
+
+
+def test_a_table_of_an_older_version(tmp_path):
+    """It lacks a column that is written now."""
+    begin(tmp_path, [1, 2])
+    lines = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    (tmp_path / "metrics.csv").write_text("\n".join(",".join(line[:9] + line[10:]) for line in lines) + "\n")
+    cut_records(tmp_path, 2)
+    begin(tmp_path, [3])
+    rows = table(tmp_path)
+    assert list(rows[0]) == COLUMNS and [r["mfu"] for r in rows] == ["nan", "nan", "0.125"]
+
+
+def test_where_the_run_went_back_is_drawn(tmp_path):
+    sizes = []
+    for rewinds in ([], [(2, "from step 9 back to 2"), (0, "from step 5 back to 0")]):
+        module.draw_loss([row(step) for step in range(1, 9)], None, tmp_path / "loss.png", rewinds)
+        image = Image.open(io.BytesIO((tmp_path / "loss.png").read_bytes())).convert("RGB")
+        red, green, blue = np.moveaxis(np.array(image), -1, 0)
+        sizes.append(((red > 130) & (green < 60) & (blue < 80)).sum())
+    assert sizes[0] == 0 < sizes[1]
 
 
 def test_a_failed_drawing_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):

@@ -31,8 +31,7 @@ def palm(device, settings):
 @pytest.fixture
 def folder(palm, settings, tokenizer, tmp_path):
     """A saved model that a test may damage."""
-    from mindspore_palm.train.gather import weights_of
-    from mindspore_palm.train.saved import save_model
+    from mindspore_palm.train.saved import save_model, weights_of
 
     save_model(tmp_path / "final", weights_of(palm), tokenizer.serialized, settings, step=7)
     return tmp_path / "final"
@@ -86,7 +85,7 @@ def test_what_people_import():
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings, tmp_path, monkeypatch):
     from mindspore_palm.train import saved
-    from mindspore_palm.train.gather import weights_of
+    from mindspore_palm.train.saved import weights_of
 
     written, write = [], saved.write_atomically
 
@@ -106,7 +105,7 @@ def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings,
 def test_an_earlier_model_outlives_a_failed_write(folder, palm, settings, monkeypatch):
     from mindspore_palm import load
     from mindspore_palm.train import saved
-    from mindspore_palm.train.gather import weights_of
+    from mindspore_palm.train.saved import weights_of
 
     def fail(path):
         raise OSError(28, "No space left on device", str(path))

@@ -49,17 +49,22 @@ def extension() -> ModuleType:
     return _LOADED[_NAME]
 
 
+def cache_root() -> Path:
+    """Where all that is built once is kept."""
+    root = os.environ.get("MINDSPORE_PALM_CACHE")
+    if root is not None:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore_palm"
+
+
 def cache_folder() -> Path:
     """Where the built library is kept: a folder per MindSpore, Python, machine and content of the sources."""
-    root = os.environ.get("MINDSPORE_PALM_CACHE")
-    if root is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore_palm"
     digest = hashlib.sha256()
     for part in (platform.machine(), sys.implementation.cache_tag, _CFLAGS, _LDFLAGS):
         digest.update(part.encode())
     for path in sorted([*_HERE.glob("*.cc"), *_HERE.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
-    return Path(root) / f"host-{ms.__version__}-{digest.hexdigest()[:12]}"
+    return cache_root() / f"host-{ms.__version__}-{digest.hexdigest()[:12]}"
 
 
 def _check_version() -> None:

@@ -1,0 +1,211 @@
+"""Decoding beside the limit of the machine and what users would pick instead: tokens a second, greedy, float32.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/decode.py [--batches 1,8,32] [--contexts 128,1024] [--rounds 5] [--steps 10] [--json FILE]
+
+The limit: every weight, and every key and value of the context, is read once a step; bytes over the fastest reading
+that this machine was seen to do (bandwidth.cc).
+
+Contenders, all of the same 102 M parameters: this package; the same with multi-head attention, its feed-forward layer
+smaller by what its keys and values are more; PaLM-pytorch with a cache, eager and under torch.compile; PaLM-pytorch as
+it comes, which has none and computes the whole context for every token. It has no cached decoding of its own: what is
+here is its blocks with its own functions, around a cache that is allocated once. The other side is not slowed down by
+what it does not need: eager reads only the part of the cache that is filled.
+
+Each contender lives in a process of its own, and they take turns. The cache is filled up to the last few positions of
+the context before anything is timed. Printed are medians; and the median of the ratios to ours, round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from turns import Contender, alone  # noqa: E402 - found by the path above
+
+SIZES = dict(layers=10, d_model=768, heads=12, head_dim=64, d_ff=3072, vocab_size=24576)
+MULTI_HEAD = dict(attention="multi_head", d_ff=2604)
+PATIENCE = 20e12  # FLOPs of a step that PaLM-pytorch without a cache may take
+WARM_UP = 3
+
+
+def config_of(**changes):
+    from mindspore_palm import PaLMConfig
+
+    return PaLMConfig(**{**SIZES, **changes})
+
+
+def decoding(batch, context, **changes):
+    """A step of this package: the next token of every sequence."""
+    import numpy as np
+
+    from mindspore_palm import PaLM
+    from mindspore_palm.generate.decoder import Decoder
+    from mindspore_palm.parallel.context import open_device
+
+    open_device("CPU")
+    decoder = Decoder(PaLM(config_of(**changes)), batch, context)
+    logits, _ = decoder.read([[1] * (context - 1)] * batch)
+    last = np.full(batch, context - 1)  # again and again: every step costs what the last one of the context does
+
+    def step():
+        nonlocal logits
+        logits, _ = decoder.write(logits.argmax(-1), last)
+
+    return step
+
+
+def torch_palm():
+    import torch
+    from palm_pytorch import PaLM
+
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count())
+    sizes = {"dim": "d_model", "num_tokens": "vocab_size", "depth": "layers", "heads": "heads", "dim_head": "head_dim"}
+    return PaLM(**{theirs: SIZES[ours] for theirs, ours in sizes.items()}).eval()
+
+
+def torch_whole(batch, context):
+    """A step of PaLM-pytorch as it comes: all of the context, for one more token."""
+    import torch
+
+    palm, ids = torch_palm(), torch.ones((batch, context), dtype=torch.long)
+
+    @torch.inference_mode()
+    def step():
+        return palm(ids)[:, -1].argmax(-1)
+
+    return step
+
+
+def torch_cached(batch, context, compiled):
+    """A step of PaLM-pytorch's blocks around a cache."""
+    import torch
+    from palm_pytorch.palm_pytorch import apply_rotary_pos_emb
+
+    embedding, *blocks, norm, unembed = torch_palm()
+    blocks = [residual.fn for residual in blocks]
+    shape = (len(blocks), batch, context, SIZES["head_dim"])
+    keys, values = 0.1 * torch.randn(shape), 0.1 * torch.randn(shape)
+    table = blocks[0].rotary_emb(context, device="cpu")
+
+    def decode(token, position):
+        x, rotation = embedding(token), table[position]
+        for block, k_cache, v_cache in zip(blocks, keys, values, strict=True):
+            q, k, v, mlp = block.fused_attn_ff_proj(block.norm(x)).split(block.fused_dims, dim=-1)
+            q = apply_rotary_pos_emb(rotation, q.view(batch, block.heads, -1)) * block.scale
+            k_cache[:, position], v_cache[:, position] = apply_rotary_pos_emb(rotation, k), v
+            weights = (q @ k_cache[:, : position + 1].transpose(1, 2)).softmax(-1)
+            attention = (weights @ v_cache[:, : position + 1]).view(batch, -1)
+            x = x + block.attn_out(attention) + block.ff_out(mlp)
+        return unembed(norm(x)).argmax(-1)
+
+    decode = torch.compile(decode) if compiled else decode
+    token = torch.ones(batch, dtype=torch.long)
+
+    @torch.inference_mode()
+    def step():
+        nonlocal token
+        token = decode(token, context - 1)
+
+    return step
+
+
+CONTENDERS = {
+    "mindspore_palm": decoding,
+    "multi-head": partial(decoding, **MULTI_HEAD),
+    "torch, cache": partial(torch_cached, compiled=False),
+    "torch.compile, cache": partial(torch_cached, compiled=True),
+    "torch, no cache": torch_whole,
+}
+
+
+def bandwidth():
+    """Bytes a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "bandwidth.so"
+        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
+        subprocess.run(["g++", *flags, ROOT / "benchmarks" / "bandwidth.cc", "-o", library], check=True)
+        loaded = ctypes.CDLL(str(library))
+    loaded.bandwidth.restype = ctypes.c_double
+    return loaded.bandwidth(ctypes.c_int64(200))
+
+
+def bytes_of_a_step(config, batch, context):
+    """Every weight, and every key and value of the context, once."""
+    cache = 2 * config.layers * config.kv_heads * config.head_dim * context * batch
+    return 4 * (config.parameter_count() + cache)
+
+
+def race(batch, context, names, rounds, steps):
+    """Tokens a second of each, how many times as long as the first it takes, and the share of its own limit."""
+    contenders, times = {}, {}
+    for name in names:
+        if name == "torch, no cache" and 2 * config_of().parameter_count() * batch * context > PATIENCE:
+            continue
+        contenders[name] = Contender(CONTENDERS[name], batch, context, warm_up=WARM_UP)
+        times[name] = []
+    speed = alone(bandwidth)
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            count = 1 if name == "torch, no cache" else steps
+            times[name].append(statistics.median(contender.steps(count)))
+        speed = max(speed, alone(bandwidth))
+    for contender in contenders.values():
+        contender.close()
+    figures = {}
+    for name, seconds in times.items():
+        config = config_of(**(MULTI_HEAD if name == "multi-head" else {}))
+        median, limit = statistics.median(seconds), bytes_of_a_step(config, batch, context) / speed
+        ratios = [theirs / ours for theirs, ours in zip(seconds, times[names[0]], strict=True)]
+        figures[name] = {
+            "tokens_per_second": batch / median,
+            "times_ours": statistics.median(ratios),
+            "of_limit": limit / median,
+        }
+    return {"bandwidth": speed, "limit": batch * speed / bytes_of_a_step(config_of(), batch, context)} | figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--contexts", default="128,1024")
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="tokens of a turn")
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    for name, changes in (("multi-query", {}), ("multi-head", MULTI_HEAD)):
+        config = config_of(**changes)
+        cache = bytes_of_a_step(config, 1, 1) - bytes_of_a_step(config, 1, 0)
+        print(f"{name}: {config.parameter_count():,} parameters, {cache:,} bytes of cache a token")
+    print("contender, tokens a second, time over the first one's, share of its own limit")
+    results = []
+    for context in map(int, arguments.contexts.split(",")):
+        for batch in map(int, arguments.batches.split(",")):
+            found = race(batch, context, arguments.contenders, arguments.rounds, arguments.steps)
+            results.append({"batch": batch, "context": context} | found)
+            speed, limit = found.pop("bandwidth"), found.pop("limit")
+            print(
+                f"batch {batch}, context {context}: limit {limit:,.0f} tokens/s at {speed / 1e9:.1f} GB/s", flush=True
+            )
+            for name, figure in found.items():
+                share, speed = figure["of_limit"], figure["tokens_per_second"]
+                print(f"  {name:<22}{speed:10,.1f}{figure['times_ours']:8.2f}x{share:8.1%}", flush=True)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""conceptofmind's PaLMs, which are those of PaLM-rlhf-pytorch (0.8.0)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore_palm.convert.fused_linear import FusedLinear, Names
+from mindspore_palm.convert.pytorch import need
+
+XPOS_BASE = 512
+
+
+def _make(**sizes: int) -> Any:
+    package = need("palm_rlhf_pytorch", "PaLM-rlhf-pytorch==0.8.0")
+    return package.PaLM(**sizes, rotary_xpos_scale_base=XPOS_BASE)
+
+
+CONCEPTOFMIND = FusedLinear(
+    who="conceptofmind's PaLM",
+    names=Names(
+        embedding="token_emb.weight",
+        block="layers.{i}.fn",
+        mlp_out="ff_out.2.weight",
+        final_norm="norm",
+        logits="to_logits.weight",
+    ),
+    make=_make,
+    norm_scale="around_zero",
+    stored_both_ways=True,
+    xpos_base=float(XPOS_BASE),
+    refused={
+        ".q_scale": "queries and keys are normalised (qk_rmsnorm=True), which PaLM does not do",
+        "finetune_modules.": "this holds LoRA kernels beside the model's; merge them by merge_finetune_params first",
+    },
+)

@@ -1,0 +1,117 @@
+"""From one format to another, checked by the logits of both before the result takes its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
+from mindspore_palm.convert.flaxformer import Flaxformer
+from mindspore_palm.convert.huggingface import HuggingFace
+from mindspore_palm.convert.lucidrains import LUCIDRAINS
+from mindspore_palm.convert.mindir import MindIR
+from mindspore_palm.convert.model import Format, Options
+from mindspore_palm.convert.native import Native
+from mindspore_palm.convert.widen import widen
+from mindspore_palm.data.tokenizer import Tokenizer
+from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.context import open_device
+
+NATIVE = "mindspore_palm"
+FORMATS: Mapping[str, Format] = {
+    NATIVE: Native(),
+    "lucidrains": LUCIDRAINS,
+    "conceptofmind": CONCEPTOFMIND,
+    "flaxformer": Flaxformer(),
+    "huggingface-safetensors": HuggingFace(),
+    "mindir": MindIR(),
+}
+SEED = 20220405  # of the random tokens
+TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below a kernel in the wrong place
+
+
+def convert(
+    source: tuple[str, Path],
+    target: tuple[str, Path],
+    options: Options,
+    say: Callable[[str], None],
+    tokenizer: Path | None = None,
+    seq_len: int | None = None,
+    overwrite: bool = False,
+    wide: bool = False,
+) -> float:
+    """Reads a model from one place and writes it to another.
+
+    Args:
+        source: format and place.
+        target: format and place; nothing must be there yet.
+        options: see there.
+        say: told what was done.
+        tokenizer: a SentencePiece model to go with it.
+        seq_len: tokens that it was trained on at once, where the source does not say.
+        overwrite: whether the target may be replaced.
+        wide: whether to go by ``widen``, for packages that have layer norms only.
+
+    Returns:
+        The largest difference of the logits of both on random tokens.
+
+    Raises:
+        UserError: what cannot be had exactly, or what must be mended; the target is then as it was.
+    """
+    (source_name, source_path), (target_name, target_path) = source, target
+    reader, writer = find_format(source_name), find_format(target_name)
+    if target_path.exists() and not overwrite:
+        raise UserError(f"{target_path} is there already; choose another name, or replace it by --overwrite")
+    open_device()
+    model = reader.read(source_path, options)
+    if tokenizer is not None:
+        model = dataclasses.replace(model, tokenizer=_tokenizer(tokenizer, model.config.vocab_size))
+    model = dataclasses.replace(model, seq_len=seq_len or model.seq_len)
+    if wide:
+        model = widen(model)
+    config = model.config
+    say(
+        f"{source_path}: {config.parameter_count():,} parameters; layers {config.layers}, d_model {config.d_model}, "
+        f"heads {config.heads}, head_dim {config.head_dim}, d_ff {config.d_ff}, {config.vocab_size:,} tokens"
+    )
+    tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, options.shape, np.int32)
+    expected = reader.logits(source_path, tokens, options)
+    target_path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target_path.name}.", dir=target_path.parent) as folder:
+        unchecked = Path(folder) / target_path.name
+        writer.write(model, unchecked, options)
+        known = dataclasses.replace(options, norm_scale=config.norm_scale, vocab_size=config.vocab_size)
+        found = writer.logits(unchecked, tokens, known)
+        difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+        said = f"largest difference {difference:.3g}, largest logit {largest:.3g}"
+        if not difference <= TOLERANCE * largest:
+            raise UserError(f"the logits of {source_path} and of the converted model differ: {said}; nothing was kept")
+        if target_path.is_dir() and not target_path.is_symlink():
+            shutil.rmtree(target_path)
+        os.replace(unchecked, target_path)
+    say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {said}")
+    return difference
+
+
+def find_format(name: str) -> Format:
+    """A format by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in FORMATS:
+        raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _tokenizer(file: Path, vocab_size: int) -> bytes:
+    tokenizer = Tokenizer(file)
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(f"{file} has {tokenizer.vocab_size:,} tokens, and the model {vocab_size:,}: it is another's")
+    return tokenizer.serialized

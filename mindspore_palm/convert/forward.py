@@ -1,0 +1,64 @@
+"""PaLM in NumPy, for formats that come without code of their own: what a converted file is checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from mindspore_palm.config import PaLMConfig
+
+
+def logits(
+    config: PaLMConfig,
+    tokens: np.ndarray,
+    embedding: np.ndarray,
+    blocks: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]],
+    final_scale: np.ndarray | None,
+) -> np.ndarray:
+    """int32 [B, S] to float32 [B, S, vocab_size].
+
+    Args:
+        config: sizes, and the switches of norm and logits; the block is PaLM's.
+        tokens: to be read.
+        embedding: [V, D].
+        blocks: of each its norm's scale [D], and its kernels as ``parts.take_apart`` names them.
+        final_scale: of the norm before the logits, if it has one.
+    """
+    x = embedding[tokens]
+    for scale, kernels in blocks:
+        y = _norm(config, x, scale)
+        gate = y @ kernels["gate"]
+        mlp = gate / (1 + np.exp(-gate)) * (y @ kernels["up"])
+        heads = (y @ kernels["q"]).reshape(*y.shape[:2], config.heads, config.head_dim)
+        attention = _attention(_rotate(heads), _rotate((y @ kernels["k"])[:, :, None])[:, :, 0], y @ kernels["v"])
+        x = x + mlp @ kernels["down"] + attention @ kernels["o"]
+    y = _norm(config, x, final_scale)
+    factor = np.float32(config.d_model**-0.5 if config.scaled_logits else 1)
+    return (y * factor) @ embedding[: config.vocab_size].T
+
+
+def _norm(config: PaLMConfig, x: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    if config.norm == "layer_norm":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(config.norm_epsilon))
+    if scale is None:
+        return y
+    return y * (scale if config.norm_scale == "around_one" else 1 + scale)
+
+
+def _rotate(x: np.ndarray) -> np.ndarray:
+    """Rotary positions of [B, S, H, K], half-split pairing, as complex numbers."""
+    half = x.shape[-1] // 2
+    turns = np.exp(1j * np.outer(np.arange(x.shape[1]), 10000.0 ** (-np.arange(half) / half)))[:, None]
+    turned = (x[..., :half] + 1j * x[..., half:]) * turns
+    return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)
+
+
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Causal: q [B, S, H, K] over the one k and v [B, S, K] to [B, S, H*K]."""
+    scores = np.einsum("bqhk,btk->bhqt", q, k) / np.float32(np.sqrt(q.shape[-1]))
+    scores = np.where(np.tri(q.shape[1], dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhqt,btk->bqhk", weights, v).reshape(*q.shape[:2], -1).astype(np.float32)

@@ -1,0 +1,180 @@
+"""What the two PyTorch PaLMs share: one linear layer for q, k, v, up and gate, layer norms, a tied table.
+
+lucidrains' PaLM-pytorch and PaLM-rlhf-pytorch, on which conceptofmind's PaLMs are trained. Linear layers are stored
+[out, in]; ``fused_attn_ff_proj`` has the rows q | k | v | up | gate, the gate last. Norms are PyTorch's layer norm
+(mean taken off, epsilon 1e-5) with a scale and no bias, one before the logits too, and these have no factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.convert.model import Model, Options, check_scales, require, vocabulary
+from mindspore_palm.convert.parts import put_together, take_apart
+from mindspore_palm.convert.pytorch import fill, read_tensors, run, write_tensors
+from mindspore_palm.errors import UserError
+from mindspore_palm.settings import model_config
+
+SWITCHES = {
+    "parallel": True,
+    "attention": "multi_query",
+    "mlp": "swiglu",
+    "norm": "layer_norm",
+    "norm_epsilon": 1e-5,
+    "final_norm_scale": True,
+    "scaled_logits": False,
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a package keeps its tensors; ``{i}`` is the block, counted from 0, ``{n}`` one more, ``{last}`` L + 1."""
+
+    embedding: str
+    block: str
+    mlp_out: str
+    """Behind the block's name."""
+    final_norm: str
+    logits: str
+
+
+@dataclass(frozen=True)
+class FusedLinear:
+    """A format of one of the two packages."""
+
+    who: str
+    names: Names
+    make: Callable[..., Any]
+    """The package's network, of sizes in its own names."""
+    norm_scale: str
+    """How today's version of the package stores scales."""
+    stored_both_ways: bool = False
+    """Whether an older version stored them the other way."""
+    xpos_base: float = 0.0
+    hint: str = ""
+    """Behind the reason why a model cannot be held."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Parts of names that we have no equal for, and why."""
+
+    def read(self, path: Path, options: Options) -> Model:
+        tensors = read_tensors(path)
+        for part, reason in self.refused.items():
+            if found := [name for name in tensors if part in name]:
+                raise UserError(f"{path}: {found[0]}: {reason}")
+        config = self._config(tensors, path, options)
+        names = self._names(config.layers)
+        weights = {"embedding": self._tensor(tensors, names["embedding"], (config.padded_vocab, config.d_model), path)}
+        tied = tensors.get(names["logits"], weights["embedding"])
+        if not np.array_equal(tied, weights["embedding"]):
+            raise UserError(f"{path}: {names['logits']} is another table than {names['embedding']}; PaLM has one")
+        for norm in ("final_norm", *(f"blocks.{i}.norm" for i in range(config.layers))):
+            weights[f"{norm}.scale"] = self._tensor(tensors, f"{names[norm]}.gamma", (config.d_model,), path)
+            if np.any(tensors.get(f"{names[norm]}.beta", 0)):
+                raise UserError(f"{path}: {names[norm]}.beta is not zero; PaLM's norms have no bias")
+        inner, f = config.heads * config.head_dim, config.d_ff
+        for i in range(config.layers):
+            block = names[f"blocks.{i}"]
+            rows = inner + 2 * config.head_dim + 2 * f
+            fused = self._tensor(tensors, f"{block}.fused_attn_ff_proj.weight", (rows, config.d_model), path)
+            borders = np.cumsum([inner, config.head_dim, config.head_dim, f])
+            parts = dict(zip(("q", "k", "v", "up", "gate"), np.split(fused.T, borders, axis=1), strict=True))
+            parts["o"] = self._tensor(tensors, f"{block}.attn_out.weight", (config.d_model, inner), path).T
+            parts["down"] = self._tensor(tensors, f"{block}.{self.names.mlp_out}", (config.d_model, f), path).T
+            weights |= put_together(config, parts, i)
+        known = {*names.values(), *(f"{name}.{part}" for name in names.values() for part in ("gamma", "beta"))}
+        blocks = tuple(f"{names[f'blocks.{i}']}." for i in range(config.layers))
+        if unknown := [name for name in tensors if name not in known and not name.startswith(blocks)]:
+            raise UserError(f"{path}: there is no place for {unknown[0]} in a PaLM ({len(unknown)} such)")
+        return Model(config, weights)
+
+    def write(self, model: Model, path: Path, options: Options) -> None:
+        self._require(model.config, self.norm_scale)
+        if model.config.d_ff % model.config.d_model:
+            raise UserError(f"{self.who} has a d_ff that is a multiple of d_model, and this one is {model.config.d_ff}")
+        write_tensors(path, self._network(model.config, self._tensors(model)))
+
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
+        tensors = read_tensors(path)
+        config = self._config(tensors, path, options)
+        if config.norm_scale != self.norm_scale:  # of an older version: today's code gets what it would store
+            shift = np.float32(1 if self.norm_scale == "around_one" else -1)
+            tensors |= {name: gamma + shift for name, gamma in tensors.items() if name.endswith(".gamma")}
+        return run(self._network(config, tensors), tokens)[..., : config.vocab_size]
+
+    def _network(self, config: PaLMConfig, tensors: dict[str, np.ndarray]) -> Any:
+        names = self._names(config.layers)
+        sizes = {"dim": config.d_model, "num_tokens": config.padded_vocab, "depth": config.layers}
+        sizes |= {"dim_head": config.head_dim, "heads": config.heads, "ff_mult": config.d_ff // config.d_model}
+        return fill(self.make(**sizes), {names["logits"]: tensors[names["embedding"]], **tensors})
+
+    def _tensors(self, model: Model) -> dict[str, np.ndarray]:
+        config, weights = model.config, model.weights
+        names = self._names(config.layers)
+        tensors = {names["embedding"]: weights["embedding"]}
+        for norm in ("final_norm", *(f"blocks.{i}.norm" for i in range(config.layers))):
+            tensors[f"{names[norm]}.gamma"] = weights[f"{norm}.scale"]
+        for i in range(config.layers):
+            block, parts = names[f"blocks.{i}"], take_apart(config, weights, i)
+            fused = [parts[name].T for name in ("q", "k", "v", "up", "gate")]
+            tensors[f"{block}.fused_attn_ff_proj.weight"] = np.concatenate(fused)
+            tensors[f"{block}.attn_out.weight"] = parts["o"].T
+            tensors[f"{block}.{self.names.mlp_out}"] = parts["down"].T
+        return tensors
+
+    def _config(self, tensors: dict[str, np.ndarray], path: Path, options: Options) -> PaLMConfig:
+        layers = 0
+        while f"{self._names(layers + 1)[f'blocks.{layers}']}.attn_out.weight" in tensors:
+            layers += 1
+        names = self._names(layers)
+        if not layers or names["embedding"] not in tensors or tensors[names["embedding"]].ndim != 2:
+            raise UserError(f"{path}: this is no PaLM as {self.who} saves it; it holds {', '.join(list(tensors)[:3])}")
+        block = names["blocks.0"]
+        vocab, d_model = tensors[names["embedding"]].shape
+        rows = self._tensor(tensors, f"{block}.fused_attn_ff_proj.weight", None, path).shape[0]
+        inner = tensors[f"{block}.attn_out.weight"].shape[-1]
+        d_ff = self._tensor(tensors, f"{block}.{self.names.mlp_out}", None, path).shape[-1]
+        head_dim = (rows - inner - 2 * d_ff) // 2
+        if head_dim < 1 or inner % head_dim:
+            raise UserError(f"{path}: the {rows} rows of {block}.fused_attn_ff_proj.weight are no q, k, v, up and gate")
+        gammas = [f"{names[f'blocks.{i}.norm']}.gamma" for i in range(layers)]
+        norm_scale = options.norm_scale or self.norm_scale
+        if self.stored_both_ways:
+            scales = [self._tensor(tensors, gamma, (d_model,), path) for gamma in gammas]
+            norm_scale = check_scales(scales, options.norm_scale, self.norm_scale, self.who)
+        sizes = vocabulary(vocab, options, str(path)) | {
+            "layers": layers,
+            "d_model": d_model,
+            "heads": inner // head_dim,
+            "head_dim": head_dim,
+            "d_ff": d_ff,
+            "norm_scale": norm_scale,
+            "xpos_base": self.xpos_base,
+        }
+        return model_config(SWITCHES | sizes, str(path))
+
+    def _require(self, config: PaLMConfig, norm_scale: str) -> None:
+        require(config, self.who, self.hint, **SWITCHES, norm_scale=norm_scale, xpos_base=self.xpos_base)
+
+    def _names(self, layers: int) -> dict[str, str]:
+        names = self.names
+        found = {"embedding": names.embedding, "logits": names.logits.format(last=layers + 1, logits=layers + 2)}
+        found["final_norm"] = names.final_norm.format(last=layers + 1)
+        for i in range(layers):
+            found[f"blocks.{i}"] = names.block.format(i=i, n=i + 1)
+            found[f"blocks.{i}.norm"] = f"{found[f'blocks.{i}']}.norm"
+        return found
+
+    def _tensor(
+        self, tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...] | None, path: Path
+    ) -> np.ndarray:
+        if name not in tensors:
+            raise UserError(f"{path}: {name} is missing")
+        if shape is not None and tensors[name].shape != shape:
+            raise UserError(f"{path}: {name} is {list(tensors[name].shape)}; the other tensors want {list(shape)}")
+        return tensors[name]

@@ -1,0 +1,172 @@
+"""A folder in Hugging Face style: config.json, model.safetensors in shards, and the index of their weights.
+
+transformers has no PaLM, so the names are its usual ones, kernels [out, in] as its linear layers keep them:
+``model.embed_tokens.weight``, ``model.layers.0.input_layernorm.weight``, ``.self_attn.{q,k,v,o}_proj.weight``,
+``.mlp.{gate,up,down}_proj.weight``. config.json has its usual fields, and all of ours under ``mindspore_palm``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.convert.forward import logits
+from mindspore_palm.convert.model import Model, Options, require
+from mindspore_palm.convert.parts import put_together, take_apart
+from mindspore_palm.data.atomic import write_atomically, write_json
+from mindspore_palm.errors import UserError
+from mindspore_palm.settings import model_config
+from mindspore_palm.train.saved import TOKENIZER, read_weights
+from mindspore_palm.train.tensor_file import write_tensors
+
+WHO = "a folder in Hugging Face style"
+CONFIG, WEIGHTS, INDEX, OURS = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
+EMBEDDING, FINAL = "model.embed_tokens.weight", "model.norm.weight"
+PROJECTIONS = {part: f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
+    part: f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+}
+
+
+class HuggingFace:
+    """See above."""
+
+    def read(self, path: Path, options: Options) -> Model:
+        config, tensors, seq_len = self._open(path)
+        weights = {"embedding": tensors[EMBEDDING]}
+        if config.final_norm_scale:
+            weights["final_norm.scale"] = tensors[FINAL]
+        for i in range(config.layers):
+            prefix = f"model.layers.{i}"
+            weights[f"blocks.{i}.norm.scale"] = tensors[f"{prefix}.input_layernorm.weight"]
+            parts = {part: tensors[f"{prefix}.{name}"].T for part, name in PROJECTIONS.items()}
+            weights |= put_together(config, parts, i)
+        tokenizer = path / TOKENIZER
+        return Model(config, weights, tokenizer.read_bytes() if tokenizer.exists() else None, seq_len)
+
+    def write(self, model: Model, path: Path, options: Options) -> None:
+        require(model.config, WHO, parallel=True, attention="multi_query", mlp="swiglu", xpos_base=0.0)
+        path.mkdir(parents=True)
+        shards = _shards(dict(self._tensors(model)), options.shard_bytes)
+        names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+        for name, shard in zip(names, shards, strict=True):
+            with write_atomically(path / name) as file:
+                write_tensors(file, shard, {"format": "pt"})
+        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        size = sum(array.nbytes for shard in shards for array in shard.values())
+        write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))})
+        write_json(path / CONFIG, _config_json(model))
+        if model.tokenizer is not None:
+            (path / TOKENIZER).write_bytes(model.tokenizer)
+
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
+        config, tensors, _ = self._open(path)
+
+        def blocks() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+            for i in range(config.layers):
+                prefix = f"model.layers.{i}"
+                kernels = {part: tensors[f"{prefix}.{name}"].T for part, name in PROJECTIONS.items()}
+                yield tensors[f"{prefix}.input_layernorm.weight"], kernels
+
+        return logits(config, tokens, tensors[EMBEDDING], blocks(), tensors.get(FINAL))
+
+    def _tensors(self, model: Model) -> Iterator[tuple[str, np.ndarray]]:
+        yield EMBEDDING, model.weights["embedding"]
+        for i in range(model.config.layers):
+            yield f"model.layers.{i}.input_layernorm.weight", model.weights[f"blocks.{i}.norm.scale"]
+            for part, kernel in take_apart(model.config, model.weights, i).items():
+                yield f"model.layers.{i}.{PROJECTIONS[part]}", kernel.T
+        if model.config.final_norm_scale:
+            yield FINAL, model.weights["final_norm.scale"]
+
+    def _open(self, path: Path) -> tuple[PaLMConfig, dict[str, np.ndarray], int | None]:
+        """Configuration, tensors by name, and the length of the training."""
+        described = _json(path / CONFIG)
+        if not isinstance(described.get(OURS), dict):
+            raise UserError(f"{path / CONFIG}: there is no section {OURS!r}; this package did not write the folder")
+        config = model_config(described[OURS], f"{path / CONFIG}, {OURS}")
+        index = _json(path / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise UserError(f"{path / INDEX}: there is no 'weight_map' of names to files")
+        tensors: dict[str, np.ndarray] = {}
+        for name in sorted(set(index.values())):
+            if Path(name).name != name:
+                raise UserError(f"{path / INDEX}: {name} is no file of this folder")
+            tensors |= read_weights(path / name)
+        self._check(config, tensors, path)
+        seq_len = described.get("max_position_embeddings")
+        return config, tensors, seq_len if isinstance(seq_len, int) else None
+
+    def _check(self, config: PaLMConfig, tensors: dict[str, np.ndarray], path: Path) -> None:
+        d, f, inner, k = config.d_model, config.d_ff, config.heads * config.head_dim, config.head_dim
+        kernels = {"q": (inner, d), "k": (k, d), "v": (k, d), "o": (d, inner)}
+        kernels |= {"gate": (f, d), "up": (f, d), "down": (d, f)}
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.padded_vocab, d)}
+        for i in range(config.layers):
+            shapes[f"model.layers.{i}.input_layernorm.weight"] = (d,)
+            shapes |= {f"model.layers.{i}.{PROJECTIONS[part]}": shape for part, shape in kernels.items()}
+        if config.final_norm_scale:
+            shapes[FINAL] = (d,)
+        for name, shape in shapes.items():
+            if name not in tensors:
+                raise UserError(f"{path}: {name} is missing")
+            if tensors[name].shape != shape or tensors[name].dtype != np.float32:
+                found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+                raise UserError(f"{path}: {name} is {found}, and {CONFIG} wants float32 {list(shape)}")
+        if unknown := sorted(tensors.keys() - shapes.keys()):
+            raise UserError(f"{path}: there is no place for {unknown[0]} in a PaLM ({len(unknown)} such)")
+
+
+def _config_json(model: Model) -> dict[str, Any]:
+    config = model.config
+    return {
+        "architectures": ["PaLMForCausalLM"],
+        "model_type": "palm",
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        **({"max_position_embeddings": model.seq_len} if model.seq_len else {}),
+        OURS: config.model_dump(mode="json"),
+    }
+
+
+def _shards(tensors: dict[str, np.ndarray], most: int) -> list[dict[str, np.ndarray]]:
+    """Tensors in order, in groups of at most so many bytes, where a tensor alone is not larger."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + array.nbytes > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    return shards
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"there is no {file}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: this is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected an object")
+    return value

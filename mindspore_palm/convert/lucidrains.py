@@ -1,0 +1,27 @@
+"""lucidrains' PaLM-pytorch (0.2.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore_palm.convert.fused_linear import FusedLinear, Names
+from mindspore_palm.convert.pytorch import need
+
+
+def _make(**sizes: int) -> Any:
+    return need("palm_pytorch", "PaLM-pytorch==0.2.2").PaLM(**sizes)
+
+
+LUCIDRAINS = FusedLinear(
+    who="lucidrains' PaLM",
+    names=Names(
+        embedding="0.weight",
+        block="{n}.fn",
+        mlp_out="ff_out.1.weight",
+        final_norm="{last}",
+        logits="{logits}.weight",
+    ),
+    make=_make,
+    norm_scale="around_one",
+    hint="; or --widen makes it one of twice the width that computes the same",
+)

@@ -1,0 +1,39 @@
+"""MindSpore's own graph format: one file with the compiled network and its weights, for inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindspore_palm.convert.model import Model, Options
+from mindspore_palm.errors import UserError
+from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.train.saved import set_weights
+
+SUFFIX = ".mindir"
+MOST = 10**9  # bytes of weights; MindSpore writes larger networks in several files
+
+
+class MindIR:
+    """A graph from int32 [B, S] to float32 [B, S, vocab_size], for one B and S."""
+
+    def read(self, path: Path, options: Options) -> Model:
+        raise UserError(f"{path}: MindIR is a graph that runs, no PaLM to go on with; name what it was made of")
+
+    def write(self, model: Model, path: Path, options: Options) -> None:
+        if path.suffix != SUFFIX:
+            raise UserError(f"{path}: name the file with the ending {SUFFIX}")
+        if (size := sum(array.nbytes for array in model.weights.values())) > MOST:
+            raise UserError(f"{path}: {size / 1e9:.1f} GB of weights; one MindIR file holds at most {MOST / 1e9:g} GB")
+        with drawn_later():  # never: all of them are set
+            palm = PaLM(model.config)
+        set_weights(palm, model.weights)
+        palm.set_train(False)
+        ms.export(palm, Tensor(np.zeros(options.shape, np.int32)), file_name=str(path), file_format="MINDIR")
+
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
+        return nn.GraphCell(ms.load(str(path)))(Tensor(tokens)).asnumpy()

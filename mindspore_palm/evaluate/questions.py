@@ -1,0 +1,111 @@
+"""Questions from a .jsonl, and the prompts that ask them after worked examples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mindspore_palm.data.corpus import json_lines
+from mindspore_palm.data.shuffle import permute
+from mindspore_palm.errors import UserError
+
+FIELDS = ("prompt", "choices", "answer")
+SEPARATOR = "\n\n"  # between worked examples
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and what should follow it. All text is taken as it stands: nothing is put between or around it."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    """Of a multiple choice; empty where the answer is free text."""
+    answers: tuple[str, ...]
+    """What is right: one of the choices, or any of several texts."""
+
+    @property
+    def worked(self) -> str:
+        """The question with its answer, as an example for another one."""
+        return self.prompt + self.answers[0]
+
+
+def read_questions(file: Path) -> list[Question]:
+    """The questions of a .jsonl, one a line, all of one kind.
+
+    Multiple choice: ``{"prompt": "2 + 2 =", "choices": [" 3", " 4"], "answer": 1}``, the answer counted from 0. Exact
+    match: ``{"prompt": "2 + 2 =", "answer": " 4"}``, where a list of answers means any of them.
+
+    Raises:
+        UserError: names the line and what is wrong there.
+    """
+    questions = [_question(record, where) for record, where in _records(file)]
+    if not questions:
+        raise UserError(f"{file}: there is no question in it")
+    if any(bool(question.choices) != bool(questions[0].choices) for question in questions):
+        raise UserError(f"{file}: some questions have 'choices' and some have not; put each kind in a file of its own")
+    return questions
+
+
+def prompts(questions: Sequence[Question], examples: Sequence[Question] | None, shots: int, seed: int) -> list[str]:
+    """The prompt of each question, after ``shots`` worked examples drawn by (seed, number of the question).
+
+    Args:
+        questions: to be asked.
+        examples: where the examples come from; None takes the other questions.
+        shots: examples before each question.
+        seed: decides which.
+
+    Raises:
+        UserError: there are fewer examples than shots.
+    """
+    pool = questions if examples is None else examples
+    there = len(pool) - (examples is None)
+    if shots > there:
+        raise UserError(f"{shots} examples are to stand before each question, and there are {there}; lower --shots")
+    result = []
+    for number, question in enumerate(questions):
+        digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+        drawn = (permute(i, len(pool), int.from_bytes(digest, "big")) for i in range(len(pool)))
+        others = (place for place in drawn if examples is not None or place != number)
+        worked = [pool[place].worked for place in islice(others, shots)]
+        result.append(SEPARATOR.join([*worked, question.prompt]))
+    return result
+
+
+def _records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        for record, where in json_lines(file):
+            if not isinstance(record, dict):
+                raise UserError(f'{where}: expected an object such as {{"prompt": "2 + 2 =", "answer": " 4"}}')
+            yield record, where
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+
+
+def _question(record: dict[str, Any], where: str) -> Question:
+    for name in ("prompt", "answer"):
+        if name not in record:
+            raise UserError(f"{where}: there is no field {name!r}; there are {', '.join(record) or 'none'}")
+    if unknown := sorted(record.keys() - set(FIELDS)):
+        raise UserError(f"{where}: there is no use for the field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    prompt, answer = record["prompt"], record["answer"]
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: 'prompt' must be a string")
+    if "choices" not in record:
+        return Question(prompt, (), _texts([answer] if isinstance(answer, str) else answer, "answer", where))
+    choices = _texts(record["choices"], "choices", where)
+    if len(choices) < 2:
+        raise UserError(f"{where}: 'choices' must be two or more")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise UserError(f"{where}: 'answer' must be the number of a choice, 0 to {len(choices) - 1}")
+    return Question(prompt, choices, (choices[answer],))
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
+        raise UserError(f"{where}: {name!r} must be a list of strings, none of them empty")
+    return tuple(value)

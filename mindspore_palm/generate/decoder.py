@@ -1,0 +1,159 @@
+"""Logits of the next token from cached keys and values: one network, compiled for two shapes.
+
+Reading a prompt takes chunks of CHUNK tokens of each sequence, writing takes one. Both shapes are fixed, whatever the
+prompts, so nothing is compiled on the way.
+
+Slots of the cache behind a sequence's last token may hold anything (a chunk is filled up; a short prompt waits for a
+long one): no token sees a slot behind its own position, and by the time it may, the slot has been written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.generate import kernels
+from mindspore_palm.generate.cache import CachedAttention
+from mindspore_palm.model.ablations import make_block
+from mindspore_palm.model.attention import MASKED
+from mindspore_palm.model.loss import TokenLoss
+from mindspore_palm.model.palm import PaLM
+from mindspore_palm.model.rope import tables
+from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.context import partition
+
+CHUNK = 64  # tokens of a prompt that are read at once
+
+
+class Step(nn.Cell):
+    """Q new tokens of each of B sequences: to logits float32 [B, vocab_size] of one of them each, and log(Z) [B].
+
+    The blocks are those of the network, with its own weights, around another attention.
+    """
+
+    def __init__(self, palm: PaLM, sequences: int, context: int) -> None:
+        super().__init__(auto_prefix=False)
+        config = palm.config
+        self.palm, self.blocks = palm, nn.CellList(auto_prefix=False)
+        for i, trained in enumerate(palm.blocks):
+            weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
+            block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
+            if kernels.usable():
+                _use_kernels(block, config)
+            block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
+            if not config.parallel:
+                block.mlp_norm.scale = trained.mlp_norm.scale
+            self.blocks.append(block)
+        self.unembed = kernels.Product(palm.unembed, transpose_b=True) if kernels.usable() else palm.unembed
+        self.query_axis = self.blocks[0].attention.attention.query_axis
+        self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
+        self.token_loss, self.targets = TokenLoss(config), Tensor(np.zeros(sequences, np.int32))
+        self.reshape = ops.Reshape()
+
+    def construct(
+        self,
+        token_ids: Tensor,
+        cos_q: Tensor,
+        sin_q: Tensor,
+        cos_k: Tensor,
+        sin_k: Tensor,
+        slots: Tensor,
+        mask: Tensor,
+        rows: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x = self.palm.embed(token_ids)
+        for block in self.blocks:
+            x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask))
+        if token_ids.shape[1] > 1:
+            x = self.pick(x, rows, 0)
+        logits = self.unembed(self.palm.final(x), self.palm.embedding)
+        return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
+
+
+def _use_kernels(block: nn.Cell, config: PaLMConfig) -> None:
+    """Has a block do its parts in C++ where rows are few."""
+    if (config.norm, config.norm_epsilon, config.norm_scale) == ("rms_norm", 1e-6, "around_zero"):
+        block.norm = kernels.Norm(config)
+    if hasattr(block, "swiglu"):
+        block.swiglu = kernels.Gate()
+    for cell in (block, *block.cells()):
+        for name in ("matmul", "matmul_in", "matmul_out", "project_kv"):
+            if isinstance(getattr(cell, name, None), ops.MatMul):
+                setattr(cell, name, kernels.Product(getattr(cell, name)))
+
+
+TABLE = ("batch", "length", "one", "per_head")
+INPUTS = (("batch", "length"), TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("batch",))
+
+
+class Decoder:
+    """What B sequences hold so far, and the logits of what comes next.
+
+    Args:
+        palm: the network.
+        sequences: B.
+        context: positions of a sequence at most.
+    """
+
+    def __init__(self, palm: PaLM, sequences: int, context: int) -> None:
+        self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
+        self._kv_heads = palm.config.kv_heads
+        self._by_head = palm.config.attention == "multi_head"
+        self._tables = [
+            table[:, None]
+            for scale, xpos_base in ((palm.config.head_dim**-0.5, palm.config.xpos_base), (1.0, -palm.config.xpos_base))
+            for table in tables(self.context, palm.config.head_dim, scale, xpos_base)
+        ]
+        step = Step(palm, sequences, self.context)
+        self._query_axis = step.query_axis
+        self._step = partition(step, *INPUTS)
+
+    def read(self, contexts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Starts each sequence anew: float32 [B, vocab_size] and [B], the logits behind its last token and log(Z)."""
+        lengths = np.array([len(tokens) for tokens in contexts])
+        padded = np.zeros((self.sequences, self.context), np.int32)
+        for row, tokens in zip(padded, contexts, strict=True):
+            row[: len(tokens)] = tokens
+        logits, log_z = np.empty(0), np.empty(0)
+        for start in range(0, lengths.max(), CHUNK):
+            last = np.clip(lengths - 1 - start, 0, CHUNK - 1)
+            found = self._run(padded[:, start : start + CHUNK], np.full(self.sequences, start), last)
+            ends = (lengths > start)[:, None]
+            if not start:
+                logits, log_z = found[0].asnumpy(), found[1].asnumpy()
+            elif ends.any():
+                logits = np.where(ends, found[0].asnumpy(), logits)
+                log_z = np.where(ends[:, 0], found[1].asnumpy(), log_z)
+        return logits, log_z
+
+    def write(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One more token of each sequence, int32 [B], at its position [B]: as ``read``."""
+        logits, log_z = self._run(tokens[:, None].astype(np.int32), positions, np.zeros_like(positions))
+        return logits.asnumpy(), log_z.asnumpy()
+
+    def _run(self, token_ids: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[Tensor, Tensor]:
+        """int32 [B, Q] at positions from first [B] on: the step's results for the token ``last`` [B] of each."""
+        batch, queries = token_ids.shape
+        positions = first[:, None] + np.arange(queries)
+        turns = (Tensor(table[positions]) for table in self._tables)
+        mask = np.where(np.arange(self.context) <= positions[..., None], np.float32(0.0), np.float32(MASKED))
+        mask = np.expand_dims(mask, 3 - self._query_axis)
+        return self._step(
+            Tensor(token_ids),
+            *turns,
+            Tensor(self._slots(positions)),
+            Tensor(mask),
+            Tensor((np.arange(batch) * queries + last).astype(np.int32)),
+        )
+
+    def _slots(self, positions: np.ndarray) -> np.ndarray:
+        """Where the caches are written: (sequence, position), or (sequence, head, position), of every row."""
+        batch, queries = positions.shape
+        sequence = np.repeat(np.arange(batch), queries)
+        if not self._by_head:
+            return np.stack([sequence, positions.reshape(-1)], -1).astype(np.int32)
+        rows = [np.repeat(sequence, self._kv_heads), np.tile(np.arange(self._kv_heads), batch * queries)]
+        return np.stack([*rows, np.repeat(positions.reshape(-1), self._kv_heads)], -1).astype(np.int32)

@@ -1,0 +1,86 @@
+"""How the next token is taken from logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindspore_palm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a generation. In this order: repetition penalty, temperature, top-k, top-p.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    max_tokens: int = 256
+    """Tokens that are generated at most. Default 256."""
+    temperature: float = 0.0
+    """What logits are divided by; 0 always takes the likeliest token. Default 0."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens are drawn from; 0: all. Default 0."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together reach this probability are drawn from (arXiv 1904.09751). Default 1."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that are there already are divided by this, or multiplied if negative (arXiv 1909.05858)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a generation, and are left out of it."""
+    seed: int = 0
+    """Decides all draws, together with the number of the prompt. Default 0."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        fine = {
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "temperature": (0 <= self.temperature < math.inf, "0 (always the likeliest token) or more"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0; 1 is no penalty"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "stop": (all(self.stop), "texts that are not empty"),
+        }
+        for name, (is_fine, wanted) in fine.items():
+            if not is_fine:
+                raise UserError(f"{name} = {getattr(self, name)!r}: must be {wanted}")
+
+
+class Sampler:
+    """Takes the tokens of one generation.
+
+    Args:
+        sampling: the settings.
+        number: of the prompt: each has draws of its own, whatever it is generated beside.
+    """
+
+    def __init__(self, sampling: Sampling, number: int) -> None:
+        self._sampling, self._random = sampling, np.random.Generator(np.random.Philox([sampling.seed, number]))
+
+    def __call__(self, logits: np.ndarray, there: set[int]) -> int:
+        """The next token, from logits float32 [vocab_size] and the tokens that are there already."""
+        settings = self._sampling
+        if settings.repetition_penalty != 1.0:
+            logits, seen = logits.copy(), np.fromiter(there, np.int64)
+            penalty = np.where(logits[seen] > 0, 1.0 / settings.repetition_penalty, settings.repetition_penalty)
+            logits[seen] *= penalty
+        if settings.temperature == 0.0:
+            return int(logits.argmax())
+        scores = (logits.astype(np.float64) - logits.max()) / settings.temperature
+        candidates = np.arange(len(scores))
+        if 0 < settings.top_k < len(scores):
+            candidates = np.sort(np.argpartition(-scores, settings.top_k - 1)[: settings.top_k])
+        probabilities = np.exp(scores[candidates])
+        if settings.top_p < 1.0:
+            order = np.argsort(-probabilities, kind="stable")
+            reached = np.cumsum(probabilities[order])
+            order = order[: 1 + np.searchsorted(reached, settings.top_p * reached[-1])]
+            candidates, probabilities = candidates[order], probabilities[order]
+        reached = np.cumsum(probabilities)
+        drawn = np.searchsorted(reached, self._random.random() * reached[-1], side="right")
+        return int(candidates[min(drawn, len(candidates) - 1)])

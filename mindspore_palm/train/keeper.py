@@ -1,0 +1,188 @@
+"""Writes checkpoints while training goes on: one consistent snapshot, one writer, old ones deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mindspore import Parameter
+
+from mindspore_palm.config import Settings
+from mindspore_palm.data.atomic import TEMPORARY
+from mindspore_palm.parallel.agree import Agreement
+from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.context import this_rank
+from mindspore_palm.parallel.weights import own_slice, placement_of
+from mindspore_palm.settings import settings_to_yaml
+from mindspore_palm.train import checkpoint
+from mindspore_palm.train.checkpoint import CONFIG, STATE, TOKENIZER, Checkpoint
+from mindspore_palm.train.speak import say
+
+
+class Keeper:
+    """The checkpoints of a run, as one worker sees them.
+
+    A checkpoint goes through two hands: every worker writes its slices, and when all have told each other that they
+    did, the first one completes it. Both happen in a thread; what workers have to tell goes along with what they agree
+    about after every step anyway (``tell``, ``hear``). A checkpoint that cannot be written is given up with a sentence,
+    and training goes on.
+
+    Args:
+        folder: ``checkpoints/`` of the run.
+        state: everything that a step changes.
+        settings: of the run.
+        tokenizer: its content.
+        agreement: of the workers.
+        before: called, in the thread of the first worker, before a checkpoint takes its name: what belongs to the same
+            steps goes to the disk first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: Sequence[Parameter],
+        settings: Settings,
+        tokenizer: bytes,
+        agreement: Agreement,
+        before: Callable[[], None],
+    ) -> None:
+        self.folder, self.settings, self.agreement, self.before = folder, settings, agreement, before
+        self.tensors = {p.name: (str(p.dtype).lower(), placement_of(p)) for p in state}
+        self.own = [p for p in state if placement_of(p).is_first(this_rank())]
+        self.small = {CONFIG: settings_to_yaml(settings).encode(), TOKENIZER: tokenizer}
+        self.problem = ""
+        """Why the last checkpoint could not be written; empty if it was."""
+        self._thread: threading.Thread | None = None
+        self._step: int | None = None  # whose slices are being written, or wait for those of the others
+        self._completing: int | None = None  # whose manifest the first worker is writing
+        self._written = self._failed = False
+
+    def save(self, step: int, state: dict) -> None:
+        """Begins a checkpoint of what the weights are now. All workers call this after the same step.
+
+        Waits for the one before; and for this one, if it shall not be written in the background.
+        """
+        self.finish()
+        slices = {p.name: own_slice(p) for p in self.own}
+        self._step, self.problem = step, ""
+        small = {**self.small, STATE: (json.dumps(state, indent=1) + "\n").encode()}
+        temporary = self._temporary(step)
+
+        def write() -> None:
+            if slices:
+                checkpoint.write_slices(temporary, this_rank(), slices)
+
+        self._complete = lambda: self._publish(temporary, step, small)
+        self._start(write)
+        if not self.settings.train.checkpoint_in_background:
+            self.finish()
+
+    def tell(self) -> tuple[bool, bool]:
+        """What this worker tells the others after a step: whether its slices are written, and whether that failed."""
+        return self._step is not None and self._written, self._step is not None and self._failed
+
+    def hear(self, written: int, failed: int) -> None:
+        """What the workers have told each other: when all are through, the first one completes the checkpoint."""
+        if self._step is None or written + failed < current_layout().devices:
+            return
+        step, self._step = self._step, None
+        if failed:
+            self.problem = self.problem or "another worker could not write its slices; its log tells why"
+            self._give_up(step)
+        elif this_rank() == 0:
+            self._completing = step
+            self._start(self._complete)
+
+    def look(self) -> None:
+        """Says, once, that the last checkpoint could not be completed, if that is so."""
+        if self._completing is None or self._thread.is_alive():
+            return
+        step, self._completing = self._completing, None
+        if self._failed:
+            self._give_up(step)
+
+    def finish(self) -> bool:
+        """Waits until no worker writes any more. All workers call this together.
+
+        Returns:
+            Whether the last checkpoint is on the disk; if not, ``problem`` says why.
+        """
+        self._join()
+        self.hear(*self.agreement(*self.tell()))
+        self._join()
+        self.look()
+        (failed,) = self.agreement(bool(self.problem))
+        if failed and not self.problem:
+            self.problem = "the first worker could not complete it; its log tells why"
+        return not failed
+
+    def newest(self) -> Checkpoint:
+        """The newest checkpoint.
+
+        Raises:
+            DamagedCheckpoint: it is not whole.
+        """
+        return Checkpoint(self.folder / checkpoint.folder_name(checkpoint.steps_in(self.folder)[0]))
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f"{checkpoint.folder_name(step)}{TEMPORARY}"
+
+    def _start(self, work: Callable[[], None]) -> None:
+        """Has ``work`` done in a thread; there is never more than one."""
+        self._join()
+        self._written = self._failed = False
+
+        def run() -> None:
+            try:
+                work()
+                self._written = True
+            except Exception as error:  # whatever it is: the run goes on without this checkpoint
+                where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+                self.problem = f"{getattr(error, 'strerror', None) or repr(error)}{where}"
+                self._failed = True
+                if this_rank() != 0:  # the first worker says what this means for the run
+                    print(f"worker {this_rank()}: {self.problem}", flush=True)
+
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+
+    def _publish(self, temporary: Path, step: int, small: dict[str, bytes]) -> None:
+        self.before()
+        checkpoint.publish(temporary, self.tensors, step, small)
+        train = self.settings.train
+        for old in checkpoint.steps_in(self.folder)[train.keep_last :]:
+            if not (train.keep_every and old % train.keep_every == 0):
+                with suppress(OSError):  # an old one that stays does no harm
+                    checkpoint.discard(self.folder / checkpoint.folder_name(old))
+
+    def _give_up(self, step: int) -> None:
+        if this_rank() != 0:
+            return
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        there = checkpoint.steps_in(self.folder)
+        last = f"the last one is of step {there[0]}" if there else "there is none yet"
+        say(f"the checkpoint of step {step} could not be written: {self.problem}; training goes on, {last}")
+
+
+def clear(folder: Path, newer_than: int | None = None) -> None:
+    """Deletes what was never completed, and the checkpoints of steps behind ``newer_than``.
+
+    Raises:
+        OSError: a file could not be deleted.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.glob(f"*{TEMPORARY}"):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    for step in checkpoint.steps_in(folder):
+        if newer_than is not None and step > newer_than:
+            checkpoint.discard(folder / checkpoint.folder_name(step))

@@ -1,0 +1,42 @@
+"""What a checkpoint says in words and numbers, beside weights and optimizer state."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from mindspore_palm.config import Settings
+from mindspore_palm.data import Batches, Prepared
+from mindspore_palm.data.split import SPLITS
+from mindspore_palm.train.progress import Progress, skipped
+
+
+def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches: Batches) -> dict[str, Any]:
+    """state.json: what decides the next step, and what helps to understand the last ones.
+
+    There is no random state: initial weights and batches are functions of the seed, and nothing else is drawn.
+    """
+    return {
+        "progress": progress.to_json(),
+        "data": {
+            "position": batches.position(progress.step),
+            "epoch": batches.epoch(progress.step),
+            "skipped": skipped(progress.rewinds),
+        },
+        "seed": settings.train.seed,
+        "corpus": fingerprint(prepared),
+        "versions": {"python": platform.python_version(), "mindspore": ms.__version__, "numpy": np.__version__},
+    }
+
+
+def fingerprint(prepared: Prepared) -> dict[str, Any]:
+    """By which a text is known again, wherever it lies."""
+    return {
+        "tokenizer": hashlib.sha256(prepared.tokenizer.serialized).hexdigest(),
+        **{name: prepared.meta[name] for name in SPLITS},
+        "gzip9_bits_per_byte": prepared.meta["gzip9_bits_per_byte"],
+    }

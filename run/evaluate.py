@@ -1,0 +1,54 @@
+"""Scores a trained model: python run/evaluate.py --checkpoint runs/palm_tiny --data my.txt"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindspore_palm.errors import UserError, run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Scores a trained model on held-out text and on questions.")
+    parser.add_argument("--checkpoint", metavar="FOLDER", required=True, help="what training left")
+    parser.add_argument("--data", metavar="PATH", action="append", default=[], help="held-out text; may be repeated")
+    parser.add_argument("--text-field", default="text", help="the field of .jsonl and .parquet that holds text")
+    parser.add_argument("--window", type=int, help="tokens seen at once; default: the length of the training")
+    parser.add_argument("--stride", type=int, help="how far each window starts behind the last; default: the window")
+    parser.add_argument("--task", metavar="FILE", action="append", default=[], help=".jsonl of questions; repeatable")
+    parser.add_argument("--shots", type=int, default=0, help="worked examples before each question")
+    parser.add_argument("--examples", metavar="FILE", help=".jsonl of worked examples; default: the other questions")
+    parser.add_argument("--seed", type=int, default=0, help="decides which examples")
+    parser.add_argument("--stop", metavar="TEXT", action="append", help="ends a generated answer; default: a new line")
+    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of a generated answer at most")
+    parser.add_argument("--batch", type=int, default=8, help="sequences scored at a time")
+    parser.add_argument("--json", metavar="FILE", help="where all results go, too")
+    arguments = parser.parse_args()
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        raise UserError(f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}")
+    from mindspore_palm.data.atomic import write_json
+    from mindspore_palm.evaluate.evaluate import Wanted, evaluate  # starts MindSpore
+
+    wanted = Wanted(
+        text=arguments.data,
+        text_field=arguments.text_field,
+        window=arguments.window,
+        stride=arguments.stride,
+        tasks=[Path(file) for file in arguments.task],
+        examples=Path(arguments.examples) if arguments.examples else None,
+        shots=arguments.shots,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        stop=arguments.stop or ["\n"],
+        max_tokens=arguments.max_tokens,
+    )
+    results = evaluate(arguments.checkpoint, wanted, lambda table: print(table, flush=True))
+    if arguments.json:
+        write_json(Path(arguments.json), results)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,59 @@
+"""A trained PaLM continues a prompt: python run/generate.py --checkpoint runs/palm_tiny "def main(" """
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindspore_palm.errors import UserError, run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Continues prompts with a trained PaLM; the text streams as it comes.")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what a text begins with; several go together")
+    parser.add_argument("--checkpoint", required=True, metavar="FOLDER", help="a run, or a model in it")
+    parser.add_argument("--prompt-file", metavar="FILE", help="a prompt from a file, or from standard input: -")
+    parser.add_argument("--interactive", action="store_true", help="go on with what you type")
+    parser.add_argument("--max-tokens", type=int, default=256, help="tokens that are generated at most; 256")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token; 0.8")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest tokens; 0: from all")
+    parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest of this probability; 0.95")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: less of what is there; 1")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be given again")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws another text; 0")
+    parser.add_argument("--context", type=int, default=0, help="tokens the model sees; 0: as many as in training")
+    parser.add_argument("--log-probs", action="store_true", help="list every token with its log-probability")
+    parser.add_argument("--device", choices=("auto", "CPU", "GPU", "Ascend"), default="auto", help="where to run")
+    parser.add_argument("--devices", type=int, default=1, help="cut heads and vocabulary over so many; 1")
+    arguments = parser.parse_intermixed_args()
+    from mindspore_palm.generate.command import Request, prompt_of, read_prompt, run
+    from mindspore_palm.generate.sampling import Sampling
+
+    prompts = [prompt_of(os.fsencode(prompt), "the prompt") for prompt in arguments.prompts]
+    if arguments.prompt_file is not None:
+        prompts.append(read_prompt(arguments.prompt_file))
+    if not prompts and not arguments.interactive:
+        raise UserError('there is no prompt; write one, such as "def main(", or --prompt-file FILE, or --interactive')
+    names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
+    sampling = Sampling(**{name: getattr(arguments, name) for name in names})
+    if arguments.devices < 1:
+        raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
+    request = Request(
+        checkpoint=Path(arguments.checkpoint),
+        prompts=tuple(prompts),
+        sampling=sampling,
+        context=arguments.context,
+        interactive=arguments.interactive,
+        log_probs=arguments.log_probs,
+        device=arguments.device,
+        devices=arguments.devices,
+    )
+    run(request, sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,27 @@
+"""EleutherAI's harness: python run/harness.py --model mindspore_palm --model_args checkpoint=runs/palm_tiny --tasks ...
+
+All of the harness's own options follow; see ``python run/harness.py --help`` and ``pip install lm-eval``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindspore_palm.errors import UserError, run_command
+
+
+def main() -> None:
+    try:
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
+    except ImportError:
+        raise UserError("the harness is not installed; pip install lm-eval==0.4.13") from None
+    model_registry.register("mindspore_palm", target="mindspore_palm.evaluate.harness:HarnessPaLM")
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

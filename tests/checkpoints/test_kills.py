@@ -1,0 +1,93 @@
+"""SIGKILL at random moments, saving included: every resume is exact, and nothing is lost but the steps since a save."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+from checkpoints.command import (
+    checkpoints_of,
+    family,
+    finish,
+    kill,
+    lines_of,
+    run,
+    same_bits,
+    start,
+    wait_for_rows,
+    workers,
+    write_text,
+)
+
+from mindspore_palm.train.checkpoint import Checkpoint, folder_name
+
+EVERY = 5  # steps between checkpoints: one is being written most of the time
+OPTIONS = [f"train.checkpoint_every={EVERY}", "train.eval_every=7", "train.eval_sequences=16"]
+MESHES = {"one process": [], "1 x 2 x 2": ["parallel.data=2", "parallel.model=2"]}
+CASES = [
+    pytest.param("one process", 3, 1.0, id="one process, 3 kills"),
+    pytest.param("one process", 50, 1.0, id="one process, 50 kills", marks=pytest.mark.slow),
+    pytest.param("1 x 2 x 2", 50, 3.0, id="1 x 2 x 2, 50 kills", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("kills"))
+
+
+@pytest.mark.parametrize(("mesh", "kills", "span"), CASES)
+def test_killed_at_any_moment(mesh, kills, span, home, request):
+    """``span``: seconds of training in which the moment lies; every tenth kill comes before training begins."""
+    draw, name = random.Random(f"{mesh} {kills}"), f"{mesh.replace(' ', '')}-{kills}"
+    folder, options = home / name, [*OPTIONS, *MESHES[mesh]]
+    lost, while_saving, resumed = [], 0, 0
+    for number in range(kills):
+        process = start(home, name, "train.steps=1000000", *options)
+        if number % 10 == 9:
+            time.sleep(draw.uniform(0, 3 * span))
+        else:
+            wait_for_rows(process, folder, resumed)
+            time.sleep(draw.uniform(0, span))
+        victim = draw.choice(["all", "command", "worker"]) if workers(process) else "all"
+        if victim == "all":
+            kill(process)
+        elif victim == "command":
+            members = family(process)
+            members[0].kill()
+            wait_until_gone(members, 20)
+        else:
+            workers(process)[draw.choice("0123")].send_signal(signal.SIGKILL)
+            code, _, err = finish(process)
+            assert code == 2 and "was ended by SIGKILL" in err, err
+        steps = checkpoints_of(folder)
+        for step in steps:  # what is seen is whole
+            Checkpoint(folder / "checkpoints" / folder_name(step)).verify()
+        while_saving += bool(list((folder / "checkpoints").glob("*.tmp"))) if steps else 0
+        taken = max(0, len(lines_of(folder)) - 1)
+        resumed = steps[-1] if steps else 0
+        if taken >= resumed:
+            lost.append(taken - resumed)
+    total = (resumed // EVERY + 2) * EVERY + 3
+    out = run(home, name, f"train.steps={total}", *options)
+    assert f"going on from step {resumed}\n" in out
+    run(home, f"{name}-straight", f"train.steps={total}", *options, "train.checkpoint_every=0")
+    assert not same_bits(folder, home / f"{name}-straight")
+    with capsys_disabled(request):
+        print(
+            f"\n{mesh}: {kills} kills, {while_saving} of them in the midst of saving, {total} steps to the same bits; "
+            f"steps lost by a kill: {sum(lost) / len(lost):.1f} in the mean, {max(lost)} at most"
+        )
+
+
+def wait_until_gone(members, seconds):
+    import psutil
+
+    _, alive = psutil.wait_procs(members, timeout=seconds)
+    assert not alive, f"{len(alive)} processes outlive the command that started them"
+
+
+def capsys_disabled(request):
+    return request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled()

@@ -1,0 +1,159 @@
+"""The command that talks: what it prints, and every bad input in one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mindspore_palm import PaLM, Tokenizer
+from mindspore_palm.config import Settings
+from mindspore_palm.errors import run_command
+from mindspore_palm.train.saved import save_model, weights_of
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ROOT / "run" / "generate.py"
+MODEL = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 320}
+
+
+@pytest.fixture(scope="module")
+def run_folder(device, tmp_path_factory):
+    """A folder as a finished run leaves it; trained on 32 tokens."""
+    folder = tmp_path_factory.mktemp("run")
+    words = (f"import os{i}\ndef f{i}(a, b):\n    return a + {i} * b\n" for i in range(400))
+    tokenizer = Tokenizer.train(words, 320, folder / "tokenizer.model")
+    (folder / "tokenizer.model").unlink()
+    settings = Settings.model_validate({"model": MODEL, "data": {"seq_len": 32}})
+    save_model(folder / "final", weights_of(PaLM(settings.model)), tokenizer.serialized, settings, step=1)
+    return folder
+
+
+@pytest.fixture
+def command(run_folder, monkeypatch, capsys):
+    """Runs the command here: exit code, standard output, standard error."""
+    spec = importlib.util.spec_from_file_location("run_generate", COMMAND)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+
+    def run(*arguments, folder=run_folder, given=b""):
+        standard_input = SimpleNamespace(buffer=io.BytesIO(given))
+        monkeypatch.setattr(sys, "stdin", standard_input)
+        monkeypatch.setattr(sys, "argv", [str(COMMAND), "--checkpoint", str(folder), *arguments])
+        code = run_command(module.main)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+def shell(run_folder, *arguments, **options):
+    line = [sys.executable, COMMAND, "--checkpoint", run_folder, *arguments]
+    return subprocess.run(line, capture_output=True, timeout=120, cwd=ROOT, **options)
+
+
+def test_a_prompt_goes_on_as_it_does_in_python(run_folder, command):
+    """Beyond the context of 32 tokens, too."""
+    from mindspore_palm import load
+    from mindspore_palm.generate import Generator, Sampling
+
+    result = command("import os1", "--max-tokens", "60", "--temperature", "0", "--log-probs")
+    generator = Generator(load(run_folder), Tokenizer(run_folder / "final" / "tokenizer.model"), context=32)
+    expected = generator(["import os1"], Sampling(max_tokens=60))[0]
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"import os1{expected.text}\n\nlog-probability, token\n")
+    listed = re.findall(r"^ *(-\d+\.\d{4})  '", result.out, re.MULTILINE)
+    assert [float(one) for one in listed] == pytest.approx(expected.log_probs, abs=1e-4)
+    assert re.search(r"\[60 tokens in .* ended by length\]", result.err)
+
+
+def test_several_prompts_and_one_from_standard_input(command):
+    result = command("import os1", "def f", "--prompt-file", "-", "--max-tokens", "3", given="é(".encode())
+    assert result.code == 0, result.err
+    assert re.search(r"--- 1\nimport os1.*--- 2\ndef f.*--- 3\né\(", result.out, re.DOTALL)
+
+
+def test_interactive_goes_on_behind_what_is_there(command, monkeypatch):
+    """Two lines, an empty one, one that is too long; then the end of input."""
+    lines = iter(["import os", "", "x1" * 40, "def f"])
+
+    def next_line(_prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", next_line)
+    result = command("--interactive", "--max-tokens", "6")
+    assert result.code == 0, result.err
+    assert result.out.startswith("import os") and "\ndef f" in result.out
+    assert result.err.count("6 tokens in") == 3
+    assert re.search(r"error: the line has \d+ tokens; at most 15 fit", result.err)
+
+
+def test_bytes_that_come_together_make_a_character(run_folder):
+    """A process of its own, whose output is read as bytes: all of it is UTF-8 whatever the locale."""
+    done = shell(run_folder, "é漢", "--max-tokens", "40", "--temperature", "2", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().startswith("é漢")
+
+
+@pytest.mark.slow
+def test_two_devices_say_what_one_says(run_folder):
+    """Workers that the command starts itself; a sampled text, as long as several windows."""
+    options = ["import os1", "--max-tokens", "70", "--seed", "5"]
+    one, two = (shell(run_folder, *options, *more) for more in ([], ["--devices", "2"]))
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.decode().splitlines()[:3] == one.stdout.decode().splitlines()[:3]
+
+
+def one_sentence(result):
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 2 and line.startswith("error: ") and not result.out
+    return line
+
+
+def test_bad_prompts(command, tmp_path):
+    assert "the prompt is empty" in one_sentence(command(""))
+    assert "there is no prompt" in one_sentence(command())
+    assert "the prompt is not UTF-8 text: byte 0xff at 3" in one_sentence(command("abc\udcff"))
+    (tmp_path / "latin").write_bytes("abc é".encode("latin-1"))
+    assert "is not UTF-8 text: byte 0xe9 at 4" in one_sentence(command("--prompt-file", str(tmp_path / "latin")))
+    (tmp_path / "large").write_text("x = 1\n" * 200_000)
+    assert "has 1,200,000 characters, and the context" in one_sentence(
+        command("--prompt-file", str(tmp_path / "large"))
+    )
+    assert "tokens, and the context holds 32 tokens" in one_sentence(command("x1" * 60))
+    assert "No such file" in one_sentence(command("--prompt-file", str(tmp_path / "absent")))
+
+
+def test_bad_checkpoints(command, run_folder, tmp_path):
+    assert "there is no folder" in one_sentence(command("x", folder=tmp_path / "absent"))
+    assert "neither model.safetensors nor" in one_sentence(command("x", folder=tmp_path))
+    final = run_folder / "final"
+    for name in ("tokenizer.model", "config.yaml", "model.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for other in final.iterdir():
+            if other.name != name:
+                (folder / other.name).write_bytes(other.read_bytes())
+        assert name in one_sentence(command("x", folder=folder))
+        (folder / name).write_bytes((final / name).read_bytes()[:40])
+        assert name in one_sentence(command("x", folder=folder))
+
+
+def test_bad_settings(command):
+    assert "--context 33: the model was trained on 32 tokens" in one_sentence(command("x", "--context", "33"))
+    assert "top_p = 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
+    assert "--devices 0: set it to 1 or more" in one_sentence(command("x", "--devices", "0"))
+    assert "--devices 3: the model's 2 heads cannot be cut so; set it to 2" in one_sentence(
+        command("x", "--devices", "3")
+    )
+    assert "--interactive is for one device" in one_sentence(command("--interactive", "--devices", "2"))

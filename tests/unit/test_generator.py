@@ -1,0 +1,151 @@
+"""Prompts in, text out: what ends a generation, what it is beside others, what it says of itself, what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindspore_palm import PaLM, PaLMConfig
+from mindspore_palm.errors import UserError
+from mindspore_palm.generate import Generator, Sampling
+
+CONTEXT = 48
+DRAWN = Sampling(max_tokens=30, temperature=1.0, top_p=0.95, seed=3)
+PROMPTS = ["def permute(", "x", "        if row % 2 == 0:\n            yield row", "class Tabs:", "# 1234 and 567"]
+
+
+@pytest.fixture(scope="module")
+def palm(device, tokenizer):
+    sizes = dict(layers=1, d_model=16, heads=2, head_dim=8, d_ff=32)
+    return PaLM(PaLMConfig(**sizes, vocab_size=tokenizer.vocab_size), seed=6)
+
+
+@pytest.fixture(scope="module")
+def alone(palm, tokenizer):
+    return Generator(palm, tokenizer, CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def together(palm, tokenizer):
+    return Generator(palm, tokenizer, CONTEXT, batch=3)
+
+
+def log_softmax(logits):
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+
+
+def test_a_prompt_gets_the_same_text_in_any_company(alone, together):
+    """Five prompts in batches of three; sampled, so that a wrong number of draws would show."""
+    many = together(PROMPTS, DRAWN)
+    assert [one.text for one in together(PROMPTS[:2], DRAWN)] == [one.text for one in many[:2]]
+    first = alone(PROMPTS[:1], DRAWN)[0]
+    assert first.token_ids == many[0].token_ids
+    assert alone(PROMPTS, DRAWN)[3].token_ids == many[3].token_ids
+    assert len({one.text for one in many}) == 5
+    assert all(one.finished in ("length", "eod") for one in many)
+
+
+def test_equal_prompts_of_a_batch_get_draws_of_their_own(together):
+    assert len({one.text for one in together(["x", "x", "x"], DRAWN)}) == 3
+
+
+def test_log_probs_are_those_of_the_network_itself(palm, alone, tokenizer):
+    """Whatever changed the choice."""
+    prompt = [tokenizer.eod, *tokenizer.encode("def permute(")]
+    sampling = Sampling(max_tokens=12, temperature=0.7, top_k=20, repetition_penalty=1.3, seed=1)
+    generation = alone([prompt], sampling)[0]
+    assert generation.token_ids == alone(["def permute("], sampling)[0].token_ids  # a text begins a document
+    whole = palm(Tensor(np.array([prompt + generation.token_ids], np.int32))).asnumpy()[0]
+    for i, (token, log_prob) in enumerate(zip(generation.token_ids, generation.log_probs, strict=True)):
+        assert log_prob == pytest.approx(log_softmax(whole[len(prompt) - 1 + i])[token], abs=1e-5)
+
+
+def test_stream_is_the_text_in_pieces(alone):
+    stream, pieces = alone.stream(PROMPTS[0], DRAWN), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            generation = end.value
+            break
+    assert generation == alone(PROMPTS[:1], DRAWN)[0]
+    assert "".join(pieces) == generation.text and len(pieces) > 5
+    for piece in pieces:
+        assert piece
+
+
+def test_a_stop_text_ends_it_and_is_left_out(alone, tokenizer):
+    free = alone(PROMPTS[:1], DRAWN)[0]
+    middle = len(free.text) // 2
+    stop = free.text[middle : middle + 3]
+    end = free.text.index(stop)
+    generation = alone(PROMPTS[:1], Sampling(**{**vars(DRAWN), "stop": (stop,)}))[0]
+    assert end > 5 and generation.finished == "stop" and generation.text == free.text[:end]
+    assert generation.token_ids == free.token_ids[: len(generation.token_ids)]
+    assert stop in tokenizer.decode(generation.token_ids)
+
+
+def test_the_end_of_the_document_ends_it(palm, alone, tokenizer, monkeypatch):
+    """A network whose likeliest token is [eod]: logits are what the decoder gives, with that one raised."""
+    write = alone._decoder.write
+
+    def raised(*args):
+        logits, log_z = write(*args)
+        logits = logits.copy()
+        logits[:, tokenizer.eod] = 1e3
+        return logits, log_z
+
+    monkeypatch.setattr(alone._decoder, "write", raised)
+    generation = alone(["x"], Sampling(max_tokens=9))[0]
+    assert generation.finished == "eod" and len(generation.token_ids) == 2
+    assert generation.token_ids[-1] == tokenizer.eod and len(generation.log_probs) == 2
+
+
+def test_a_full_context_slides_by_half(palm, alone, together, tokenizer):
+    """Every greedy token is that of a whole pass over the window, as it is documented; also beside a shorter text."""
+    prompt = [tokenizer.eod, *tokenizer.encode("def permute(index")]
+    generation = alone([prompt], Sampling(max_tokens=2 * CONTEXT))[0]
+    window = list(prompt)
+    for token in generation.token_ids:
+        if len(window) > CONTEXT:
+            window = window[-(CONTEXT // 2) :]
+        padded = np.zeros((1, CONTEXT), np.int32)
+        padded[0, : len(window)] = window
+        logits = palm(Tensor(padded)).asnumpy()[0, len(window) - 1]
+        assert logits[token] > logits.max() - 1e-5
+        window.append(token)
+    assert generation.finished == "length" and len(generation.token_ids) == 2 * CONTEXT
+    beside = together([[3, 4, 5], prompt], Sampling(max_tokens=2 * CONTEXT))
+    assert beside[1].token_ids == generation.token_ids
+    assert beside[0].token_ids == alone([[3, 4, 5]], Sampling(max_tokens=2 * CONTEXT))[0].token_ids
+
+
+def test_refusals(palm, alone, tokenizer):
+    few = Sampling(max_tokens=1)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        alone([""], few)
+    with pytest.raises(UserError, match="prompt 2 is empty"):
+        alone(["x", []], few)
+    with pytest.raises(UserError, match=r"has \d+ tokens, and the context holds 48 tokens: shorten it to at most 47"):
+        alone(["x1" * 40], few)
+    with pytest.raises(UserError, match="has 1,000,000 characters"):
+        alone.stream("x" * 1_000_000, few)
+    with pytest.raises(UserError, match="holds 320, and tokens go to 319"):
+        alone([[320]], few)
+    with pytest.raises(UserError, match="lone surrogate"):
+        alone(["\udcff"], few)
+    assert alone([[5] * (CONTEXT - 1)], few)[0].token_ids
+    other = PaLM(PaLMConfig(layers=1, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=64))
+    with pytest.raises(UserError, match="not of the same run"):
+        Generator(other, tokenizer)
+    with pytest.raises(UserError, match="set them to at least 2 and 1"):
+        Generator(palm, tokenizer, context=1)
+
+
+def test_weights_that_are_not_finite_are_said(palm, tokenizer):
+    broken = PaLM(palm.config, seed=6)
+    broken.embedding.set_data(Tensor(np.full(broken.embedding.shape, np.nan, np.float32)))
+    with pytest.raises(UserError, match="not finite"):
+        Generator(broken, tokenizer, CONTEXT)(["x"], Sampling(max_tokens=3))

@@ -1,0 +1,99 @@
+"""Which token is taken: each setting by what its definition says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mindspore_palm.errors import UserError
+from mindspore_palm.generate.sampling import Sampler, Sampling
+
+LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32)) + 3
+
+
+def drawn(count=4000, there=(), logits=LOGITS, **settings):
+    """Share of draws that took each token."""
+    sampler = Sampler(Sampling(temperature=settings.pop("temperature", 1.0), **settings), 0)
+    return np.bincount([sampler(logits, set(there)) for _ in range(count)], minlength=len(logits)) / count
+
+
+def test_greedy_takes_the_likeliest():
+    assert Sampler(Sampling(), 0)(LOGITS[::-1].copy(), set()) == 4
+
+
+def test_draws_follow_the_probabilities():
+    """Within 4 standard deviations of 4,000 draws."""
+    np.testing.assert_allclose(drawn(), [0.4, 0.3, 0.15, 0.1, 0.05], atol=4 * 0.5 / 4000**0.5)
+
+
+def test_temperature():
+    sharp = np.array([0.4, 0.3, 0.15, 0.1, 0.05]) ** 2
+    np.testing.assert_allclose(drawn(temperature=0.5), sharp / sharp.sum(), atol=0.032)
+    assert drawn(temperature=1e-300)[0] == 1.0
+
+
+def test_top_k():
+    np.testing.assert_allclose(drawn(top_k=2), [4 / 7, 3 / 7, 0, 0, 0], atol=0.032)
+    assert drawn(top_k=1)[0] == 1.0
+    assert (drawn(top_k=50) > 0).all()
+
+
+def test_top_p_takes_the_fewest_that_reach_it():
+    np.testing.assert_allclose(drawn(top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0], atol=0.032)
+    np.testing.assert_allclose(drawn(top_p=0.75), [8 / 17, 6 / 17, 3 / 17, 0, 0], atol=0.032)
+    assert drawn(top_p=0.01)[0] == 1.0
+    shuffled = LOGITS[[4, 0, 3, 1, 2]]
+    np.testing.assert_allclose(drawn(top_p=0.6, logits=shuffled), [0, 4 / 7, 0, 3 / 7, 0], atol=0.032)
+
+
+def test_top_p_counts_what_top_k_left():
+    """Of the 0.85 that three tokens have, 0.4 is 0.47: a share of 0.6 takes a second token, one of 0.45 does not."""
+    assert (drawn(top_k=3, top_p=0.6)[:2] > 0).all() and drawn(top_k=3, top_p=0.6)[2] == 0
+    assert drawn(top_k=3, top_p=0.45)[0] == 1.0
+
+
+def test_repetition_penalty():
+    """arXiv 1909.05858: a logit of a token that is there is divided, and a negative one multiplied."""
+    logits = np.array([2.0, 1.5, -1.0, -1.5], np.float32)
+    greedy = Sampler(Sampling(repetition_penalty=1.5), 0)
+    assert greedy(logits, set()) == 0
+    assert greedy(logits, {0}) == 1
+    assert Sampler(Sampling(repetition_penalty=1.2), 0)(logits, {0}) == 0
+    assert greedy(logits[2:].copy(), {0}) == 0  # -1.5 and -1.5: the first
+    assert Sampler(Sampling(repetition_penalty=2.0), 0)(logits[2:].copy(), {0}) == 1
+    np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -1.0, -1.5], np.float32))  # not written to
+
+
+def test_seeds_and_prompts_have_draws_of_their_own():
+    def draws(seed, number):
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed), number)
+        return [sampler(LOGITS, set()) for _ in range(50)]
+
+    assert draws(1, 0) == draws(1, 0)
+    assert len({tuple(draws(seed, number)) for seed in (0, 1) for number in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"stop": ("",)},
+    ],
+    ids=str,
+)
+def test_values_out_of_range(setting):
+    (name,) = setting
+    with pytest.raises(UserError, match=f"^{name} = .*must be"):
+        Sampling(**setting)
+
+
+def test_one_stop_text_needs_no_tuple():
+    assert Sampling(stop="\n").stop == ("\n",)
