@@ -251,9 +251,9 @@ class TrainConfig(Section):
     spike_look_back: Count = 100
     """Go back to the newest checkpoint that is at least so many steps before the spike. Default 100, as PaLM."""
     spike_skip: Count = 200
-    """Batches that are left out from there at the first try; at least up to the spike. Default 200, as PaLM."""
+    """Batches that are left out from there at the first try; more where they do not cover the spike. Default 200."""
     spike_skip_most: Count = 500
-    """Batches that are left out at the last try. Default 500, as PaLM."""
+    """Batches that are left out at the last try. Default 500, as PaLM at most."""
     spike_tries: Count = 3
     """How often to go back for the same spike before the run ends. Default 3."""
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
-from mindspore_palm.convert.huggingface import HuggingFace
+from mindspore_palm.convert.huggingface import INDEX, HuggingFace
 from mindspore_palm.convert.lucidrains import LUCIDRAINS
 from mindspore_palm.convert.mindir import MindIR
 from mindspore_palm.convert.model import Format, Options
@@ -22,6 +21,7 @@ from mindspore_palm.convert.widen import widen
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.context import open_device
+from mindspore_palm.train.saved import WEIGHTS
 
 NATIVE = "mindspore_palm"
 FORMATS: Mapping[str, Format] = {
@@ -32,6 +32,7 @@ FORMATS: Mapping[str, Format] = {
     "huggingface-safetensors": HuggingFace(),
     "mindir": MindIR(),
 }
+MODEL = (WEIGHTS, INDEX)  # what says that a folder is a converted model
 SEED = 20220405  # of the random tokens
 TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below a kernel in the wrong place
 
@@ -68,6 +69,8 @@ def convert(
     reader, writer = find_format(source_name), find_format(target_name)
     if target_path.exists() and not overwrite:
         raise UserError(f"{target_path} is there already; choose another name, or replace it by --overwrite")
+    if target_path.is_dir() and any(target_path.iterdir()) and not any((target_path / name).exists() for name in MODEL):
+        raise UserError(f"{target_path} holds other things than a converted model, and is not replaced; choose a name")
     open_device()
     model = reader.read(source_path, options)
     if tokenizer is not None:
@@ -92,8 +95,8 @@ def convert(
         said = f"largest difference {difference:.3g}, largest logit {largest:.3g}"
         if not difference <= TOLERANCE * largest:
             raise UserError(f"the logits of {source_path} and of the converted model differ: {said}; nothing was kept")
-        if target_path.is_dir() and not target_path.is_symlink():
-            shutil.rmtree(target_path)
+        if target_path.exists():
+            os.replace(target_path, Path(folder) / "replaced")
         os.replace(unchecked, target_path)
     say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {said}")
     return difference

@@ -15,7 +15,7 @@ import numpy as np
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.forward import logits
-from mindspore_palm.convert.model import Model, Options, check_scales, require, vocabulary
+from mindspore_palm.convert.model import Model, Options, as_float32, check_scales, require, vocabulary
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
@@ -97,14 +97,13 @@ class Flaxformer:
         if root is None:
             raise UserError(f"{path}: there is no {EMBEDDING}, below 'target/' or not; this is no tree of {WHO}")
         tree = {name.removeprefix(root): array for name, array in tree.items() if name.startswith(root)}
-        for name, array in tree.items():
-            if array.dtype not in (np.float32, np.float16) and array.dtype.name != "bfloat16":
-                raise UserError(f"{path}: {name} is {array.dtype}; weights must be float32 or shorter, not quantised")
-        return {name: array.astype(np.float32) for name, array in tree.items()}
+        if tree[EMBEDDING].ndim != 2:
+            raise UserError(f"{path}: {EMBEDDING} is {list(tree[EMBEDDING].shape)}, not [V, D]")
+        return {name: as_float32(array, f"{path}: {name}") for name, array in tree.items()}
 
     def _layers(self, tree: dict[str, np.ndarray], path: Path) -> list[dict[str, np.ndarray]]:
         names, stacked = (NORM, *KERNELS), f"decoder/decoder/{NORM}"
-        count = tree[stacked].shape[-1] if stacked in tree else 0
+        count = tree[stacked].shape[-1] if stacked in tree and tree[stacked].ndim else 0
         while stacked not in tree and f"decoder/layers_{count}/{NORM}" in tree:
             count += 1
         if stacked in tree:

@@ -95,8 +95,7 @@ class FusedLinear:
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         self._require(model.config, self.norm_scale)
-        if model.config.d_ff % model.config.d_model:
-            raise UserError(f"{self.who} has a d_ff that is a multiple of d_model, and this one is {model.config.d_ff}")
+        self._check_ff(model.config.d_ff, model.config.d_model, "this model")
         write_tensors(path, self._network(model.config, self._tensors(model)))
 
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
@@ -136,12 +135,17 @@ class FusedLinear:
             raise UserError(f"{path}: this is no PaLM as {self.who} saves it; it holds {', '.join(list(tensors)[:3])}")
         block = names["blocks.0"]
         vocab, d_model = tensors[names["embedding"]].shape
-        rows = self._tensor(tensors, f"{block}.fused_attn_ff_proj.weight", None, path).shape[0]
-        inner = tensors[f"{block}.attn_out.weight"].shape[-1]
-        d_ff = self._tensor(tensors, f"{block}.{self.names.mlp_out}", None, path).shape[-1]
+        kernels = [f"{block}.{name}" for name in ("fused_attn_ff_proj.weight", "attn_out.weight", self.names.mlp_out)]
+        shapes = [self._tensor(tensors, name, None, path).shape for name in kernels]
+        if any(len(shape) != 2 for shape in shapes):
+            raise UserError(
+                f"{path}: the kernels of {block} are {', '.join(str(list(s)) for s in shapes)}, no matrices"
+            )
+        (rows, _), (_, inner), (_, d_ff) = shapes
         head_dim = (rows - inner - 2 * d_ff) // 2
         if head_dim < 1 or inner % head_dim:
-            raise UserError(f"{path}: the {rows} rows of {block}.fused_attn_ff_proj.weight are no q, k, v, up and gate")
+            raise UserError(f"{path}: the {rows} rows of {kernels[0]} are no q, k, v, up and gate")
+        self._check_ff(d_ff, d_model, str(path))
         gammas = [f"{names[f'blocks.{i}.norm']}.gamma" for i in range(layers)]
         norm_scale = options.norm_scale or self.norm_scale
         if self.stored_both_ways:
@@ -157,6 +161,10 @@ class FusedLinear:
             "xpos_base": self.xpos_base,
         }
         return model_config(SWITCHES | sizes, str(path))
+
+    def _check_ff(self, d_ff: int, d_model: int, what: str) -> None:
+        if d_ff % d_model:
+            raise UserError(f"{what} has d_ff {d_ff}; {self.who} has multiples of d_model, which is {d_model}, alone")
 
     def _require(self, config: PaLMConfig, norm_scale: str) -> None:
         require(config, self.who, self.hint, **SWITCHES, norm_scale=norm_scale, xpos_base=self.xpos_base)

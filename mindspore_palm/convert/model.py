@@ -60,6 +60,17 @@ class Format(Protocol):
         """What the model in a file makes of int32 [B, S]: float32 [B, S, vocab_size], by the format's own code."""
 
 
+def as_float32(array: np.ndarray, where: str) -> np.ndarray:
+    """Weights in float32, of the same values.
+
+    Raises:
+        UserError: they are of another kind than float32, float16 and bfloat16.
+    """
+    if array.dtype not in (np.float32, np.float16) and array.dtype.name != "bfloat16":
+        raise UserError(f"{where} is {array.dtype}; weights must be float32, float16 or bfloat16, not quantised")
+    return array.astype(np.float32)
+
+
 def require(config: PaLMConfig, who: str, hint: str = "", **wanted: Any) -> None:
     """Sees that a model has the switches that a format stands for.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspore_palm.convert.model import as_float32
 from mindspore_palm.errors import UserError
 from mindspore_palm.train.saved import read_weights
 
@@ -38,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is missing, damaged, or holds more than tensors.
     """
     if path.suffix == ".safetensors":
-        return read_weights(path)
+        return {name: as_float32(array, f"{path}: {name}") for name, array in read_weights(path).items()}
     torch = need("torch", "torch")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -98,6 +99,6 @@ def run(network: Any, tokens: np.ndarray) -> np.ndarray:
 
 
 def _array(torch: ModuleType, tensor: Any, where: str) -> np.ndarray:
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise UserError(f"{where} is {str(tensor.dtype).removeprefix('torch.')}; weights must be float32 or shorter")
-    return tensor.detach().to(torch.float32).numpy()
+    if tensor.dtype == torch.bfloat16:  # NumPy has no such type
+        tensor = tensor.to(torch.float32)
+    return as_float32(tensor.detach().numpy(), where)

@@ -187,14 +187,29 @@ def write_slices(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> 
     _write_json(folder / _note(rank), asdict(digest))
 
 
+def slicings(placements: Mapping[str, Placement]) -> dict[str, Slicing]:
+    """The slicing of each tensor; most are cut like others, and share it."""
+    found: dict[tuple, Slicing] = {}
+    keys = {name: (p.shape, p.axes, p.fully_sharded) for name, p in placements.items()}
+    for name, key in keys.items():
+        if key not in found:
+            found[key] = Slicing.of(placements[name])
+    return {name: found[key] for name, key in keys.items()}
+
+
 def publish(
-    temporary: Path, tensors: Mapping[str, tuple[str, Placement]], step: int, small: Mapping[str, bytes]
+    temporary: Path,
+    tensors: Mapping[str, Slicing],
+    kinds: Mapping[str, str],
+    step: int,
+    small: Mapping[str, bytes],
 ) -> Path:
     """Completes a folder into which all workers have written their slices, and gives it its name.
 
     Args:
         temporary: the folder, under its other name.
-        tensors: name to number type and placement.
+        tensors: name to slicing.
+        kinds: name to number type.
         step: whose checkpoint it is.
         small: name to content of all further files.
 
@@ -204,23 +219,17 @@ def publish(
     Raises:
         OSError: names the file.
     """
-    slicings: dict[tuple, Slicing] = {}  # by what decides them: most weights are cut like others
-    index: dict[str, tuple[str, int]] = {}
-    for name, (kind, placement) in tensors.items():
-        key = (placement.shape, placement.axes, placement.fully_sharded)
-        if key not in slicings:
-            slicings[key] = Slicing.of(placement)
-        index[name] = (kind, list(slicings).index(key))
+    different = list(dict.fromkeys(tensors.values()))
     files = {name: asdict(_write(temporary / name, content)) for name, content in small.items()}
-    for rank in sorted({rank for slicing in slicings.values() for rank in slicing.ranks}):
+    for rank in sorted({rank for slicing in different for rank in slicing.ranks}):
         files[rank_file(rank)] = json.loads((temporary / _note(rank)).read_bytes())
     for note in temporary.glob(_note("*")):
         note.unlink()
     manifest = {
         "format": FORMAT,
         "step": step,
-        "slicings": [[s.shape, s.slice_shape, s.ranks] for s in slicings.values()],
-        "tensors": index,
+        "slicings": [[s.shape, s.slice_shape, s.ranks] for s in different],
+        "tensors": {name: [kinds[name], different.index(slicing)] for name, slicing in tensors.items()},
         "files": files,
     }
     with write_atomically(temporary / MANIFEST) as file:

@@ -51,7 +51,8 @@ class Keeper:
         before: Callable[[], None],
     ) -> None:
         self.folder, self.settings, self.agreement, self.before = folder, settings, agreement, before
-        self.tensors = {p.name: (str(p.dtype).lower(), placement_of(p)) for p in state}
+        self.kinds = {p.name: str(p.dtype).lower() for p in state}
+        self.slicings = checkpoint.slicings({p.name: placement_of(p) for p in state}) if this_rank() == 0 else {}
         self.own = [p for p in state if placement_of(p).is_first(this_rank())]
         self.small = {CONFIG: settings_to_yaml(settings).encode(), TOKENIZER: tokenizer}
         self.problem = ""
@@ -156,7 +157,7 @@ class Keeper:
 
     def _publish(self, temporary: Path, step: int, small: dict[str, bytes]) -> None:
         self.before()
-        checkpoint.publish(temporary, self.tensors, step, small)
+        checkpoint.publish(temporary, self.slicings, self.kinds, step, small)
         train = self.settings.train
         for old in checkpoint.steps_in(self.folder)[train.keep_last :]:
             if not (train.keep_every and old % train.keep_every == 0):

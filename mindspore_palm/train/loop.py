@@ -267,7 +267,7 @@ def go_back(run: Run, spike: Spike) -> None:
         )
     there = steps_in(run.folder / CHECKPOINTS)
     to = run.agreement.told_by_first(step_to_go_back_to(there, spike, train.spike_look_back))
-    batches = max(batches_to_skip(train, count), spike.last - to)
+    batches = batches_to_skip(train, count, spike.last - to)
     skip = run.batches.position(to), run.batches.position(to + batches)
     if this_rank() == 0:
         write_rewinds(run.folder, [*rewinds, Rewind(str(spike), spike.last, to, skip)])

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -93,6 +94,19 @@ def end_with_launcher() -> None:
                 time.sleep(GLANCE)
         except psutil.Error:
             pass
+        for other in _launched_with_this(number):  # the scheduler would look up from its work only half a minute later
+            with suppress(psutil.Error):
+                other.kill()
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+def _launched_with_this(launcher: int) -> Iterator[psutil.Process]:
+    """What the same launcher has started: msrun, which is this worker's parent, and its other children."""
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        for other in [*parent.children(), parent] if parent else []:
+            with suppress(psutil.Error):
+                if other.pid != os.getpid() and other.environ().get(LAUNCHER) == str(launcher):
+                    yield other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -129,7 +130,11 @@ def read_weights(file: Path) -> dict[str, np.ndarray]:
         UserError: the file is missing, cut off or of another kind.
     """
     try:
+        with contextlib.suppress(ImportError):
+            import ml_dtypes  # noqa: F401 - where it is installed, NumPy knows bfloat16
         return load_file(file)
+    except TypeError:
+        raise UserError(f"{file} holds bfloat16, which NumPy alone does not know; pip install ml_dtypes") from None
     except FileNotFoundError:
         raise UserError(f"there is no {file}") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:

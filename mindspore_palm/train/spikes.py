@@ -86,10 +86,14 @@ def tries(rewinds: Sequence[Rewind], spike: Spike, settings: TrainConfig) -> int
     return count
 
 
-def batches_to_skip(settings: TrainConfig, tries: int) -> int:
-    """From ``spike_skip`` at the first try, evenly up to ``spike_skip_most`` at the last."""
+def batches_to_skip(settings: TrainConfig, tries: int, back: int) -> int:
+    """From ``spike_skip`` at the first try, evenly up to ``spike_skip_most`` at the last.
+
+    But at least those of the ``back`` steps that are undone, and ``spike_look_back`` more: what is left out covers the
+    spike, which may not be over.
+    """
     more = (settings.spike_skip_most - settings.spike_skip) * tries // max(1, settings.spike_tries - 1)
-    return settings.spike_skip + more
+    return max(settings.spike_skip + more, back + settings.spike_look_back)
 
 
 def step_to_go_back_to(steps: Sequence[int], spike: Spike, look_back: int) -> int:

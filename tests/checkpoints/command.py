@@ -84,13 +84,15 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(members, timeout=30)
 
 
-def wait_for_rows(process: subprocess.Popen, folder: Path, behind: int = 0, limit: float = LIMIT) -> None:
-    """Returns when a run that goes on from step ``behind`` has written a row: old ones are cut before it compiles."""
+def wait_for_rows(
+    process: subprocess.Popen, folder: Path, rows: int = 1, behind: int = 0, limit: float = LIMIT
+) -> None:
+    """Returns when a run that goes on from step ``behind`` has written rows: old ones are cut before it compiles."""
     end, cut = time.monotonic() + limit, False
-    while not cut or len(lines_of(folder)) <= behind + 1:
+    while not cut or len(lines_of(folder)) <= behind + rows:
         cut = cut or len(lines_of(folder)) <= behind + 1
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"no row behind step {behind} in time"
+        assert time.monotonic() < end, f"no {rows} rows behind step {behind} in time"
         time.sleep(0.02)
 
 

@@ -63,6 +63,7 @@ def test_bad_input(command, home, monkeypatch):
         (["--from", "t5x", "there", *to], "there is no format 't5x'; there are mindspore_palm, lucidrains"),
         (["--from", "a", "b", "c", *to], "write a format and a path"),
         (["--from", "run", "--to", "there"], "there is there already"),
+        (["--from", "run", "--to", "run", "--overwrite"], "holds other things than a converted model"),
         (["--from", "run", "--to", "lucidrains", "out.pt"], "model.norm=layer_norm (here rms_norm)"),
         (["--from", "run", "--to", "conceptofmind", "out.pt"], "model.xpos_base=512 (here 0)"),
         (["--from", "run", "--to", "mindir", "out"], "the ending .mindir"),

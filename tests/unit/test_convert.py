@@ -230,6 +230,18 @@ assert "mindspore_palm" not in sys.modules
 """
 
 
+def test_bfloat16_without_its_package(tmp_path, monkeypatch):
+    """NumPy has no such type of its own."""
+    from mindspore_palm.train import saved
+
+    def unknown(file):
+        raise TypeError("data type 'bfloat16' not understood")
+
+    monkeypatch.setattr(saved, "load_file", unknown)
+    with pytest.raises(UserError, match="pip install ml_dtypes"):
+        saved.read_weights(tmp_path / "short.safetensors")
+
+
 def test_mindir_runs_without_this_package(convert, palm, tmp_path, rng):
     from mindspore import Tensor
 
@@ -307,6 +319,8 @@ KV, O_WO, LOGITS = (f"{TREE}/{name}/kernel" for name in ("decoder/kv_fused", "de
     [
         (f"{TREE}/token_embedder/embedding", None, "there is no decoder/token_embedder/embedding"),
         (KV, None, "decoder/decoder/kv_fused/kernel is missing"),
+        (f"{TREE}/token_embedder/embedding", np.zeros(3, np.float32), "is [3], not [V, D]"),
+        (f"{TREE}/decoder/layer_norm/scale", np.array(1, np.float32), "layer_norm/scale is missing"),
         (LOGITS, np.zeros((3, 3)), "logits_dense/kernel is float64"),
         (LOGITS, np.zeros((3, 3), np.float32), "no place for decoder/logits_dense/kernel"),
         (KV, np.zeros((36, 2, 1, 16), np.int8), "not quantised"),

@@ -248,6 +248,7 @@ def first_key(state, ending):
             "gamma is [5]; the other tensors want [24]",
         ),
         (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(24, 17)}), "no q, k, v, up and gate"),
+        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(())}), "no matrices"),
         (lambda s, torch: s.update({"value_head.weight": torch.zeros(5)}), "no place for value_head.weight in a PaLM"),
         (lambda s, torch: s.update({first_key(s, "norm.gamma"): torch.zeros(24).double()}), "is float64"),
     ],

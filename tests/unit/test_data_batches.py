@@ -22,8 +22,8 @@ def tokens(tmp_path):
     return write(tmp_path / "t", 405)
 
 
-def make(tokens, ramp=((0, 6),), seed=0):
-    return Batches(tokens, SEQ_LEN, EOD, list(ramp), seed)
+def make(tokens, ramp=((0, 6),), seed=0, skipped=()):
+    return Batches(tokens, SEQ_LEN, EOD, list(ramp), seed, skipped)
 
 
 def test_inputs_are_targets_shifted_by_one(tokens):
@@ -94,6 +94,23 @@ def test_positions_are_exact_far_out(tokens):
     assert len(set(rows)) == 28  # positions 21 to 49 of an epoch: no sequence twice
     later = np.concatenate([batches.batch(step + 4 + i)[1][:, 0] for i in range(4)])
     assert set(later[:1]) | set(rows) <= set(range(0, 400, SEQ_LEN)) and len(set(later[1:])) == 27
+
+
+def test_what_is_left_out(tokens):
+    """The order stays; sequences in the ranges are passed over, and no other."""
+    everything = make(tokens, [(0, 5)])
+    order = np.concatenate([everything.batch(step)[1][:, 0] for step in range(30)])
+    kept = np.delete(order, np.r_[7:12, 48:53, 90:91])  # within an epoch of 50, over its end, a single one
+    batches = make(tokens, [(0, 2), (4, 5)], skipped=[(7, 12), (48, 53), (90, 91)])
+    sizes = [batches.batch_size(step) for step in range(25)]
+    assert sizes == [2] * 4 + [5] * 21  # the ramp counts steps, not data
+    ours = [batches.batch(step)[1][:, 0] for step in range(25)]
+    assert np.array_equal(np.concatenate(ours), kept[: sum(sizes)])
+    for step in (0, 3, 4, 9, 10):
+        position = batches.position(step)
+        assert order[position] == ours[step][0] and batches.epoch(step) == position // 50
+        halves = [batches.slice(step, first, 1)[1][0, 0] for first in range(sizes[step])]
+        assert np.array_equal(halves, ours[step])
 
 
 def test_too_little_text_for_a_batch(tokens):
