@@ -91,8 +91,15 @@ def placement_of(weight: Parameter) -> Placement:
 
 
 def own_slice(weight: Parameter) -> np.ndarray:
-    """A copy of what this device holds of a weight, which later steps do not change."""
-    return np.array(weight.asnumpy())
+    """A copy of what this device holds of a weight, which later steps do not change.
+
+    Raises:
+        RuntimeError: MindSpore has cut it otherwise than its placement says, so that nobody could put it together again.
+    """
+    values, wanted = np.array(weight.asnumpy()), placement_of(weight).slice_shape
+    if values.shape != wanted:
+        raise RuntimeError(f"{weight.name} is {list(values.shape)} on this device; its placement says {list(wanted)}")
+    return values
 
 
 def set_slice(weight: Parameter, read: Callable[[Window], np.ndarray]) -> None:

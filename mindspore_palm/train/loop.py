@@ -165,7 +165,9 @@ def assemble(
         marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
         records = Records(folder, prepared.meta["gzip9_bits_per_byte"], marks)
     if progress.step:
-        say(f"going on from step {progress.step:,}")
+        say(f"going on from step {progress.step}")
+        if records and (not records.rows or records.rows[-1].step < progress.step):
+            say("metrics.csv lacks the last rows before that step: somebody has taken them out")
     tokenizer = prepared.tokenizer.serialized
     keeper = Keeper(
         folder / CHECKPOINTS, step.state, settings, tokenizer, agreement, records.sync if records else nullcontext

@@ -60,8 +60,8 @@ class Progress:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Progress:
-        """What ``to_json`` gave, as it was or read from JSON."""
-        known = {name: values[name] for name in Progress.__dataclass_fields__}
+        """What ``to_json`` gave, as it was or read from JSON; what an older version did not know is as at the start."""
+        known = {name: values[name] for name in Progress.__dataclass_fields__ if name in values}
         return Progress(**{**known, "rewinds": [Rewind.from_json(rewind) for rewind in known["rewinds"]]})
 
 

@@ -155,7 +155,7 @@ def decide_by_hand(folder: Path, start: Start, batches: Batches) -> None:
                 "and was trained on all of them before; go back further by --rewind-to"
             )
     write_rewinds(folder, [*rewinds, Rewind(f"by hand: {start.asked}", newest, to, skip, start.asked)])
-    say(f"{start.asked}: going on from step {to:,}")
+    say(f"{start.asked}: going on from step {to}")
 
 
 def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> tuple[Progress, dict[str, Any]]:

@@ -35,6 +35,7 @@ def straight(home):
     return home / "straight"
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(home, straight):
     process = start(home, "early", "train.steps=1000000", "train.checkpoint_every=1000000")
     wait_for_rows(process, home / "early", 2)

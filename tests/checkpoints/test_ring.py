@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 from checkpoints.command import rows_of, run, write_text
 
-RING = [(1, 1, 1), (1, 2, 1), (1, 2, 2), (2, 1, 2), (1, 1, 2), (1, 1, 1)]
-SAMPLE = [(1, 1, 2), (1, 1, 1)]
+RING = {  # meshes, and what else may change on the way
+    (1, 1, 1): [],
+    (1, 2, 1): ["train.micro_batch=4"],
+    (1, 2, 2): [],
+    (2, 1, 2): ["parallel.shard_weights=all", "parallel.recompute=block"],
+    (1, 1, 2): ["parallel.shard_weights=off"],
+}
 STEPS = 6  # on each mesh
 TOLERANCE = 1e-5
 
@@ -16,7 +21,7 @@ def go_around(home, ring):
     options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=16"]
     run(home, "one", f"train.steps={STEPS * len(ring)}", *options)
     for number, (pods, data, model) in enumerate(ring, 1):
-        mesh = [f"parallel.pods={pods}", f"parallel.data={data}", f"parallel.model={model}"]
+        mesh = [*RING[pods, data, model], f"parallel.pods={pods}", f"parallel.data={data}", f"parallel.model={model}"]
         out = run(home, "ring", f"train.steps={STEPS * number}", *options, *mesh)
         assert number == 1 or f"going on from step {STEPS * (number - 1)}\n" in out
     ours, theirs = rows_of(home / "ring"), rows_of(home / "one")
@@ -29,7 +34,13 @@ def go_around(home, ring):
     }
 
 
-@pytest.mark.parametrize("ring", [SAMPLE, pytest.param(RING, marks=pytest.mark.slow)], ids=["sample", "5 meshes"])
+@pytest.mark.parametrize(
+    "ring",
+    [
+        pytest.param([(1, 1, 2), (1, 1, 1)], id="sample"),
+        pytest.param([*RING, (1, 1, 1)], id="5 meshes", marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_those_of_one_process(ring, tmp_path, request):
     far = go_around(write_text(tmp_path), ring)
     assert max(far.values()) < TOLERANCE, far

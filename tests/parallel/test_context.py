@@ -10,7 +10,14 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.parallel import host
 from mindspore_palm.parallel.axes import Layout, layout
 from mindspore_palm.parallel.check import layout_of
-from mindspore_palm.parallel.context import WORKER, join_workers, parallel_settings, partition
+from mindspore_palm.parallel.context import (
+    WORKER,
+    join_workers,
+    lost_workers,
+    out_of_memory,
+    parallel_settings,
+    partition,
+)
 from mindspore_palm.parallel.mesh import Mesh
 
 
@@ -59,3 +66,31 @@ def test_a_mesh_of_another_size_than_the_workers(monkeypatch):
     monkeypatch.setenv(WORKER, "4")
     with pytest.raises(UserError, match="is 8, and msrun started 4 workers; set the three to a product of 4"):
         join_workers(8, "CPU")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("Memory not enough: alloc size 99999999999 B"),
+        RuntimeError("Allocate memory failed, size: 4"),
+        RuntimeError("Out of Memory!!! Request memory size: 4"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_too_little_memory_is_a_sentence(error):
+    with pytest.raises(UserError, match="or the model smaller"), out_of_memory():
+        raise error
+
+
+def test_a_worker_that_is_gone_or_hangs_is_named():
+    for words in ("worker 3 (pid 77) is gone", "worker 3 (pid 77) has not come for 600 s"):
+        with pytest.raises(UserError) as caught, lost_workers():
+            raise RuntimeError(f"{words}: all_reduce of 4 B in group g is not possible")
+        assert str(caught.value).startswith(f"{words}: this worker cannot go on")
+
+
+def test_other_errors_stay_what_they_are():
+    for guard in (out_of_memory, lost_workers):
+        with pytest.raises(RuntimeError, match="shapes differ"), guard():
+            raise RuntimeError("shapes differ: failed to infer")

@@ -177,6 +177,19 @@ def test_200_altered_files(two, tmp_path):
     assert len(caught) == 200 and set(caught) == {"flip", "cut", "grow", "lose", "swap"}
 
 
+def test_bytes_of_the_manifest_count(two, tmp_path):
+    """Also those that change nothing of what it says."""
+    content, file = (two / "step_000007" / "manifest.json").read_bytes(), tmp_path / "manifest.json"
+    for place in range(0, len(content), 5):
+        altered = bytearray(content)
+        altered[place] = ord("\t") if altered[place] in b" \n" else altered[place] ^ 1
+        file.write_bytes(altered)
+        with pytest.raises(DamagedCheckpoint, match="does not hold its own SHA-256"):
+            module._read_manifest(file)
+    file.write_bytes(content)
+    assert module._read_manifest(file)["step"] == 7
+
+
 def test_a_checkpoint_under_another_ones_name(two, tmp_path):
     shutil.copytree(two / "step_000007", tmp_path / "step_000014")
     assert believed(tmp_path / "step_000014") == (

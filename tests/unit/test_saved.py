@@ -70,6 +70,49 @@ def test_a_run_opens_by_its_own_folder(folder, settings):
     assert load(str(folder.parent)).config == settings.model
 
 
+@pytest.fixture
+def run(palm, settings, tokenizer, tmp_path):
+    """A run that has a checkpoint, and no model yet."""
+    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.train.keeper import Keeper
+
+    (tmp_path / "run").mkdir()
+    state, place = palm.trainable_params(), tmp_path / "run" / "checkpoints"
+    keeper = Keeper(place, state, settings, tokenizer.serialized, Agreement(), lambda: None)
+    keeper.save(7, {"a": 1})
+    assert keeper.finish()
+    return tmp_path / "run"
+
+
+def test_a_checkpoint_opens_as_well(run, palm, settings, tokenizer):
+    from mindspore_palm import Tokenizer, load
+
+    step = run / "checkpoints" / "step_000007"
+    for folder in (run, step):
+        again = {p.name: p.asnumpy() for p in load(folder).trainable_params()}
+        for weight in palm.trainable_params():
+            np.testing.assert_array_equal(weight.asnumpy(), again[weight.name], strict=True)
+    assert Tokenizer(step / "tokenizer.model").serialized == tokenizer.serialized
+    file = step / "rank_0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "rank_0.safetensors was altered" in refused(run)
+
+
+def test_a_checkpoint_becomes_a_model(run, palm, settings, tmp_path):
+    from mindspore_palm.train.checkpoint import Checkpoint
+    from mindspore_palm.train.saved import export, save_model, weights_of
+
+    export(Checkpoint(run / "checkpoints" / "step_000007"), run / "final", settings)
+    weights = weights_of(palm)
+    tokenizer = (run / "final" / "tokenizer.model").read_bytes()
+    save_model(tmp_path / "other", {name: weights[name] for name in sorted(weights)}, tokenizer, settings, 7)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run / "final", tmp_path / "other"))
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert {path.name for path in (run / "final").iterdir()} == {"config.yaml", "model.safetensors", "tokenizer.model"}
+
+
 def test_what_people_import():
     from mindspore_palm import PaLM, PaLMConfig, Tokenizer, load
 
