@@ -18,6 +18,9 @@ from mindspore_palm.errors import UserError
 class Sequences(Protocol):
     """What batches are made of: sequences of text (``TokenFile``), or pairs of a prompt and a target (``Pairs``)."""
 
+    repeats: bool
+    """Whether one batch may take a sequence twice, where there are few of them."""
+
     def __len__(self) -> int:
         """Tokens."""
 
@@ -64,7 +67,7 @@ class Batches:
         self.skipped = list(skipped)
         self.count = tokens.sequences(seq_len)
         largest = max(size for _, size in self.ramp)
-        if self.count < largest:
+        if self.count < largest and not tokens.repeats:
             raise UserError(
                 f"the training text gives {self.count} sequences of data.seq_len = {seq_len} tokens, fewer than a "
                 f"batch of train.batch_size = {largest}; lower train.batch_size or data.seq_len, or bring more text"

@@ -43,6 +43,8 @@ class Pairs:
     [eod] from its last.
     """
 
+    repeats = True
+
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = list(pairs)
 

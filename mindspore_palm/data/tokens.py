@@ -36,6 +36,8 @@ class TokenFile:
         vocab_size: tokens of the vocabulary.
     """
 
+    repeats = False
+
     def __init__(self, folder: str | Path) -> None:
         """Opens a folder that ``TokenWriter`` finished.
 
