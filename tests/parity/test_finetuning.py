@@ -11,12 +11,13 @@ from parity.twins import EVEN, reference_loss, relative, weights_of
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
-from mindspore_palm.config import OptimizerConfig
+from mindspore_palm.config import OptimizerConfig, Settings
 from mindspore_palm.data.pairs import Pair, Pairs
 from mindspore_palm.model.dropout import draw_keep
 from mindspore_palm.model.lora import adapt, merge
 from mindspore_palm.model.loss import Loss
 from mindspore_palm.optim import make_optimizer
+from mindspore_palm.train.finetune import kept as kept_of
 from mindspore_palm.train.step import TrainStep
 
 CONFIG = PaLMConfig(**EVEN)
@@ -109,6 +110,16 @@ def test_what_is_kept():
     for other in (draw_keep(0, 6, range(64), 3, 100, 0.1), draw_keep(1, 5, range(64), 3, 100, 0.1)):
         assert (other != keep).mean() == pytest.approx(0.18, abs=0.02)
     assert (keep[0] != keep[1]).any() and (keep[:, 0] != keep[:, 1]).any()
+
+
+def test_a_run_draws_for_its_own_step_and_only_where_it_starts_from_a_model():
+    def settings(**finetune):
+        return Settings.model_validate({"model": EVEN, "finetune": finetune, "train": {"seed": 7}})
+
+    expected = draw_keep(7, 5, range(2, 4), 1 + CONFIG.layers, CONFIG.d_model, 0.1)
+    np.testing.assert_array_equal(kept_of(settings(checkpoint="runs/some"), 5, range(2, 4)), expected)
+    for other in ({}, {"dropout": 0.5}, {"checkpoint": "runs/some", "dropout": 0.0}):
+        assert kept_of(settings(**other), 5, range(2, 4)) is None
 
 
 def test_lora_trains_a_and_b_alone_and_merges_to_the_same_logits(device, batch):
