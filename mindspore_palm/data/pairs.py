@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
-from mindspore_palm.data.corpus import corpus_files, json_lines
+from mindspore_palm.data.corpus import corpus_files, json_lines, text_of
 from mindspore_palm.data.prepare import Prepared
 from mindspore_palm.data.split import held_out
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -131,8 +131,7 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
 
 def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]]:
     """Prompt, target and where they stand."""
-    files = [file.path for file in corpus_files(path)]
-    for file in files:
+    for file in (found.path for found in corpus_files(path)):
         if file.suffix.lower() != ".jsonl":
             raise UserError(
                 f"data.path = {path}: fine-tuning learns from a .jsonl of pairs, such as "
@@ -140,8 +139,8 @@ def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]
             )
         try:
             for record, where in json_lines(file):
-                prompt = _field(record, finetune, "prompt_field", where)
-                target = _field(record, finetune, "target_field", where)
+                prompt = text_of(record, finetune.prompt_field, where, "finetune.prompt_field")
+                target = text_of(record, finetune.target_field, where, "finetune.target_field")
                 if not target:
                     raise UserError(
                         f"{where}: the field {finetune.target_field!r} is empty, and it is what is learned; "
@@ -150,20 +149,6 @@ def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]
                 yield prompt, target, where
         except OSError as error:
             raise UserError(f"{file}: {error.strerror or error}") from None
-
-
-def _field(record: Any, finetune: FinetuneConfig, setting: str, where: str) -> str:
-    name = getattr(finetune, setting)
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object with the fields of finetune.prompt_field and target_field")
-    if name not in record:
-        there = ", ".join(list(record)[:10]) or "none"
-        raise UserError(
-            f"{where}: there is no field {name!r}; set finetune.{setting} to one of the fields here ({there})"
-        )
-    if not isinstance(record[name], str):
-        raise UserError(f"{where}: the field {name!r} must be a string; put the value in quotes")
-    return record[name]
 
 
 def _check_lengths(pairs: Sequence[Pair], places: Sequence[str], seq_len: int) -> None:

@@ -13,6 +13,7 @@ from reference import palm as reference
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.config import OptimizerConfig, Settings
 from mindspore_palm.data.pairs import Pair, Pairs
+from mindspore_palm.generate.decoder import Decoder
 from mindspore_palm.model.dropout import draw_keep
 from mindspore_palm.model.lora import adapt, merge
 from mindspore_palm.model.loss import Loss
@@ -142,6 +143,8 @@ def test_lora_trains_a_and_b_alone_and_merges_to_the_same_logits(device, batch):
         assert changed == parameter.name.endswith(("lora_a", "lora_b")), parameter.name
     adapted = palm.set_train(False)(Tensor(batch[0])).asnumpy()
     assert relative(adapted, plain) > 0.1
+    with pytest.raises(ValueError, match="merge"):
+        Decoder(palm, 1, 8)
     together = merge(palm)
     assert [p.name for p in together.trainable_params()] == [p.name for p in PaLM(CONFIG).trainable_params()]
     assert relative(together(Tensor(batch[0])).asnumpy(), adapted) < 1e-5
