@@ -15,7 +15,7 @@ from mindspore_palm.parallel.context import partition
 from mindspore_palm.parallel.weights import zeros_like
 
 BATCH = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
-KEEP = ("batch", "one", "embed")  # of what dropout leaves
+KEEP = ("batch", "one", "embed")  # of what dropout leaves: an input more, or none (MindSpore partitions no None)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class Objective(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss, self.devices = loss, current_layout().devices
 
-    def construct(
-        self, inputs: Tensor, targets: Tensor, count: Tensor, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, cross_entropy = self.loss(inputs, targets, count, keep)
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, cross_entropy = self.loss(inputs, targets, count, *keep)
         share = loss * (1.0 / self.devices) if self.devices > 1 else loss
         return share, loss, cross_entropy
 
@@ -87,10 +85,8 @@ class WholeStep(nn.Cell):
         self.objective, self.update = Objective(loss), update
         self.gradients = ops.value_and_grad(self.objective, None, update.optimizer.parameters, has_aux=True)
 
-    def construct(
-        self, inputs: Tensor, targets: Tensor, count: Tensor, keep: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, keep)
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, ...]:
+        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *keep)
         norm, rate, finite = self.update(loss, gradients)
         return loss, cross_entropy, norm, rate, finite
 
@@ -104,10 +100,8 @@ class Accumulate(nn.Cell):
         self.gradients = ops.value_and_grad(self.objective, None, parameters, has_aux=True)
         self.add, self.depend = ops.AssignAdd(), ops.Depend()
 
-    def construct(
-        self, inputs: Tensor, targets: Tensor, count: Tensor, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, keep)
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, Tensor]:
+        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *keep)
         done = ()
         for i in range(len(self.sums)):
             done += (self.add(self.sums[i], gradients[i]),)
