@@ -318,6 +318,43 @@ class TrainConfig(Section):
         return self.micro_batch or batch
 
 
+class FinetuneConfig(Section):
+    """Teaching a trained PaLM by pairs of a prompt and a target; used where ``checkpoint`` is given.
+
+    data.path is then a .jsonl of pairs, and the section model comes from the checkpoint.
+    """
+
+    checkpoint: str = ""
+    """The model to start from: the folder of a run, of a checkpoint or of a model. Default empty: none, train on text.
+    Weights and tokenizer are its own; the optimizer's state begins anew."""
+    prompt_field: Name = "prompt"
+    """The field of data.path with what is given; may be empty text. Default prompt."""
+    target_field: Name = "target"
+    """The field of data.path with what is learned, and [eod] behind it. Default target."""
+    dropout: Fraction = 0.1
+    """Share of the features that is dropped behind the embedding and behind each block. Default 0.1, as PaLM."""
+    lora_rank: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    """Train W + lora_alpha/lora_rank * A B for each kernel W, and of it A and B alone, with so many columns and rows
+    (LoRA, arXiv 2106.09685). B begins at zero, and Adafactor's steps are relative to a weight's size: take adamw, as
+    yaml/finetune_lora.yaml does. Default 0: train all weights."""
+    lora_alpha: Positive = 16.0
+    """lora_rank times what A B is multiplied with. Default 16."""
+
+    @property
+    def lora_scale(self) -> float:
+        """What A B is multiplied with."""
+        return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> FinetuneConfig:
+        if self.lora_rank and not self.checkpoint:
+            raise ValueError(
+                f"lora_rank = {self.lora_rank} and no checkpoint: LoRA adapts a trained model; "
+                "set finetune.checkpoint to the folder of one"
+            )
+        return self
+
+
 class ParallelConfig(Section):
     """How a network lies on devices (section 4 of the paper)."""
 
@@ -356,5 +393,7 @@ class Settings(Section):
     """What it learns from."""
     train: TrainConfig = TrainConfig()
     """The run itself."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """What it starts from, if it is not new."""
     parallel: ParallelConfig = ParallelConfig()
     """Where it runs."""

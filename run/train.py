@@ -1,4 +1,4 @@
-"""Trains a PaLM: python run/train.py --config yaml/palm_tiny.yaml [section.key=value ...]"""
+"""Trains or fine-tunes a PaLM: python run/train.py --config yaml/palm_tiny.yaml [section.key=value ...]"""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
     settings, origins = load_settings(arguments.config, arguments.overrides)
+    if settings.finetune.checkpoint:
+        from mindspore_palm.train.finetune import with_model_of_checkpoint
+
+        settings = with_model_of_checkpoint(settings)
+        origins |= {f"model.{name}": "finetune.checkpoint" for name in type(settings.model).model_fields}
     if arguments.print_config:
         print(describe(settings, origins))
         return

@@ -7,12 +7,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from mindspore_palm.data.shuffle import permute
-from mindspore_palm.data.tokens import TokenFile
 from mindspore_palm.errors import UserError
+
+
+class Sequences(Protocol):
+    """What batches are made of: sequences of text (``TokenFile``), or pairs of a prompt and a target (``Pairs``)."""
+
+    repeats: bool
+    """Whether one batch may take a sequence twice, where there are few of them."""
+
+    def __len__(self) -> int:
+        """Tokens."""
+
+    def sequences(self, seq_len: int) -> int:
+        """How many there are."""
+
+    def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets by their numbers, int32 [n, seq_len] each; a negative target is no real token."""
+
+    def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
+        """How many of their targets are real."""
 
 
 class Batches:
@@ -24,7 +43,7 @@ class Batches:
 
     def __init__(
         self,
-        tokens: TokenFile,
+        tokens: Sequences,
         seq_len: int,
         eod: int,
         ramp: list[tuple[int, int]],
@@ -48,7 +67,7 @@ class Batches:
         self.skipped = list(skipped)
         self.count = tokens.sequences(seq_len)
         largest = max(size for _, size in self.ramp)
-        if self.count < largest:
+        if self.count < largest and not tokens.repeats:
             raise UserError(
                 f"the training text gives {self.count} sequences of data.seq_len = {seq_len} tokens, fewer than a "
                 f"batch of train.batch_size = {largest}; lower train.batch_size or data.seq_len, or bring more text"
@@ -101,6 +120,14 @@ class Batches:
         Raises:
             ValueError: the batch has no such rows.
         """
+        return self.tokens.examples(self._numbers(step, first, count), self.seq_len, self.eod)
+
+    def real_tokens(self, step: int) -> int:
+        """Targets of ``batch(step)`` that are real, on all workers."""
+        return self.tokens.real_tokens(self._numbers(step, 0, self.batch_size(step)), self.seq_len)
+
+    def _numbers(self, step: int, first: int, count: int) -> np.ndarray:
+        """Which sequences the rows are."""
         size = self.batch_size(step)
         if first < 0 or count < 0 or first + count > size:
             raise ValueError(f"rows {first} to {first + count} are outside the {size} rows of step {step}")
@@ -115,8 +142,7 @@ class Batches:
             places = np.arange(place, place + taken, dtype=np.int64)
             indices.append(permute(places, self.count, self._key(epoch)))
             number += taken
-        rows = np.concatenate([np.empty(0, np.int64), *indices])
-        return shift(self.tokens.rows(rows, self.seq_len), self.eod)
+        return np.concatenate([np.empty(0, np.int64), *indices])
 
     def _key(self, epoch: int) -> int:
         digest = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
@@ -124,7 +150,7 @@ class Batches:
 
 
 def validation_batches(
-    tokens: TokenFile, seq_len: int, eod: int, batch_size: int, limit: int | None = None
+    tokens: Sequences, seq_len: int, eod: int, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Held-out batches, in the order of the text, always the same.
 
@@ -152,18 +178,11 @@ def validation_batches(
     return _validation_batches(tokens, seq_len, eod, batch_size, [i * count // taken for i in range(taken)])
 
 
-def shift(sequences: np.ndarray, eod: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of sequences [n, seq_len]: the same moved right by one behind [eod], and the sequences."""
-    inputs = np.full_like(sequences, eod)
-    inputs[:, 1:] = sequences[:, :-1]
-    return inputs, sequences
-
-
 def _validation_batches(
-    tokens: TokenFile, seq_len: int, eod: int, batch_size: int, chosen: Sequence[int]
+    tokens: Sequences, seq_len: int, eod: int, batch_size: int, chosen: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(chosen), batch_size):
-        inputs, targets = shift(tokens.rows(chosen[start : start + batch_size], seq_len), eod)
+        inputs, targets = tokens.examples(chosen[start : start + batch_size], seq_len, eod)
         missing = batch_size - len(inputs)
         if missing:
             inputs = np.concatenate([inputs, np.full((missing, seq_len), eod, np.int32)])

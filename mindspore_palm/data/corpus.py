@@ -230,17 +230,20 @@ def _cut(block: bytes) -> int:
 
 def _json_lines(file: CorpusFile, field: str) -> Iterator[Document]:
     for record, where in json_lines(file.path):
-        yield from _whole(where, _field(record, field, where))
+        yield from _whole(where, text_of(record, field, where, "data.text_field"))
 
 
-def _field(record: Any, field: str, where: str) -> str:
+def text_of(record: Any, field: str, where: str, setting: str) -> str:
+    """The text in a field of what a line of a .jsonl holds; ``setting`` is what names the field.
+
+    Raises:
+        UserError: there is none, or no text in it.
+    """
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with the field {field!r}, found {_kind(record)}")
     if field not in record:
         there = ", ".join(list(record)[:10]) or "none"
-        raise UserError(
-            f"{where}: there is no field {field!r}; set data.text_field to one of the fields here ({there})"
-        )
+        raise UserError(f"{where}: there is no field {field!r}; set {setting} to one of the fields here ({there})")
     if not isinstance(record[field], str):
         raise UserError(f"{where}: the field {field!r} must be a string, and is {_kind(record[field])}")
     return record[field]

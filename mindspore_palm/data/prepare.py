@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mindspore_palm.config import DataConfig
 from mindspore_palm.data.atomic import TEMPORARY, locked, write_atomically, write_json
+from mindspore_palm.data.batches import Sequences
 from mindspore_palm.data.corpus import PYTHON_STDLIB, Document, corpus_files, documents
 from mindspore_palm.data.split import SPLITS, Piece, split
 from mindspore_palm.data.survey import Survey, sample, survey, survey_from_json
@@ -35,9 +36,9 @@ class Prepared:
     """Where it lies."""
     tokenizer: Tokenizer
     """Trained on the train split, or the one that was given."""
-    train: TokenFile
+    train: Sequences
     """Tokens to learn from."""
-    validation: TokenFile
+    validation: Sequences
     """Tokens held out."""
     meta: dict[str, Any]
     """``meta.json``: corpus, files, split_mode, vocab_size, eod, bytes_per_token, gzip9_bits_per_byte, and for

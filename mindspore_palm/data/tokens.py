@@ -36,6 +36,8 @@ class TokenFile:
         vocab_size: tokens of the vocabulary.
     """
 
+    repeats = False
+
     def __init__(self, folder: str | Path) -> None:
         """Opens a folder that ``TokenWriter`` finished.
 
@@ -80,6 +82,21 @@ class TokenFile:
         if chosen.size and (chosen.min() < 0 or chosen.max() >= count):
             raise IndexError(f"a sequence number is outside range({count})")
         return np.asarray(self.tokens[: count * seq_len].reshape(count, seq_len)[chosen]).astype(np.int32)
+
+    def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of sequences by their numbers, int32 [n, seq_len] each; see ``shift``."""
+        return shift(self.rows(indices, seq_len), eod)
+
+    def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
+        """Targets of sequences by their numbers: all, as sequences of text are full."""
+        return len(indices) * seq_len
+
+
+def shift(sequences: np.ndarray, eod: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of sequences [n, seq_len]: the same moved right by one behind [eod], and the sequences."""
+    inputs = np.full_like(sequences, eod)
+    inputs[:, 1:] = sequences[:, :-1]
+    return inputs, sequences
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Step(nn.Cell):
         config = palm.config
         self.palm, self.blocks = palm, nn.CellList(auto_prefix=False)
         for i, trained in enumerate(palm.blocks):
+            if trained.lora is not None:
+                raise ValueError("a network with adapters is for training; decode what model.lora.merge makes of it")
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
             block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
             if kernels.usable():

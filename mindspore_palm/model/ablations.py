@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.attention import MultiQueryAttention, Softmax, causal_mask
 from mindspore_palm.model.block import Block, SwiGLU
+from mindspore_palm.model.dropout import Dropout
 from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.projection import sizes_in, sizes_out
 from mindspore_palm.model.rope import Rope
@@ -100,19 +101,28 @@ class AblatedBlock(nn.Cell):
         self.attention = attention
         self.gate = GeGLU() if config.mlp == "geglu" else SwiGLU()
         self.plain = shard(ops.ReLU() if config.mlp == "relu" else ops.GeLU(), columns)
-        self.add = shard(ops.Add(), rows, rows)
+        self.add, self.dropout = shard(ops.Add(), rows, rows), Dropout()
+        self.lora: nn.Cell | None = None
 
-    def construct(self, x: Tensor, where: int | tuple[Tensor, ...]) -> Tensor:
-        w_in, w_o, wo = self.kernels(self.q_wi, self.o_wo)
+    def construct(self, x: Tensor, where: int | tuple[Tensor, ...], keep: Tensor | None = None) -> Tensor:
+        q_wi, kv, o_wo = self.q_wi, self.kv, self.o_wo
+        if self.lora is not None:
+            q_wi, kv, o_wo = self.lora(q_wi, kv, o_wo)
+        w_in, w_o, wo = self.kernels(q_wi, o_wo)
         y = self.norm(x)
-        k, v = self.split_kv(self.project_kv(y, self.kv))
+        k, v = self.split_kv(self.project_kv(y, kv))
         attention = self.matmul_out(self.attention(self.matmul_in(y, w_in[0]), k, v, where), w_o)
+        if keep is not None:
+            attention = self.dropout(attention, keep)
         x = self.add(x, attention)
         if not self.parallel:
             y = self.mlp_norm(x)
         up = self.matmul_in(y, w_in[-1])
         mlp = self.gate(self.matmul_in(y, w_in[1]), up) if self.gated else self.plain(up)
-        return self.add(x, self.matmul_out(mlp, wo))
+        mlp = self.matmul_out(mlp, wo)
+        if keep is not None:
+            mlp = self.dropout(mlp, keep)
+        return self.add(x, mlp)
 
 
 class KernelParts(nn.Cell):

@@ -72,7 +72,7 @@ class Loss(nn.Cell):
 
     ``construct(inputs, targets, count)``: int32 [B, S] twice (a negative target is no real token) and float32 [], the
     number of real tokens of the whole batch, of which this may be a part. Returns two float32 []: the loss that is
-    trained on, and the cross-entropy alone, in nats a token.
+    trained on, and the cross-entropy alone, in nats a token. ``keep``, if given, is as for ``PaLM.logits``.
     """
 
     def __init__(self, palm: PaLM, z_weight: float = 1e-4) -> None:
@@ -83,7 +83,7 @@ class Loss(nn.Cell):
         self.sum = shard(ops.ReduceSum(), ("tokens",))
         self.reshape = ops.Reshape()
 
-    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        cross_entropy, log_z = self.token_loss(self.palm.logits(inputs), self.reshape(targets, (-1,)))
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, Tensor]:
+        cross_entropy, log_z = self.token_loss(self.palm.logits(inputs, *keep), self.reshape(targets, (-1,)))
         mean = self.sum(cross_entropy) / count
         return mean + self.z_weight * (self.sum(self.square(log_z)) / count), mean

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.ablations import make_block
+from mindspore_palm.model.dropout import Dropout, Layers
 from mindspore_palm.model.initial import initial_weight, weight_axes, weight_shapes
 from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute
@@ -48,6 +49,7 @@ class PaLM(nn.Cell):
         self.final_norm = make_norm(config, learned_scale=config.final_norm_scale)
         self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
         self.activation = ToCompute(("tokens", "embed"))
+        self.layers_of, self.dropout = Layers(config.layers + 1), Dropout()
         self.scale = shard(ops.Mul(), ("tokens", "embed"), ())
         self.unembed = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
         self.real_rows = shard(ops.StridedSlice(), ("tokens", "one"))
@@ -60,17 +62,28 @@ class PaLM(nn.Cell):
         batch, length = token_ids.shape
         return self.reshape(self.real(self.logits(token_ids)), (batch, length, self.vocab_size))
 
-    def logits(self, token_ids: Tensor) -> Tensor:
-        """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on."""
+    def logits(self, token_ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits of all rows of the table, padding included: int32 [B, S] to float32 [T, V]. What the loss works on.
+
+        ``keep`` [B, 1 + layers, D] is what dropout leaves behind the embedding and behind each block; None: all.
+        """
         batch = token_ids.shape[0]
-        x = self.embed(token_ids)
-        for block in self.blocks:
-            x = block(x, batch)
+        if keep is None:
+            x = self.embed(token_ids)
+            for block in self.blocks:
+                x = block(x, batch)
+        else:
+            kept = self.layers_of(keep)
+            x = self.embed(token_ids, kept[0])
+            for i in range(len(self.blocks)):
+                x = self.blocks[i](x, batch, kept[i + 1])
         return self.read_out(x)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor, keep: Tensor | None = None) -> Tensor:
         """Token ids to what the first block takes: int32 [B, S] to [T, D], or to the same in rows of another width."""
         x = self.activation(self.look_up(self.embedding, self.reshape(token_ids, (-1,)), 0))
+        if keep is not None:
+            x = self.dropout(x, keep)
         return self.reshape(x, (-1, self.residual_width))
 
     def read_out(self, x: Tensor) -> Tensor:

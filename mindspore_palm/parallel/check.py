@@ -79,6 +79,7 @@ def _check_ablations(settings: Settings) -> None:
         "model.final_norm_scale=true": model.final_norm_scale,
         "model.scaled_logits=false": not model.scaled_logits,
         f"model.xpos_base={model.xpos_base:g}": bool(model.xpos_base),
+        f"finetune.lora_rank={settings.finetune.lora_rank}": bool(settings.finetune.lora_rank),
         "optimizer.factored=true": settings.optimizer.name == "adafactor" and settings.optimizer.factored,
     }
     for setting, there in ablated.items():

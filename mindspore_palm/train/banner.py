@@ -6,6 +6,7 @@ from mindspore_palm.config import Settings
 from mindspore_palm.data import Prepared
 from mindspore_palm.parallel.axes import Layout, current_layout
 from mindspore_palm.parallel.context import Device, parallel_settings
+from mindspore_palm.train.finetune import summary
 from mindspore_palm.train.memory import readable
 
 
@@ -28,6 +29,8 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
         "optimizer": f"{optimizer.name}, schedule {optimizer.schedule}, highest rate {optimizer.learning_rate:g}",
         "output": train.output,
     }
+    if settings.finetune.checkpoint:
+        lines = {"fine-tunes": summary(settings), **lines}
     text = "\n".join(f"  {name:<11} {line}" for name, line in lines.items())
     data = "\n".join(f"  {line}" for line in prepared.summary().splitlines())
     return f"{text}\n{data}"

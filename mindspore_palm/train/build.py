@@ -8,6 +8,7 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.optim import make_optimizer
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.recompute import recompute
+from mindspore_palm.train.finetune import begin, drops
 from mindspore_palm.train.step import TrainStep
 
 
@@ -19,8 +20,9 @@ def build_step(settings: Settings, one_pass: bool = False) -> tuple[PaLM, TrainS
         one_pass: leave gradient accumulation out; a step is then one pass of whatever it is given.
     """
     palm = PaLM(settings.model, settings.train.seed)
+    begin(palm, settings)
     recompute(palm.blocks, settings.parallel.recompute)
     optimizer = make_optimizer(palm.trainable_params(), settings.optimizer, settings.train.steps)
     own_micro_batch = 0 if one_pass else settings.train.micro_batch // current_layout().shards("batch")
     loss = Loss(palm, settings.train.z_loss)
-    return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, own_micro_batch)
+    return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, own_micro_batch, drops(settings))

@@ -15,12 +15,13 @@ from mindspore_palm.config import Settings
 from mindspore_palm.data.atomic import try_lock, write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings, settings_to_yaml
+from mindspore_palm.train.adapter import ADAPTER
 from mindspore_palm.train.checkpoint import Checkpoint, DamagedCheckpoint, folder_name, steps_in
 from mindspore_palm.train.progress import REWINDS
 from mindspore_palm.train.resume import Start, check_same
 
 CHECKPOINTS = "checkpoints"
-BEGUN = ("metrics.csv", "loss.png", "tensorboard", "tensorboard.tmp", CHECKPOINTS, REWINDS)
+BEGUN = ("metrics.csv", "loss.png", "tensorboard", "tensorboard.tmp", CHECKPOINTS, REWINDS, ADAPTER)
 MODELS = ("final", "interrupted")  # what is hours of work by itself; earlier versions left the second one
 PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
 

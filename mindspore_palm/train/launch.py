@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 
 from mindspore_palm.config import Settings
-from mindspore_palm.data import prepare
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.parallel.context import LOST, choose_device, is_worker
 from mindspore_palm.parallel.host import build
+from mindspore_palm.train.finetune import open_data
 from mindspore_palm.train.folder import Found, check_run_folder, finished, only_run
 from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
@@ -69,7 +69,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
                 print(finished(settings))
                 return
         build.extension()  # what must be built is built once, and what is missing is said once
-        prepare(settings.data, settings.model.vocab_size)
+        open_data(settings)
         workers = folder / "workers"
         with_restarts(lambda again: Workers(devices, again, workers).join(), command, start.max_restarts)
 

@@ -14,7 +14,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from mindspore_palm.config import Settings
-from mindspore_palm.data import Batches, Prepared, prepare, validation_batches
+from mindspore_palm.data import Batches, Prepared, validation_batches
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.agree import Agreement
@@ -28,10 +28,12 @@ from mindspore_palm.parallel.context import (
     out_of_memory,
     this_rank,
 )
+from mindspore_palm.train.adapter import ADAPTER, save_adapter
 from mindspore_palm.train.banner import banner
 from mindspore_palm.train.build import build_step
 from mindspore_palm.train.checkpoint import steps_in
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
+from mindspore_palm.train.finetune import kept, open_data
 from mindspore_palm.train.folder import CHECKPOINTS, Found, check_run_folder, finished, only_run, start_run_folder
 from mindspore_palm.train.keeper import Keeper, clear
 from mindspore_palm.train.memory import check_memory
@@ -116,7 +118,7 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
     if found is Found.FINISHED:
         say(finished(settings))
         return None
-    prepared = prepare(settings.data, settings.model.vocab_size)
+    prepared = open_data(settings)
     batches_of(settings, prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()
@@ -198,8 +200,9 @@ def run_steps(run: Run) -> Spike | None:
             size = run.batches.batch_size(progress.step)
             own = current_layout().rows(this_rank(), size)
             inputs, targets = run.batches.slice(progress.step, own.start, own.stop - own.start)
-            count = size * settings.data.seq_len  # sequences of training text are full: every token is real
-            result = run.step(inputs, targets, count)
+            count = run.batches.real_tokens(progress.step)
+            keep = kept(settings, progress.step, range(own.start, own.stop))
+            result = run.step(inputs, targets, count, keep)
             seconds = time.perf_counter() - begun
             progress.step += 1
             progress.tokens += count
@@ -210,7 +213,7 @@ def run_steps(run: Run) -> Spike | None:
             run.keeper.hear(written, failed)
             run.keeper.look()
 
-            rate = count / seconds
+            rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
             last = progress.step == train.steps
             if last or (train.eval_every and progress.step % train.eval_every == 0):
@@ -300,6 +303,9 @@ def finish(run: Run) -> Evaluation:
         raise Interrupted(f"stopped after step {step}; the same command goes on from there")
     result = run.evaluator(held_out(run.settings, run.prepared))
     if lead:
+        finetune = run.settings.finetune
+        if finetune.lora_rank:
+            save_adapter(run.keeper.newest(), run.folder / ADAPTER, run.settings.model, finetune)
         export(run.keeper.newest(), run.folder / "final", run.settings)
     if run.records:
         say(report(result, run))
@@ -365,12 +371,12 @@ def stop_requests(folder: Path) -> Iterator[list[int]]:
 
 def report(result: Evaluation, run: Run) -> str:
     """The figures of a finished run."""
-    decisions = len(run.progress.rewinds)
+    decisions, gzip9 = len(run.progress.rewinds), run.prepared.meta["gzip9_bits_per_byte"]
     return (
         f"held out, all {result.tokens:,} tokens: {result.nats_per_token:.4f} nats a token, "
         f"{result.bits_per_byte:.4f} bits a byte\n"
-        f"gzip -9 on the same text: {run.prepared.meta['gzip9_bits_per_byte']:.4f} bits a byte\n"
-        f"skipped steps: {sum(row.skipped for row in run.records.rows)}\n"
+        + (f"gzip -9 on the same text: {gzip9:.4f} bits a byte\n" if gzip9 is not None else "")
+        + f"skipped steps: {sum(row.skipped for row in run.records.rows)}\n"
         + (f"decisions to go back or to leave out batches: {decisions}, in rewinds.json\n" if decisions else "")
         + f"the run is in {run.folder}: final/ opens alone, loss.png shows it, "
         "metrics.csv and tensorboard/ hold every step"

@@ -9,6 +9,7 @@ import psutil
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
+from mindspore_palm.model.lora import KERNELS, adapter_shapes
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes
@@ -58,17 +59,26 @@ class _Device:
         self.placements = placements(model, layout)
 
     def weights(self) -> float:
-        """4 bytes a number of every weight's slice."""
+        """4 bytes a number of every weight's slice; with LoRA, of A and B and of the kernels with A B added as well."""
+        weights = sum(p.slice_bytes for p in self.placements)
+        if not self.settings.finetune.lora_rank:
+            return weights
+        return weights + self.trained() + sum(p.slice_bytes for p in self.placements if p.name.endswith(KERNELS))
+
+    def trained(self) -> float:
+        """4 bytes a number of what is trained: all weights, or LoRA's A and B."""
+        if rank := self.settings.finetune.lora_rank:
+            return FLOAT * sum(prod(shape) for shape in adapter_shapes(self.model, rank).values())
         return sum(p.slice_bytes for p in self.placements)
 
     def gradients(self) -> float:
-        """As the weights; twice if they are accumulated over passes."""
-        return self.weights() * (2 if self.settings.train.micro_batch else 1)
+        """As what is trained; twice if they are accumulated over passes."""
+        return self.trained() * (2 if self.settings.train.micro_batch else 1)
 
     def optimizer_state(self) -> float:
-        """As the weights, for each full moment: two, or one for the factored Adafactor."""
+        """As what is trained, for each full moment: two, or one for the factored Adafactor."""
         optimizer = self.settings.optimizer
-        return self.weights() * (1 if optimizer.name == "adafactor" and optimizer.factored else 2)
+        return self.trained() * (1 if optimizer.name == "adafactor" and optimizer.factored else 2)
 
     def activations(self) -> float:
         """What all layers keep for the backward pass.

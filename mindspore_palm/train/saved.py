@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,16 @@ from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import weight_axes, weight_shapes
+from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.context import this_rank
+from mindspore_palm.parallel.placement import Window
 from mindspore_palm.parallel.weights import drawn_later
 from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
-from mindspore_palm.train.checkpoint import MANIFEST, Checkpoint, folder_name, steps_in
-from mindspore_palm.train.tensor_file import Source, write_tensors
+from mindspore_palm.train.checkpoint import MANIFEST, Checkpoint, Stored, folder_name, steps_in
+from mindspore_palm.train.merged import Merged, model_weights
+from mindspore_palm.train.tensor_file import FileTensor, Source, file_tensors, write_tensors
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
 
@@ -68,8 +72,8 @@ def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
         OSError: a file could not be written; nothing is left behind.
         DamagedCheckpoint: a slice cannot be read.
     """
-    weights = {name: checkpoint.tensors[name] for name in weight_axes(settings.model)}
-    save_model(folder, weights, (checkpoint.folder / TOKENIZER).read_bytes(), settings, checkpoint.step)
+    tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
+    save_model(folder, model_weights(checkpoint, settings.model), tokenizer, settings, checkpoint.step)
 
 
 def load(folder: str | Path) -> PaLM:
@@ -82,7 +86,7 @@ def load(folder: str | Path) -> PaLM:
         UserError: what is missing or does not fit, by name.
     """
     folder = find_model(Path(folder))
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     weights = _checkpoint_weights(folder, config) if (folder / MANIFEST).exists() else read_weights(folder / WEIGHTS)
     for name, shape in weight_shapes(config).items():  # before a network of these sizes takes its memory
         _check_weight(name, shape, weights)
@@ -123,6 +127,29 @@ def find_model(folder: Path) -> Path:
     )
 
 
+def weight_reader(folder: Path, config: PaLMConfig) -> Callable[[str, tuple[int, ...]], Callable[[Window], np.ndarray]]:
+    """How to read windows of the weights of a model or a checkpoint, without holding any of them whole.
+
+    Returns:
+        A function from a weight's name and wanted shape to one that reads a window of it.
+
+    Raises:
+        UserError: the folder holds no whole model; so does the function, where a weight is missing or does not fit.
+    """
+    if (folder / MANIFEST).exists():
+        checkpoint = Checkpoint(folder)
+        checkpoint.verify(checkpoint.share_of_files(this_rank(), current_layout().devices))
+        weights = model_weights(checkpoint, config)
+    else:
+        weights = file_tensors(folder / WEIGHTS)
+
+    def reader(name: str, shape: tuple[int, ...]) -> Callable[[Window], np.ndarray]:
+        _check_weight(name, shape, weights)
+        return weights[name].read
+
+    return reader
+
+
 def read_weights(file: Path) -> dict[str, np.ndarray]:
     """Name to array of a safetensors file.
 
@@ -161,7 +188,9 @@ def weights_of(palm: PaLM) -> dict[str, np.ndarray]:
     return {p.name: p.asnumpy() for p in palm.trainable_params()}
 
 
-def _check_weight(name: str, shape: tuple[int, ...], weights: dict[str, np.ndarray]) -> None:
+def _check_weight(
+    name: str, shape: tuple[int, ...], weights: Mapping[str, np.ndarray | Stored | Merged | FileTensor]
+) -> None:
     if name not in weights:
         raise UserError(f"the weights lack {name}; they are of another configuration")
     array = weights[name]
@@ -173,10 +202,15 @@ def _check_weight(name: str, shape: tuple[int, ...], weights: dict[str, np.ndarr
 def _checkpoint_weights(folder: Path, config: PaLMConfig) -> dict[str, np.ndarray]:
     checkpoint = Checkpoint(folder)
     checkpoint.verify()
-    return {name: tensor.read() for name, tensor in checkpoint.tensors.items() if name in weight_axes(config)}
+    return {name: weight.read() for name, weight in model_weights(checkpoint, config).items()}
 
 
-def _read_config(file: Path) -> PaLMConfig:
+def read_config(file: Path) -> PaLMConfig:
+    """The sizes of the network in the folder of a model.
+
+    Raises:
+        UserError: there are none, or they do not fit.
+    """
     try:
         values = read_yaml(file.read_text(encoding="utf-8"), str(file))
         return model_config(values["model"], str(file))

@@ -18,7 +18,7 @@ from mindspore_palm.train.progress import Progress, skipped
 def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches: Batches) -> dict[str, Any]:
     """state.json: what decides the next step, and what helps to understand the last ones.
 
-    There is no random state: initial weights and batches are functions of the seed, and nothing else is drawn.
+    There is no random state: initial weights, batches and what dropout leaves of them are functions of seed and step.
     """
     return {
         "progress": progress.to_json(),

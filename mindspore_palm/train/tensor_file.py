@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mindspore_palm.errors import UserError
 
 KINDS = {"float32": "F32", "int32": "I32"}  # names of number types in NumPy and in the format
 ALIGNMENT = 8  # bytes: where the format wants its data to begin
@@ -66,6 +69,49 @@ def digest_of(file: Path) -> Digest:
             found.update(chunk)
             size += len(chunk)
     return Digest(size, found.hexdigest())
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of a safetensors file, read in windows."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype | str
+    """The format's own name where it is no type that is written here."""
+
+    def read(self, window: tuple[slice, ...]) -> np.ndarray:
+        """A window of it.
+
+        Raises:
+            UserError: the file has changed since it was opened.
+        """
+        try:
+            with safe_open(self.file, framework="numpy") as content:
+                return content.get_slice(self.name)[window]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{self.file}: {self.name} cannot be read ({error})") from None
+
+
+def file_tensors(file: Path) -> dict[str, FileTensor]:
+    """The tensors of a safetensors file by name; none of them is read yet.
+
+    Raises:
+        UserError: the file is missing, cut off or of another kind.
+    """
+    types = {kind: np.dtype(name) for name, kind in KINDS.items()}
+    try:
+        with safe_open(file, framework="numpy") as content:
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - not a dictionary
+            return {
+                name: FileTensor(file, name, tuple(part.get_shape()), types.get(part.get_dtype(), part.get_dtype()))
+                for name, part in slices.items()
+            }
+    except FileNotFoundError:
+        raise UserError(f"there is no {file}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: this is not a whole safetensors file ({error})") from None
 
 
 def write_tensors(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from mindspore_palm.data import Batches  # noqa: E402 - found by the path above
-from mindspore_palm.data.batches import shift  # noqa: E402 - found by the path above
+from mindspore_palm.data.tokens import shift  # noqa: E402 - found by the path above
 from mindspore_palm.errors import run_command  # noqa: E402 - found by the path above
 
 BATCH = 8

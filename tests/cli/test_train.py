@@ -97,7 +97,7 @@ def no_work(monkeypatch):
     """Fails the test when text is prepared or a network made."""
     from mindspore_palm.train import loop
 
-    for name in ("prepare", "build_step", "measure_peak"):
+    for name in ("open_data", "build_step", "measure_peak"):
         monkeypatch.setattr(loop, name, lambda *_, name=name: pytest.fail(f"{name} came before the check"))
 
 

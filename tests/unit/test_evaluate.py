@@ -99,7 +99,7 @@ def test_text_against_the_reference(scorer, tokenizer, expected_nats, stride):
 
 def test_text_as_the_training_evaluates_it(scorer, palm, tokenizer):
     """Side by side windows of one document are the sequences of the training's own held-out loss."""
-    from mindspore_palm.data.batches import shift
+    from mindspore_palm.data.tokens import shift
     from mindspore_palm.evaluate.text import score_text
     from mindspore_palm.train.evaluate import Evaluator
 

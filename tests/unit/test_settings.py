@@ -118,7 +118,7 @@ BROKEN = {
     "two documents": ("train: {steps: 1}\n---\ntrain: {steps: 2}", ["single document"]),
     "not UTF-8": (b"train: {output: \xff}", ["UTF-8", "byte 16"]),
     "UTF-16": ("train: {steps: 2}".encode("utf-16"), ["UTF-8"]),
-    "a list": ("- train", ["sections (model, optimizer, data, train, parallel)", "['train']"]),
+    "a list": ("- train", ["sections (model, optimizer, data, train, finetune, parallel)", "['train']"]),
     "a word": ("hello", ["sections", "'hello'"]),
     "section that is a list": ("train: [1]", ["train = [1]", "'key: value' lines"]),
     "section that is a number": ("train: 5", ["train = 5", "'key: value' lines"]),

@@ -1,0 +1,171 @@
+"""Pairs of a prompt and a target from .jsonl: what is given, and what is learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspore_palm.config import DataConfig, FinetuneConfig
+from mindspore_palm.data.corpus import corpus_files, json_lines, text_of
+from mindspore_palm.data.prepare import Prepared
+from mindspore_palm.data.split import held_out
+from mindspore_palm.data.tokenizer import Tokenizer
+from mindspore_palm.errors import UserError
+
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and its target as tokens."""
+
+    prompt: np.ndarray
+    """int32; may be empty."""
+    target: np.ndarray
+    """int32, [eod] at its end."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that the network sees, [eod] before the prompt included."""
+        return len(self.prompt) + len(self.target)
+
+
+class Pairs:
+    """Pairs as batches want them, a sequence each, in memory.
+
+    The inputs are [eod], prompt and target, the targets what follows each of them; those inside the prompt and behind
+    the pair are -1, which no loss counts. So the target's first token is learned from the last of the prompt, and its
+    [eod] from its last.
+    """
+
+    repeats = True
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        """Tokens that are learned, [eod] included."""
+        return sum(len(pair.target) for pair in self.pairs)
+
+    def sequences(self, seq_len: int) -> int:
+        """How many pairs there are."""
+        return len(self.pairs)
+
+    def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of pairs by their numbers, int32 [n, seq_len] each.
+
+        Raises:
+            ValueError: a pair is longer than a sequence.
+        """
+        inputs = np.full((len(indices), seq_len), eod, np.int32)
+        targets = np.full((len(indices), seq_len), NO_TARGET, np.int32)
+        for row, number in enumerate(indices):
+            pair = self.pairs[number]
+            inputs[row, 1 : pair.length] = np.concatenate([pair.prompt, pair.target[:-1]])
+            targets[row, len(pair.prompt) : pair.length] = pair.target
+        return inputs, targets
+
+    def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
+        """Tokens of the targets of pairs by their numbers."""
+        return sum(len(self.pairs[number].target) for number in indices)
+
+
+@dataclass(frozen=True)
+class PreparedPairs(Prepared):
+    """Pairs that are ready to train on; ``meta`` has for ``train`` and ``validation`` each pairs and sha256."""
+
+    train: Pairs
+    validation: Pairs
+
+    def summary(self) -> str:
+        """Three lines for the start of a run."""
+        sides = {"train": self.train, "validation": self.validation}
+        longest = max(pair.length for side in sides.values() for pair in side.pairs)
+        lines = [f"pairs       {self.folder}, the longest of {longest:,} tokens"]
+        for name, side in sides.items():
+            count = len(side.pairs)
+            lines.append(f"{name:<11} {count:,} {'pair' if count == 1 else 'pairs'}, {len(side):,} tokens to learn")
+        return "\n".join(lines)
+
+
+def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer) -> PreparedPairs:
+    """The pairs of ``data.path``, those for training and those held out by the hash of their prompt.
+
+    Where the hash gives all pairs to one side, the last ones are held out.
+
+    Args:
+        data: ``path``, ``seq_len`` and ``validation_fraction`` are read here.
+        finetune: names the fields.
+        tokenizer: of the model.
+
+    Raises:
+        UserError: names file and line, and what to change.
+    """
+    texts = list(_texts(data.path, finetune))
+    if len(texts) < 2:
+        raise UserError(f"data.path = {data.path}: there must be two pairs or more, one of which is held out")
+    tokens = tokenizer.encode_batch([text for prompt, target, _ in texts for text in (prompt, target)])
+    eod = np.array([tokenizer.eod], np.int32)
+    pairs = [
+        Pair(np.array(prompt, np.int32), np.concatenate([np.array(target, np.int32), eod]))
+        for prompt, target in zip(tokens[::2], tokens[1::2], strict=True)
+    ]
+    _check_lengths(pairs, [where for _, _, where in texts], data.seq_len)
+    out = [held_out(prompt, data.validation_fraction) for prompt, _, _ in texts]
+    if all(out) or not any(out):
+        last = len(pairs) - max(1, round(len(pairs) * data.validation_fraction))
+        out = [number >= max(1, last) for number in range(len(pairs))]
+    sides = {
+        name: [number for number, held in enumerate(out) if held == (name == "validation")]
+        for name in ("train", "validation")
+    }
+    train, validation = (Pairs([pairs[number] for number in numbers]) for numbers in sides.values())
+    meta: dict[str, Any] = {name: _describe([texts[n] for n in numbers]) for name, numbers in sides.items()}
+    return PreparedPairs(Path(data.path), tokenizer, train, validation, {**meta, "gzip9_bits_per_byte": None})
+
+
+def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]]:
+    """Prompt, target and where they stand."""
+    for file in (found.path for found in corpus_files(path)):
+        if file.suffix.lower() != ".jsonl":
+            raise UserError(
+                f"data.path = {path}: fine-tuning learns from a .jsonl of pairs, such as "
+                f'{{"{finetune.prompt_field}": "2 + 2 =", "{finetune.target_field}": " 4"}}, and {file} is none'
+            )
+        try:
+            for record, where in json_lines(file):
+                prompt = text_of(record, finetune.prompt_field, where, "finetune.prompt_field")
+                target = text_of(record, finetune.target_field, where, "finetune.target_field")
+                if not target:
+                    raise UserError(
+                        f"{where}: the field {finetune.target_field!r} is empty, and it is what is learned; "
+                        "write it or take the line out"
+                    )
+                yield prompt, target, where
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror or error}") from None
+
+
+def _check_lengths(pairs: Sequence[Pair], places: Sequence[str], seq_len: int) -> None:
+    too_long = [number for number, pair in enumerate(pairs) if pair.length > seq_len]
+    if too_long:
+        longest = max(pair.length for pair in pairs)
+        raise UserError(
+            f"{places[too_long[0]]}: prompt and target take {pairs[too_long[0]].length} tokens with [eod], and "
+            f"data.seq_len = {seq_len} ({len(too_long):,} of {len(pairs):,} pairs are too long); "
+            f"set data.seq_len to {longest}, which fits all, or shorten them"
+        )
+
+
+def _describe(texts: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for prompt, target, _ in texts:
+        for text in (prompt, target):
+            content = text.encode()
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return {"pairs": len(texts), "sha256": digest.hexdigest()}

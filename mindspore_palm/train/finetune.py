@@ -1,0 +1,103 @@
+"""Fine-tuning: a run that starts from a trained model and learns from pairs; all else is training as ever."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.data import Prepared, prepare, read_pairs
+from mindspore_palm.errors import UserError
+from mindspore_palm.model.dropout import draw_keep
+from mindspore_palm.model.lora import adapt, adapter_shapes
+from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel.weights import placement_of, set_slice
+from mindspore_palm.train.saved import CONFIG, find_model, load_tokenizer, read_config, weight_reader
+
+
+def with_model_of_checkpoint(settings: Settings) -> Settings:
+    """The settings of a run with the sizes of the model that it starts from; of one that starts from none, the same.
+
+    Raises:
+        UserError: there is no such model, or a setting contradicts it.
+    """
+    checkpoint, output = settings.finetune.checkpoint, Path(settings.train.output).resolve()
+    if not checkpoint:
+        return settings
+    folder = find_model(Path(checkpoint))
+    if output == folder.resolve() or output in folder.resolve().parents:
+        raise UserError(
+            f"train.output = {settings.train.output} holds the model that finetune.checkpoint = {checkpoint} starts "
+            "from; set train.output to another folder"
+        )
+    if settings.data.tokenizer:
+        raise UserError("data.tokenizer is set, and a fine-tuned model keeps its own tokenizer; leave it out")
+    if not (folder / CONFIG).exists():
+        raise UserError(f"there is no {folder / CONFIG}, which says the sizes of the model")
+    model = read_config(folder / CONFIG)
+    for name, value in settings.model.model_dump().items():
+        if name != "preset" and value not in (getattr(model, name), PaLMConfig.model_fields[name].default):
+            raise UserError(
+                f"model.{name} = {value}, and {folder} has {getattr(model, name)}; the sizes of a model that is "
+                "fine-tuned are its own: leave the section model out"
+            )
+    return settings.model_copy(update={"model": model})
+
+
+def open_data(settings: Settings) -> Prepared:
+    """What a run learns from: text, or pairs for a trained model.
+
+    Raises:
+        UserError, Interrupted, OSError: as ``prepare`` and ``read_pairs``.
+    """
+    finetune = settings.finetune
+    if not finetune.checkpoint:
+        return prepare(settings.data, settings.model.vocab_size)
+    tokenizer = load_tokenizer(finetune.checkpoint)
+    if tokenizer.vocab_size != settings.model.vocab_size:
+        raise UserError(
+            f"{finetune.checkpoint}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model "
+            f"{settings.model.vocab_size:,}; copy the tokenizer that it was trained with there"
+        )
+    return read_pairs(settings.data, finetune, tokenizer)
+
+
+def begin(palm: PaLM, settings: Settings) -> None:
+    """Gives a new network the weights that the run starts from, each worker reading its slices, and its adapters.
+
+    Raises:
+        UserError: a weight is missing, damaged or of another shape.
+    """
+    finetune = settings.finetune
+    if not finetune.checkpoint:
+        return
+    read = weight_reader(find_model(Path(finetune.checkpoint)), settings.model)
+    for weight in palm.get_parameters():
+        set_slice(weight, read(weight.name, placement_of(weight).shape))
+    if finetune.lora_rank:
+        adapt(palm, finetune.lora_rank, finetune.lora_alpha, settings.train.seed)
+
+
+def drops(settings: Settings) -> bool:
+    """Whether a run has dropout: only one that starts from a trained model may."""
+    return bool(settings.finetune.checkpoint and settings.finetune.dropout)
+
+
+def kept(settings: Settings, step: int, rows: range) -> np.ndarray | None:
+    """What dropout leaves of some sequences of a step's batch, for ``TrainStep``; None if there is no dropout."""
+    if not drops(settings):
+        return None
+    model = settings.model
+    return draw_keep(settings.train.seed, step, rows, 1 + model.layers, model.d_model, settings.finetune.dropout)
+
+
+def summary(settings: Settings) -> str:
+    """What is trained of which model, for the start of a run."""
+    finetune, all_weights = settings.finetune, settings.model.parameter_count()
+    what = "all weights"
+    if finetune.lora_rank:
+        trained = sum(prod(shape) for shape in adapter_shapes(settings.model, finetune.lora_rank).values())
+        what = f"LoRA of rank {finetune.lora_rank}: {trained:,} numbers beside {all_weights:,} that stay"
+    return f"{finetune.checkpoint}, {what}, dropout {finetune.dropout:g}"
