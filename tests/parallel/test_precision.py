@@ -29,7 +29,7 @@ def types(device):
             "parallel": {"data": 2},
         }
     )
-    lines = partitioned_graph(settings, "GPU", rank=0).splitlines()
+    lines = partitioned_graph(settings, "GPU", rank=0)[0].splitlines()
     found: dict[str, list[tuple[list[str], list[str]]]] = {}
     for number, line in enumerate(lines):
         node = re.match(r"^ +%\d+\([^)]*\) = (?:PrimFunc_)?(\w+)\(", line)
