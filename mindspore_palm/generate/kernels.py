@@ -30,6 +30,8 @@ SOURCE = Path(__file__).with_suffix(".cc")
 # What lets sums be vectors. Not -ffast-math, which would also change the arithmetic of the whole process.
 FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-pthread"]
 FLAGS += ["-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"]
+# MindSpore unloads the library with the last network that calls it, while its threads are in it.
+FLAGS += ["-Wl,-z,nodelete"]
 
 
 @functools.cache

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import mindspore as ms
 import numpy as np
@@ -15,6 +19,7 @@ from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.generate import kernels
 from mindspore_palm.generate.decoder import CHUNK, Decoder
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"C++": 200, "MindSpore": 20}
 PROMPTS = (CHUNK + 6, 1, 2 * CHUNK)  # lengths: over a chunk, the shortest, and whole chunks
 LENGTH = max(PROMPTS) + STEPS["C++"]
@@ -133,6 +138,26 @@ def test_products_in_cpp(device, rng):
             product = kernels.Product(matmul, transpose)
             found = product(Tensor(x), Tensor(np.ascontiguousarray(w.T) if transpose else w)).asnumpy()
             assert relative(found, x.astype(np.float64) @ w) < 1e-6
+
+
+COMING_AND_GOING = """
+import mindspore as ms, numpy as np
+from mindspore_palm.generate import kernels
+from mindspore_palm.parallel.context import open_device
+open_device("CPU")
+for _ in range(24):
+    product = kernels.Product(ms.ops.MatMul())
+    product(ms.Tensor(np.ones((1, 768), np.float32)), ms.Tensor(np.ones((768, 1024), np.float32))).asnumpy()
+print("done")
+"""
+
+
+def test_networks_come_and_go():
+    """MindSpore unloads the library with the last network that calls it; its threads must have it still."""
+    run = subprocess.run(
+        [sys.executable, "-c", COMING_AND_GOING], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr[-500:]
 
 
 def test_the_network_stays_as_it_is(device, rng):
