@@ -43,7 +43,7 @@ def home(device, tmp_path_factory):
 
 def rows_of(folder):
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        times = ("seconds", "tokens_per_second", "mfu")
+        times = ("seconds", "tokens_per_second", "mfu", "hfu")
         return [{name: text for name, text in row.items() if name not in times} for row in csv.DictReader(file)]
 
 
