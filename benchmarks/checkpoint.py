@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from train_step import SHAPES, WARM_UP, model_config, tokens  # noqa: E402 - found by the path above
+from train_step import SHAPES, model_config, tokens  # noqa: E402 - found by the path above
+from turns import WARM_UP  # noqa: E402
 
 KINDS = {"without": None, "background": True, "at once": False}
 
