@@ -94,10 +94,12 @@ def end_with_launcher() -> None:
                 time.sleep(GLANCE)
         except psutil.Error:
             pass
-        for other in _launched_with_this(number):  # the scheduler would look up from its work only half a minute later
-            with suppress(psutil.Error):
-                other.kill()
-        os._exit(1)
+        try:
+            for other in _launched_with_this(number):  # the scheduler would look up only half a minute later
+                with suppress(psutil.Error):
+                    other.kill()
+        finally:
+            os._exit(1)  # whatever went wrong: a process that is looked at may be gone, and then this one must go still
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
 
