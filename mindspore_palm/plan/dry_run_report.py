@@ -16,8 +16,8 @@ from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.plan.dry_run import DryRun
 from mindspore_palm.plan.graph import Slice
 from mindspore_palm.plan.ledger import BYTES, ORDER, Collective, of_a_step, show_axes, show_ledger
-from mindspore_palm.plan.tables import listing, table
 from mindspore_palm.plan.workload import Workload
+from mindspore_palm.tables import listing, table
 
 
 def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) -> str:

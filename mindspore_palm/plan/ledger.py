@@ -10,7 +10,7 @@ from math import prod
 
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.graph import Node, longest_chain, read_nodes, tensors
-from mindspore_palm.plan.tables import table
+from mindspore_palm.tables import table
 
 BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2, "Int32": 4, "Int64": 8}
 COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "AlltoAll")

@@ -14,8 +14,8 @@ from mindspore_palm.plan.pods import LINKS, PODS, Span
 from mindspore_palm.plan.published import LENGTH, PUBLISHED_FLOPS, RECOMPUTED, Prediction, System
 from mindspore_palm.plan.search import USABLE, Candidate
 from mindspore_palm.plan.step_time import StepTime, step_time
-from mindspore_palm.plan.tables import listing, table
 from mindspore_palm.plan.workload import Workload
+from mindspore_palm.tables import listing, table
 from mindspore_palm.train.memory import readable
 
 DAY = 86400.0

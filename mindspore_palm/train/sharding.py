@@ -10,6 +10,7 @@ from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.placement import Placement
+from mindspore_palm.tables import table
 
 
 def print_layout(settings: Settings) -> None:
@@ -27,7 +28,7 @@ def print_layout(settings: Settings) -> None:
 def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
     """Every weight with logical and mesh axes, whole and slice shape, bytes a device, copies; equal layers once."""
     head = ("weight", "logical axes", "mesh axes", "whole", "on a device", "MB a device", "copies")
-    rows = [head]
+    rows = []
     for names, placement in _alike(placements):
         rows.append(
             (
@@ -40,14 +41,12 @@ def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
                 f"{placement.replicas:,}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     total = sum(p.slice_bytes for p in placements)
     whole = sum(p.slice_bytes * layout.devices / p.replicas for p in placements)
     return "\n".join(
         [
             f"{layout.mesh} = {layout.devices:,} devices; weights in slices over {layout.weight_shards} data ranks",
-            *lines,
+            table(head, rows),
             f"float32 weights: {total / 1e6:,.1f} MB on a device, {whole / 1e9:,.1f} GB in all",
         ]
     )
