@@ -83,8 +83,8 @@ class Machine(Section):
         """Bytes of a device."""
         return self.memory_gib * GIB
 
-    def product_seconds(self, m: int, k: int, n: int, count: int = 1, item: int = 2) -> float:
-        """Time of products [m, k] x [k, n] of numbers of ``item`` bytes: by arithmetic or by memory, the longer one.
+    def product_seconds(self, m: int, k: int, n: int, count: int = 1) -> float:
+        """Time of products [m, k] x [k, n] of 16-bit numbers: by arithmetic or by memory, the longer one.
 
         Arithmetic is of whole tiles in whole waves, ``count`` products together; of fewer tiles than a wave has, each
         is cut along its depth. Memory is of every operand and result once.
@@ -93,7 +93,7 @@ class Machine(Section):
         waves = count * ceil(m / rows) * ceil(n / columns) / self.tiles_at_once
         waves = ceil(waves) if waves > 1 else waves
         work = 2 * waves * self.tiles_at_once * rows * columns * ceil(k / depth) * depth
-        moved = self.stream_seconds(item * count * (m * k + k * n + m * n))
+        moved = self.stream_seconds(2 * count * (m * k + k * n + m * n))
         return max(work / (self.peak * self.matmul_efficiency), moved)
 
     def stream_seconds(self, size: float) -> float:
