@@ -24,7 +24,7 @@ from mindspore_palm.train.finetune import open_data
 from mindspore_palm.train.folder import Found, check_run_folder, finished, only_run
 from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
-from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, end_with_launcher, with_restarts
+from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, end_with_launcher, end_with_parent, with_restarts
 from mindspore_palm.train.resume import Start
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
@@ -107,6 +107,7 @@ class Workers:
                 stderr=log,
                 env=environment,
                 start_new_session=True,  # Ctrl-C comes here alone, and the workers are told
+                preexec_fn=end_with_parent,
             )
         self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
         self._numbers: dict[int, str] = {}  # of workers, by process id

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 
 import psutil
 
 from mindspore_palm.errors import UserError
 
 LAUNCHER = "MINDSPORE_PALM_LAUNCHER"  # tells a process the id of the one that started and watches it
-GLANCE = 0.5  # seconds between two looks at whether that one lives
+PR_SET_PDEATHSIG = 1  # of Linux (sys/prctl.h): the signal that a process gets when its parent is gone
 
 
 class Died(UserError):
@@ -58,6 +56,7 @@ class OneProcess:
             [sys.executable, *command],
             env={**os.environ, LAUNCHER: str(os.getpid())},
             start_new_session=True,  # Ctrl-C comes here alone, and is passed on
+            preexec_fn=end_with_parent,
         )
 
     def join(self) -> None:
@@ -81,34 +80,28 @@ class OneProcess:
             sys.exit(code)
 
 
+def end_with_parent() -> None:
+    """Has the system kill this process when its parent is gone; where it is Linux, elsewhere this does nothing.
+
+    Nothing of this process must run for that: a worker may wait in C++ for others and keep Python's lock meanwhile, and
+    a thread of Python that watches never wakes up. It holds beyond the start of another program, so it may be called
+    between fork and exec.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def end_with_launcher() -> None:
-    """Has this process end when the one that started it is gone, which a kill leaves no time to see to."""
+    """Has this process end when the one that started it is gone, which a kill leaves no time to see to.
+
+    A worker's parent is msrun, and msrun's is the launcher: each of them ends with its own.
+    """
     if LAUNCHER not in os.environ:
         return
-    number = int(os.environ[LAUNCHER])
-
-    def watch() -> None:
-        try:
-            launcher = psutil.Process(number)
-            while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(GLANCE)
-        except psutil.Error:
-            pass
-        try:
-            for other in _launched_with_this(number):  # the scheduler would look up only half a minute later
-                with suppress(psutil.Error):
-                    other.kill()
-        finally:
-            os._exit(1)  # whatever went wrong: a process that is looked at may be gone, and then this one must go still
-
-    threading.Thread(target=watch, name="launcher", daemon=True).start()
-
-
-def _launched_with_this(launcher: int) -> Iterator[psutil.Process]:
-    """What the same launcher has started: msrun, which is this worker's parent, and its other children."""
-    with suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        for other in [*parent.children(), parent] if parent else []:
-            with suppress(psutil.Error):
-                if other.pid != os.getpid() and other.environ().get(LAUNCHER) == str(launcher):
-                    yield other
+    end_with_parent()
+    try:
+        lives = psutil.Process(int(os.environ[LAUNCHER])).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        lives = False
+    if not lives:  # it went before the system knew
+        os._exit(1)

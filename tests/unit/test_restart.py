@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import psutil
 import pytest
 
 from mindspore_palm.errors import UserError
-from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, with_restarts
+from mindspore_palm.train.restart import Died, OneProcess, with_restarts
 
 
 def attempts(outcomes):
@@ -69,20 +68,41 @@ def test_how_a_process_ends(code, raised):
     assert raised is Died or caught.value.code == 2
 
 
-def test_a_process_ends_with_the_one_that_started_it():
-    launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-    script = "from mindspore_palm.train.restart import end_with_launcher\nimport time\nend_with_launcher()\n"
-    script += "print('ready', flush=True)\ntime.sleep(100)"
-    watched = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, LAUNCHER: str(launcher.pid)}, stdout=subprocess.PIPE
-    )
+WAITS = """
+import ctypes, subprocess, sys, time
+from mindspore_palm.train.restart import end_with_launcher
+time.sleep({late})
+end_with_launcher()
+print("ready", flush=True)
+ctypes.PyDLL(None).sleep(100)  # with Python's lock, as a collective that waits for a worker that is gone
+"""
+STARTS = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+child.wait()
+"""
+LAUNCHES = "import sys; from mindspore_palm.train.restart import OneProcess; OneProcess(sys.argv[1:]).join()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
+@pytest.mark.parametrize("late", [0, 2])
+def test_all_processes_end_with_the_one_that_started_them(late):
+    """The launcher is killed, and its grandchild waits in C, or does not know yet that it has a launcher."""
+    command = [sys.executable, "-c", LAUNCHES, "-c", STARTS, WAITS.format(late=late)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE)
+    others = []
     try:
-        assert watched.stdout.readline() == b"ready\n"
-        launcher.send_signal(signal.SIGKILL)
-        launcher.wait()
-        assert watched.wait(timeout=20) == 1
+        worker = psutil.Process(int(launcher.stdout.readline()))
+        others = psutil.Process(launcher.pid).children(recursive=True)
+        assert worker in others and len(others) == 2
+        if not late:
+            assert launcher.stdout.readline() == b"ready\n"
+        launcher.kill()
+        _, alive = psutil.wait_procs(others, timeout=20)
+        assert not alive
     finally:
-        for process in (launcher, watched):
-            if psutil.pid_exists(process.pid):
+        for process in (launcher, *others):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            process.wait()
+        launcher.wait()
