@@ -140,6 +140,22 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(home):
     assert not psutil.wait_procs(members, timeout=10)[1]
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["before they train", "while they train"])
+def test_workers_end_with_a_command_that_is_killed(home, training):
+    output = f"orphans-{training}"
+    process = start(home, output, "train.steps=100000", "parallel.data=2", "train.eval_every=0")
+    end = time.monotonic() + 60
+    while not workers(process) and time.monotonic() < end:
+        time.sleep(0.1)
+    if training:
+        wait_for_steps(process, home / output)
+    members = family(process)
+    assert len(members) >= 4  # with msrun and its scheduler
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(members, timeout=20)[1]
+
+
 def test_ctrl_c_saves_once_and_ends(home):
     more = ["train.eval_every=0", "train.checkpoint_every=0"]
     process = start(home, "stopped", "train.steps=100000", "parallel.model=2", *more)
