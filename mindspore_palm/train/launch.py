@@ -24,11 +24,19 @@ from mindspore_palm.train.finetune import open_data
 from mindspore_palm.train.folder import Found, check_run_folder, finished, only_run
 from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
-from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, end_with_launcher, end_with_parent, with_restarts
+from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, end_with_launcher, with_restarts
 from mindspore_palm.train.resume import Start
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
 FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
+MSRUN = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from mindspore_palm.train.restart import end_with_launcher
+end_with_launcher()
+from mindspore.parallel.cluster.run import main
+main()
+"""
 LOOK = 0.1  # seconds between two looks at what the workers say
 GRACE = 3.0  # seconds that the others have when one has failed; msrun's own scheduler would take half a minute
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
@@ -95,7 +103,7 @@ class Workers:
             "join": True,
             "tail_worker_log": count,  # there is no such worker, so msrun repeats nobody's log
         }
-        msrun = [sys.executable, "-c", "from mindspore.parallel.cluster.run import main; main()"]
+        msrun = [sys.executable, "-c", MSRUN]
         # msrun starts scripts by the first python of the path, which need not be this one
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
@@ -107,7 +115,6 @@ class Workers:
                 stderr=log,
                 env=environment,
                 start_new_session=True,  # Ctrl-C comes here alone, and the workers are told
-                preexec_fn=end_with_parent,
             )
         self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
         self._numbers: dict[int, str] = {}  # of workers, by process id

@@ -56,7 +56,6 @@ class OneProcess:
             [sys.executable, *command],
             env={**os.environ, LAUNCHER: str(os.getpid())},
             start_new_session=True,  # Ctrl-C comes here alone, and is passed on
-            preexec_fn=end_with_parent,
         )
 
     def join(self) -> None:
@@ -80,25 +79,16 @@ class OneProcess:
             sys.exit(code)
 
 
-def end_with_parent() -> None:
-    """Has the system kill this process when its parent is gone; where it is Linux, elsewhere this does nothing.
-
-    Nothing of this process must run for that: a worker may wait in C++ for others and keep Python's lock meanwhile, and
-    a thread of Python that watches never wakes up. It holds beyond the start of another program, so it may be called
-    between fork and exec.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def end_with_launcher() -> None:
     """Has this process end when the one that started it is gone, which a kill leaves no time to see to.
 
-    A worker's parent is msrun, and msrun's is the launcher: each of them ends with its own.
+    Linux kills it when its parent is gone: a worker's is msrun, msrun's is the launcher, and all of them ask for that.
+    Nothing of this process must run for that: a worker may wait in C++ for others and keep Python's lock meanwhile, and
+    a thread of Python that watches would never wake up. On other systems it goes on.
     """
-    if LAUNCHER not in os.environ:
+    if LAUNCHER not in os.environ or sys.platform != "linux":
         return
-    end_with_parent()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         lives = psutil.Process(int(os.environ[LAUNCHER])).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

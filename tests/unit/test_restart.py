@@ -78,6 +78,8 @@ ctypes.PyDLL(None).sleep(100)  # with Python's lock, as a collective that waits 
 """
 STARTS = """
 import subprocess, sys
+from mindspore_palm.train.restart import end_with_launcher
+end_with_launcher()
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 print(child.pid, flush=True)
 child.wait()
