@@ -10,7 +10,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.generate import kernels
 from mindspore_palm.model.ablations import MultiHeadAttention
 from mindspore_palm.model.attention import PlainAttention
 from mindspore_palm.model.precision import TYPES
@@ -25,10 +24,9 @@ class CachedAttention(nn.Cell):
         config: the sizes; of multi-head attention, every head keeps keys and values.
         sequences: B.
         context: C, positions that are held of each sequence.
-        name: of the cache's Parameters.
     """
 
-    def __init__(self, config: PaLMConfig, sequences: int, context: int, name: str) -> None:
+    def __init__(self, config: PaLMConfig, sequences: int, context: int) -> None:
         super().__init__()
         self.heads, self.head_dim, self.kv_heads = config.heads, config.head_dim, config.kv_heads
         self.rope_q, self.rope_k = Rope("heads"), Rope("kv")
@@ -37,11 +35,8 @@ class CachedAttention(nn.Cell):
         shape = (sequences, context, self.head_dim) if multi_query else (sequences, self.heads, context, self.head_dim)
         rows = ("batch", "context", "per_head") if multi_query else ("batch", "heads", "context", "per_head")
         dtype = TYPES[current_layout().compute_dtype]
-        self.keys = Parameter(initializer("zeros", shape, dtype), name=f"{name}.keys", requires_grad=False)
-        self.values = Parameter(initializer("zeros", shape, dtype), name=f"{name}.values", requires_grad=False)
-        self.kernels = kernels.usable()
-        if self.kernels:
-            self.turn, self.one_query = kernels.turn(), kernels.one_query()
+        self.keys = Parameter(initializer("zeros", shape, dtype), name="keys", requires_grad=False)
+        self.values = Parameter(initializer("zeros", shape, dtype), name="values", requires_grad=False)
         self.write = shard(ops.ScatterNdUpdate(), rows, ("tokens", "one"), ("tokens", "per_head"))
         self.reshape = ops.Reshape()
 
@@ -51,12 +46,7 @@ class CachedAttention(nn.Cell):
         batch, queries = cos_q.shape[0], cos_q.shape[1]
         q = self.reshape(q, (batch, queries, self.heads, self.head_dim))
         k = self.reshape(k, (batch, queries, self.kv_heads, self.head_dim))
-        in_cpp = self.kernels and queries == 1
-        if in_cpp:
-            q, k = self.turn(q, cos_q, sin_q), self.turn(k, cos_k, sin_k)
-        else:
-            q, k = self.rope_q.turn(q, cos_q, sin_q), self.rope_k.turn(k, cos_k, sin_k)
+        q, k = self.rope_q.turn(q, cos_q, sin_q), self.rope_k.turn(k, cos_k, sin_k)
         keys = self.write(self.keys, slots, self.reshape(k, (-1, self.head_dim)))
         values = self.write(self.values, slots, self.reshape(v, (-1, self.head_dim)))
-        out = self.one_query(q, keys, values, slots) if in_cpp else self.attention.over(q, keys, values, mask)
-        return self.reshape(out, (-1, self.heads * self.head_dim))
+        return self.reshape(self.attention.over(q, keys, values, mask), (-1, self.heads * self.head_dim))

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindspore_palm.config import PaLMConfig
-from mindspore_palm.generate import kernels
+from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.attention import MASKED
@@ -42,14 +41,13 @@ class Step(nn.Cell):
             if trained.lora is not None:
                 raise ValueError("a network with adapters is for training; decode what model.lora.merge makes of it")
             weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
-            block = make_block(config, weights, CachedAttention(config, sequences, context, f"cache.{i}"))
-            if kernels.usable():
-                _use_kernels(block, config)
+            cache = CachedAttention(config, sequences, context)
+            block = make_block(config, weights, cache)
+            cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"  # and not all the same
             block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
             if not config.parallel:
                 block.mlp_norm.scale = trained.mlp_norm.scale
             self.blocks.append(block)
-        self.unembed = kernels.Product(palm.unembed, transpose_b=True) if kernels.usable() else palm.unembed
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
         self.token_loss, self.targets = TokenLoss(config), Tensor(np.zeros(sequences, np.int32))
@@ -81,20 +79,8 @@ class Step(nn.Cell):
             x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask))
         if token_ids.shape[1] > 1:
             x = self.pick(x, rows, 0)
-        logits = self.unembed(self.palm.final(x), self.palm.embedding)
+        logits = self.palm.read_out(x)
         return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
-
-
-def _use_kernels(block: nn.Cell, config: PaLMConfig) -> None:
-    """Has a block do its parts in C++ where rows are few."""
-    if (config.norm, config.norm_epsilon, config.norm_scale) == ("rms_norm", 1e-6, "around_zero"):
-        block.norm = kernels.Norm(config)
-    if hasattr(block, "swiglu"):
-        block.swiglu = kernels.Gate()
-    for cell in (block, *block.cells()):
-        for name in ("matmul", "matmul_in", "matmul_out", "project_kv"):
-            if isinstance(getattr(cell, name, None), ops.MatMul):
-                setattr(cell, name, kernels.Product(getattr(cell, name)))
 
 
 TABLE = ("batch", "length", "one", "per_head")
@@ -122,6 +108,9 @@ class Decoder:
         step = Step(palm, sequences, self.context)
         self._query_axis = step.query_axis
         self._step = partition(step, *INPUTS)
+        self._cpu_step = None
+        if cpu_step.usable(palm.config):
+            self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks])
 
     def read(self, contexts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Starts each sequence anew: float32 [B, vocab_size] and [B], the logits behind its last token and log(Z)."""
@@ -143,7 +132,11 @@ class Decoder:
 
     def write(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One more token of each sequence, int32 [B], at its position [B]: as ``read``."""
-        logits, log_z = self._run(tokens[:, None].astype(np.int32), positions, np.zeros_like(positions))
+        token_ids = tokens[:, None].astype(np.int32)
+        if self._cpu_step is not None:
+            logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(positions.astype(np.int32)))
+        else:
+            logits, log_z = self._run(token_ids, positions, np.zeros_like(positions))
         return logits.asnumpy(), log_z.asnumpy()
 
     def _run(self, token_ids: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import jax
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -16,7 +15,7 @@ from reference import ablations
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
-from mindspore_palm.generate import kernels
+from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.decoder import CHUNK, Decoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +32,11 @@ def network(rng, **sizes):
 
 
 @pytest.fixture(params=["C++", "MindSpore"])
-def products(request, monkeypatch):
-    """Both ways to compute: the functions in C++, and MindSpore's ops where these are not to be had."""
-    assert kernels.library() is not None, "the tests want g++"
+def steps(request, monkeypatch):
+    """Both ways to compute a token: the function in C++, and MindSpore's ops where that is not to be had."""
+    assert cpu_step.library() is not None, "the tests want g++"
     if request.param == "MindSpore":
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(cpu_step, "library", lambda: None)
     return request.param
 
 
@@ -55,7 +54,7 @@ def count_compilations(monkeypatch):
     return compiled
 
 
-def test_200_greedy_steps_are_those_of_whole_passes(device, rng, products, monkeypatch):
+def test_200_greedy_steps_are_those_of_whole_passes(device, rng, steps, monkeypatch):
     """Of prompts of different lengths in one batch, in two compilations; every step's logits, log(Z) and choice."""
     palm = network(rng, **ODD)
     config = palm.config
@@ -69,7 +68,7 @@ def test_200_greedy_steps_are_those_of_whole_passes(device, rng, products, monke
     compiled = count_compilations(monkeypatch)
     decoder = Decoder(palm, 3, LENGTH)
     logits, log_z = decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
-    for _ in range(STEPS[products]):
+    for _ in range(STEPS[steps]):
         for whole in (np.asarray(in_jax(ids)), palm(Tensor(ids)).asnumpy()):
             expected = whole[rows, lengths - 1]
             for ours, theirs in zip(logits, expected, strict=True):
@@ -79,7 +78,7 @@ def test_200_greedy_steps_are_those_of_whole_passes(device, rng, products, monke
         ids[rows, lengths] = logits.argmax(-1)
         logits, log_z = decoder.write(ids[rows, lengths], lengths)
         lengths = lengths + 1
-    assert compiled.count("Step") == 2
+    assert compiled.count("Step") + compiled.count("CpuStep") == 2 and ("CpuStep" in compiled) == (steps == "C++")
     assert len({tuple(row[n - 20 : n]) for row, n in zip(ids, lengths, strict=True)}) == 3  # not all in one loop
 
 
@@ -106,7 +105,7 @@ def test_ablations_decode_as_well(device, rng, switches):
         lengths = lengths + 1
 
 
-def test_switches_of_pytorchs_palms_decode_as_well(device, rng):
+def test_switches_of_pytorchs_palms_decode_as_well(device, rng, steps):
     """Against the network's own whole pass, which other tests hold against those packages."""
     switches = {"norm": "layer_norm", "norm_epsilon": 1e-5, "norm_scale": "around_one", "final_norm_scale": True}
     palm = network(rng, **{**EVEN, "layers": 1}, **switches, scaled_logits=False, xpos_base=512.0)
@@ -129,25 +128,47 @@ def test_a_sequence_is_started_anew(device, rng):
     np.testing.assert_array_equal(decoder.read([second])[0], fresh)
 
 
-def test_products_in_cpp(device, rng):
-    """Sizes around those of a block of columns, and of four rows, which go together."""
-    matmul = ms.ops.MatMul()
-    for rows, inner, columns in ((1, 7, 1), (3, 8, 255), (kernels.MOST_ROWS, 13, 257), (1, 768, 1024)):
-        x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, inner), (inner, columns)))
-        for transpose in (False, True):
-            product = kernels.Product(matmul, transpose)
-            found = product(Tensor(x), Tensor(np.ascontiguousarray(w.T) if transpose else w)).asnumpy()
-            assert relative(found, x.astype(np.float64) @ w) < 1e-6
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"d_model": 13, "heads": 3, "head_dim": 6, "d_ff": 15, "vocab_size": 77},
+        {"d_model": 40, "heads": 5, "head_dim": 34, "d_ff": 165, "vocab_size": 131},
+        {"d_model": 21, "heads": 6, "head_dim": 18, "d_ff": 42, "vocab_size": 66, "attention": "multi_head"},
+    ],
+    ids=lambda sizes: str(sizes["d_model"]),
+)
+@pytest.mark.parametrize("sequences", [1, 5, 13])
+def test_any_sizes_in_cpp(device, rng, sizes, sequences):
+    """Around the widths of vectors, of tiles, and of heads that go together; the other sequences are not touched."""
+    palm = network(rng, **sizes, layers=2)
+    vocabulary = palm.config.vocab_size
+    ids = rng.integers(0, vocabulary, (sequences, 80)).astype(np.int32)
+    expected = np.asarray(
+        ablations.logits(
+            weights_of(palm), ids, shape_of(palm.config), True, sizes.get("attention", "multi_query"), "swiglu"
+        )
+    )
+    decoder, rows, lengths = Decoder(palm, sequences, 80), np.arange(sequences), rng.integers(1, 70, sequences)
+    decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
+    for _ in range(5):
+        logits, log_z = decoder.write(ids[rows, lengths], lengths)
+        wanted = expected[rows, lengths, :vocabulary]
+        assert max(map(relative, logits, wanted)) < TOLERANCE
+        np.testing.assert_allclose(log_z, jax.nn.logsumexp(wanted, axis=-1), rtol=TOLERANCE)
+        lengths += 1
 
 
 COMING_AND_GOING = """
-import mindspore as ms, numpy as np
-from mindspore_palm.generate import kernels
+import numpy as np
+from mindspore_palm import PaLM, PaLMConfig
+from mindspore_palm.generate import cpu_step
+from mindspore_palm.generate.decoder import Decoder
 from mindspore_palm.parallel.context import open_device
 open_device("CPU")
+palm = PaLM(PaLMConfig(layers=1, d_model=64, heads=4, head_dim=16, d_ff=256, vocab_size=512))
+assert cpu_step.usable(palm.config)
 for _ in range(24):
-    product = kernels.Product(ms.ops.MatMul())
-    product(ms.Tensor(np.ones((1, 768), np.float32)), ms.Tensor(np.ones((768, 1024), np.float32))).asnumpy()
+    Decoder(palm, 1, 64).write(np.zeros(1, np.int32), np.zeros(1, np.int32))
 print("done")
 """
 

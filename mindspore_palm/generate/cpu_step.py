@@ -1,0 +1,107 @@
+"""A step of one token on one CPU: the network as one C++ function, which MindSpore calls as an op of its graph.
+
+It is built at its first use, in seconds, by g++. Without it, MindSpore's own ops do the same, slower; as they do for
+ablations of the block, on several devices, and on GPU and Ascend.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.generate.cache import CachedAttention
+from mindspore_palm.model.palm import PaLM
+from mindspore_palm.model.rope import tables
+from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.host.build import cache_root
+
+SOURCE = Path(__file__).with_suffix(".cc")
+FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
+# MindSpore unloads the library with the last network that calls it, while its threads are in it.
+FLAGS += ["-Wl,-z,nodelete"]
+
+
+@functools.cache
+def library() -> Path | None:
+    """The built function; None without a compiler that can build it."""
+    compiler = os.environ.get("CXX", "g++")
+    parts = [platform.machine(), _processor(), compiler, *FLAGS]
+    digest = hashlib.sha256("\n".join(parts).encode() + SOURCE.read_bytes()).hexdigest()
+    built = cache_root() / f"decoding-{digest[:12]}.so"
+    if built.exists():
+        return built
+    if shutil.which(compiler.split()[0]) is None:
+        return None
+    try:
+        built.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=built.parent) as work:
+            command = [*compiler.split(), *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(Path(work) / built.name)]
+            subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own source
+            os.replace(Path(work) / built.name, built)  # nobody sees half of it
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return built
+
+
+def usable(config: PaLMConfig) -> bool:
+    """Whether a network that is built for the current layout can have it: PaLM's block, on one CPU, in float32."""
+    here = current_layout()
+    on_cpu = here.target == "CPU" and ms.get_context("device_target") == "CPU"
+    wanted = on_cpu and here.devices == 1 and here.compute_dtype == "float32"
+    return wanted and config.parallel and config.mlp == "swiglu" and library() is not None
+
+
+class CpuStep(nn.Cell):
+    """The next token of each of B sequences: to logits float32 [B, vocab_size] and log(Z) [B].
+
+    Args:
+        palm: the network.
+        caches: of its blocks, in order; the tokens' keys and values are written into them.
+    """
+
+    def __init__(self, palm: PaLM, caches: Sequence[CachedAttention]) -> None:
+        super().__init__(auto_prefix=False)
+        config = palm.config
+        sequences, context = caches[0].keys.shape[0], caches[0].keys.shape[-2]
+        neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
+        final = palm.final_norm.scale if config.final_norm_scale else Tensor(np.full(config.d_model, neutral, "f4"))
+        switches = config.norm == "layer_norm", config.norm_epsilon, 1.0 - neutral, palm.logit_scale
+        turns = (
+            Tensor(table)
+            for scale, xpos_base in ((config.head_dim**-0.5, config.xpos_base), (1.0, -config.xpos_base))
+            for table in tables(context, config.head_dim, scale, xpos_base)
+        )
+        self.constants = (Tensor(np.array(switches, np.float32)), *turns)
+        self.embedding, self.final_scale = palm.embedding, final
+        self.blocks = ParameterTuple(
+            parameter
+            for block, cache in zip(palm.blocks, caches, strict=True)
+            for parameter in (block.norm.scale, block.q_wi, block.kv, block.o_wo, cache.keys, cache.values)
+        )
+        shapes = [sequences, config.vocab_size], [sequences]
+        self.step = ops.Custom(f"{library()}:DecodeStep", shapes, (ms.float32, ms.float32), func_type="aot")
+
+    def construct(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """int32 [B, 1] and [B]."""
+        return self.step(token_ids, positions, *self.constants, self.embedding, self.final_scale, *self.blocks)
+
+
+def _processor() -> str:
+    """What the processor can do, as far as Linux tells: the function is built for this one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
