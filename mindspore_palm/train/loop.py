@@ -226,6 +226,11 @@ def run_steps(run: Run) -> Spike | None:
                     )
             if records:
                 records.add(row)
+                if jump := records.clock.jump():
+                    say(
+                        f"step {progress.step}: the system's clock was set by {jump:+,.0f} s, or the machine slept; "
+                        "durations are measured by another clock, and TensorBoard's times go on by it"
+                    )
                 if time.monotonic() - drawn > DRAW_EVERY:
                     records.draw()
                     drawn = time.monotonic()

@@ -37,6 +37,7 @@ def memory_by_kind(
         "weights": device.weights(),
         "gradients": device.gradients(),
         "optimizer state": device.optimizer_state(),
+        "snapshot": device.snapshot(),
         "activations": device.activations(),
         "gathered weights": device.gathered_weights(),
         "temporaries": device.temporaries(),
@@ -79,6 +80,13 @@ class _Device:
         """As what is trained, for each full moment: two, or one for the factored Adafactor."""
         optimizer = self.settings.optimizer
         return self.trained() * (1 if optimizer.name == "adafactor" and optimizer.factored else 2)
+
+    def snapshot(self) -> float:
+        """What a checkpoint is written from while training goes on: a copy of what is trained and of its moments.
+
+        It lies in the memory of the machine: on a CPU, that is the device's.
+        """
+        return self.trained() + self.optimizer_state() if self.layout.target == "CPU" else 0.0
 
     def activations(self) -> float:
         """What all layers keep for the backward pass.

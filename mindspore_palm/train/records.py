@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, asdict, dataclass, fields
@@ -19,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.train.clock import Clock
 
 EVENT_HEAD, EVENT_TAIL = 12, 4  # bytes around an event in TensorBoard's files: length and its checksum, checksum
 
@@ -64,7 +64,7 @@ class Records:
     """
 
     def __init__(self, folder: Path, reference: float | None, rewinds: Sequence[tuple[int, str]] = ()) -> None:
-        self.folder, self.reference, self.rewinds = folder, reference, list(rewinds)
+        self.folder, self.reference, self.rewinds, self.clock = folder, reference, list(rewinds), Clock()
         self._table, board = folder / "metrics.csv", folder / "tensorboard"
         self.rows = read_rows(self._table)
         names = [field.name for field in fields(Row)]
@@ -104,7 +104,7 @@ class Records:
             if name != "step" and value is not None
         ]
         with _naming(self._board_file):
-            self._board.write_event(Event(wall_time=time.time(), step=row.step, summary=Summary(value=scalars)))
+            self._board.write_event(Event(wall_time=self.clock.now(), step=row.step, summary=Summary(value=scalars)))
             self._board.flush()
 
     def sync(self) -> None:

@@ -68,6 +68,12 @@ def test_on_one_device_nothing_is_gathered():
     assert memory["gradients"] == memory["weights"] and memory["optimizer state"] == 2 * memory["weights"]
 
 
+def test_a_checkpoint_is_written_from_a_copy_in_the_machines_memory():
+    memory = memory_by_kind(Settings())
+    assert memory["snapshot"] == memory["weights"] + memory["optimizer state"]
+    assert "snapshot" not in memory_by_kind(Settings(), layout_of(Settings(), "Ascend"))
+
+
 def test_accumulation_and_factoring():
     settings = Settings.model_validate({"train": {"micro_batch": 4}, "optimizer": {"factored": True}})
     memory = memory_by_kind(settings)
