@@ -3,8 +3,9 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/decode.py [--batches 1,8,32] [--contexts 128,1024] [--rounds 5] [--steps 10] [--json FILE]
 
-The limit: every weight, and every key and value of the context, is read once a step; bytes over the fastest reading
-that this machine was seen to do (bandwidth.cc).
+The limit: every weight, and every key and value of the context, is read once a step; bytes over the speed at which this
+machine reads memory (bandwidth.cc). That speed changes with what else a host does, so every turn of a contender lies
+between two readings of 64 MB blocks, and is compared with the fastest block of both.
 
 Contenders, all of the same 102 M parameters: this package; the same with multi-head attention, its feed-forward layer
 smaller by what its keys and values are more; PaLM-pytorch with a cache, eager and under torch.compile; PaLM-pytorch as
@@ -13,13 +14,15 @@ here is its blocks with its own functions, around a cache that is allocated once
 what it does not need: eager reads only the part of the cache that is filled.
 
 Each contender lives in a process of its own, and they take turns. The cache is filled up to the last few positions of
-the context before anything is timed. Printed are medians; and the median of the ratios to ours, round by round.
+the context before anything is timed. Printed are medians: of times, of the ratios to ours round by round, and of the
+shares of the limit turn by turn; last, the share of what the fastest block would allow.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import statistics
@@ -32,12 +35,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from turns import Contender, alone  # noqa: E402 - found by the path above
+from turns import Contender  # noqa: E402 - found by the path above
 
 SIZES = dict(layers=10, d_model=768, heads=12, head_dim=64, d_ff=3072, vocab_size=24576)
 MULTI_HEAD = dict(attention="multi_head", d_ff=2604)
 PATIENCE = 20e12  # FLOPs of a step that PaLM-pytorch without a cache may take
 WARM_UP = 3
+BLOCK = 4 * (2**24 - 64 * 128)  # bytes that the step of `reading` reads at least, with up to 128 cores
+BLOCKS = 60  # read before and after a turn
 
 
 def config_of(**changes):
@@ -131,15 +136,19 @@ CONTENDERS = {
 }
 
 
-def bandwidth():
-    """Bytes a second."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "bandwidth.so"
-        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
-        subprocess.run(["g++", *flags, ROOT / "benchmarks" / "bandwidth.cc", "-o", library], check=True)
-        loaded = ctypes.CDLL(str(library))
-    loaded.bandwidth.restype = ctypes.c_double
-    return loaded.bandwidth(ctypes.c_int64(200))
+def reading(folder):
+    """A step that reads a block of memory, the next one each time."""
+    library = Path(folder) / "bandwidth.so"
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run(["g++", *flags, ROOT / "benchmarks" / "bandwidth.cc", "-o", library], check=True)
+    read_block, number = ctypes.CDLL(str(library)).ReadBlock, itertools.count()
+    read_block.restype = ctypes.c_int64
+
+    def step():
+        if read_block(ctypes.c_int64(next(number))) < BLOCK:
+            raise RuntimeError("it read less than it should")
+
+    return step
 
 
 def bytes_of_a_step(config, batch, context):
@@ -149,32 +158,41 @@ def bytes_of_a_step(config, batch, context):
 
 
 def race(batch, context, names, rounds, steps):
-    """Tokens a second of each, how many times as long as the first it takes, and the share of its own limit."""
-    contenders, times = {}, {}
+    """The speed of memory; of each its tokens a second, how many times as long as the first it takes, its shares."""
+    contenders, times, shares, strict, speeds = {}, {}, {}, {}, []
     for name in names:
         if name == "torch, no cache" and 2 * config_of().parameter_count() * batch * context > PATIENCE:
             continue
         contenders[name] = Contender(CONTENDERS[name], batch, context, warm_up=WARM_UP)
-        times[name] = []
-    speed = alone(bandwidth)
+        times[name], shares[name], strict[name] = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        memory = Contender(reading, folder)
     for _ in range(rounds):
+        before = memory.steps(BLOCKS)
         for name, contender in contenders.items():
             count = 1 if name == "torch, no cache" else steps
-            times[name].append(statistics.median(contender.steps(count)))
-        speed = max(speed, alone(bandwidth))
-    for contender in contenders.values():
+            seconds = statistics.median(contender.steps(count))
+            after = memory.steps(BLOCKS)
+            speed, fastest = (BLOCK / kind(before + after) for kind in (statistics.median, min))
+            config = config_of(**(MULTI_HEAD if name == "multi-head" else {}))
+            needed = bytes_of_a_step(config, batch, context) / seconds
+            times[name].append(seconds)
+            shares[name].append(needed / speed)
+            strict[name].append(needed / fastest)
+            speeds.append(speed)
+            before = after
+    for contender in (memory, *contenders.values()):
         contender.close()
     figures = {}
     for name, seconds in times.items():
-        config = config_of(**(MULTI_HEAD if name == "multi-head" else {}))
-        median, limit = statistics.median(seconds), bytes_of_a_step(config, batch, context) / speed
         ratios = [theirs / ours for theirs, ours in zip(seconds, times[names[0]], strict=True)]
         figures[name] = {
-            "tokens_per_second": batch / median,
+            "tokens_per_second": batch / statistics.median(seconds),
             "times_ours": statistics.median(ratios),
-            "of_limit": limit / median,
+            "of_limit": statistics.median(shares[name]),
+            "of_fastest": statistics.median(strict[name]),
         }
-    return {"bandwidth": speed, "limit": batch * speed / bytes_of_a_step(config_of(), batch, context)} | figures
+    return {"bandwidth": statistics.median(speeds)} | figures
 
 
 def main():
@@ -190,19 +208,22 @@ def main():
         config = config_of(**changes)
         cache = bytes_of_a_step(config, 1, 1) - bytes_of_a_step(config, 1, 0)
         print(f"{name}: {config.parameter_count():,} parameters, {cache:,} bytes of cache a token")
-    print("contender, tokens a second, time over the first one's, share of its own limit")
+    print("contender, tokens a second, time over the first one's, share of its own limit, of the fastest block's")
     results = []
     for context in map(int, arguments.contexts.split(",")):
         for batch in map(int, arguments.batches.split(",")):
             found = race(batch, context, arguments.contenders, arguments.rounds, arguments.steps)
             results.append({"batch": batch, "context": context} | found)
-            speed, limit = found.pop("bandwidth"), found.pop("limit")
+            speed = found.pop("bandwidth")
+            limit = batch * speed / bytes_of_a_step(config_of(), batch, context)
             print(
                 f"batch {batch}, context {context}: limit {limit:,.0f} tokens/s at {speed / 1e9:.1f} GB/s", flush=True
             )
             for name, figure in found.items():
-                share, speed = figure["of_limit"], figure["tokens_per_second"]
-                print(f"  {name:<22}{speed:10,.1f}{figure['times_ours']:8.2f}x{share:8.1%}", flush=True)
+                shares = f"{figure['of_limit']:8.1%}{figure['of_fastest']:8.1%}"
+                print(
+                    f"  {name:<22}{figure['tokens_per_second']:10,.1f}{figure['times_ours']:8.2f}x{shares}", flush=True
+                )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 

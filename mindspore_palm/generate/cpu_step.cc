@@ -483,8 +483,8 @@ class Step {
       Product(joined_.data(), block.o_wo, out_.data() + part * s_.batch * D, s_.batch, s_.out(), D,
               part, blocks_);
     });
-    for (int64_t part = 0; part < blocks_; ++part) {
-      const float *out = out_.data() + part * s_.batch * D;
+    const float *out = out_.data();
+    for (int64_t part = 0; part < blocks_; ++part, out += s_.batch * D) {
       for (int64_t i = 0; i < s_.batch * D; ++i) x_[i] += out[i];
     }
   }

@@ -90,11 +90,14 @@ class CpuStep(nn.Cell):
             for block, cache in zip(palm.blocks, caches, strict=True)
             for parameter in (block.norm.scale, block.q_wi, block.kv, block.o_wo, cache.keys, cache.values)
         )
+        self.phase = (
+            "increment"  # MindSpore's name for decoding: a compiled graph is called without a look at its inputs
+        )
         shapes = [sequences, config.vocab_size], [sequences]
         self.step = ops.Custom(f"{library()}:DecodeStep", shapes, (ms.float32, ms.float32), func_type="aot")
 
     def construct(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """int32 [B, 1] and [B]."""
+        """int32 [B, 1] and [B]; always the same B."""
         return self.step(token_ids, positions, *self.constants, self.embedding, self.final_scale, *self.blocks)
 
 
