@@ -546,10 +546,12 @@ std::mutex step;  // one at a time has them
 
 // Inputs: tokens int32 [B, 1], positions int32 [B], switches [4], four tables [C, K/2] of the rotation, embedding [V, D],
 // the final norm's scale [D]; then of every block scale [D], q_wi, kv, o_wo, and keys and values, into which the token's
-// own are written. Outputs: logits [B, real rows of V], log(Z) [B].
+// own are written. Outputs: logits [B, real rows of V], log(Z) [B]. Returns 0, or 1 if there is no such token or position
+// or too little memory.
 extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, const char **, void *, void *) {
   constexpr int kFirst = 9, kOfBlock = 6, kOutputs = 2;
   const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
+  const auto *tokens = static_cast<int32_t *>(params[0]), *positions = static_cast<int32_t *>(params[1]);
   const int end = count - kOutputs;
   Sizes sizes;
   sizes.batch = shapes[0][0];
@@ -561,15 +563,21 @@ extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, con
   sizes.kv_heads = shapes[kFirst + 2][1] / (2 * sizes.head_dim);
   sizes.mlp_per_head = out / sizes.heads - sizes.head_dim;
   sizes.vocabulary = shapes[end][1];
-  const float *numbers = floats(2);
-  std::vector<Block> blocks;
-  for (int i = kFirst; i < end; i += kOfBlock) {
-    blocks.push_back({floats(i), floats(i + 1), floats(i + 2), floats(i + 3), floats(i + 4), floats(i + 5)});
+  for (int64_t b = 0; b < sizes.batch; ++b) {
+    if (tokens[b] < 0 || tokens[b] >= sizes.vocabulary || positions[b] < 0 || positions[b] >= sizes.context) return 1;
   }
-  const Rotation rotation = {floats(3), floats(4), floats(5), floats(6)};
+  const float *numbers = floats(2);
   const Switches switches = {numbers[0], numbers[1], numbers[2], numbers[3]};
+  const Rotation rotation = {floats(3), floats(4), floats(5), floats(6)};
   std::lock_guard<std::mutex> alone(step);
-  Step(sizes, switches, rotation, static_cast<int32_t *>(params[1]))
-      .Run(static_cast<int32_t *>(params[0]), floats(7), blocks, floats(8), floats(end), floats(end + 1));
+  try {
+    std::vector<Block> blocks;
+    for (int i = kFirst; i < end; i += kOfBlock) {
+      blocks.push_back({floats(i), floats(i + 1), floats(i + 2), floats(i + 3), floats(i + 4), floats(i + 5)});
+    }
+    Step(sizes, switches, rotation, positions).Run(tokens, floats(7), blocks, floats(8), floats(end), floats(end + 1));
+  } catch (const std::bad_alloc &) {
+    return 1;
+  }
   return 0;
 }

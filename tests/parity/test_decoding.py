@@ -158,6 +158,13 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
         lengths += 1
 
 
+@pytest.mark.parametrize(("token", "position"), [(0, 64), (0, -1), (100, 0), (-1, 0)])
+def test_what_is_not_there_is_not_read_in_cpp(device, rng, token, position):
+    decoder = Decoder(network(rng, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=100, layers=1), 1, 64)
+    with pytest.raises(RuntimeError, match="DecodeStep"):
+        decoder.write(np.array([token]), np.array([position]))
+
+
 COMING_AND_GOING = """
 import numpy as np
 from mindspore_palm import PaLM, PaLMConfig
