@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.errors import Interrupted, UserError
-from mindspore_palm.generate import kernels
+from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
 from mindspore_palm.model.initial import placements
@@ -148,9 +148,9 @@ def _generate(request: Request, settings: Settings, here: Layout) -> None:
     open_device(request.device)
     rank = join_workers(here.devices, here.target)
     with layout(here):
-        if kernels.wanted() and not kernels.usable():
-            print("note: there is no g++ that works here; MindSpore's own ops are used, and slower", file=sys.stderr)
         palm = load(request.checkpoint)
+        if cpu_step.wanted(palm.config) and not cpu_step.usable(palm.config):
+            print("note: there is no g++ that works here; MindSpore's own ops are used, and slower", file=sys.stderr)
         together = min(TOGETHER, max(1, len(request.prompts)))
         generator = Generator(palm, tokenizer, request.context or settings.data.seq_len, together)
         terminal = Terminal(generator, request.sampling, request.log_probs, rank)

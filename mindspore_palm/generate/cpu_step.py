@@ -55,12 +55,17 @@ def library() -> Path | None:
     return built
 
 
-def usable(config: PaLMConfig) -> bool:
-    """Whether a network that is built for the current layout can have it: PaLM's block, on one CPU, in float32."""
+def wanted(config: PaLMConfig) -> bool:
+    """Whether it is for a network that is built for the current layout: PaLM's block, on one CPU, in float32."""
     here = current_layout()
     on_cpu = here.target == "CPU" and ms.get_context("device_target") == "CPU"
-    wanted = on_cpu and here.devices == 1 and here.compute_dtype == "float32"
-    return wanted and config.parallel and config.mlp == "swiglu" and library() is not None
+    one_in_float32 = here.devices == 1 and here.compute_dtype == "float32"
+    return on_cpu and one_in_float32 and config.parallel and config.mlp == "swiglu"
+
+
+def usable(config: PaLMConfig) -> bool:
+    """Whether such a network can have it here."""
+    return wanted(config) and library() is not None
 
 
 class CpuStep(nn.Cell):

@@ -37,7 +37,7 @@ def memory_by_kind(
         "weights": device.weights(),
         "gradients": device.gradients(),
         "optimizer state": device.optimizer_state(),
-        "snapshot": device.snapshot(),
+        "snapshot to save": device.snapshot(),
         "activations": device.activations(),
         "gathered weights": device.gathered_weights(),
         "temporaries": device.temporaries(),

@@ -70,8 +70,8 @@ def test_on_one_device_nothing_is_gathered():
 
 def test_a_checkpoint_is_written_from_a_copy_in_the_machines_memory():
     memory = memory_by_kind(Settings())
-    assert memory["snapshot"] == memory["weights"] + memory["optimizer state"]
-    assert "snapshot" not in memory_by_kind(Settings(), layout_of(Settings(), "Ascend"))
+    assert memory["snapshot to save"] == memory["weights"] + memory["optimizer state"]
+    assert "snapshot to save" not in memory_by_kind(Settings(), layout_of(Settings(), "Ascend"))
 
 
 def test_accumulation_and_factoring():
