@@ -61,11 +61,12 @@ inline float Sum(Vector v) {
   return sums[0];
 }
 
-// e^x for x up to 88, to 2e-7: 2^n e^r, |r| <= log(2) / 2.
+// e^x to 2e-7: 2^n e^r, |r| <= log(2) / 2. What is beyond float32 becomes e^-87 and e^88; NaN stays.
 inline Vector Exp(Vector x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: beside it, a number has no places behind the point
-  const Vector low = All(-87.0f);
+  const Vector low = All(-87.0f), high = All(88.0f);
   x = x < low ? low : x;
+  x = x > high ? high : x;
   const Vector shifted = x * 1.44269504f + kRound, n = shifted - kRound;
   const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector power = All(1.0f / 5040);

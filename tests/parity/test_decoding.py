@@ -158,6 +158,34 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
         lengths += 1
 
 
+def test_gates_of_any_size_in_cpp(device, rng):
+    """Their exponentials go beyond float32 on both sides."""
+    palm = network(rng, **{**EVEN, "layers": 1})
+    config, q_wi = palm.config, palm.blocks[0].q_wi
+    kernels = q_wi.asnumpy().reshape(config.d_model, config.heads, -1).copy()
+    gate = slice(config.head_dim, config.head_dim + config.d_ff // config.heads)
+    kernels[..., gate] *= 200
+    q_wi.set_data(Tensor(kernels.reshape(q_wi.shape)))
+    ids = rng.integers(0, config.vocab_size, (1, 30)).astype(np.int32)
+    expected = np.asarray(reference.logits(weights_of(palm), ids, shape_of(config)))[0]
+    decoder = Decoder(palm, 1, 64)
+    decoder.read([[int(ids[0, 0])]])
+    for position in range(1, 30):
+        logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
+        assert relative(logits[0], expected[position, : config.vocab_size]) < TOLERANCE
+
+
+def test_logits_that_are_no_numbers_are_seen_in_cpp(device, rng):
+    palm = network(rng, **{**EVEN, "layers": 1})
+    decoder = Decoder(palm, 2, 64)
+    decoder.read([[1], [1]])
+    embedding = palm.embedding.asnumpy().copy()
+    embedding[7] = np.nan
+    palm.embedding.set_data(Tensor(embedding))
+    _, log_z = decoder.write(np.array([1, 7]), np.array([1, 1]))
+    assert not np.isfinite(log_z).any()  # every token has a logit with token 7
+
+
 @pytest.mark.parametrize(("token", "position"), [(0, 64), (0, -1), (100, 0), (-1, 0)])
 def test_what_is_not_there_is_not_read_in_cpp(device, rng, token, position):
     decoder = Decoder(network(rng, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=100, layers=1), 1, 64)
