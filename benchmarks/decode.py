@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from turns import Contender  # noqa: E402 - found by the path above
 
 SIZES = dict(layers=10, d_model=768, heads=12, head_dim=64, d_ff=3072, vocab_size=24576)
-MULTI_HEAD = dict(attention="multi_head", d_ff=2604)
+MULTI_HEAD = dict(attention="multi_head", d_ff=2592)
 PATIENCE = 20e12  # FLOPs of a step that PaLM-pytorch without a cache may take
 WARM_UP = 3
 BLOCK = 4 * (2**24 - 64 * 128)  # bytes that the step of `reading` reads at least, with up to 128 cores
@@ -185,7 +185,7 @@ def race(batch, context, names, rounds, steps):
         contender.close()
     figures = {}
     for name, seconds in times.items():
-        ratios = [theirs / ours for theirs, ours in zip(seconds, times[names[0]], strict=True)]
+        ratios = [theirs / ours for theirs, ours in zip(seconds, next(iter(times.values())), strict=True)]
         figures[name] = {
             "tokens_per_second": batch / statistics.median(seconds),
             "times_ours": statistics.median(ratios),

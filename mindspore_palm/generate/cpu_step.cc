@@ -1,9 +1,9 @@
 // One more token of every sequence, on one CPU: the whole network as one function that ops.Custom calls ("aot").
 //
 // A step reads every weight once and computes little with it, so memory sets its speed, and what counts is how weights
-// are read: several whole rows at a time, side by side, from their beginning to their end. By columns, or by MindSpore's
-// own products, which are made for many rows of x, it takes two to three times as long. Between the products lies work
-// of microseconds, of which an op of a graph costs as many before it does anything.
+// are read: several whole rows at a time, side by side, from their beginning to their end. By columns, or by
+// MindSpore's own products, which are made for many rows of x, it takes two to three times as long. Between the
+// products lies work of microseconds, of which an op of a graph costs as many before it does anything.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,6 +11,8 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
+#include <fstream>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -24,10 +26,12 @@ namespace {
 
 // ---- Numbers, kLanes at a time ----
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
-#else
+#elif defined(__AVX__)
 constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
 #endif
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
@@ -94,6 +98,7 @@ class Numbers {
   void Resize(int64_t size) {
     if (size <= size_) return;
     std::free(data_);
+    size_ = 0;
     data_ = static_cast<float *>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64));
     if (data_ == nullptr) throw std::bad_alloc();
     size_ = size;
@@ -143,9 +148,21 @@ class Pool {
   };
 
   Pool() {
-    cpu_set_t cores;
-    threads_ = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    threads_ = Processors();
     for (int i = 1; i < threads_; ++i) std::thread(&Pool::Serve, this).detach();
+  }
+
+  // How many this process may use: of its affinity, its container's share (cgroup v2) and OMP_NUM_THREADS the smallest;
+  // 16 at most, as memory is no faster for more.
+  static int Processors() {
+    cpu_set_t cores;
+    int count = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    double quota, period;
+    if (std::ifstream("/sys/fs/cgroup/cpu.max") >> quota >> period) {
+      count = std::min(count, static_cast<int>(quota / period));
+    }
+    if (const char *wanted = std::getenv("OMP_NUM_THREADS")) count = std::min(count, std::atoi(wanted));
+    return std::clamp(count, 1, 16);
   }
 
   static void TakeBlocks(Job *job) {
@@ -209,22 +226,27 @@ inline void Tile(const float *x, int64_t x_width, const float *w, float *y, int6
   }
 }
 
-// kRows rows of w into columns first .. end of y. Of one row of x, `AddRowsToOne` does the same faster.
+// kRows rows of w into kColumns * kLanes columns of y, tile by tile of its rows; y has two or more.
+template <int kColumns, int kRows>
+void AddTiles(const float *x, int64_t x_width, const float *w, float *y, int64_t M, int64_t N) {
+  constexpr int64_t kMost = 8;
+  constexpr decltype(&Tile<2, kColumns, kRows>) kTiles[] = {
+      Tile<2, kColumns, kRows>, Tile<3, kColumns, kRows>, Tile<4, kColumns, kRows>, Tile<5, kColumns, kRows>,
+      Tile<6, kColumns, kRows>, Tile<7, kColumns, kRows>, Tile<8, kColumns, kRows>};
+  const int64_t tiles = (M + kMost - 1) / kMost;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t m = tile * M / tiles, count = (tile + 1) * M / tiles - m;
+    kTiles[count - 2](x + m * x_width, x_width, w, y + m * N, N);
+  }
+}
+
+// kRows rows of w into columns first .. end of y.
 template <int kRows>
 void AddRows(const float *x, int64_t x_width, const float *w, float *y, int64_t M, int64_t N, int64_t first,
              int64_t end) {
-  constexpr int64_t kMost = 8;
-  constexpr decltype(&Tile<1, 2, kRows>) kTiles[kMost] = {Tile<1, 2, kRows>, Tile<2, 2, kRows>, Tile<3, 2, kRows>,
-                                                          Tile<4, 2, kRows>, Tile<5, 2, kRows>, Tile<6, 2, kRows>,
-                                                          Tile<7, 2, kRows>, Tile<8, 2, kRows>};
-  const int64_t tiles = (M + kMost - 1) / kMost;
   int64_t n = first;
-  for (; n + 2 * kLanes <= end; n += 2 * kLanes) {
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t m = tile * M / tiles, count = (tile + 1) * M / tiles - m;
-      kTiles[count - 1](x + m * x_width, x_width, w + n, y + m * N + n, N);
-    }
-  }
+  for (; n + 2 * kLanes <= end; n += 2 * kLanes) AddTiles<2, kRows>(x, x_width, w + n, y + n, M, N);
+  for (; n + kLanes <= end; n += kLanes) AddTiles<1, kRows>(x, x_width, w + n, y + n, M, N);
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) {
       for (int r = 0; r < kRows; ++r) y[m * N + n] += x[m * x_width + r] * w[r * N + n];
@@ -232,7 +254,7 @@ void AddRows(const float *x, int64_t x_width, const float *w, float *y, int64_t 
   }
 }
 
-// kRows rows of w into y [N].
+// The same for one row of x, into all of y [N].
 template <int kRows>
 void AddRowsToOne(const float *x, const float *w, float *y, int64_t N) {
   Vector factors[kRows];
@@ -351,15 +373,15 @@ void Turn(float *x, const float *cos, const float *sin, int64_t dim) {
   }
 }
 
-// softmax(q k^T) v of kHeads queries, up to four, over the first `seen` positions: q [kHeads, K], scaled already, to out,
-// of which a head has `width` numbers.
+int64_t Padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// softmax(q k^T) v of kHeads queries, up to four, over the first `seen` positions: q [kHeads, K], scaled already, to
+// out, of which a head has `width` numbers. `weights` is scratch, kHeads times the padded number of positions.
 template <int kHeads>
 void Attend(const float *q, const float *keys, const float *values, float *out, int64_t width, int64_t seen,
-            int64_t dim) {
-  thread_local std::vector<float> memory;
-  const int64_t padded = (seen + kLanes - 1) / kLanes * kLanes;
-  memory.assign(kHeads * padded, -INFINITY);
-  float *weights = memory.data();
+            int64_t dim, float *weights) {
+  const int64_t padded = Padded(seen);
+  std::fill(weights, weights + kHeads * padded, -INFINITY);
   for (int64_t c = 0; c < seen; ++c) {
     const float *key = keys + c * dim;
     Vector sums[4] = {};
@@ -431,11 +453,15 @@ class Step {
  public:
   Step(const Sizes &sizes, const Switches &switches, const Rotation &rotation, const int32_t *positions)
       : s_(sizes), switches_(switches), rotation_(rotation), positions_(positions), pool_(Pool::Get()) {
-    blocks_ = pool_.threads() == 1 ? 1 : std::min<int64_t>(2 * pool_.threads(), 16);
+    blocks_ = pool_.threads() == 1 ? 1 : std::min(2 * pool_.threads(), 16);
+    const int64_t per_key = s_.heads / s_.kv_heads, wanted = std::max<int64_t>(1, 2 * pool_.threads() / s_.batch);
+    together_ = std::min({per_key, kMostTogether, (s_.heads + wanted - 1) / wanted});
+    groups_ = (per_key + together_ - 1) / together_ * s_.kv_heads;
     x_.Resize(s_.batch * s_.d_model);
     y_.Resize(s_.batch * s_.d_model);
     in_.Resize(blocks_ * s_.batch * s_.in());
-    kv_.Resize(s_.batch * s_.kv());
+    kv_.Resize(blocks_ * s_.batch * s_.kv());
+    scratch_.Resize(s_.batch * groups_ * Scratch());
     joined_.Resize(s_.batch * s_.out());
     out_.Resize(blocks_ * s_.batch * s_.d_model);
   }
@@ -463,22 +489,20 @@ class Step {
   void Run(const Block &block) {
     const int64_t D = s_.d_model;
     for (int64_t b = 0; b < s_.batch; ++b) Norm(x_.data() + b * D, block.scale, y_.data() + b * D, D, switches_);
-    pool_.Run(blocks_ + 1, [&](int64_t part) {
-      if (part == 0) {
-        Product(y_.data(), block.kv, kv_.data(), s_.batch, D, s_.kv(), 0, 1);
+    pool_.Run(2 * blocks_, [&](int64_t unit) {
+      const int64_t part = unit % blocks_;
+      if (unit < blocks_) {
+        Product(y_.data(), block.q_wi, in_.data() + part * s_.batch * s_.in(), s_.batch, D, s_.in(), part, blocks_);
       } else {
-        Product(y_.data(), block.q_wi, in_.data() + (part - 1) * s_.batch * s_.in(), s_.batch, D, s_.in(),
-                part - 1, blocks_);
+        Product(y_.data(), block.kv, kv_.data() + part * s_.batch * s_.kv(), s_.batch, D, s_.kv(), part, blocks_);
       }
     });
     for (int64_t b = 0; b < s_.batch; ++b) Keep(block, b);
-    const int64_t per_key = s_.heads / s_.kv_heads, wanted = std::max<int64_t>(1, 2 * pool_.threads() / s_.batch);
-    const int64_t together = std::min({per_key, kMostTogether, (s_.heads + wanted - 1) / wanted});
-    const int64_t groups = (per_key + together - 1) / together * s_.kv_heads;
-    pool_.Run(s_.batch * groups, [&](int64_t unit) {
-      const int64_t b = unit / groups, group = unit % groups, of_key = groups / s_.kv_heads;
-      const int64_t first = group / of_key * per_key + group % of_key * together;
-      Heads(block, b, first, std::min(together, (group / of_key + 1) * per_key - first));
+    pool_.Run(s_.batch * groups_, [&](int64_t unit) {
+      const int64_t of_key = groups_ / s_.kv_heads, per_key = s_.heads / s_.kv_heads, group = unit % groups_;
+      const int64_t first = group / of_key * per_key + group % of_key * together_;
+      const int64_t count = std::min(together_, (group / of_key + 1) * per_key - first);
+      Heads(block, unit / groups_, first, count, scratch_.data() + unit * Scratch());
     });
     pool_.Run(blocks_, [&](int64_t part) {
       Product(joined_.data(), block.o_wo, out_.data() + part * s_.batch * D, s_.batch, s_.out(), D,
@@ -494,38 +518,40 @@ class Step {
   void Keep(const Block &block, int64_t b) {
     const int64_t K = s_.head_dim, at = positions_[b];
     for (int64_t g = 0; g < s_.kv_heads; ++g) {
-      float *key = kv_.data() + b * s_.kv() + g * K;
-      Turn(key, rotation_.cos_k + at * K / 2, rotation_.sin_k + at * K / 2, K);
-      const int64_t slot = ((b * s_.kv_heads + g) * s_.context + at) * K;
-      std::copy_n(key, K, block.keys + slot);
-      std::copy_n(key + s_.kv_heads * K, K, block.values + slot);
+      const int64_t slot = ((b * s_.kv_heads + g) * s_.context + at) * K, column = b * s_.kv() + g * K;
+      Gather(kv_, s_.kv(), column, block.keys + slot, K);
+      Turn(block.keys + slot, rotation_.cos_k + at * K / 2, rotation_.sin_k + at * K / 2, K);
+      Gather(kv_, s_.kv(), column + s_.kv_heads * K, block.values + slot, K);
     }
   }
 
   // Attention and mlp of some heads of sequence b, which have one key and value head.
-  void Heads(const Block &block, int64_t b, int64_t first, int64_t count) {
+  void Heads(const Block &block, int64_t b, int64_t first, int64_t count, float *scratch) {
     const int64_t K = s_.head_dim, F = s_.mlp_per_head, at = positions_[b];
-    thread_local std::vector<float> q, mlp;
-    q.resize(count * K);
-    mlp.resize(2 * F);
+    float *q = scratch, *mlp = q + together_ * K, *weights = mlp + 2 * F;
     for (int64_t h = 0; h < count; ++h) {
       const int64_t column = b * s_.in() + (first + h) * (K + 2 * F);
-      Gather(column, q.data() + h * K, K);
-      Turn(q.data() + h * K, rotation_.cos_q + at * K / 2, rotation_.sin_q + at * K / 2, K);
-      Gather(column + K, mlp.data(), 2 * F);
-      SwiGLU(mlp.data(), mlp.data() + F, joined_.data() + b * s_.out() + (first + h) * (K + F) + K, F);
+      Gather(in_, s_.in(), column, q + h * K, K);
+      Turn(q + h * K, rotation_.cos_q + at * K / 2, rotation_.sin_q + at * K / 2, K);
+      Gather(in_, s_.in(), column + K, mlp, 2 * F);
+      SwiGLU(mlp, mlp + F, joined_.data() + b * s_.out() + (first + h) * (K + F) + K, F);
     }
     const int64_t cache = (b * s_.kv_heads + first / (s_.heads / s_.kv_heads)) * s_.context * K;
     float *out = joined_.data() + b * s_.out() + first * (K + F);
     constexpr decltype(&Attend<1>) kAttend[] = {Attend<1>, Attend<2>, Attend<3>, Attend<4>};
-    kAttend[count - 1](q.data(), block.keys + cache, block.values + cache, out, K + F, at + 1, K);
+    kAttend[count - 1](q, block.keys + cache, block.values + cache, out, K + F, at + 1, K, weights);
   }
 
-  // What all rows of q_wi give to some columns of a sequence.
-  void Gather(int64_t column, float *to, int64_t count) {
-    std::copy_n(in_.data() + column, count, to);
+  // Numbers of it that a call of Heads needs.
+  int64_t Scratch() const {
+    return Padded(together_ * s_.head_dim + 2 * s_.mlp_per_head + together_ * Padded(s_.context));
+  }
+
+  // What all blocks of a product give to some columns, of `width` in each of the sequences.
+  void Gather(Numbers &blocks, int64_t width, int64_t column, float *to, int64_t count) {
+    std::copy_n(blocks.data() + column, count, to);
     for (int64_t part = 1; part < blocks_; ++part) {
-      const float *from = in_.data() + part * s_.batch * s_.in() + column;
+      const float *from = blocks.data() + part * s_.batch * width + column;
       for (int64_t i = 0; i < count; ++i) to[i] += from[i];
     }
   }
@@ -535,20 +561,21 @@ class Step {
   const Rotation rotation_;
   const int32_t *positions_;
   Pool &pool_;
-  int64_t blocks_;  // of a product's rows, each with a result of its own
-  static Numbers x_, y_, in_, kv_, joined_, out_;
+  int64_t blocks_;            // of a product's rows, each with a result of its own
+  int64_t together_, groups_;  // query heads that go together, and how many such groups there are
+  static Numbers x_, y_, in_, kv_, joined_, out_, scratch_;
 };
 
 // They stay from step to step: fresh memory costs more than what is computed with it.
-Numbers Step::x_, Step::y_, Step::in_, Step::kv_, Step::joined_, Step::out_;
-std::mutex step;  // one at a time has them
+Numbers Step::x_, Step::y_, Step::in_, Step::kv_, Step::joined_, Step::out_, Step::scratch_;
+std::mutex in_use;  // by one step at a time
 
 }  // namespace
 
-// Inputs: tokens int32 [B, 1], positions int32 [B], switches [4], four tables [C, K/2] of the rotation, embedding [V, D],
-// the final norm's scale [D]; then of every block scale [D], q_wi, kv, o_wo, and keys and values, into which the token's
-// own are written. Outputs: logits [B, real rows of V], log(Z) [B]. Returns 0, or 1 if there is no such token or position
-// or too little memory.
+// Inputs: tokens int32 [B, 1], positions int32 [B], switches [4], four tables [C, K/2] of the rotation, embedding
+// [V, D], the final norm's scale [D]; then of every block scale [D], q_wi, kv, o_wo, and keys and values, into which
+// the token's own are written. Outputs: logits [B, real rows of V], log(Z) [B]. Returns 0, or 1 if there is no such
+// token or position or too little memory.
 extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, const char **, void *, void *) {
   constexpr int kFirst = 9, kOfBlock = 6, kOutputs = 2;
   const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
@@ -570,14 +597,14 @@ extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, con
   const float *numbers = floats(2);
   const Switches switches = {numbers[0], numbers[1], numbers[2], numbers[3]};
   const Rotation rotation = {floats(3), floats(4), floats(5), floats(6)};
-  std::lock_guard<std::mutex> alone(step);
+  std::lock_guard<std::mutex> alone(in_use);
   try {
     std::vector<Block> blocks;
     for (int i = kFirst; i < end; i += kOfBlock) {
       blocks.push_back({floats(i), floats(i + 1), floats(i + 2), floats(i + 3), floats(i + 4), floats(i + 5)});
     }
     Step(sizes, switches, rotation, positions).Run(tokens, floats(7), blocks, floats(8), floats(end), floats(end + 1));
-  } catch (const std::bad_alloc &) {
+  } catch (const std::exception &) {  // all memory is taken before threads begin
     return 1;
   }
   return 0;

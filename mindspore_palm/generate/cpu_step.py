@@ -1,7 +1,7 @@
 """A step of one token on one CPU: the network as one C++ function, which MindSpore calls as an op of its graph.
 
 It is built at its first use, in seconds, by g++. Without it, MindSpore's own ops do the same, slower; as they do for
-ablations of the block, on several devices, and on GPU and Ascend.
+ablations of the block, in other types than float32, on several devices, and on GPU and Ascend.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FLAGS += ["-Wl,-z,nodelete"]
 @functools.cache
 def library() -> Path | None:
     """The built function; None without a compiler that can build it."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = os.environ.get("CXX") or "g++"
     parts = [platform.machine(), _processor(), compiler, *FLAGS]
     digest = hashlib.sha256("\n".join(parts).encode() + SOURCE.read_bytes()).hexdigest()
     built = cache_root() / f"decoding-{digest[:12]}.so"

@@ -1,4 +1,4 @@
-"""Logits of the next token from cached keys and values: one network, compiled for two shapes.
+"""Logits of the next token from cached keys and values: a network for chunks of a prompt, and for one token.
 
 Reading a prompt takes chunks of CHUNK tokens of each sequence, writing takes one. Both shapes are fixed, whatever the
 prompts, so nothing is compiled on the way.
@@ -132,6 +132,8 @@ class Decoder:
 
     def write(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One more token of each sequence, int32 [B], at its position [B]: as ``read``."""
+        if len(tokens) != self.sequences or len(positions) != self.sequences:
+            raise ValueError(f"{len(tokens)} tokens at {len(positions)} positions for {self.sequences} sequences")
         token_ids = tokens[:, None].astype(np.int32)
         if self._cpu_step is not None:
             logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(positions.astype(np.int32)))

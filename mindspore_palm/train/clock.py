@@ -20,8 +20,5 @@ class Clock:
     def jump(self) -> float:
         """Seconds by which the system's clock was set since the last call; 0 if it was not."""
         ahead = time.time() - self.now()
-        jump = ahead - self._known
-        if abs(jump) < LEAST:
-            return 0.0
-        self._known = ahead
-        return jump
+        jump, self._known = ahead - self._known, ahead
+        return jump if abs(jump) >= LEAST else 0.0

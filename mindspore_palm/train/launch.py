@@ -30,7 +30,8 @@ from mindspore_palm.train.resume import Start
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
 FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
 MSRUN = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: None)  # who ends a job may tell all its processes; workers save first
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mindspore_palm.train.restart import end_with_launcher
 end_with_launcher()
@@ -55,6 +56,8 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     """
     devices = settings.parallel.devices
     end_with_launcher()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as msrun
     if is_worker():
         try:
             train(settings, start)

@@ -357,10 +357,11 @@ def stop_requests(folder: Path) -> Iterator[list[int]]:
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
-        if received:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(number)
-        say("stopping after this step; Ctrl-C again stops now, without saving")
+        if not received:  # SIGTERM may come twice: to all processes of a job, and from the one that started this
+            received.append(number)
+            say("stopping after this step; Ctrl-C again stops now, without saving")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

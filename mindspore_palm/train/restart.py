@@ -82,16 +82,12 @@ class OneProcess:
 def end_with_launcher() -> None:
     """Has this process end when the one that started it is gone, which a kill leaves no time to see to.
 
-    Linux kills it when its parent is gone: a worker's is msrun, msrun's is the launcher, and all of them ask for that.
-    Nothing of this process must run for that: a worker may wait in C++ for others and keep Python's lock meanwhile, and
-    a thread of Python that watches would never wake up. On other systems it goes on.
+    Linux kills it when the thread that started it is gone: a worker's is msrun, msrun's is the launcher, and all ask
+    for that. Nothing of this process must run then: a worker may wait in C++ for others and keep Python's lock, and a
+    thread of Python that watches would never wake up. On other systems it goes on.
     """
     if LAUNCHER not in os.environ or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        lives = psutil.Process(int(os.environ[LAUNCHER])).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        lives = False
-    if not lives:  # it went before the system knew
-        os._exit(1)
+    if int(os.environ[LAUNCHER]) not in (parent.pid for parent in psutil.Process().parents()):
+        os._exit(1)  # it, or msrun, went before the system knew

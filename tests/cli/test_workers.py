@@ -156,6 +156,21 @@ def test_workers_end_with_a_command_that_is_killed(home, training):
     assert not psutil.wait_procs(members, timeout=20)[1]
 
 
+def test_sigterm_to_all_processes_saves_and_ends(home):
+    """As systemd and Slurm end a job."""
+    process = start(home, "ended", "train.steps=100000", "parallel.model=2", "train.eval_every=0")
+    wait_for_steps(process, home / "ended")
+    members = family(process)
+    for member in members:
+        member.send_signal(signal.SIGTERM)
+    _, err = finish(process, 120)
+    assert process.returncode == 130, err
+    steps = len(rows_of(home / "ended"))
+    assert f"stopped after step {steps}; the same command goes on from there" in err
+    assert (home / "ended" / "checkpoints" / f"step_{steps:06d}").is_dir()
+    assert not psutil.wait_procs(members, timeout=10)[1]
+
+
 def test_ctrl_c_saves_once_and_ends(home):
     more = ["train.eval_every=0", "train.checkpoint_every=0"]
     process = start(home, "stopped", "train.steps=100000", "parallel.model=2", *more)

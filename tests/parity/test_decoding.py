@@ -133,6 +133,7 @@ def test_a_sequence_is_started_anew(device, rng):
     [
         {"d_model": 13, "heads": 3, "head_dim": 6, "d_ff": 15, "vocab_size": 77},
         {"d_model": 40, "heads": 5, "head_dim": 34, "d_ff": 165, "vocab_size": 131},
+        {"d_model": 24, "heads": 4, "head_dim": 8, "d_ff": 600, "vocab_size": 40},  # more sums than caches hold
         {"d_model": 21, "heads": 6, "head_dim": 18, "d_ff": 42, "vocab_size": 66, "attention": "multi_head"},
     ],
     ids=lambda sizes: str(sizes["d_model"]),
@@ -149,6 +150,7 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
         )
     )
     decoder, rows, lengths = Decoder(palm, sequences, 80), np.arange(sequences), rng.integers(1, 70, sequences)
+    assert decoder._cpu_step is not None
     decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
     for _ in range(5):
         logits, log_z = decoder.write(ids[rows, lengths], lengths)
@@ -169,6 +171,7 @@ def test_gates_of_any_size_in_cpp(device, rng):
     ids = rng.integers(0, config.vocab_size, (1, 30)).astype(np.int32)
     expected = np.asarray(reference.logits(weights_of(palm), ids, shape_of(config)))[0]
     decoder = Decoder(palm, 1, 64)
+    assert decoder._cpu_step is not None
     decoder.read([[int(ids[0, 0])]])
     for position in range(1, 30):
         logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
@@ -179,10 +182,11 @@ def test_logits_that_are_no_numbers_are_seen_in_cpp(device, rng):
     palm = network(rng, **{**EVEN, "layers": 1})
     decoder = Decoder(palm, 2, 64)
     decoder.read([[1], [1]])
+    assert np.isfinite(decoder.write(np.array([1, 7]), np.array([1, 1]))[1]).all()
     embedding = palm.embedding.asnumpy().copy()
     embedding[7] = np.nan
     palm.embedding.set_data(Tensor(embedding))
-    _, log_z = decoder.write(np.array([1, 7]), np.array([1, 1]))
+    _, log_z = decoder.write(np.array([1, 7]), np.array([1, 1]))  # of the weights as they are now
     assert not np.isfinite(log_z).any()  # every token has a logit with token 7
 
 

@@ -69,7 +69,7 @@ def test_how_a_process_ends(code, raised):
 
 
 WAITS = """
-import ctypes, subprocess, sys, time
+import ctypes, time
 from mindspore_palm.train.restart import end_with_launcher
 time.sleep({late})
 end_with_launcher()
