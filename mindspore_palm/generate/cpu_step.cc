@@ -152,8 +152,8 @@ class Pool {
     for (int i = 1; i < threads_; ++i) std::thread(&Pool::Serve, this).detach();
   }
 
-  // How many this process may use: of its affinity, its container's share (cgroup v2) and OMP_NUM_THREADS the smallest;
-  // 16 at most, as memory is no faster for more.
+  // How many this process may use: by its affinity, and by its container's share (cgroup v2); 16 at most, as memory is
+  // no faster for more. Not OMP_NUM_THREADS: MindSpore itself sets it to 1.
   static int Processors() {
     cpu_set_t cores;
     int count = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
@@ -161,7 +161,6 @@ class Pool {
     if (std::ifstream("/sys/fs/cgroup/cpu.max") >> quota >> period) {
       count = std::min(count, static_cast<int>(quota / period));
     }
-    if (const char *wanted = std::getenv("OMP_NUM_THREADS")) count = std::min(count, std::atoi(wanted));
     return std::clamp(count, 1, 16);
   }
 
