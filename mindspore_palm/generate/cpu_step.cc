@@ -94,7 +94,6 @@ class Numbers {
  public:
   ~Numbers() { std::free(data_); }
   float *data() { return data_; }
-  float &operator[](int64_t i) { return data_[i]; }
   void Resize(int64_t size) {
     if (size <= size_) return;
     std::free(data_);
@@ -509,7 +508,7 @@ class Step {
     });
     const float *out = out_.data();
     for (int64_t part = 0; part < blocks_; ++part, out += s_.batch * D) {
-      for (int64_t i = 0; i < s_.batch * D; ++i) x_[i] += out[i];
+      for (int64_t i = 0; i < s_.batch * D; ++i) x_.data()[i] += out[i];
     }
   }
 

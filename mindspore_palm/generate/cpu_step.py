@@ -23,7 +23,6 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.model.rope import tables
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.host.build import cache_root
 
@@ -74,21 +73,16 @@ class CpuStep(nn.Cell):
     Args:
         palm: the network.
         caches: of its blocks, in order; the tokens' keys and values are written into them.
+        turns: cosines and sines of queries, then of keys, of every position: [C, K/2].
     """
 
-    def __init__(self, palm: PaLM, caches: Sequence[CachedAttention]) -> None:
+    def __init__(self, palm: PaLM, caches: Sequence[CachedAttention], turns: Sequence[np.ndarray]) -> None:
         super().__init__(auto_prefix=False)
         config = palm.config
-        sequences, context = caches[0].keys.shape[0], caches[0].keys.shape[-2]
         neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
         final = palm.final_norm.scale if config.final_norm_scale else Tensor(np.full(config.d_model, neutral, "f4"))
         switches = config.norm == "layer_norm", config.norm_epsilon, 1.0 - neutral, palm.logit_scale
-        turns = (
-            Tensor(table)
-            for scale, xpos_base in ((config.head_dim**-0.5, config.xpos_base), (1.0, -config.xpos_base))
-            for table in tables(context, config.head_dim, scale, xpos_base)
-        )
-        self.constants = (Tensor(np.array(switches, np.float32)), *turns)
+        self.constants = (Tensor(np.array(switches, np.float32)), *map(Tensor, turns))
         self.embedding, self.final_scale = palm.embedding, final
         self.blocks = ParameterTuple(
             parameter
@@ -98,6 +92,7 @@ class CpuStep(nn.Cell):
         self.phase = (
             "increment"  # MindSpore's name for decoding: a compiled graph is called without a look at its inputs
         )
+        sequences = caches[0].keys.shape[0]
         shapes = [sequences, config.vocab_size], [sequences]
         self.step = ops.Custom(f"{library()}:DecodeStep", shapes, (ms.float32, ms.float32), func_type="aot")
 

@@ -100,17 +100,18 @@ class Decoder:
         self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
         self._kv_heads = palm.config.kv_heads
         self._by_head = palm.config.attention == "multi_head"
-        self._tables = [
-            table[:, None]
+        turns = [
+            table
             for scale, xpos_base in ((palm.config.head_dim**-0.5, palm.config.xpos_base), (1.0, -palm.config.xpos_base))
             for table in tables(self.context, palm.config.head_dim, scale, xpos_base)
         ]
+        self._tables = [table[:, None] for table in turns]
         step = Step(palm, sequences, self.context)
         self._query_axis = step.query_axis
         self._step = partition(step, *INPUTS)
         self._cpu_step = None
         if cpu_step.usable(palm.config):
-            self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks])
+            self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks], turns)
 
     def read(self, contexts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Starts each sequence anew: float32 [B, vocab_size] and [B], the logits behind its last token and log(Z)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints.command import run, same_bits, write_text
-from tensorboardX.proto.event_pb2 import Event
+from event_files import events
 
 STEPS = 12
 OPTIONS = [f"train.steps={STEPS}", "train.eval_every=0", "train.checkpoint_every=3"]
@@ -28,16 +28,5 @@ def test_a_clock_that_jumps(home):
     assert not same_bits(home / "jumped", home / "straight")
     with open(home / "jumped" / "metrics.csv", newline="", encoding="utf-8") as file:
         assert all(0 < float(row["seconds"]) < 60 for row in csv.DictReader(file))
-    times = [time for time, step in events(home / "jumped") if step]
+    times = [event.wall_time for event in events(home / "jumped") if event.step]
     assert len(times) == STEPS and all(0 <= late - early < 60 for early, late in pairwise(times))
-
-
-def events(folder):
-    """Time and step of every event: records of length, checksum, bytes, checksum."""
-    for file in sorted((folder / "tensorboard").iterdir()):
-        content, at = file.read_bytes(), 0
-        while at < len(content):
-            length = int.from_bytes(content[at : at + 8], "little")
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            yield event.wall_time, event.step
-            at += 12 + length + 4

@@ -314,7 +314,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run():
 
 def limit_files_to(size):
     """A child's files may not grow beyond ``size`` bytes: what a full disk is to the writer."""
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="a system that cannot limit the size of files")
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

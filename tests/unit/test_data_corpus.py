@@ -8,8 +8,8 @@ from mindspore_palm.data import corpus
 from mindspore_palm.data.corpus import corpus_files, documents
 from mindspore_palm.errors import UserError
 
-parquet_files = pytest.importorskip("pyarrow.parquet")
-pyarrow = pytest.importorskip("pyarrow")
+parquet_files = pytest.importorskip("pyarrow.parquet", reason="pyarrow, an extra, reads .parquet")
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
 
 
 def read(path, field="text"):

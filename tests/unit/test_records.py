@@ -3,13 +3,12 @@
 import csv
 import dataclasses
 import io
-import struct
 import warnings
 
 import numpy as np
 import pytest
+from event_files import events
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
 
 from mindspore_palm.train import records as module
 from mindspore_palm.train.records import Records, Row, cut_records
@@ -36,19 +35,9 @@ def row(step, loss=2.5, **more):
     return dataclasses.replace(base, **more)
 
 
-def events(folder):
-    """Every (step, tag, value) of the event files: records of length, checksum, bytes, checksum."""
-    found = []
-    for file in sorted((folder / "tensorboard").iterdir()):
-        content, at = file.read_bytes(), 0
-        while at + 12 <= len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            if at + 12 + length + 4 > len(content):
-                break
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-            at += 12 + length + 4
-    return found
+def values_of(folder):
+    """Every (step, tag, value) of the event files."""
+    return [(event.step, value.tag, value.simple_value) for event in events(folder) for value in event.summary.value]
 
 
 def table(folder):
@@ -73,9 +62,9 @@ def test_a_row_a_step_with_the_documented_columns(tmp_path):
 def test_tensorboard_has_every_number(tmp_path):
     with Records(tmp_path, None) as records:
         records.add(row(1))
-        assert (1, "loss", 2.5) in events(tmp_path)  # it is there at once
+        assert (1, "loss", 2.5) in values_of(tmp_path)  # it is there at once
         records.add(row(2, validation_loss=1.25))
-    found = events(tmp_path)
+    found = values_of(tmp_path)
     assert {tag for step, tag, _ in found if step == 1} == set(COLUMNS[1:11])
     assert {tag for step, tag, _ in found if step == 2} == {*COLUMNS[1:11], "validation_loss"}
     assert (2, "validation_loss", 1.25) in found
@@ -126,7 +115,7 @@ def test_rows_go_on_behind_a_cut(tmp_path):
     after = (tmp_path / "metrics.csv").read_text().splitlines()
     assert after[:4] == before[:4]
     assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    losses = [(step, value) for step, tag, value in events(tmp_path) if tag == "loss"]
+    losses = [(step, value) for step, tag, value in values_of(tmp_path) if tag == "loss"]
     assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in losses] == pytest.approx([1 / 3] * 3 + [0.25] * 3)
 
@@ -136,17 +125,17 @@ def test_what_was_not_written_to_its_end_is_cut(lost, tmp_path):
     begin(tmp_path, [1, 2, 3])
     for file in (tmp_path / "metrics.csv", *(tmp_path / "tensorboard").iterdir()):
         file.write_bytes(file.read_bytes()[:-lost])
-    assert {step for step, _, _ in events(tmp_path)} == {1, 2}
+    assert {step for step, _, _ in values_of(tmp_path)} == {1, 2}
     cut_records(tmp_path, 2)
     begin(tmp_path, [3])
     assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3]
-    assert [step for step, tag, _ in events(tmp_path) if tag == "loss"] == [1, 2, 3]
+    assert [step for step, tag, _ in values_of(tmp_path) if tag == "loss"] == [1, 2, 3]
 
 
 def test_a_cut_to_the_start(tmp_path):
     begin(tmp_path, [1, 2])
     cut_records(tmp_path, 0)
-    assert not (tmp_path / "metrics.csv").exists() and not events(tmp_path)
+    assert not (tmp_path / "metrics.csv").exists() and not values_of(tmp_path)
     begin(tmp_path, [1])
     assert len(table(tmp_path)) == 1
 
@@ -156,11 +145,11 @@ def test_a_cut_that_was_ended_midway(tmp_path):
     begin(tmp_path, [1, 2])
     (tmp_path / "tensorboard").rename(tmp_path / "tensorboard.tmp")
     cut_records(tmp_path, 1)
-    assert {step for step, _, _ in events(tmp_path)} == {1}
+    assert {step for step, _, _ in values_of(tmp_path)} == {1}
     (tmp_path / "tensorboard.tmp").mkdir()
     (tmp_path / "tensorboard.tmp" / "half").write_bytes(b"half")
     cut_records(tmp_path, 1)
-    assert {step for step, _, _ in events(tmp_path)} == {1}
+    assert {step for step, _, _ in values_of(tmp_path)} == {1}
 
 
 def test_a_table_of_an_older_version(tmp_path):
