@@ -53,7 +53,7 @@ class Prepared:
     validation: Sequences
     """Tokens held out."""
     meta: dict[str, Any]
-    """``meta.json``: split_mode, long_document, validation_fraction, vocab_size, eod, bytes_per_token,
+    """``meta.json``: split_mode, any_share, long_document, validation_fraction, vocab_size, eod, bytes_per_token,
     gzip9_bits_per_byte, and for ``train`` and ``validation`` each documents, bytes, tokens ([eod] included) and the
     sha256 of the tokens. Of the corpus as it lies now: corpus, files, and left_out in words."""
 
@@ -217,6 +217,7 @@ class _Preparation:
         meta = {
             "format": FORMAT,
             "split_mode": found.mode,
+            "any_share": self.work.any_share,
             "long_document": found.long,
             "validation_fraction": self.data.validation_fraction,
             "vocab_size": self.vocab_size,

@@ -18,7 +18,10 @@ UNTRAINABLE = re.compile("[\0\u2581\u2585]")  # characters that SentencePiece's 
 UNIT_CHARACTERS = 1000  # longest unit shown to the trainer, for text without spaces
 COVERAGE = 0.9995  # share of the text's characters that the vocabulary holds; rarer ones become bytes
 FIXED = 3 + 256  # control tokens and bytes
-UNIT = re.compile(r"\d|\s*[^\s\d]+|\s+")  # a digit of any script alone; a word with the whitespace before it
+# A digit of any script alone; a word with the whitespace before it. ASCII digits, which the trainer keeps apart itself,
+# bring their whitespace along: it drops line ends that nothing follows.
+UNIT = re.compile(r"\s*[0-9]|\d|\s*[^\s\d]+|\s+")
+LINE_ENDS = "\r\n"
 BYTE_NAME = re.compile(r"(?<=<0x[0-9A-F]{2})(?=>)")  # the trainer would take the name of a byte piece for the byte
 
 
@@ -68,6 +71,9 @@ def _count_characters(texts: Sequence[str]) -> Counter[str]:
         counts.update(text)
     for character in ("\0", SPACE, RESERVED):
         counts.pop(character, None)
+    for end in LINE_ENDS:
+        if end in counts and not any(end in unit.rstrip(LINE_ENDS) for unit in _units(texts, {})):
+            del counts[end]  # the trainer will not see it
     return counts
 
 
