@@ -21,6 +21,9 @@ def run_command(command: Callable[[], None]) -> int:
     Returns:
         The exit code: 0, 2 for bad input or a full or unwritable disk, 130 for an interrupted run.
     """
+    for stream in (sys.stdout, sys.stderr):  # the name of a file may be no text at all; printing it is no reason to die
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.data import prepare
+from mindspore_palm.data.files import shown
 from mindspore_palm.errors import run_command
 from mindspore_palm.settings import load_settings
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings, _ = load_settings(options.config, options.overrides)
         prepared = prepare(settings.data, settings.model.vocab_size)
         print(prepared.summary())
-        print(f"folder      {prepared.folder}")
+        print(f"folder      {shown(prepared.folder)}")
 
     return run_command(command)
 

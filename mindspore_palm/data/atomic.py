@@ -49,7 +49,10 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically."""
     with write_atomically(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        try:
+            file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        except UnicodeEncodeError:  # the name of a file that is not UTF-8; escaped, it comes back as it was
+            file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

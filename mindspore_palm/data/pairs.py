@@ -12,6 +12,7 @@ import numpy as np
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data.corpus import corpus_files, json_lines, text_of
+from mindspore_palm.data.files import JSON_LINES, find_files, shown
 from mindspore_palm.data.prepare import Prepared
 from mindspore_palm.data.split import held_out
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -90,6 +91,8 @@ class PreparedPairs(Prepared):
         for name, side in sides.items():
             count = len(side.pairs)
             lines.append(f"{name:<11} {count:,} {'pair' if count == 1 else 'pairs'}, {len(side):,} tokens to learn")
+        if self.meta.get("left_out"):
+            lines.append(f"left out    {self.meta['left_out']}")
         return "\n".join(lines)
 
 
@@ -126,19 +129,21 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     }
     train, validation = (Pairs([pairs[number] for number in numbers]) for numbers in sides.values())
     meta: dict[str, Any] = {name: _describe([texts[n] for n in numbers]) for name, numbers in sides.items()}
-    return PreparedPairs(Path(data.path), tokenizer, train, validation, {**meta, "gzip9_bits_per_byte": None})
+    of_corpus = {"gzip9_bits_per_byte": None, "left_out": find_files(data.path).passed_over()}
+    return PreparedPairs(Path(data.path), tokenizer, train, validation, {**meta, **of_corpus})
 
 
 def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]]:
     """Prompt, target and where they stand."""
-    for file in (found.path for found in corpus_files(path)):
-        if file.suffix.lower() != ".jsonl":
+    for found in corpus_files(path):
+        file = shown(found.path)
+        if found.kind != JSON_LINES:
             raise UserError(
-                f"data.path = {path}: fine-tuning learns from a .jsonl of pairs, such as "
+                f"data.path = {shown(path)}: fine-tuning learns from a .jsonl of pairs, such as "
                 f'{{"{finetune.prompt_field}": "2 + 2 =", "{finetune.target_field}": " 4"}}, and {file} is none'
             )
         try:
-            for record, where in json_lines(file):
+            for record, where in json_lines(found.path, found.packing):
                 prompt = text_of(record, finetune.prompt_field, where, "finetune.prompt_field")
                 target = text_of(record, finetune.target_field, where, "finetune.target_field")
                 if not target:

@@ -14,18 +14,30 @@ from typing import Any
 from tqdm import tqdm
 
 from mindspore_palm.config import DataConfig
-from mindspore_palm.data.atomic import TEMPORARY, locked, write_atomically, write_json
+from mindspore_palm.data.atomic import TEMPORARY, locked, write_json
 from mindspore_palm.data.batches import Sequences
-from mindspore_palm.data.corpus import PYTHON_STDLIB, Document, corpus_files, documents
-from mindspore_palm.data.split import SPLITS, Piece, split
-from mindspore_palm.data.survey import Survey, sample, survey, survey_from_json
+from mindspore_palm.data.content import content_of
+from mindspore_palm.data.corpus import Document, documents
+from mindspore_palm.data.files import PYTHON_STDLIB, Files, amount, find_files, shown
+from mindspore_palm.data.split import SPLITS, Piece, share_is_near, split
+from mindspore_palm.data.survey import Digest, Survey, sample, survey, survey_from_json
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import Interrupted, UserError
 
-FORMAT = 1  # goes up whenever the same corpus would give other bits
+FORMAT = 2  # goes up whenever the same corpus would give other bits
 SHARD_BYTES = 4 * 2**20  # text that is encoded between two marks; what a kill costs at most
 LOCK, MODEL, SURVEY, PROGRESS, META = "lock", "tokenizer.model", "survey.json", "progress.json", "meta.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run keeps when it resumes, instead of deriving it from the text again."""
+
+    tokenizer: bytes
+    """Serialized; the rows of the weights are its tokens."""
+    any_share: bool = False
+    """Whether the run was begun by a version that took whatever share of the text the hash held out."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +53,57 @@ class Prepared:
     validation: Sequences
     """Tokens held out."""
     meta: dict[str, Any]
-    """``meta.json``: corpus, files, split_mode, vocab_size, eod, bytes_per_token, gzip9_bits_per_byte, and for
-    ``train`` and ``validation`` each documents, bytes and tokens ([eod] included)."""
+    """``meta.json``: split_mode, any_share, long_document, validation_fraction, vocab_size, eod, bytes_per_token,
+    gzip9_bits_per_byte, and for ``train`` and ``validation`` each documents, bytes, tokens ([eod] included) and the
+    sha256 of the tokens. Of the corpus as it lies now: corpus, files, and left_out in words."""
 
     def summary(self) -> str:
-        """Four lines for the start of a run."""
+        """Four lines for the start of a run, or a few more where something of the text is not as one would expect."""
         meta = self.meta
         lines = [f"corpus      {meta['corpus']}: {meta['files']:,} {'file' if meta['files'] == 1 else 'files'}"]
+        if meta["left_out"]:
+            lines.append(f"left out    {meta['left_out']}")
         for name in SPLITS:
             part = meta[name]
             documents = f"{part['documents']:,} {'document' if part['documents'] == 1 else 'documents'}"
             lines.append(f"{name:<11} {documents}, {part['bytes'] / 1e6:,.2f} MB, {part['tokens']:,} tokens")
+        if how := self._how_it_is_split():
+            lines.append(f"held out    {how}")
         lines.append(
             f"tokenizer   {meta['vocab_size']:,} tokens, {meta['bytes_per_token']:.2f} bytes a token; "
             f"gzip -9 needs {meta['gzip9_bits_per_byte']:.3f} bits a byte of the validation text"
         )
         return "\n".join(lines)
 
+    def _how_it_is_split(self) -> str:
+        """In words; empty where whole documents make up about the share that was asked for."""
+        meta = self.meta
+        size, fraction = {name: meta[name]["bytes"] for name in SPLITS}, meta["validation_fraction"]
+        share = size["validation"] / sum(size.values())
+        long = amount(meta["long_document"])
+        how = {
+            "documents": "",
+            "long tails": f"the end of each document of more than {long}, and some of the shorter ones",
+            "tails": "the end of each document",
+        }[meta["split_mode"]]
+        if share_is_near(share, fraction):
+            return how
+        far = f"{share:.1%} of the text instead of data.validation_fraction = {fraction}: it has too few documents"
+        return f"{how}; {far}" if how else far
 
-def prepare(data: DataConfig, vocab_size: int, progress: bool = True) -> Prepared:
+
+def prepare(data: DataConfig, vocab_size: int, progress: bool = True, kept: Kept | None = None) -> Prepared:
     """Prepares a corpus under ``data.prepared``, or opens it where that is already done.
 
-    The folder's name holds a hash of all that decides its content. Stopped at any moment, even by a kill or a full
-    disk, it goes on from the last complete stage or shard at the next call, to the same bits. A second process waits.
+    The folder's name ends with a hash of all that decides its content: of the bytes of the text, not of where it lies
+    or since when. Stopped at any moment, even by a kill or a full disk, it resumes from the last complete stage or
+    shard at the next call, to the same bits. A second process waits.
 
     Args:
         data: the settings; ``seq_len`` plays no part, sequences are cut when they are read.
         vocab_size: ``model.vocab_size``.
         progress: show bars on standard error, where that is a terminal.
+        kept: of a run that resumes; None trains a tokenizer on the text, or takes that of ``data.tokenizer``.
 
     Raises:
         UserError: of the corpus, the tokenizer or its size, with what to change.
@@ -78,57 +113,96 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True) -> Prepare
     given = Tokenizer(Path(data.tokenizer).expanduser()) if data.tokenizer else None
     if given is not None and given.vocab_size != vocab_size:
         raise UserError(
-            f"data.tokenizer = {data.tokenizer} has {given.vocab_size} tokens and model.vocab_size = {vocab_size}; "
-            f"set model.vocab_size to {given.vocab_size}"
+            f"data.tokenizer = {shown(data.tokenizer)} has {given.vocab_size} tokens and model.vocab_size = "
+            f"{vocab_size}; set model.vocab_size to {given.vocab_size}"
         )
-    folder = Path(data.prepared).expanduser() / _key(data, vocab_size, given)
-    if not (folder / META).exists():
+    files, root = find_files(data.path), Path(data.prepared).expanduser()
+    any_share = kept is not None and kept.any_share
+    work = _Work(data, vocab_size, given, files, any_share, content_of(files.read, root))
+    if given is None and kept is not None:
+        done = work.finished(root)
+        if done is None or (done / MODEL).read_bytes() != kept.tokenizer:
+            given = Tokenizer(root / "tokenizer of the run", kept.tokenizer)
+            work = dataclasses.replace(work, given=given)
+    folder = work.finished(root)
+    if folder is None:
+        folder = root / f"{work.name}-{work.key}"
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with locked(folder / LOCK):
                 if not (folder / META).exists():  # else another process did it while this one waited
-                    _Preparation(data, vocab_size, given, folder, progress).run()
+                    _Preparation(work, folder, progress).run()
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted while preparing {folder}; the same command goes on from there") from None
-    return _open(folder)
+    return _open(folder, data, files)
 
 
-def _open(folder: Path) -> Prepared:
+def _open(folder: Path, data: DataConfig, files: Files) -> Prepared:
     try:
         meta = json.loads((folder / META).read_bytes())
-    except ValueError:
+        if not isinstance(meta, dict):
+            raise ValueError
+        train, validation = (TokenFile(folder / name) for name in SPLITS)
+        for name, split_tokens in zip(SPLITS, (train, validation), strict=True):
+            meta[name]["sha256"] = split_tokens.sha256
+        tokenizer = Tokenizer(folder / MODEL)
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / META}: not readable; delete {folder} and prepare again") from None
-    train, validation = (TokenFile(folder / name) for name in SPLITS)
-    return Prepared(folder, Tokenizer(folder / MODEL), train, validation, meta)
+    except UserError as error:
+        advice = "" if "prepare again" in str(error) else f"; delete {folder} and prepare again"
+        raise UserError(f"{error}{advice}") from None
+    of_now = {"corpus": shown(data.path), "files": len(files.read), "left_out": files.passed_over()}
+    return Prepared(folder, tokenizer, train, validation, {**meta, **of_now})
 
 
-def _key(data: DataConfig, vocab_size: int, given: Tokenizer | None) -> str:
-    """A readable name and the hash of all that decides the content, of the files their names, sizes and times."""
-    files = corpus_files(data.path)
-    tokenizer = (
-        hashlib.blake2b(given.serialized).hexdigest() if given else {"train": [vocab_size, data.tokenizer_megabytes]}
-    )
-    decides = {
-        "format": FORMAT,
-        "stdlib": data.path == PYTHON_STDLIB,
-        "files": [[file.name, file.size, file.modified] for file in files],
-        "text_field": data.text_field,
-        "validation_fraction": data.validation_fraction,
-        "tokenizer": tokenizer,
-    }
-    digest = hashlib.blake2b(json.dumps(decides).encode(), digest_size=5).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(data.path).expanduser().absolute().stem).strip("-")[:40] or "corpus"
-    return f"{name}-{vocab_size}-{digest}"
+@dataclass(frozen=True)
+class _Work:
+    """What is to be prepared, and all that decides the result."""
+
+    data: DataConfig
+    vocab_size: int
+    given: Tokenizer | None
+    """The tokenizer, or None to train one."""
+    files: Files
+    any_share: bool
+    content: list[list[str]]
+    """As ``content_of`` gives it."""
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the content of the folder."""
+        train = {"train": [self.vocab_size, self.data.tokenizer_megabytes]}
+        decides = {
+            "format": FORMAT,
+            "stdlib": self.data.path == PYTHON_STDLIB,
+            "files": self.content,
+            "text_field": self.data.text_field,
+            "validation_fraction": self.data.validation_fraction,
+            "any_share": self.any_share,
+            "tokenizer": hashlib.blake2b(self.given.serialized).hexdigest() if self.given else train,
+        }
+        return hashlib.blake2b(json.dumps(decides).encode(), digest_size=12).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What people know the folder by."""
+        stem = Path(self.data.path).expanduser().absolute().stem
+        return f"{re.sub(r'[^A-Za-z0-9]+', '-', stem).strip('-')[:40] or 'corpus'}-{self.vocab_size}"
+
+    def finished(self, root: Path) -> Path | None:
+        """The folder where this was done before, maybe when the text had another name; None where it was not."""
+        own = root / f"{self.name}-{self.key}"
+        folders = [own, *sorted(root.glob(f"*-{self.vocab_size}-{self.key}"))]
+        return next((folder for folder in folders if (folder / META).exists()), None)
 
 
 class _Preparation:
     """One process's work on a folder that it has locked. Each stage ends by writing one file, and is skipped if that is
     there: survey.json, tokenizer.model, progress.json (after every shard), and at last meta.json."""
 
-    def __init__(
-        self, data: DataConfig, vocab_size: int, given: Tokenizer | None, folder: Path, progress: bool
-    ) -> None:
-        self.data, self.vocab_size, self.given, self.folder, self.progress = data, vocab_size, given, folder, progress
+    def __init__(self, work: _Work, folder: Path, progress: bool) -> None:
+        self.work, self.folder, self.progress = work, folder, progress
+        self.data, self.vocab_size, self.given = work.data, work.vocab_size, work.given
 
     def run(self) -> None:
         for left_over in self.folder.rglob(f"*{TEMPORARY}"):
@@ -136,13 +210,16 @@ class _Preparation:
         found = self._survey()
         tokenizer = self._tokenizer(found)
         marks = self._encode(found, tokenizer)
-        self._check_unchanged()
+        content = content_of(find_files(self.data.path).read, self.folder.parent)
+        if content != self.work.content:
+            self._text_changed()
         size, tokens = found.size, {name: marks[name].tokens for name in SPLITS}
         meta = {
             "format": FORMAT,
-            "corpus": self.data.path,
-            "files": len(corpus_files(self.data.path)),
             "split_mode": found.mode,
+            "any_share": self.work.any_share,
+            "long_document": found.long,
+            "validation_fraction": self.data.validation_fraction,
             "vocab_size": self.vocab_size,
             "eod": tokenizer.eod,
             "bytes_per_token": sum(size.values()) / sum(tokens.values()),
@@ -156,62 +233,83 @@ class _Preparation:
 
     def _survey(self) -> Survey:
         file = self.folder / SURVEY
-        if not file.exists():
-            fraction = self.data.validation_fraction
-            result = survey(lambda: self._documents("reading"), fraction, self.data.path)
+        try:
+            return survey_from_json(json.loads(file.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):  # not there yet, or somebody cut it
+            fraction, where = self.data.validation_fraction, f"data.path = {shown(self.data.path)}"
+            result = survey(lambda: self._documents("reading"), fraction, where, self.work.any_share)
             write_json(file, dataclasses.asdict(result))
-        return survey_from_json(json.loads(file.read_bytes()))
+            return result
 
     def _tokenizer(self, found: Survey) -> Tokenizer:
         file = self.folder / MODEL
         if self.given is not None:
-            with write_atomically(file) as stream:
-                stream.write(self.given.serialized)
-        elif not file.exists():
-            pieces = split(self._documents("tokenizer"), found.mode, self.data.validation_fraction)
-            most = int(self.data.tokenizer_megabytes * 1e6)
-            return Tokenizer.train(sample(pieces, found.size["train"], most), self.vocab_size, file)
-        return Tokenizer(file)
+            self.given.write(file)
+            return Tokenizer(file)
+        try:
+            return Tokenizer(file)
+        except UserError:  # not there yet, or somebody altered it
+            file.unlink(missing_ok=True)
+        digest = Digest()
+        pieces = self._split(found, digest.of(self._documents("tokenizer")))
+        most = int(self.data.tokenizer_megabytes * 1e6)
+        texts = list(sample(pieces, found.size["train"], most))
+        if str(digest) != found.digest:
+            self._text_changed()
+        try:
+            return Tokenizer.train(texts, self.vocab_size, file)
+        except UserError as error:
+            raise UserError(f"data.path = {shown(self.data.path)}: {error}") from None
 
     def _encode(self, found: Survey, tokenizer: Tokenizer) -> dict[str, Mark]:
         done, writers = self._writers(tokenizer)
-        pieces = split(self._documents("encoding"), found.mode, self.data.validation_fraction)
-        for shard in _shards(pieces, done):
+        digest = Digest()
+        for shard in _shards(self._split(found, digest.of(self._documents("encoding"))), done):
             for piece, tokens in zip(shard, tokenizer.encode_batch([p.text for p in shard]), strict=True):
                 writers[piece.split].add(tokens, piece.ends)
             done += len(shard)
             marks = {name: dataclasses.asdict(writer.flush()) for name, writer in writers.items()}
-            write_json(self.folder / PROGRESS, {"pieces": done, **marks})
+            write_json(self.folder / PROGRESS, {"pieces": done, "tokenizer": _hash(tokenizer), **marks})
+        if str(digest) != found.digest:
+            self._text_changed()
         for writer in writers.values():
             writer.finish()
         return {name: writer.mark for name, writer in writers.items()}
 
+    def _split(self, found: Survey, read: Iterable[Document]) -> Iterator[Piece]:
+        return split(read, found.mode, self.data.validation_fraction, found.long)
+
     def _writers(self, tokenizer: Tokenizer) -> tuple[int, dict[str, TokenWriter]]:
-        """Pieces that are already encoded, and the writers that go on behind them."""
+        """Pieces that are already encoded, and the writers that resume after them."""
 
         def open_at(marks: dict[str, Mark]) -> dict[str, TokenWriter]:
             return {n: TokenWriter(self.folder / n, self.vocab_size, tokenizer.eod, marks[n]) for n in SPLITS}
 
         try:
             state = json.loads((self.folder / PROGRESS).read_bytes())
+            if state["tokenizer"] != _hash(tokenizer):
+                raise ValueError
             return state["pieces"], open_at({name: Mark(**state[name]) for name in SPLITS})
-        except (FileNotFoundError, ValueError):  # ValueError: somebody cut the files; encode them again
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # new, or cut by somebody
             return 0, open_at({name: Mark() for name in SPLITS})
 
-    def _check_unchanged(self) -> None:
-        if self.folder.name != _key(self.data, self.vocab_size, self.given):
-            for name in (SURVEY, MODEL, PROGRESS):  # they may be of neither the old text nor the new
-                (self.folder / name).unlink(missing_ok=True)
-            raise UserError(f"data.path = {self.data.path}: the text changed while it was prepared; start again")
+    def _text_changed(self) -> None:
+        for name in (SURVEY, MODEL, PROGRESS):  # they may be of neither the old text nor the new
+            (self.folder / name).unlink(missing_ok=True)
+        raise UserError(f"data.path = {shown(self.data.path)}: the text changed while it was prepared; start again")
 
     def _documents(self, stage: str) -> Iterator[Document]:
-        total = sum(file.size for file in corpus_files(self.data.path))
+        total = sum(file.size for file in self.work.files.read)
         hide = None if self.progress else True  # None: only on a terminal
-        # Parquet is packed, so that its bar may run past its end: tqdm then goes on without one.
+        # Packed text is larger than its file, so that its bar may run past its end: tqdm then has none.
         with tqdm(total=total, desc=stage, unit="B", unit_scale=True, leave=False, disable=hide) as bar:
             for document in documents(self.data.path, self.data.text_field):
                 yield document
                 bar.update(document.part_size)
+
+
+def _hash(tokenizer: Tokenizer) -> str:
+    return hashlib.blake2b(tokenizer.serialized, digest_size=16).hexdigest()
 
 
 def _shards(pieces: Iterable[Piece], done: int) -> Iterator[list[Piece]]:

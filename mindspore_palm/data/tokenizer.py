@@ -7,7 +7,6 @@ goes as its three bytes, and nothing is lost.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,15 +16,12 @@ import numpy as np
 import sentencepiece
 
 from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.data.files import read_bytes, shown
+from mindspore_palm.data.model_proto import read_properties
+from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
 
-EOD = "[eod]"
-SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 CHUNK_CHARACTERS = 100_000  # longer text is cut after a line: bounds memory, and threads share one document
-UNIT_CHARACTERS = 1000  # longest unit shown to the trainer, for text without spaces
-UNTRAINABLE = re.compile("[\0\u2581\u2585]")  # characters that SentencePiece's trainer uses for itself
-# What a lossless model must give back unchanged. The last ones fall to Unicode normalisation.
-PROBES = ("a", " a", "  a   b  ", "\n\ta\r\n\n  b\n", "7 42", "\0", "ﬁ ① Å e\u0301 \u3000 é", "漢字 😀")
 
 
 class Tokenizer:
@@ -40,79 +36,57 @@ class Tokenizer:
             ``piece_bytes[encode(text)].sum() == len(text.encode())`` for any text.
     """
 
-    def __init__(self, model_file: str | Path) -> None:
-        """Reads a model.
+    def __init__(self, model_file: str | Path, serialized: bytes | None = None) -> None:
+        """Opens a model.
+
+        Args:
+            model_file: where it is read from; with ``serialized``, only a name for messages.
+            serialized: the model itself, where it is at hand.
 
         Raises:
             UserError: the file is missing, is no SentencePiece model, has no token for the end of a document, or
                 loses something of the text.
         """
-        self.model_file = Path(model_file)
-        try:
-            self.serialized = self.model_file.read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"there is no tokenizer {model_file}; leave data.tokenizer empty to train one") from None
-        except OSError as error:
-            raise UserError(f"{model_file}: {error.strerror}") from None
+        self.model_file, self._name = Path(model_file), shown(model_file)
+        self.serialized = self._read() if serialized is None else serialized
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             if not self.serialized or not self._model.LoadFromSerializedProto(self.serialized):
                 raise RuntimeError
-        except RuntimeError:
-            raise UserError(f"{model_file}: this is not a SentencePiece model") from None
-        self.vocab_size: int = self._model.vocab_size()
-        self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+            self.vocab_size: int = self._model.vocab_size()
+            self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+            properties = read_properties(self.serialized)
+        except (RuntimeError, ValueError):
+            raise UserError(f"{self._name}: this is not a SentencePiece model") from None
         self.piece_bytes = np.array([len(piece) for piece in self._bytes], np.int32)
         self.eod = self._find_eod()
-        self._check_lossless()
+        self._check_lossless(properties.losses())
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, model_file: str | Path) -> Tokenizer:
-        """Learns a vocabulary and writes it; the same texts give the same bytes.
-
-        Byte-pair encoding and not the unigram model: on 4 MB of Python it trains in 2 s instead of 25 s and gives
-        longer tokens at this size. It sees words together with the whitespace before them, so that a newline with its
-        indentation can be one token, but no token runs over the end of a word.
+        """Learns a vocabulary, sees that it loses nothing, and only then writes it; the same texts give the same bytes.
 
         Args:
-            texts: what to learn from; read once, and kept in memory by SentencePiece.
+            texts: what to learn from; read once, and kept in memory.
             vocab_size: tokens of the vocabulary: 3 control tokens, 256 bytes, characters and pieces.
             model_file: where the model goes.
 
         Raises:
-            UserError: the texts are too small for so many tokens, or too few tokens for their characters; the message
+            UserError: the texts are too small for so many tokens, or too few tokens for a vocabulary; the message
                 names the size that is possible.
         """
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_training_units(texts),
-                model_writer=model,
-                vocab_size=vocab_size,
-                model_type="bpe",
-                normalization_rule_name="identity",
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                byte_fallback=True,
-                split_digits=True,
-                allow_whitespace_only_pieces=True,
-                split_by_whitespace=False,  # the units are already words
-                max_sentence_length=8 * UNIT_CHARACTERS,  # bytes; longer ones would be left out silently
-                hard_vocab_limit=True,
-                num_threads=1,  # the same model on any machine
-                pad_id=0,
-                eos_id=1,
-                unk_id=2,
-                bos_id=-1,
-                pad_piece="<pad>",
-                eos_piece=EOD,
-                minloglevel=3,
-            )
-        except RuntimeError as error:
-            raise UserError(_explain_training(str(error), vocab_size)) from None
+        tokenizer = cls(model_file, train_model(texts, vocab_size))
+        tokenizer.write(model_file)
+        return tokenizer
+
+    def write(self, model_file: str | Path) -> None:
+        """Writes the model; read from there, it is the same tokenizer.
+
+        Raises:
+            OSError: with the name of the file.
+        """
         with write_atomically(Path(model_file)) as file:
-            file.write(model.getvalue())
-        return cls(model_file)
+            file.write(self.serialized)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of ``text``, without [eod].
@@ -134,7 +108,11 @@ class Tokenizer:
         result: list[list[int]] = [[] for _ in texts]
         threads = max(1, min(os.cpu_count() or 1, len(chunks)))
         for owner, chunk, tokens in zip(owners, chunks, self._model.encode(chunks, num_threads=threads), strict=True):
-            result[owner].extend(self._literal_space if chunk == SPACE else tokens)
+            if chunk == SPACE:
+                tokens = self._literal_space
+            elif self._lacks_space:
+                tokens = self._with_spaces(tokens)
+            result[owner].extend(tokens)
         return result
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -166,37 +144,47 @@ class Tokenizer:
             return b""
         return piece.replace(SPACE, " ").encode()
 
+    def _read(self) -> bytes:
+        try:
+            return read_bytes(self.model_file)
+        except FileNotFoundError:
+            raise UserError(f"there is no tokenizer {self._name}; leave data.tokenizer empty to train one") from None
+        except OSError as error:
+            raise UserError(f"{self._name}: {error.strerror}") from None
+
     def _find_eod(self) -> int:
         for token in (self._model.piece_to_id(EOD), self._model.eos_id()):
             if token >= 0 and self._model.is_control(token):
                 return token
-        raise UserError(f"{self.model_file}: the tokenizer has no control token {EOD} or </s> that ends a document")
+        raise UserError(f"{self._name}: the tokenizer has no control token {EOD} or </s> that ends a document")
 
-    def _check_lossless(self) -> None:
-        fix = (
-            "train it with byte_fallback=true, normalization_rule_name=identity, add_dummy_prefix=false and "
-            "remove_extra_whitespaces=false, or leave data.tokenizer empty"
-        )
+    def _check_lossless(self, losses: list[str]) -> None:
+        """Sees that nothing in the model loses text: not by samples of text, but by what the model itself says."""
         byte_tokens = {self._bytes[t]: t for t in range(self.vocab_size) if self._model.is_byte(t)}
-        if len(byte_tokens) < 256:
-            raise UserError(f"{self.model_file}: the tokenizer has no byte fallback, so it would lose text; {fix}")
+        if len(byte_tokens) < 256 and "it has no byte fallback" not in losses:
+            losses = [*losses, f"it has {len(byte_tokens)} of the 256 byte pieces"]
+        if losses:
+            raise UserError(
+                f"{self._name}: the tokenizer loses text: {'; '.join(losses)}. Train it with byte_fallback=true, "
+                "normalization_rule_name=identity, add_dummy_prefix=false and remove_extra_whitespaces=false, or leave "
+                "data.tokenizer empty"
+            )
         self._literal_space = [byte_tokens[bytes([byte])] for byte in SPACE.encode()]
-        for text in PROBES:
-            back = self.decode(self.encode(text))
-            if back != text:
-                raise UserError(
-                    f"{self.model_file}: the tokenizer turns {text!r} into {back!r}, so it loses text; {fix}"
-                )
+        self._space = byte_tokens[b" "]
+        token = self._model.piece_to_id(SPACE)
+        self._lacks_space = self._model.is_unknown(token) or self._model.is_unused(token)
 
+    def _with_spaces(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens of a vocabulary without U+2581, whose model writes a space as the bytes of that character.
 
-def _training_units(texts: Iterable[str]) -> Iterator[str]:
-    """Words with the whitespace before them."""
-    for text in texts:
-        for clean in UNTRAINABLE.split(text):
-            for match in re.finditer(r"\s*\S+|\s+$", clean):
-                unit = match.group()
-                for start in range(0, len(unit), UNIT_CHARACTERS):
-                    yield unit[start : start + UNIT_CHARACTERS]
+        No text that reaches the model holds U+2581, so each time these three bytes come in a row they are a space.
+        """
+        result: list[int] = []
+        for token in tokens:
+            result.append(token)
+            if result[-3:] == self._literal_space:
+                result[-3:] = [self._space]
+        return result
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -220,19 +208,3 @@ def _check_encodable(text: str) -> None:
             f"the text holds a lone surrogate ({text[error.start]!r} at character {error.start}), "
             "which no Unicode text does"
         ) from None
-
-
-def _explain_training(message: str, vocab_size: int) -> str:
-    if most := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-        return (
-            f"the text is too small for model.vocab_size = {vocab_size}: the largest possible is {most.group(1)}; "
-            "lower it, or bring more text"
-        )
-    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return (
-            f"model.vocab_size = {vocab_size} is too small for the characters of the text; "
-            f"set it to {least.group(1)} or more"
-        )
-    if "sentences_.empty()" in message or "all_chars_count" in message:
-        return "there is no text to train a tokenizer on; data.path must hold some"
-    return f"SentencePiece could not train a tokenizer: {message.strip()}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from mindspore_palm.errors import UserError
 
 TOKENS, DOCUMENTS, META = "tokens.bin", "documents.bin", "meta.json"
 OFFSET = np.dtype("<i8")
+BLOCK_BYTES = 2**20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -34,6 +36,7 @@ class TokenFile:
             ``tokens[document_offsets[d] : document_offsets[d + 1]]``, its [eod] included.
         documents: how many documents there are.
         vocab_size: tokens of the vocabulary.
+        sha256: of ``tokens.bin``, hexadecimal: documents, their order and their ends; empty of an earlier version.
     """
 
     repeats = False
@@ -48,6 +51,7 @@ class TokenFile:
         try:
             meta = _read_meta(self.folder / META)
             count, self.documents, self.vocab_size = meta["tokens"], meta["documents"], meta["vocab_size"]
+            self.sha256 = str(meta.get("sha256", ""))
             self.tokens = _map(self.folder / TOKENS, token_dtype(self.vocab_size), count)
             self.document_offsets = _map(self.folder / DOCUMENTS, OFFSET, self.documents + 1)
         except (FileNotFoundError, ValueError) as error:
@@ -174,17 +178,27 @@ class TokenWriter:
             "vocab_size": self.vocab_size,
             "eod": self.eod,
             "dtype": self._dtype.name,
+            "sha256": _sha256(self.folder / TOKENS),
         }
         write_json(self.folder / META, meta)
         return TokenFile(self.folder)
 
 
-def _read_meta(path: Path) -> dict[str, int]:
+def _read_meta(path: Path) -> dict[str, Any]:
     meta = json.loads(path.read_bytes())
     names = ("tokens", "documents", "vocab_size")
     if not isinstance(meta, dict) or not all(isinstance(meta.get(name), int) for name in names):
         raise ValueError(f"{path.name} does not say {', '.join(names)}")
     return meta
+
+
+def _sha256(path: Path) -> str:
+    """Of a whole file, as it is on the disk: what an earlier process wrote counts as well."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:

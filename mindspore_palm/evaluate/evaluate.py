@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspore_palm.data.corpus import documents
+from mindspore_palm.data.files import find_files
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.questions import prompts, read_questions
 from mindspore_palm.evaluate.report import as_json, task_table, text_table
@@ -83,7 +84,10 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
 
     text_results, task_results = {}, {}
     for path in wanted.text:
-        text_results[path] = score_text(scorer, documents(path, wanted.text_field), wanted.stride)
+        if left_out := find_files(path, "--data").passed_over():
+            say(f"{path}: left out {left_out}")
+        texts = documents(path, wanted.text_field, "--data", "--text-field")
+        text_results[path] = score_text(scorer, texts, wanted.stride)
         say(f"{path}: {text_table(text_results[path])}")
     for name, questions in tasks.items():
         if questions[0].choices:

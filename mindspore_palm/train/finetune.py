@@ -14,6 +14,7 @@ from mindspore_palm.model.dropout import draw_keep
 from mindspore_palm.model.lora import adapt, adapter_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
+from mindspore_palm.train.resume import kept_text
 from mindspore_palm.train.saved import CONFIG, find_model, load_tokenizer, read_config, weight_reader
 
 
@@ -46,15 +47,22 @@ def with_model_of_checkpoint(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": model})
 
 
-def open_data(settings: Settings) -> Prepared:
+def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
     """What a run learns from: text, or pairs for a trained model.
+
+    A run that resumes keeps the tokenizer of its checkpoints, whatever a tokenizer trained now would be.
+
+    Args:
+        settings: all of them.
+        overwrite: whether an earlier run in ``train.output`` is to be deleted: then nothing of it is kept.
 
     Raises:
         UserError, Interrupted, OSError: as ``prepare`` and ``read_pairs``.
     """
     finetune = settings.finetune
     if not finetune.checkpoint:
-        return prepare(settings.data, settings.model.vocab_size)
+        kept = None if overwrite else kept_text(Path(settings.train.output))
+        return prepare(settings.data, settings.model.vocab_size, kept=kept)
     tokenizer = load_tokenizer(finetune.checkpoint)
     if tokenizer.vocab_size != settings.model.vocab_size:
         raise UserError(

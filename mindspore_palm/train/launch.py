@@ -80,7 +80,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
                 print(finished(settings))
                 return
         build.extension()  # what must be built is built once, and what is missing is said once
-        open_data(settings)
+        open_data(settings, start.overwrite)
         workers = folder / "workers"
         with_restarts(lambda again: Workers(devices, again, workers).join(), command, start.max_restarts)
 

@@ -118,7 +118,7 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
     if found is Found.FINISHED:
         say(finished(settings))
         return None
-    prepared = open_data(settings)
+    prepared = open_data(settings, start.overwrite)
     batches_of(settings, prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,14 @@ from mindspore import Parameter
 
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches
+from mindspore_palm.data.files import shown
+from mindspore_palm.data.prepare import Kept
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.weights import placement_of, set_slice
-from mindspore_palm.train.checkpoint import Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
+from mindspore_palm.train.checkpoint import TOKENIZER, Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
 from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, write_rewinds
 from mindspore_palm.train.speak import say
 
@@ -40,6 +43,11 @@ FREE = (
     "parallel.*",
 )
 """Settings that may change between a checkpoint and the run that goes on from it: the rest decides what is learned."""
+
+
+NAMES = ("data.path", "data.text_field", "data.tokenizer")
+"""Settings that say where a text lies: with a checkpoint that knows the content, they may change and it may not."""
+CONTENT = "data.content"  # what --accept calls the text itself, which no setting is
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ def start_from(arguments: argparse.Namespace) -> Start:
         UserError: one of them makes no sense; says what to write.
     """
     for name in arguments.accept:
+        if name == CONTENT:
+            continue
         section, _, key = name.partition(".")
         group = Settings.model_fields.get(section)
         if group is None or key not in group.annotation.model_fields:
@@ -114,6 +124,8 @@ def check_same(before: Settings, now: Settings, start: Start, folder: Path) -> N
         UserError: shows each setting that matters and differs, unless it was accepted by name.
     """
     changed = {name: pair for name, pair in differences(before, now).items() if name not in start.accept}
+    if set(changed) & set(NAMES) and _knows_content(Path(folder)):  # check_corpus looks at the content itself
+        changed = {name: pair for name, pair in changed.items() if name not in NAMES}
     if changed:
         lines = "".join(f"\n  {name} was {old} and is {new} now" for name, (old, new) in changed.items())
         force = " ".join(f"--accept {name}" for name in changed)
@@ -205,17 +217,76 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
 
 
 def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start, settings: Settings) -> None:
-    """Sees that the text behind ``data.path`` is the one that the run was begun with.
+    """Sees that tokenizer and text are those that the run was begun with, by their content: wherever they lie.
+
+    Of a run of an earlier version, which kept no hash of its tokens, their numbers are compared.
+
+    Args:
+        before: as ``fingerprint`` gave it when the checkpoint was written; empty if there is none.
+        now: the same of the text as it is.
+        start: what is accepted.
+        settings: names the text.
 
     Raises:
-        UserError: it is not, and ``data.path`` was not accepted.
+        UserError: one of them is another, and that was not accepted.
     """
-    if before and before != now and "data.path" not in start.accept:
-        name = next(name for name in now if before.get(name) != now[name])
+    if not before:
+        return
+    other_tokenizer = before.get("tokenizer") != now.get("tokenizer")
+    if other_tokenizer and "data.tokenizer" not in start.accept:
         raise UserError(
-            f"data.path = {settings.data.path}: its text changed since the run began ({name} was {before.get(name)} "
-            f"and is {now[name]} now); bring the old text back, or force the new one by --accept data.path"
+            f"data.tokenizer = {settings.data.tokenizer or '(trained on the text)'}: this is not the tokenizer that "
+            "the run was begun with, and its tokens are what the weights know; leave data.tokenizer as it was, or "
+            "force this one by --accept data.tokenizer: the run resumes, and has to learn what the tokens mean anew"
         )
+    of_tokens = ("tokens", "sha256", "gzip9_bits_per_byte") if other_tokenizer else ()
+    changes = []
+    for name in (name for name in now if name in before and name != "tokenizer"):
+        if not changes or isinstance(now[name], dict):  # what follows from the text needs no word beside it
+            changes += _changes(name, before[name], now[name], of_tokens)
+    if changes and CONTENT not in start.accept:
+        raise UserError(
+            f"data.path = {shown(settings.data.path)}: its text changed since the run began ({'; '.join(changes)}); "
+            f"bring the old text back, or train on the new one by --accept {CONTENT}: the run resumes at its step, "
+            "with its tokenizer, and its next batches come from the new text, some of which it may have seen"
+        )
+
+
+def _changes(name: str, before: Any, now: Any, without: Sequence[str]) -> list[str]:
+    """What is another in a part of the fingerprint, in words; what only one side knows is not compared."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        known = before is not None and name not in without
+        return [f"{name} was {before} and is {now} now"] if known and before != now else []
+    differ = [key for key in now if key in before and key not in without and before[key] != now[key]]
+    if differ == ["sha256"]:
+        return [f"{name} has as many tokens as before, but other ones or in another order"]
+    return [f"{name} had {before[key]} {key} and has {now[key]} now" for key in differ if key != "sha256"]
+
+
+def kept_text(folder: Path) -> Kept | None:
+    """What a run in a folder keeps of how its text was prepared; None if there is no checkpoint that knows it."""
+    for step in steps_in(folder / "checkpoints"):
+        try:
+            checkpoint = Checkpoint(folder / "checkpoints" / folder_name(step))
+            tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
+            corpus = checkpoint.state["corpus"]
+        except (DamagedCheckpoint, OSError, KeyError):
+            continue
+        if hashlib.sha256(tokenizer).hexdigest() == corpus.get("tokenizer"):
+            return Kept(tokenizer, any_share=corpus.get("any_share", not _has_hash(corpus)))
+    return None
+
+
+def _knows_content(folder: Path) -> bool:
+    """Whether the newest checkpoint of a run has a hash of what it was trained on."""
+    for step in steps_in(folder / "checkpoints"):
+        with suppress(DamagedCheckpoint):
+            return _has_hash(Checkpoint(folder / "checkpoints" / folder_name(step)).state.get("corpus", {}))
+    return False
+
+
+def _has_hash(corpus: Mapping[str, Any]) -> bool:
+    return "sha256" in corpus.get("train", {})
 
 
 def _newest(checkpoints: Path, rewinds: Sequence[Rewind]) -> int:

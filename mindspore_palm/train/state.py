@@ -34,9 +34,15 @@ def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches
 
 
 def fingerprint(prepared: Prepared) -> dict[str, Any]:
-    """By which a text is known again, wherever it lies."""
+    """By which tokenizer and text are known again, wherever they lie: hashes of the tokenizer and of what is learned.
+
+    ``train`` and ``validation`` hold each a ``sha256``: of all tokens in their order, which no other order of the
+    documents and no changed digit gives; of pairs, of their texts in order. ``any_share`` says that the text is split
+    as earlier versions did, see ``Kept``.
+    """
     return {
         "tokenizer": hashlib.sha256(prepared.tokenizer.serialized).hexdigest(),
         **{name: prepared.meta[name] for name in SPLITS},
         "gzip9_bits_per_byte": prepared.meta["gzip9_bits_per_byte"],
+        **({"any_share": True} if prepared.meta.get("any_share") else {}),
     }

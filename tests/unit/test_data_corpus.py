@@ -75,7 +75,6 @@ def bad(name, content, message):
     [
         bad("a.txt", b"abc\n\xff", r"a\.txt: not UTF-8 text at byte 4; save"),
         bad("a.txt", b"\xef\xbb\xbfab\xc3", r"a\.txt: not UTF-8 text at byte 5"),
-        bad("a.md", b"abc", r"must end in \.txt, \.jsonl, \.parquet"),
         bad("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2, column 9: this is not JSON"),
         bad(
             "a.jsonl",

@@ -1,6 +1,7 @@
 """The tokenizer loses nothing, counts bytes exactly, and says what is wrong with a model or a text."""
 
 import io
+import unicodedata
 
 import numpy as np
 import pytest
@@ -112,6 +113,103 @@ def test_every_digit_is_a_token(tmp_path):
     assert not any(sum(48 <= byte < 58 for byte in piece) > 1 for piece in tokenizer._bytes)
 
 
+ALL_DIGITS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Nd"]
+
+
+def test_every_digit_of_any_script_is_a_token(tmp_path):
+    """Also in a text where Arabic and Indian numbers come so often that they would be worth a token."""
+    years = "year ١٩٤٧ and १९४७, 2022 ２０２２ ๑๒๓๔ 𝟏𝟗𝟒𝟕 abc\n"
+    tokenizer = Tokenizer.train([years] * 1000, 300, tmp_path / "m")
+    for number in ("١٩٤٧", "१९४७", "2022", "２０２２", "๑๒๓๔", "𝟏𝟗𝟒𝟕"):
+        assert len(tokenizer.encode(number)) == 4, number
+        assert tokenizer.encode(f"year {number}")[-4:] == tokenizer.encode(number)
+    pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    assert not [piece for piece in pieces if len(piece) > 1 and any(c.isdecimal() for c in piece)]
+
+
+def test_all_digits_that_the_text_holds_are_tokens_however_rare(tmp_path):
+    text = "the cat sat on the mat and " * 4000 + " ".join(ALL_DIGITS)
+    words = "".join(f" w{chr(97 + i % 26)}{chr(97 + i // 26)}x" for i in range(676))  # something to merge
+    tokenizer = Tokenizer.train([text + words], 259 + len(ALL_DIGITS) + 100, tmp_path / "m")
+    assert len(ALL_DIGITS) >= 650
+    assert [digit for digit in ALL_DIGITS if len(tokenizer.encode(digit)) != 1] == []
+
+
+NO_SPACES = {
+    "names": "emma\nolivia\nava\nnoah\n",
+    "chinese": "床前明月光疑是地上霜举头望明月低头思故乡。\n",
+    "japanese": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n",
+    "thai": "ภาษาไทยเป็นภาษาที่มีระดับเสียงของคำแน่นอน\n",
+    "dna": "ACGTTGCAAGCTTACGGATCCATG",
+    "csv": "1,2.5,a\n3,4.75,b\n",
+    "one word": "x" * 40,
+}
+
+
+@pytest.mark.parametrize("name", NO_SPACES)
+def test_text_without_a_space_gives_a_lossless_tokenizer(tmp_path, name):
+    text = NO_SPACES[name]
+    with pytest.raises(UserError, match="largest possible is") as error:
+        Tokenizer.train([text] * 500, 4096, tmp_path / "m")
+    size = int(str(error.value).split("largest possible is ")[1].split(";")[0])
+    tokenizer = Tokenizer.train([text] * 500, size, tmp_path / "m")
+    for back in (text, " a", "a b  c", "\u2581 \u2581", "漢字 😀", *TROUBLE):
+        assert tokenizer.decode(tokenizer.encode(back)) == back
+        assert tokenizer.piece_bytes[tokenizer.encode(back)].sum() == len(back.encode())
+
+
+def test_names_alone_fit_a_vocabulary_of_270(tmp_path):
+    tokenizer = Tokenizer.train(["emma\nolivia\nava\nnoah\n" * 500], 270, tmp_path / "m")
+    assert tokenizer.decode(tokenizer.encode(" a")) == " a"
+
+
+def test_more_characters_than_the_vocabulary_has_room_for_become_bytes(tmp_path):
+    text = "".join(chr(0x4E00 + i % 600) + "的" for i in range(6000))
+    tokenizer = Tokenizer.train([text], 400, tmp_path / "m")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("的")) == 1 and len(tokenizer.encode(chr(0x4E00 + 599))) == 3
+
+
+@pytest.mark.parametrize("name", ["<unk>", "<pad>", "[eod]", "<s>", "</s>"])
+def test_the_name_of_a_control_token_costs_what_any_such_word_costs(tmp_path, name):
+    other = name.translate(str.maketrans("unkpadeods", "vmlqbcfpct"))
+    lengths = []
+    for number, word in enumerate((name, other)):
+        text = f"the cat {word} sat on {word} mat, and the dog {word} ran\n" * 300
+        tokenizer = Tokenizer.train([text], 310, tmp_path / str(number))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        lengths.append(len(tokenizer.encode(text)))
+    assert lengths[0] <= 1.02 * lengths[1], lengths
+
+
+def test_a_model_of_others_without_a_piece_for_the_space_is_lossless(tmp_path):
+    """As one that was trained on text without spaces: SentencePiece itself takes its spaces for U+2581."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["emma", "olivia", "ava", "noah"] * 50),
+        model_writer=model, vocab_size=300, hard_vocab_limit=False, model_type="bpe", minloglevel=3, **LOSSLESS,
+    )  # fmt: skip
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert theirs.decode(theirs.encode(" a")) == "a" or theirs.piece_to_id("\u2581") == theirs.unk_id()
+    (tmp_path / "m").write_bytes(model.getvalue())
+    tokenizer = Tokenizer(tmp_path / "m")
+    for text in (" a", "emma  noah ", "\u2581 \u2581\u2581", "  ", "\n \t x", "▂ ■ ▁"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.piece_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+def test_a_tokenizer_that_would_lose_text_is_not_left_behind(tmp_path, monkeypatch):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([CODE] * 3), model_writer=model, vocab_size=330, hard_vocab_limit=False, minloglevel=3,
+        **{**LOSSLESS, "add_dummy_prefix": True},
+    )  # fmt: skip
+    monkeypatch.setattr(module, "train_model", lambda *_: model.getvalue())
+    with pytest.raises(UserError, match="loses text"):
+        Tokenizer.train([CODE], 330, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
 def test_indentation_becomes_few_tokens(tokenizer):
     assert len(tokenizer.encode("\n        ")) <= 2
 
@@ -193,10 +291,12 @@ LOSSLESS = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"byte_fallback": False}, "no byte fallback"),
-        ({"add_dummy_prefix": True}, "loses text"),
-        ({"remove_extra_whitespaces": True}, "loses text"),
-        ({"normalization_rule_name": "nfkc"}, "loses text"),
+        ({"byte_fallback": False}, "loses text: it has no byte fallback"),
+        ({"add_dummy_prefix": True}, "loses text: it puts a space before the text"),
+        ({"remove_extra_whitespaces": True}, "loses text: it drops spaces"),
+        ({"normalization_rule_name": "nfkc"}, "loses text: its normalizer nfkc changes characters"),
+        ({"normalization_rule_name": "nmt_nfkc_cf"}, "loses text: its normalizer nmt_nfkc_cf changes characters"),
+        ({"normalization_rule_tsv": "RULE"}, "loses text: its normalizer .* changes characters"),
         ({"eos_id": -1}, "ends a document"),
         ({}, None),
         ({"user_defined_symbols": ["<mask>", "  "]}, None),
@@ -204,6 +304,9 @@ LOSSLESS = {
 )
 def test_models_of_others_must_be_lossless(tmp_path, change, message):
     model = io.BytesIO()
+    if "normalization_rule_tsv" in change:  # changes one letter that no sample of text would hold
+        (tmp_path / "rule").write_text("1D4\t41\n")
+        change = {"normalization_rule_tsv": str(tmp_path / "rule")}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([CODE] * 3), model_writer=model, vocab_size=330, hard_vocab_limit=False, minloglevel=3,
         **{**LOSSLESS, **change},
