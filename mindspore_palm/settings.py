@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mindspore_palm.config import PRESETS, PaLMConfig, Settings
 from mindspore_palm.errors import UserError
+from mindspore_palm.fields import Contradiction
 
 # What pydantic calls a wrong type, as the writer of a YAML file knows it.
 WANTED = {
@@ -207,8 +208,10 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
     key = ".".join(path[:2])
     message = first["msg"].removeprefix("Value error, ")
     if len(path) < 2:  # a check across fields: its message names fields, values and the fix
-        files = sorted({where for name, where in origins.items() if name.startswith(f"{section}.")})
-        return f"{', '.join(files) or 'defaults'}: {section}.{message}"
+        cause = first.get("ctx", {}).get("error")
+        fields = cause.fields if isinstance(cause, Contradiction) else ()
+        wrote = list(dict.fromkeys(where for name in fields if (where := origins.get(f"{section}.{name}"))))
+        return f"{', '.join(wrote) or 'defaults'}: {section}.{message}"
     field = Settings.model_fields[section].annotation.model_fields[path[1]]
     where = origins.get(key, "defaults")
     if first["type"] == "literal_error":
