@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from mindspore_palm.config import PRESETS, PaLMConfig, Settings
+from mindspore_palm.effects import useless
 from mindspore_palm.errors import UserError
 from mindspore_palm.fields import Contradiction
 
@@ -135,13 +136,14 @@ def settings_to_yaml(settings: Settings) -> str:
 
 
 def describe(settings: Settings, origins: dict[str, str]) -> str:
-    """The resolved settings as YAML, the origin of each behind it: what ``--print-config`` shows."""
-    lines = []
+    """The resolved settings as YAML, each with its origin and why it has no effect: what ``--print-config`` shows."""
+    reasons, lines = dict(useless(settings, origins)), []
     for section, group in settings.model_dump(mode="json").items():
         lines.append(f"{section}:")
         for name, value in group.items():
             text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-            lines.append(f"  {f'{name}: {text}':<44} # {origins.get(f'{section}.{name}', 'default')}")
+            said = [origins.get(f"{section}.{name}", "default"), *filter(None, [reasons.get(f"{section}.{name}")])]
+            lines.append(f"  {f'{name}: {text}':<44} # {': '.join(said)}")
     return "\n".join(lines)
 
 
