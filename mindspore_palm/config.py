@@ -8,44 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "palm_tiny": {"layers": 4, "d_model": 128, "heads": 4, "head_dim": 32, "d_ff": 512, "vocab_size": 4096},
-    "palm_small": {"layers": 8, "d_model": 512, "heads": 8, "head_dim": 64, "d_ff": 2048, "vocab_size": 32768},
-    "palm_8b": {"layers": 32, "d_model": 4096, "heads": 16, "head_dim": 256, "d_ff": 16384, "vocab_size": 256000},
-    "palm_62b": {"layers": 64, "d_model": 8192, "heads": 32, "head_dim": 256, "d_ff": 32768, "vocab_size": 256000},
-    "palm_540b": {"layers": 118, "d_model": 18432, "heads": 48, "head_dim": 256, "d_ff": 73728, "vocab_size": 256000},
-}
+from mindspore_palm.fields import (
+    LARGEST,
+    Contradiction,
+    Count,
+    CountOrZero,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Section,
+    Size,
+    off_is_a_word,
+)
+from mindspore_palm.presets import PRESETS
 
-
-def _named(text: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise ValueError("must be a name; leave the setting out for its default")
-    return text
-
-
-def off_is_a_word(value: Any) -> Any:
-    """YAML 1.1 reads off as false."""
-    return "off" if value is False else value
-
-
-LARGEST = 2**63  # what a count stays below, so that no product of a few of them is beyond a float
-Count = Annotated[int, Field(gt=0, lt=LARGEST)]
-Size = Annotated[int, Field(lt=LARGEST)]
-Name = Annotated[str, AfterValidator(_named)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Recompute = Literal["none", "attention", "block"]
-
-
-class Section(BaseModel):
-    """A group of settings: no unknown names, no silent conversions, unchangeable once made."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class PaLMConfig(Section):
@@ -96,9 +76,11 @@ class PaLMConfig(Section):
     def _sizes_fit(self) -> PaLMConfig:
         if self.d_ff % self.heads:
             nearest = max(1, round(self.d_ff / self.heads)) * self.heads
-            raise ValueError(f"d_ff = {self.d_ff} is not a multiple of heads = {self.heads}; set d_ff to {nearest}")
+            text = f"d_ff = {self.d_ff} is not a multiple of heads = {self.heads}; set d_ff to {nearest}"
+            raise Contradiction(text, "d_ff", "heads")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim} is odd, and RoPE turns pairs; set it to {self.head_dim + 1}")
+            text = f"head_dim = {self.head_dim} is odd, and RoPE rotates pairs; set it to {self.head_dim + 1}"
+            raise Contradiction(text, "head_dim")
         return self
 
     @classmethod
@@ -172,7 +154,7 @@ class OptimizerConfig(Section):
     """palm: min(learning_rate, 1/sqrt(step)); constant and cosine start with a linear warm-up. Default palm."""
     learning_rate: Positive = 1e-2
     """The highest rate; relative to each weight's root mean square for adafactor. Default 0.01."""
-    warmup_steps: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    warmup_steps: CountOrZero = 0
     """Steps of linear warm-up of constant and cosine. Default 0."""
     final_fraction: Fraction = 0.1
     """Where cosine ends at train.steps, as a fraction of learning_rate. Default 0.1."""
@@ -220,23 +202,23 @@ class TrainConfig(Section):
     """Optimizer steps. Default 1000."""
     batch_size: Count | list[Annotated[list[Size], Field(min_length=2, max_length=2)]] = 16
     """Sequences a step, or a ramp of [first step, size]: [[0, 512], [50000, 1024], [115000, 2048]]. Default 16."""
-    micro_batch: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    micro_batch: CountOrZero = 0
     """Sequences a forward pass; gradients add up to the batch. Must divide every size. Default 0: the batch."""
     z_loss: NonNegative = 1e-4
     """Weight of log(Z)^2 in the loss. Default 1e-4."""
-    seed: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    seed: CountOrZero = 0
     """Decides the initial weights and the order of the data. Default 0."""
-    eval_every: Annotated[int, Field(ge=0, lt=LARGEST)] = 200
+    eval_every: CountOrZero = 200
     """Steps between evaluations on held-out text; 0 evaluates at the end alone. Default 200."""
     eval_sequences: Count = 128
     """Held-out sequences of an evaluation on the way; the last one takes all. Default 128."""
     output: Name = "runs/palm"
     """Folder of the run. Default runs/palm."""
-    checkpoint_every: Annotated[int, Field(ge=0, lt=LARGEST)] = 100
+    checkpoint_every: CountOrZero = 100
     """Steps between checkpoints, from which a run goes on; 0 saves at the end and when stopped alone. Default 100."""
     keep_last: Count = 3
     """Checkpoints that are kept, the newest ones. Default 3."""
-    keep_every: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    keep_every: CountOrZero = 0
     """Checkpoints of steps that are a multiple of this are kept for good. Default 0: none."""
     checkpoint_in_background: bool = True
     """Copy the state at once and write it while training goes on; false waits for the disk. Default true."""
@@ -278,18 +260,21 @@ class TrainConfig(Section):
         if self.spikes == "off":
             return self
         if not self.checkpoint_every:
-            raise ValueError("checkpoint_every = 0 and spikes = palm: there is nothing to go back to; set it to 100")
+            text = "checkpoint_every = 0 and spikes = palm: there is nothing to go back to; set checkpoint_every to 100"
+            raise Contradiction(text, "checkpoint_every", "spikes")
         # the newest checkpoint far enough back is up to one interval older, and none may have been deleted since
         least = 1 - -(self.spike_look_back + self.spike_steps) // self.checkpoint_every
         if self.keep_last < least:
-            raise ValueError(
+            raise Contradiction(
                 f"keep_last = {self.keep_last} checkpoints, one every {self.checkpoint_every} steps, do not reach "
-                f"spike_look_back = {self.spike_look_back} steps back; set keep_last to {least}"
+                f"spike_look_back = {self.spike_look_back} steps back; set keep_last to {least}",
+                *("keep_last", "checkpoint_every", "spike_look_back", "spike_steps", "spikes"),
             )
         if self.spike_skip_most < self.spike_skip:
-            raise ValueError(
+            raise Contradiction(
                 f"spike_skip_most = {self.spike_skip_most} is below spike_skip = {self.spike_skip}; "
-                f"set it to {self.spike_skip} or more"
+                f"set spike_skip_most to {self.spike_skip} or more",
+                *("spike_skip_most", "spike_skip", "spikes"),
             )
         return self
 
@@ -298,20 +283,29 @@ class TrainConfig(Section):
         ramp = self.batch_ramp()
         starts = [start for start, _ in ramp]
         if not ramp or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError(
+            raise Contradiction(
                 f"batch_size = {self.batch_size} must start at step 0, and its steps must rise; "
-                "write [[0, 8], [500, 16]] for 8 sequences, then 16 from step 500"
+                "write [[0, 8], [500, 16]] for 8 sequences, then 16 from step 500",
+                "batch_size",
             )
         for _, size in ramp:
             if size < 1:
-                raise ValueError(f"batch_size = {self.batch_size} has a size below 1; sizes count sequences")
+                text = f"batch_size = {self.batch_size} has a size below 1; sizes count sequences"
+                raise Contradiction(text, "batch_size")
             if self.micro_batch and size % self.micro_batch:
                 given = f"= {size}" if isinstance(self.batch_size, int) else f"has the size {size}, which"
-                raise ValueError(
+                raise Contradiction(
                     f"batch_size {given} is not a multiple of micro_batch = {self.micro_batch}; "
-                    f"set it to {-(-size // self.micro_batch) * self.micro_batch}"
+                    f"set it to {-(-size // self.micro_batch) * self.micro_batch}",
+                    *("batch_size", "micro_batch"),
                 )
         return self
+
+    def sizes_from(self, step: int) -> list[int]:
+        """The batch sizes that are in effect when ``step`` steps are done, and after that."""
+        ramp = self.batch_ramp()
+        ends = [start for start, _ in ramp[1:]] + [float("inf")]
+        return [size for (_, size), end in zip(ramp, ends, strict=True) if end > step]
 
     def micro_batch_of(self, batch: int) -> int:
         """Sequences of one forward pass when a step has ``batch`` of them."""
@@ -333,7 +327,7 @@ class FinetuneConfig(Section):
     """The field of data.path with what is learned, and [eod] behind it. Default target."""
     dropout: Fraction = 0.1
     """Share of the features that is dropped behind the embedding and behind each block. Default 0.1, as PaLM."""
-    lora_rank: Annotated[int, Field(ge=0, lt=LARGEST)] = 0
+    lora_rank: CountOrZero = 0
     """Train W + lora_alpha/lora_rank * A B for each kernel W, and of it A and B alone, with so many columns and rows
     (LoRA, arXiv 2106.09685). B begins at zero, and Adafactor's steps are relative to a weight's size: take adamw, as
     yaml/finetune_lora.yaml does. Default 0: train all weights."""
@@ -348,9 +342,10 @@ class FinetuneConfig(Section):
     @model_validator(mode="after")
     def _has_a_start(self) -> FinetuneConfig:
         if self.lora_rank and not self.checkpoint:
-            raise ValueError(
+            raise Contradiction(
                 f"lora_rank = {self.lora_rank} and no checkpoint: LoRA adapts a trained model; "
-                "set finetune.checkpoint to the folder of one"
+                "set finetune.checkpoint to the folder of one",
+                *("lora_rank", "checkpoint"),
             )
         return self
 

@@ -13,7 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from mindspore_palm.config import PRESETS, PaLMConfig, Settings
+from mindspore_palm.effects import useless
 from mindspore_palm.errors import UserError
+from mindspore_palm.fields import Contradiction
 
 # What pydantic calls a wrong type, as the writer of a YAML file knows it.
 WANTED = {
@@ -134,13 +136,14 @@ def settings_to_yaml(settings: Settings) -> str:
 
 
 def describe(settings: Settings, origins: dict[str, str]) -> str:
-    """The resolved settings as YAML, the origin of each behind it: what ``--print-config`` shows."""
-    lines = []
+    """The resolved settings as YAML, each with its origin and why it has no effect: what ``--print-config`` shows."""
+    reasons, lines = dict(useless(settings, origins)), []
     for section, group in settings.model_dump(mode="json").items():
         lines.append(f"{section}:")
         for name, value in group.items():
             text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-            lines.append(f"  {f'{name}: {text}':<44} # {origins.get(f'{section}.{name}', 'default')}")
+            said = [origins.get(f"{section}.{name}", "default"), *filter(None, [reasons.get(f"{section}.{name}")])]
+            lines.append(f"  {f'{name}: {text}':<44} # {': '.join(said)}")
     return "\n".join(lines)
 
 
@@ -207,8 +210,10 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
     key = ".".join(path[:2])
     message = first["msg"].removeprefix("Value error, ")
     if len(path) < 2:  # a check across fields: its message names fields, values and the fix
-        files = sorted({where for name, where in origins.items() if name.startswith(f"{section}.")})
-        return f"{', '.join(files) or 'defaults'}: {section}.{message}"
+        cause = first.get("ctx", {}).get("error")
+        fields = cause.fields if isinstance(cause, Contradiction) else ()
+        wrote = list(dict.fromkeys(where for name in fields if (where := origins.get(f"{section}.{name}"))))
+        return f"{', '.join(wrote) or 'defaults'}: {section}.{message}"
     field = Settings.model_fields[section].annotation.model_fields[path[1]]
     where = origins.get(key, "defaults")
     if first["type"] == "literal_error":

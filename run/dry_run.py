@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.settings import load_settings
 
@@ -22,7 +23,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all of it to a file, too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
-    settings, _ = load_settings(arguments.config, arguments.overrides)  # what is wrong is said before MindSpore starts
+    settings, origins = load_settings(
+        arguments.config, arguments.overrides
+    )  # what is wrong is said before MindSpore starts
+    print_notes(settings, origins, arguments.overrides)
     from mindspore_palm.plan.dry_run import dry_run, layer_ledger
     from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
     from mindspore_palm.plan.ledger import show_ledger

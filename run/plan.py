@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.settings import load_settings
 
@@ -42,7 +43,8 @@ def main() -> None:
         print(commands.published())
         return
     config = arguments.config or str(Path(__file__).resolve().parents[1] / "yaml" / "palm_540b.yaml")
-    settings, _ = load_settings(config, arguments.overrides)
+    settings, origins = load_settings(config, arguments.overrides)
+    print_notes(settings, origins, arguments.overrides)
     machine = arguments.machine or "tpu-v4"
     charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))
     if arguments.pods:

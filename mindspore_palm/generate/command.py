@@ -95,7 +95,7 @@ def run(request: Request, command: Sequence[str]) -> None:
     kind = choose_device(request.device)[0]
     here = dataclasses.replace(layout_of(settings, kind), table=MODEL_AXES)
     _check_devices(settings, here)
-    check_layout(settings, here, placements(settings.model, here))
+    check_layout(settings, here, placements)
     if here.devices > 1 and not is_worker():
         _start_workers(here.devices, kind, command)
         return

@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -151,15 +150,12 @@ class Pool {
     for (int i = 1; i < threads_; ++i) std::thread(&Pool::Serve, this).detach();
   }
 
-  // How many this process may use: by its affinity, and by its container's share (cgroup v2); 16 at most, as memory is
-  // no faster for more. Not OMP_NUM_THREADS: MindSpore itself sets it to 1.
+  // How many this process may use, as Python has read it from its container's limits; 16 at most, as memory is no faster
+  // for more. Not OMP_NUM_THREADS: MindSpore itself sets it to 1.
   static int Processors() {
     cpu_set_t cores;
     int count = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
-    double quota, period;
-    if (std::ifstream("/sys/fs/cgroup/cpu.max") >> quota >> period) {
-      count = std::min(count, static_cast<int>(quota / period));
-    }
+    if (const char *set = std::getenv("MINDSPORE_PALM_PROCESSORS")) count = std::min(count, std::atoi(set));
     return std::clamp(count, 1, 16);
   }
 

@@ -6,11 +6,11 @@ ablations of the block, in other types than float32, on several devices, and on 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -21,37 +21,50 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.errors import UserError
 from mindspore_palm.generate.cache import CachedAttention
+from mindspore_palm.machine import processors
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.native import cache_root, compiler
 from mindspore_palm.parallel.axes import current_layout
-from mindspore_palm.parallel.host.build import cache_root
 
 SOURCE = Path(__file__).with_suffix(".cc")
 FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
 # MindSpore unloads the library with the last network that calls it, while its threads are in it.
 FLAGS += ["-Wl,-z,nodelete"]
+PROCESSORS = "MINDSPORE_PALM_PROCESSORS"  # tells the function how many processors it may use
 
 
 @functools.cache
 def library() -> Path | None:
-    """The built function; None without a compiler that can build it."""
-    compiler = os.environ.get("CXX") or "g++"
-    parts = [platform.machine(), _processor(), compiler, *FLAGS]
+    """The built function; None where it cannot be built, kept or loaded."""
+    os.environ[PROCESSORS] = str(processors())  # read by the function when it is loaded
+    command = compiler()
+    parts = [platform.machine(), _processor(), " ".join(command), *FLAGS]
     digest = hashlib.sha256("\n".join(parts).encode() + SOURCE.read_bytes()).hexdigest()
-    built = cache_root() / f"decoding-{digest[:12]}.so"
-    if built.exists():
-        return built
-    if shutil.which(compiler.split()[0]) is None:
-        return None
     try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=built.parent) as work:
-            command = [*compiler.split(), *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(Path(work) / built.name)]
-            subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own source
-            os.replace(Path(work) / built.name, built)  # nobody sees half of it
-    except (OSError, subprocess.CalledProcessError):
+        built = cache_root() / f"decoding-{digest[:12]}.so"
+        if not (built.exists() and _loads(built)):
+            _build(command, built)
+        return built if _loads(built) else None
+    except (UserError, OSError, subprocess.SubprocessError):
         return None
-    return built
+
+
+def _build(command: Sequence[str], built: Path) -> None:
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=built.parent) as work:
+        whole = [*command, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(Path(work) / built.name)]
+        subprocess.run(whole, check=True, capture_output=True)  # noqa: S603 - our own source
+        os.replace(Path(work) / built.name, built)  # nobody sees half of it
+
+
+def _loads(built: Path) -> bool:
+    """Whether a file is the library: MindSpore ends with a traceback on one that is not."""
+    try:
+        return hasattr(ctypes.CDLL(str(built)), "DecodeStep")
+    except OSError:
+        return False
 
 
 def wanted(config: PaLMConfig) -> bool:

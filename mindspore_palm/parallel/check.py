@@ -1,20 +1,40 @@
-"""What must fit before anything is compiled: sizes to axes, groups to servers, weights to shards."""
+"""What must fit before anything is compiled: devices to MindSpore, sizes to axes, groups to servers, weights to shards.
+
+``check_layout`` refuses settings with a change that was tried: with it, the same check passes, or complains of
+something that comes later. ``find_misfit`` is the rule itself, which the search for meshes asks as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.advice import Change, apply, in_words, meshes
 from mindspore_palm.parallel.axes import TABLES, Layout
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
 from mindspore_palm.parallel.placement import Placement
 
-SERVER = 8  # Ascend devices of a server
-WHOLE_AT_MOST = 0.02  # of all bytes of weights may lie whole on every device when weights are to be sharded
+SERVER = 8  # Ascend devices of a server, and what MindSpore wants a large number of devices to be a multiple of
+FEW = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
+WHOLE_AT_MOST = 0.02  # of all bytes of weights may be replicated on every device when weights are to be sharded
 SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
 TYPES = {"CPU": "float32", "GPU": "bfloat16", "Ascend": "bfloat16"}
+PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """The first thing about settings that does not fit their layout."""
+
+    kind: str
+    """Which of the checks below found it."""
+    text: str
+    """Setting, value and rule."""
+    changes: tuple[Change, ...]
+    """Changes of settings that may help, the best first; none of them has been tried."""
 
 
 def layout_of(settings: Settings, target: str = "CPU") -> Layout:
@@ -30,22 +50,57 @@ def layout_of(settings: Settings, target: str = "CPU") -> Layout:
     )
 
 
-def check_layout(settings: Settings, layout: Layout, placements: Sequence[Placement]) -> None:
+def check_layout(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> None:
     """Sees that the settings fit the layout.
 
+    Args:
+        settings: of the run.
+        layout: that they ask for.
+        placements_of: gives the placements of a network's weights on a layout.
+        from_step: the first step that is still to be taken; batch sizes of earlier ones need not fit.
+
     Raises:
-        UserError: names setting, sizes and what to change.
+        UserError: names setting, sizes and a change with which this check passes.
     """
-    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":
-        raise UserError("train.compute_dtype = bfloat16: MindSpore's CPU has no such product; set float32 or float16")
-    if layout.devices == 1:
+    misfit = find_misfit(settings, layout, placements_of, from_step)
+    if misfit is None:
         return
-    _check_ablations(settings)
-    _check_sizes(settings, layout)
-    if layout.target == "Ascend":
-        check_servers(layout.mesh)
-    if layout.weight_shards > 1:
-        _check_sharded(layout, placements)
+    better: Change = {}
+    for change in (*misfit.changes, *meshes(layout.mesh)):
+        changed = apply(settings, change)
+        if changed is None:
+            continue
+        table = layout.table if layout.table != TABLES[settings.parallel.strategy] else None  # as decoding has it
+        other = layout_of(changed, layout.target)
+        other = replace(other, table=table) if table else other
+        left = find_misfit(changed, other, placements_of, from_step)
+        if left is None:
+            raise UserError(f"{misfit.text}; set {in_words(change)}")
+        if left.kind != misfit.kind and not better:
+            better = change
+    raise UserError(f"{misfit.text}; set {in_words(better)}" if better else misfit.text)
+
+
+def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> Misfit | None:
+    """The first thing that does not fit; None where all does. Arguments as ``check_layout``."""
+    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":
+        text = "train.compute_dtype = bfloat16: MindSpore's CPU has no bfloat16 matmul"
+        return Misfit("dtype", text, ({"train.compute_dtype": "float32"},))
+    if layout.devices == 1:
+        return None
+    return (
+        _devices(layout)
+        or _ablations(settings)
+        or _sizes(settings, layout)
+        or _batches(settings, layout, from_step)
+        or (_servers(layout.mesh) if layout.target == "Ascend" else None)
+        or (_sharded(settings, layout, placements_of) if layout.weight_shards > 1 else None)
+    )
+
+
+def partitions_for(devices: int) -> bool:
+    """Whether MindSpore partitions for so many devices."""
+    return devices in FEW or devices % SERVER == 0
 
 
 def check_servers(mesh: Mesh) -> None:
@@ -54,6 +109,21 @@ def check_servers(mesh: Mesh) -> None:
     Raises:
         UserError: names the axis and sizes that work.
     """
+    if misfit := _servers(mesh):
+        raise UserError(misfit.text)
+
+
+def _devices(layout: Layout) -> Misfit | None:
+    if partitions_for(layout.devices):
+        return None
+    several = [name for axis, name in SETTINGS.items() if layout.mesh.sizes[axis] > 1]
+    text = (
+        f"{' x '.join(several)} = {layout.devices:,} devices, and MindSpore partitions for 1, 2, 4 or a multiple of 8"
+    )
+    return Misfit("devices", text, ())
+
+
+def _servers(mesh: Mesh) -> Misfit | None:
     for axis, setting in reversed(SETTINGS.items()):
         for rank in range(min(mesh.devices, SERVER * mesh.model)):  # from there on, places repeat
             group = mesh.group(rank, [axis])
@@ -61,73 +131,108 @@ def check_servers(mesh: Mesh) -> None:
             for member in group:
                 places.setdefault(member // SERVER, set()).add(member % SERVER)
             if len({frozenset(taken) for taken in places.values()}) > 1:
-                raise UserError(
+                text = (
                     f"{setting} = {mesh.sizes[axis]}: on Ascend, the ranks of a group must take the same places in "
-                    f"every server of {SERVER}, and {group[0]}, {group[1]} ... {group[-1]} do not; "
-                    "set parallel.model to 1, 2, 4 or a multiple of 8, such as 8, 16 or 24"
+                    f"every server of {SERVER}, and {group[0]}, {group[1]} ... {group[-1]} do not, as they do with "
+                    "parallel.model 1, 2, 4 or a multiple of 8, such as 8, 16 or 24"
                 )
+                return Misfit("servers", text, ())
+    return None
 
 
-def _check_ablations(settings: Settings) -> None:
-    model = settings.model
+def _ablations(settings: Settings) -> Misfit | None:
+    model, optimizer = settings.model, settings.optimizer
     ablated = {
-        "model.parallel=false": not model.parallel,
-        "model.attention=multi_head": model.attention != "multi_query",
-        f"model.mlp={model.mlp}": model.mlp != "swiglu",
-        "model.norm=layer_norm": model.norm != "rms_norm",
-        "model.norm_scale=around_one": model.norm_scale != "around_zero",
-        "model.final_norm_scale=true": model.final_norm_scale,
-        "model.scaled_logits=false": not model.scaled_logits,
-        f"model.xpos_base={model.xpos_base:g}": bool(model.xpos_base),
-        f"finetune.lora_rank={settings.finetune.lora_rank}": bool(settings.finetune.lora_rank),
-        "optimizer.factored=true": settings.optimizer.name == "adafactor" and settings.optimizer.factored,
+        "model.parallel": ("false", not model.parallel),
+        "model.attention": ("multi_head", model.attention != "multi_query"),
+        "model.mlp": (model.mlp, model.mlp != "swiglu"),
+        "model.norm": ("layer_norm", model.norm != "rms_norm"),
+        "model.norm_scale": ("around_one", model.norm_scale != "around_zero"),
+        "model.final_norm_scale": ("true", model.final_norm_scale),
+        "model.scaled_logits": ("false", not model.scaled_logits),
+        "model.xpos_base": (f"{model.xpos_base:g}", bool(model.xpos_base)),
+        "finetune.lora_rank": (settings.finetune.lora_rank, bool(settings.finetune.lora_rank)),
+        "optimizer.factored": ("true", optimizer.name == "adafactor" and optimizer.factored),
     }
-    for setting, there in ablated.items():
-        if there:
-            raise UserError(
-                f"{setting} is for one device, and parallel asks for {settings.parallel.devices}; "
-                f"leave it out, or set parallel.pods, parallel.data and parallel.model to 1"
-            )
+    for setting, (value, is_there) in ablated.items():
+        if is_there:
+            section, name = setting.split(".")
+            default = Settings.model_fields[section].annotation.model_fields[name].default
+            text = f"{setting}={value} is for one device, and parallel asks for {settings.parallel.devices}"
+            one = {"parallel.pods": 1, "parallel.data": 1, "parallel.model": 1}
+            return Misfit(f"ablation {setting}", text, ({setting: default}, one))
+    return None
 
 
-def _check_sizes(settings: Settings, layout: Layout) -> None:
-    model, train = settings.model, settings.train
-    heads, vocab, batch = layout.shards("heads"), layout.shards("vocab"), layout.shards("batch")
-    names = {
-        axis: " x ".join(SETTINGS[name] for name in layout.mesh_axes(axis)) for axis in ("heads", "vocab", "batch")
-    }
+def _named(layout: Layout, axis: str) -> str:
+    """The settings that shard a logical axis."""
+    return " x ".join(SETTINGS[name] for name in layout.mesh_axes(axis))
+
+
+def _sizes(settings: Settings, layout: Layout) -> Misfit | None:
+    model = settings.model
+    heads, vocab = layout.shards("heads"), layout.shards("vocab")
     if model.heads % heads:
-        fits = max(n for n in range(1, heads + 1) if model.heads % n == 0)
-        raise UserError(
-            f"model.heads = {model.heads} cannot be cut into {names['heads']} = {heads} equal parts; "
-            f"set parallel.model so that it divides them, for example {fits}"
-        )
+        text = f"model.heads = {model.heads} cannot be cut into {_named(layout, 'heads')} = {heads} equal parts"
+        return Misfit("heads", text, ())
     if model.padded_vocab % vocab:
-        raise UserError(
-            f"the {model.padded_vocab:,} rows of the embedding cannot be cut into {names['vocab']} = {vocab} equal "
-            f"parts; set model.vocab_multiple to {vocab * layout.weight_shards}"
+        text = (
+            f"the {model.padded_vocab:,} rows of the embedding cannot be cut into {_named(layout, 'vocab')} = {vocab} "
+            "equal parts"
         )
-    for _, size in train.batch_ramp():
-        one_pass = train.micro_batch_of(size)
-        if one_pass % batch:
+        multiples = (vocab * layout.weight_shards, vocab)
+        return Misfit("vocab", text, tuple({"model.vocab_multiple": multiple} for multiple in multiples))
+    return None
+
+
+def _batches(settings: Settings, layout: Layout, from_step: int) -> Misfit | None:
+    train, parts = settings.train, layout.shards("batch")
+    for size in train.sizes_from(from_step):
+        micro_batch = train.micro_batch_of(size)
+        if micro_batch % parts:
             name = "train.micro_batch" if train.micro_batch else "train.batch_size"
-            raise UserError(
-                f"{name} = {one_pass} cannot be cut into {names['batch']} = {batch} equal parts; "
-                f"set it to {-(-one_pass // batch) * batch}"
-            )
+            text = f"{name} = {micro_batch} cannot be cut into {_named(layout, 'batch')} = {parts} equal parts"
+            return Misfit("batch", text, tuple(_larger_batches(settings, parts)))
+    return None
 
 
-def _check_sharded(layout: Layout, placements: Sequence[Placement]) -> None:
-    whole = [p for p in placements if p.data_slices == 1]
-    there, all_bytes = sum(prod(p.shape) for p in whole), sum(prod(p.shape) for p in placements)
-    if there <= WHOLE_AT_MOST * all_bytes:
-        return
-    worst = max(whole, key=lambda p: prod(p.shape))
+def _larger_batches(settings: Settings, parts: int) -> list[Change]:
+    """Changes by which a batch can be cut: each size rounded up to a multiple of the parts, or of a micro-batch."""
+    train = settings.train
+
+    def rounded(multiple: int) -> int | list[list[int]]:
+        ramp = [[start, -(-size // multiple) * multiple] for start, size in train.batch_ramp()]
+        return ramp[0][1] if isinstance(train.batch_size, int) else ramp
+
+    if not train.micro_batch:
+        return [{"train.batch_size": rounded(parts)}]
+    micro_batch = -(-train.micro_batch // parts) * parts
+    return [
+        {"train.micro_batch": micro_batch},
+        {"train.micro_batch": micro_batch, "train.batch_size": rounded(micro_batch)},
+        {"train.micro_batch": 0},
+    ]
+
+
+def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) -> Misfit | None:
+    """Blocks are alike, so the weights of one stand for all."""
+    model = settings.model
+    placements = placements_of(model.model_copy(update={"layers": 1}), layout)
+
+    def numbers(placement: Placement) -> int:
+        return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
+
+    replicated = [p for p in placements if p.data_slices == 1]
+    found, total = sum(map(numbers, replicated)), sum(map(numbers, placements))
+    if found <= WHOLE_AT_MOST * total:
+        return None
+    worst = max(replicated, key=lambda p: prod(p.shape))
     rows = worst.shape[0] // worst.pieces[0]
-    fix = f"model.vocab_multiple to {worst.pieces[0] * layout.weight_shards}"
-    if worst.axes[0] != "vocab":
-        fix = f"parallel.data so that it divides {rows:,}, or parallel.shard_weights=off"
-    raise UserError(
-        f"the weight {worst.name} {list(worst.shape)} would lie whole on every device, {there / all_bytes:.1%} of all "
-        f"weights: its {rows:,} rows a device are no multiple of {layout.weight_shards} data shards; set {fix}"
+    text = (
+        f"the weight {worst.name} {list(worst.shape)} would be replicated on every device, {found / total:.1%} of all "
+        f"weights: its {rows:,} rows per device are no multiple of {layout.weight_shards} data shards"
     )
+    changes: list[Change] = [{"parallel.shard_weights": "off"}]
+    if worst.axes[0] == "vocab":
+        changes.insert(0, {"model.vocab_multiple": worst.pieces[0] * layout.weight_shards})
+    return Misfit("sharded", text, tuple(changes))

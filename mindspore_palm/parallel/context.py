@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from mindspore.parallel.auto_parallel import AutoParallel
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
+from mindspore_palm.parallel.workers import check_workers, is_worker
 
 KINDS = ("Ascend", "GPU", "CPU")
 DEPTH = 100_000  # calls within calls of a graph that MindSpore follows; its own 1,000 end at some 100 layers
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
 NO_MEMORY = re.compile(r"(?i)out of memory|memory not enough|bad_alloc|(malloc|alloc\w*)( \w+)* (memory )?fail")
-WORKER = "MS_WORKER_NUM"  # msrun tells its workers how many they are
 
 _rank = 0
 
@@ -47,25 +46,24 @@ def this_rank() -> int:
     return _rank
 
 
-def is_worker() -> bool:
-    """Whether msrun started this process."""
-    return WORKER in os.environ
-
-
-def open_device(wanted: str = "auto") -> Device:
-    """Chooses the device and sets graph mode. Nobody else touches MindSpore's context.
+def open_device(wanted: str = "auto", setting: str = "train.device") -> Device:
+    """Chooses the device and sets graph mode. Nobody else touches MindSpore's context. Arguments as ``choose_device``.
 
     Raises:
         UserError: the wanted device is not there.
     """
     use_graphs()
-    kind, reason = choose_device(wanted)
+    kind, reason = choose_device(wanted, setting)
     ms.set_device(kind)
     return Device(kind, reason)
 
 
-def choose_device(wanted: str) -> tuple[str, str]:
+def choose_device(wanted: str, setting: str = "train.device") -> tuple[str, str]:
     """The kind of device to run on, and why.
+
+    Args:
+        wanted: a kind, or auto.
+        setting: the name under which the user asked for it.
 
     Raises:
         UserError: the wanted one is not there.
@@ -73,8 +71,8 @@ def choose_device(wanted: str) -> tuple[str, str]:
     there = [kind for kind in KINDS if _available(kind)]
     if wanted != "auto" and wanted not in there:
         raise UserError(
-            f"train.device = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "
-            f"{', '.join(there)}); set train.device=auto"
+            f"{setting} = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "
+            f"{', '.join(there)}); set {setting}=auto"
         )
     if wanted != "auto":
         return wanted, "as set"
@@ -88,16 +86,13 @@ def join_workers(devices: int, kind: str) -> int:
         UserError: there are not as many workers as the mesh has devices, or partitioned networks cannot run here.
     """
     global _rank
+    check_workers(devices)
     if devices == 1:
         return 0
     from mindspore.communication import get_group_size, get_rank, init
 
-    workers = int(os.environ.get(WORKER, "1"))
-    if workers != devices:
-        raise UserError(
-            f"parallel.pods x parallel.data x parallel.model is {devices}, and msrun started {workers} workers; "
-            f"set the three to a product of {workers}, or start {devices} workers"
-        )
+    if not is_worker():
+        raise UserError(f"a mesh of {devices} devices needs as many workers: start the command with msrun")
     init()
     _rank = get_rank()
     if kind == "CPU":  # MindSpore partitions for GPU and Ascend alone

@@ -79,7 +79,7 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, whole: bool 
         raise UserError(
             f"--rank {rank} is not one of {place.devices:,} devices; give one from 0 to {place.devices - 1}"
         )
-    check_layout(settings, place, placements(settings.model, place))
+    check_layout(settings, place, placements)
     layers = settings.model.layers
     if whole or layers <= FEW[-1]:
         return _compiled(settings, target, rank)

@@ -11,7 +11,8 @@ from typing import get_args
 from mindspore_palm.config import Recompute, Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
-from mindspore_palm.parallel.check import check_layout
+from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, partitions_for
 from mindspore_palm.parallel.mesh import DATA, MODEL
 from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.step_time import StepTime, step_time
@@ -20,6 +21,7 @@ from mindspore_palm.train.memory import memory_by_kind
 
 USABLE = 0.96
 """Share of a device's memory that a network may take; XLA keeps 1.25 of a TPU v4's 32 GiB."""
+NEAREST = 12  # numbers of devices that are tried where the one asked for has no mesh
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,13 @@ def search(settings: Settings, machine: Machine, devices: int) -> list[Candidate
     Raises:
         UserError: none fits; says what is in the way.
     """
-    shaped, reason = [], None
-    for variant in _variants(settings, devices):
-        try:
-            check_fits(variant, machine)
-            shaped.append(variant)
-        except UserError as error:
-            reason = error
+    shaped, reason = _shaped(settings, machine, devices)
     if not shaped:
-        why = f": {reason}" if reason else "; change --devices, train.batch_size or parallel.pods"
-        raise UserError(f"no mesh of {devices:,} devices fits the model's sizes and the batch{why}")
+        if not partitions_for(devices):
+            reason = f"MindSpore partitions for 1, 2, 4 or a multiple of {SERVER}"
+        other = _count_near(settings, machine, devices)
+        fix = f"set --devices to {other}" if other else "change train.batch_size or parallel.pods"
+        raise UserError(f"no mesh of {devices:,} devices fits{f': {reason}' if reason else ''}; {fix}")
     found = [candidate(s, machine) for s in shaped]
     there = USABLE * machine.memory
     fitting = [c for c in found if c.bytes <= there]
@@ -83,17 +82,49 @@ def check_fits(settings: Settings, machine: Machine) -> None:
         UserError: names setting, sizes and what to change.
     """
     layout = Workload.of(settings, machine.target).layout
+    if problem := _machine_problem(layout, machine):
+        raise UserError(problem)
+    check_layout(settings, layout, placements)
+
+
+def _shaped(settings: Settings, machine: Machine, devices: int) -> tuple[list[Settings], str]:
+    """The variants whose sizes fit, and what is in the way of another."""
+    shaped, reason = [], ""
+    for variant in _variants(settings, devices):
+        problem = _problem(variant, machine)
+        if not problem:
+            shaped.append(variant)
+        reason = problem or reason
+    return shaped, reason
+
+
+def _count_near(settings: Settings, machine: Machine, devices: int) -> int | None:
+    """The nearest number of devices for which a mesh fits, among the nearest dozen."""
+    pods = settings.parallel.pods
+    counts = (n for n in range(pods, 2 * devices + SERVER * pods + 1, pods) if partitions_for(n) and n != devices)
+    nearest = sorted(counts, key=lambda n: (abs(n - devices), n))[:NEAREST]
+    return next((n for n in nearest if _shaped(settings, machine, n)[0]), None)
+
+
+def _problem(settings: Settings, machine: Machine) -> str:
+    """What does not fit, by the rules of ``check_fits``, without advice; empty where all does."""
+    layout = Workload.of(settings, machine.target).layout
+    if problem := _machine_problem(layout, machine):
+        return problem
+    misfit = find_misfit(settings, layout, placements)
+    return misfit.text if misfit else ""
+
+
+def _machine_problem(layout: Layout, machine: Machine) -> str:
     if layout.compute_dtype == "float32":
-        raise UserError(
-            "train.compute_dtype = float32: a machine's peak is of 16-bit products; set bfloat16 or float16"
-        )
+        return "train.compute_dtype = float32: a machine's peak is of 16-bit products; set bfloat16 or float16"
     in_pod = layout.mesh.sizes[DATA] * layout.mesh.sizes[MODEL]
     if machine.torus and in_pod > prod(machine.torus):
-        raise UserError(
+        return (
             f"parallel.data x parallel.model = {in_pod:,}, and a pod of {machine.title} has {prod(machine.torus):,} "
             "devices; raise parallel.pods"
         )
-    check_layout(settings, layout, placements(settings.model.model_copy(update={"layers": 1}), layout))
+    return ""
 
 
 def _variants(settings: Settings, devices: int) -> Iterator[Settings]:

@@ -108,7 +108,7 @@ def check_settings(settings: Settings, kind: str) -> Layout:
         UserError: names setting, sizes and what to change.
     """
     place = layout_of(settings, kind)
-    check_layout(settings, place, placements(settings.model, place))
+    check_layout(settings, place, placements)
     return place
 
 

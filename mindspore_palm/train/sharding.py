@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mindspore_palm.config import Settings
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.initial import placements as placements_on
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.placement import Placement
@@ -20,9 +20,8 @@ def print_layout(settings: Settings) -> None:
         UserError: behind the table, what does not fit.
     """
     layout = layout_of(settings, "Ascend" if settings.train.device == "Ascend" else "GPU")
-    there = placements(settings.model, layout)
-    print(describe_layout(layout, there))
-    check_layout(settings, layout, there)
+    print(describe_layout(layout, placements_on(settings.model, layout)))
+    check_layout(settings, layout, placements_on)
 
 
 def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:

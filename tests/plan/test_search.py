@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
-from mindspore_palm.parallel.check import layout_of
+from mindspore_palm.model.initial import placements
+from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.plan.machines import GIB, load_machine
 from mindspore_palm.plan.pods import DISPATCH, host_bytes, one_pod, span
 from mindspore_palm.plan.search import USABLE, check_fits, search
@@ -78,7 +80,10 @@ def test_peaks_are_of_16_bits():
 
 def test_no_mesh_fits():
     settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1"])
-    with pytest.raises(UserError, match="no mesh of 7 devices fits the model's sizes"):
+    with pytest.raises(
+        UserError,
+        match="no mesh of 7 devices fits: MindSpore partitions for 1, 2, 4 or a multiple of 8; set --devices to 8",
+    ):
         search(settings, TPU_V4, 7)
     with pytest.raises(UserError, match=r"on 8 devices, the smallest of \d+ layouts takes [\d,.]+ GB"):
         search(settings, TPU_V4, 8)
@@ -129,3 +134,35 @@ def test_short_programs_wait_for_their_dispatch(palm):
     tiny = replace(tiny, length=16)
     result = span(tiny, TPU_V4, 2, 1000.0)
     assert result.pathways > result.spmd + 0.5 * DISPATCH * 6144
+
+
+@pytest.mark.parametrize("devices", [3, 6, 12, 20])
+def test_a_number_of_devices_that_mindspore_does_not_partition_for_is_refused_with_one_that_has_meshes(devices):
+    settings, _ = load_settings(YAML / "palm_tiny.yaml", ["model.heads=12", "model.d_ff=768", "train.batch_size=48"])
+    with pytest.raises(UserError, match=f"no mesh of {devices} devices.*set --devices to") as refusal:
+        search(settings, TPU_V4, devices)
+    advised = int(re.search(r"set --devices to (\d+)", str(refusal.value)).group(1))
+    assert search(settings, TPU_V4, advised)
+
+
+@pytest.mark.parametrize(
+    ("devices", "machine"), [(8, "tpu-v4"), (16, "ascend-910b"), (24, "a100"), (48, "ascend-910b")]
+)
+def test_every_mesh_of_a_search_passes_the_check_before_a_run(devices, machine):
+    text = ["model.heads=12", "model.d_ff=768", "train.batch_size=48", "model.vocab_size=4001", "model.d_model=192"]
+    settings, _ = load_settings(YAML / "palm_tiny.yaml", text)
+    machine = load_machine(machine)
+    found = search(settings, machine, devices)
+    assert found
+    for candidate in found:
+        check_layout(candidate.settings, layout_of(candidate.settings, machine.target), placements)
+
+
+def test_a_weight_too_small_to_matter_in_one_layer_counts_in_all_of_them():
+    """kv is replicated here, as 100 rows are no multiple of 8: little beside a large table, much in 60 layers."""
+    sizes = {"layers": 60, "d_model": 100, "heads": 8, "head_dim": 4, "d_ff": 64, "vocab_size": 32000}
+    settings = Settings.model_validate({"model": sizes, "train": {"batch_size": 8}, "parallel": {"data": 8}})
+    with pytest.raises(UserError, match="would be replicated"):
+        check_layout(settings, layout_of(settings, "GPU"), placements)
+    with pytest.raises(UserError, match="would be replicated"):
+        check_fits(settings, TPU_V4)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
@@ -17,7 +22,7 @@ MODEL = {"layers": 2, "d_model": 64, "heads": 4, "head_dim": 16, "d_ff": 256, "v
 def check(target="GPU", **sections):
     settings = Settings.model_validate({"model": MODEL, "train": {"batch_size": 8}} | sections)
     place = layout_of(settings, target)
-    check_layout(settings, place, placements(settings.model, place))
+    check_layout(settings, place, placements)
     return place
 
 
@@ -37,23 +42,31 @@ def test_what_fits_passes():
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"parallel": {"model": 3}}, ["model.heads = 4", "parallel.model = 3", "for example 2"]),
+        (
+            {"parallel": {"model": 3}},
+            ["parallel.model = 3 devices", "1, 2, 4 or a multiple of 8", "set parallel.model=2"],
+        ),
+        ({"parallel": {"model": 8}}, ["model.heads = 4", "parallel.model = 8", "set parallel.model=4"]),
         (
             {"parallel": {"model": 2}, "model": {**MODEL, "vocab_size": 255}},
-            ["255 rows of the embedding", "parallel.model = 2", "model.vocab_multiple to 2"],
+            ["255 rows of the embedding", "parallel.model = 2", "set model.vocab_multiple=2"],
         ),
         (
             {"parallel": {"data": 4, "model": 2}, "model": {**MODEL, "vocab_size": 250}},
-            ["embedding", "no multiple of 4", "model.vocab_multiple to 8"],
+            ["embedding", "no multiple of 4", "set model.vocab_multiple=8"],
         ),
-        ({"parallel": {"data": 3}}, ["train.batch_size = 8", "parallel.pods x parallel.data = 3", "set it to 9"]),
+        ({"parallel": {"data": 3}}, ["parallel.data = 3 devices", "set parallel.data=2"]),
+        (
+            {"parallel": {"data": 2}, "train": {"batch_size": 9}},
+            ["train.batch_size = 9", "parallel.pods x parallel.data = 2", "set train.batch_size=10"],
+        ),
         (
             {"parallel": {"data": 4}, "train": {"batch_size": 8, "micro_batch": 2}},
-            ["train.micro_batch = 2", "= 4 equal parts", "set it to 4"],
+            ["train.micro_batch = 2", "= 4 equal parts", "set train.micro_batch=4"],
         ),
         (
             {"parallel": {"data": 8}, "model": {**MODEL, "d_model": 60, "vocab_size": 256}},
-            ["blocks.0.q_wi", "whole on every device", "shard_weights=off"],
+            ["blocks.0.q_wi", "replicated on every device", "set parallel.shard_weights=off"],
         ),
         ({"parallel": {"data": 2}, "model": {**MODEL, "mlp": "relu"}}, ["model.mlp=relu is for one device"]),
         *[
@@ -76,7 +89,7 @@ def test_what_does_not_fit(sections, said):
 
 
 def test_bfloat16_products_are_not_for_cpu():
-    assert "set float32 or float16" in refused("CPU", train={"compute_dtype": "bfloat16"})
+    assert "set train.compute_dtype=float32" in refused("CPU", train={"compute_dtype": "bfloat16"})
     assert check("GPU").compute_dtype == "bfloat16" and check("CPU").compute_dtype == "float32"
 
 
@@ -99,3 +112,76 @@ def test_the_table_to_read():
     expected = "blocks.0-1.q_wi embed, heads data(2), model 64 x 576 32 x 288 0.037 2"
     assert " ".join(q_wi.split()) == expected
     assert "= 8 devices" in text
+
+
+# Kinds of values: what divides, what does not, and what is too small for a mesh.
+MESHES = {"pods": [1, 1, 2, 3], "data": [1, 2, 3, 4, 6, 8, 12], "model": [1, 2, 3, 4, 8, 12]}
+KINDS = {
+    "parallel": {
+        **MESHES,
+        "strategy": ["palm", "palm", "data", "model"],
+        "shard_weights": ["off", "pod", "all"],
+        "recompute": ["none", "attention", "block"],
+    },
+    "model": {
+        "heads": [1, 2, 3, 4, 8, 12, 24],
+        "d_ff": [24, 48, 96],
+        "head_dim": [2, 4],
+        "d_model": [2, 7, 16, 36, 96],
+        "vocab_size": [259, 300, 511, 960],
+        "vocab_multiple": [1, 2, 8, 24],
+        "layers": [1, 60],
+        "mlp": ["swiglu", "swiglu", "swiglu", "swiglu", "relu"],
+        "norm": ["rms_norm", "rms_norm", "rms_norm", "layer_norm"],
+    },
+    "train": {
+        "batch_size": [1, 2, 6, 7, 24, 96, [[0, 3], [5, 8]]],
+        "micro_batch": [0, 0, 1, 2, 3],
+        "compute_dtype": ["auto", "auto", "bfloat16", "float16"],
+    },
+    "optimizer": {"factored": [False, False, False, True]},
+}
+ROUNDS = 400
+
+
+def test_advice_that_is_followed_literally_is_accepted():
+    """Each refusal names overrides; with them, the same check passes or complains of something else, and ends soon."""
+    draw, followed = random.Random(12), 0
+    for _ in range(ROUNDS):
+        sections = {
+            section: {name: draw.choice(values) for name, values in fields.items()} for section, fields in KINDS.items()
+        }
+        target = draw.choice(["CPU", "GPU", "Ascend"])
+        overrides, complaints = [], set()
+        while True:
+            try:
+                settings = with_overrides(sections, overrides)
+                check_layout(settings, layout_of(settings, target), placements)
+                break
+            except ValidationError as error:  # the settings contradict each other
+                message = f"{error.errors()[0]['loc'][0]}.{error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            except UserError as refusal:
+                message = str(refusal)
+            assert message not in complaints, f"{sections} {overrides}: {message}"
+            complaints.add(message)
+            overrides += advised(message)
+            followed += 1
+            assert len(complaints) < 6, complaints
+    assert followed > ROUNDS / 2
+
+
+def with_overrides(sections, overrides):
+    values = {section: dict(fields) for section, fields in sections.items()}
+    for override in overrides:
+        name, _, text = override.partition("=")
+        section, key = name.split(".")
+        values[section][key] = yaml.safe_load(text)
+    return Settings.model_validate(values)
+
+
+def advised(message):
+    """The overrides that a message names behind "set", or the one that it means by "set it to"."""
+    if found := re.search(r"set ((?:\w+\.\w+=\S+)(?: and \w+\.\w+=\S+)*)", message):
+        return found.group(1).split(" and ")
+    subject, value = re.match(r"(\w+\.\w+)", message).group(1), re.search(r"set (?:\w+|it) to (\S+)", message).group(1)
+    return [f"{subject}={value}"]

@@ -18,6 +18,7 @@ from types import ModuleType
 import mindspore as ms
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.native import CACHE, cache_root, compiler, missing_tool, path_of_interpreter
 
 VERSION = "2.10."
 """Releases of MindSpore whose internals the C++ part was written for."""
@@ -49,14 +50,6 @@ def extension() -> ModuleType:
     return _LOADED[_NAME]
 
 
-def cache_root() -> Path:
-    """Where all that is built once is kept."""
-    root = os.environ.get("MINDSPORE_PALM_CACHE")
-    if root is not None:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore_palm"
-
-
 def cache_folder() -> Path:
     """Where the built library is kept: a folder per MindSpore, Python, machine and content of the sources."""
     digest = hashlib.sha256()
@@ -83,7 +76,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"the C++ part of the host back end cannot be kept in {folder}: {error.strerror}; set "
-            "MINDSPORE_PALM_CACHE to a folder that can be written"
+            f"{CACHE} to a folder that can be written"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it ends
@@ -103,12 +96,14 @@ def _silenced() -> Iterator[None]:
 
 def _build(folder: Path, library: Path) -> None:
     """Builds in a folder inside `folder`, and moves the result there in one step: nobody sees half of it."""
-    compiler = os.environ.get("CXX", "g++")
-    for tool, package in ((compiler.split()[0], "g++"), ("ninja", "ninja-build")):
-        if shutil.which(tool) is None:
+    command = compiler()
+    for tool, package in ((command[0], "g++"), ("ninja", "ninja-build")):
+        if missing_tool(tool):
+            fix = f"install it (Debian and Ubuntu: apt-get install {package})"
+            if tool not in ("g++", "ninja"):
+                fix = "CXX names it: set CXX to a C++ compiler that is there, or unset it for g++"
             raise UserError(
-                f"the C++ part of the host back end must be built once, and there is no {tool} in PATH: install it "
-                f"(Debian and Ubuntu: apt-get install {package})"
+                f"the C++ part of the host back end must be built once, and there is no {tool} in PATH: {fix}"
             )
     work = folder / "build"
     shutil.rmtree(work, ignore_errors=True)  # what a killed build left; MindSpore's builder would wait for its lock
@@ -133,18 +128,33 @@ def _build(folder: Path, library: Path) -> None:
         build_dir=str(work),
     )
     try:
-        with _silenced():
+        with _silenced(), path_of_interpreter(), _compiler_named(" ".join(command)):
             built = builder.build()
         os.replace(built, library)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: a full disk, or a compiler that says nothing and writes nothing
         text = f"{error}\n"
-        log.write_text(text)
+        with contextlib.suppress(OSError):
+            log.write_text(text)
         lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
         raise UserError(
             f"the C++ part of the host back end was not built, {log} tells why: {lines[-1].strip()}"
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _compiler_named(command: str) -> Iterator[None]:
+    """CXX for MindSpore's builder, which takes an empty one as it is."""
+    before = os.environ.get("CXX")
+    os.environ["CXX"] = command
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CXX"]
+        else:
+            os.environ["CXX"] = before
 
 
 def _load(library: Path) -> ModuleType:

@@ -1,0 +1,351 @@
+"""Settings without effect: what somebody wrote, and the other settings leave no use for.
+
+One rule for all settings. Each has an entry in ``USELESS``: None where it always decides something, or a function of
+all settings that says why it decides nothing, or less than it says. What contradicts another setting outright is
+refused in ``config.py``; what is only useless is noted, since one file may serve several runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from glob import iglob
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mindspore_palm.config import Settings
+from mindspore_palm.parallel.workers import speaks
+from mindspore_palm.presets import PRESETS
+
+Why = Callable[[Settings], str]
+STARTED = "MINDSPORE_PALM_LAUNCHER"  # in the environment of processes that a command of ours has started
+OVERRIDE = "override "  # how the origin of a value from the command line begins
+FIELDS = (".jsonl", ".json", ".parquet")  # in the names of files whose documents have fields
+FILES_LOOKED_AT = 10_000
+USUAL_STEPS = 16  # whose losses must be known before one can be an outlier
+
+
+def notes(settings: Settings, origins: Mapping[str, str], overrides: Iterable[str] = ()) -> list[str]:
+    """A sentence for each setting that somebody wrote and that has no effect, or less than it says.
+
+    Args:
+        settings: all of them.
+        origins: where each value that is not a default comes from, as ``load_settings`` gives it.
+        overrides: those of the command line, in order.
+    """
+    said = [f"{name} = {_value(settings, name)} ({origins[name]}): {why}" for name, why in useless(settings, origins)]
+    return [*_given_twice(overrides), *said]
+
+
+def useless(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Name and reason of each setting that was written and has no effect, or less than it says.
+
+    A value that turns something off, and a default that stands in a file, ask for nothing. config.yaml of a run states
+    every default.
+    """
+    found = []
+    for name, why in USELESS.items():
+        origin, value = origins.get(name, ""), _value(settings, name)
+        written = origin.startswith(OVERRIDE) or (origin and value != _default(name))
+        if why is None or not written or origin.startswith("preset ") or value == OFF.get(name, object):
+            continue
+        if reason := why(settings):
+            found.append((name, reason))
+    return found
+
+
+def print_notes(settings: Settings, origins: Mapping[str, str], overrides: Iterable[str] = ()) -> None:
+    """Prints the notes on standard error; of all processes of a command, the first one alone."""
+    if STARTED not in os.environ and speaks():
+        for note in notes(settings, origins, overrides):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def _given_twice(overrides: Iterable[str]) -> list[str]:
+    last: dict[str, str] = {}
+    said = []
+    for override in overrides:
+        name = override.partition("=")[0]
+        if name in last and last[name] != override:
+            said.append(f"{last[name]} has no effect: {override} comes after it")
+        last[name] = override
+    return said
+
+
+def _value(settings: Settings, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(settings, section), key)
+
+
+def _default(name: str) -> Any:
+    section, key = name.split(".")
+    return Settings.model_fields[section].annotation.model_fields[key].default
+
+
+def _only(section: str, name: str, *values: str) -> Why:
+    """Used where a setting has one of some values alone."""
+
+    def why(settings: Settings) -> str:
+        value = getattr(getattr(settings, section), name)
+        wanted = " or ".join(values)
+        return (
+            "" if value in values else f"no effect, as {section}.{name} = {value}; it is of {section}.{name}={wanted}"
+        )
+
+    return why
+
+
+def _without_checkpoint(settings: Settings) -> str:
+    return "" if settings.finetune.checkpoint else "no effect without finetune.checkpoint"
+
+
+def _finetuning(what: str) -> Why:
+    def why(settings: Settings) -> str:
+        return f"no effect with finetune.checkpoint: {what}" if settings.finetune.checkpoint else ""
+
+    return why
+
+
+def _either(*reasons: Why) -> Why:
+    """The first reason that holds."""
+    return lambda settings: next(filter(None, (why(settings) for why in reasons)), "")
+
+
+def _preset(settings: Settings) -> str:
+    sizes = PRESETS.get(settings.model.preset, {})
+    differ = sizes and all(getattr(settings.model, name) != size for name, size in sizes.items())
+    return "no effect, as every size of it is set to another value" if differ else ""
+
+
+def _learning_rate(settings: Settings) -> str:
+    optimizer = settings.optimizer
+    high = optimizer.schedule == "palm" and optimizer.learning_rate > 1
+    return "no more effect than 1, as schedule palm is min(learning_rate, 1/sqrt(step))" if high else ""
+
+
+def _long_warmup(settings: Settings) -> str:
+    warmup, steps = settings.optimizer.warmup_steps, settings.train.steps
+    if warmup <= steps:
+        return ""
+    return (
+        f"longer than train.steps = {steps}, so that the rate only rises, to {steps / warmup:.2g} of "
+        "optimizer.learning_rate"
+    )
+
+
+def _final_fraction(settings: Settings) -> str:
+    if settings.optimizer.warmup_steps >= settings.train.steps:
+        return "no effect, as optimizer.warmup_steps is not shorter than train.steps"
+    return ""
+
+
+def _text_field(settings: Settings) -> str:
+    path = settings.data.path
+    if path == "python-stdlib":
+        return "no effect, as data.path = python-stdlib has no fields; it is of .jsonl and .parquet"
+    try:
+        place = Path(path).expanduser()
+        names = (str(p) for p in place.rglob("*")) if place.is_dir() else iglob(str(place), recursive=True)
+        looked_at = list(islice(names, FILES_LOOKED_AT))
+        if not looked_at or any(kind in name.lower() for name in looked_at for kind in FIELDS):
+            return ""
+    except (OSError, ValueError, RuntimeError):  # said when the text is read
+        return ""
+    return f"no effect, as data.path = {path} has neither .jsonl nor .parquet"
+
+
+def _tokenizer_megabytes(settings: Settings) -> str:
+    return f"no effect, as data.tokenizer = {settings.data.tokenizer}" if settings.data.tokenizer else ""
+
+
+def _ramp(settings: Settings) -> str:
+    steps = settings.train.steps
+    late = [start for start, _ in settings.train.batch_ramp() if start >= steps]
+    return f"no effect from step {late[0]} on, as train.steps = {steps}" if late else ""
+
+
+def _micro_batch(settings: Settings) -> str:
+    sizes = settings.train.sizes_from(0)
+    same = all(size == settings.train.micro_batch for size in sizes)
+    return "no effect, as it is the whole of train.batch_size" if same else ""
+
+
+def _eval_every(settings: Settings) -> str:
+    every, steps = settings.train.eval_every, settings.train.steps
+    return f"no effect: the evaluation after train.steps = {steps} is the only one" if every >= steps else ""
+
+
+def _eval_sequences(settings: Settings) -> str:
+    every, steps = settings.train.eval_every, settings.train.steps
+    none = not every or every >= steps
+    return f"no effect, as train.eval_every = {every} leaves no evaluation before the last one" if none else ""
+
+
+def _checkpoint_every(settings: Settings) -> str:
+    every, steps = settings.train.checkpoint_every, settings.train.steps
+    return f"no effect: the checkpoint after train.steps = {steps} is the only one" if every >= steps else ""
+
+
+def _few_checkpoints(settings: Settings) -> str:
+    every, steps = settings.train.checkpoint_every, settings.train.steps
+    none = not every or every >= steps
+    return f"no effect, as train.checkpoint_every = {every} leaves no checkpoint but the last" if none else ""
+
+
+def _keep_every(settings: Settings) -> str:
+    keep, every, steps = settings.train.keep_every, settings.train.checkpoint_every, settings.train.steps
+    if not (keep and every):
+        return ""
+    common = math.lcm(keep, every)
+    if common > steps:
+        return f"no effect, as no checkpoint of every {every} steps is a multiple of it up to train.steps = {steps}"
+    if common > keep:
+        return f"keeps checkpoints of every {common} steps, as train.checkpoint_every = {every} makes no others"
+    return ""
+
+
+def _spikes(settings: Settings) -> str:
+    steps, least = settings.train.steps, USUAL_STEPS + settings.train.spike_steps
+    short = settings.train.spikes == "palm" and steps < least
+    return f"no effect with train.steps = {steps}: the first spike is seen after {least} steps" if short else ""
+
+
+def _spike_skip_most(settings: Settings) -> str:
+    return "no effect, as train.spike_tries = 1: there is no later try" if settings.train.spike_tries == 1 else ""
+
+
+def _spike_window(settings: Settings) -> str:
+    window, steps = settings.train.spike_window, settings.train.steps
+    return f"no more effect than train.steps = {steps}, which it is beyond" if window > steps else ""
+
+
+def _lora_alpha(settings: Settings) -> str:
+    return "" if settings.finetune.lora_rank else "no effect without finetune.lora_rank"
+
+
+def _strategy(settings: Settings) -> str:
+    parallel = settings.parallel
+    if parallel.devices == 1:
+        return "no effect on one device"
+    if parallel.strategy == "data" and parallel.model == 1:
+        return "no effect, as palm is the same where parallel.model = 1"
+    if parallel.strategy == "model" and parallel.pods * parallel.data == 1:
+        return "no effect, as palm is the same where parallel.pods x parallel.data = 1"
+    return ""
+
+
+def _shard_weights(settings: Settings) -> str:
+    parallel = settings.parallel
+    if parallel.devices == 1:
+        return "no effect on one device"
+    in_pod = parallel.data * (parallel.model if parallel.strategy == "data" else 1)
+    if parallel.strategy == "model":
+        return "no effect, as parallel.strategy = model has no data shards"
+    if parallel.shard_weights == "all" and parallel.pods == 1:
+        return "no more effect than pod, as parallel.pods = 1" if in_pod > 1 else "no effect without data shards"
+    if in_pod == 1 and parallel.shard_weights == "pod":
+        return "no effect, as there is one data shard in a pod"
+    return ""
+
+
+_PAIRS = _finetuning("a run on pairs reads them anew")
+_OWN_TOKENIZER = _finetuning("a fine-tuned model keeps its tokenizer")
+_ADAFACTOR, _ADAMW = _only("optimizer", "name", "adafactor"), _only("optimizer", "name", "adamw")
+_SPIKES = _only("train", "spikes", "palm")
+
+USELESS: dict[str, Why | None] = {
+    "model.preset": _preset,
+    "model.layers": None,
+    "model.d_model": None,
+    "model.heads": None,
+    "model.head_dim": None,
+    "model.d_ff": None,
+    "model.vocab_size": None,
+    "model.vocab_multiple": None,
+    "model.parallel": None,
+    "model.attention": None,
+    "model.mlp": None,
+    "model.norm": None,
+    "model.norm_epsilon": None,
+    "model.norm_scale": None,
+    "model.final_norm_scale": None,
+    "model.scaled_logits": None,
+    "model.xpos_base": None,
+    "optimizer.name": None,
+    "optimizer.schedule": None,
+    "optimizer.learning_rate": _learning_rate,
+    "optimizer.warmup_steps": _either(_only("optimizer", "schedule", "constant", "cosine"), _long_warmup),
+    "optimizer.final_fraction": _either(_only("optimizer", "schedule", "cosine"), _final_fraction),
+    "optimizer.clip_norm": None,
+    "optimizer.factored": _ADAFACTOR,
+    "optimizer.update_clip": _ADAFACTOR,
+    "optimizer.lr_squared_decay": _ADAFACTOR,
+    "optimizer.adamw_beta1": _ADAMW,
+    "optimizer.adamw_beta2": _ADAMW,
+    "optimizer.adamw_eps": _ADAMW,
+    "optimizer.adamw_weight_decay": _ADAMW,
+    "data.path": None,
+    "data.text_field": _either(_finetuning("finetune.prompt_field and target_field name its fields"), _text_field),
+    "data.seq_len": None,
+    "data.validation_fraction": None,
+    "data.tokenizer": _OWN_TOKENIZER,
+    "data.tokenizer_megabytes": _either(_OWN_TOKENIZER, _tokenizer_megabytes),
+    "data.prepared": _PAIRS,
+    "train.steps": None,
+    "train.batch_size": _ramp,
+    "train.micro_batch": _micro_batch,
+    "train.z_loss": None,
+    "train.seed": None,
+    "train.eval_every": _eval_every,
+    "train.eval_sequences": _eval_sequences,
+    "train.output": None,
+    "train.checkpoint_every": _checkpoint_every,
+    "train.keep_last": _few_checkpoints,
+    "train.keep_every": _either(_few_checkpoints, _keep_every),
+    "train.checkpoint_in_background": _few_checkpoints,
+    "train.spikes": _spikes,
+    "train.spike_window": _either(_SPIKES, _spike_window),
+    "train.spike_deviations": _SPIKES,
+    "train.spike_steps": _SPIKES,
+    "train.spike_look_back": _SPIKES,
+    "train.spike_skip": _SPIKES,
+    "train.spike_skip_most": _either(_SPIKES, _spike_skip_most),
+    "train.spike_tries": _SPIKES,
+    "train.device": None,
+    "train.compute_dtype": None,
+    "train.peak_tflops": None,
+    "finetune.checkpoint": None,
+    "finetune.prompt_field": _without_checkpoint,
+    "finetune.target_field": _without_checkpoint,
+    "finetune.dropout": _without_checkpoint,
+    "finetune.lora_rank": _without_checkpoint,
+    "finetune.lora_alpha": _either(_without_checkpoint, _lora_alpha),
+    "parallel.pods": None,
+    "parallel.data": None,
+    "parallel.model": None,
+    "parallel.strategy": _strategy,
+    "parallel.shard_weights": _shard_weights,
+    "parallel.recompute": None,
+}
+"""Why each setting has no effect, or less than it says; closed: a test asks for an entry for every setting."""
+
+OFF: dict[str, Any] = {
+    "optimizer.warmup_steps": 0,
+    "optimizer.factored": False,
+    "optimizer.update_clip": 0.0,
+    "optimizer.lr_squared_decay": False,
+    "optimizer.adamw_weight_decay": 0.0,
+    "data.tokenizer": "",
+    "train.micro_batch": 0,
+    "train.eval_every": 0,
+    "train.checkpoint_every": 0,
+    "train.keep_every": 0,
+    "finetune.dropout": 0.0,
+    "finetune.lora_rank": 0,
+    "parallel.strategy": "palm",
+    "parallel.shard_weights": "off",
+}
+"""Values that ask for nothing."""
