@@ -16,7 +16,7 @@ from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.generate import cpu_step
-from mindspore_palm.generate.decoder import CHUNK, Decoder
+from mindspore_palm.generate.decoder import CHUNK, Decoder, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"C++": 200, "MindSpore": 20}
@@ -226,3 +226,13 @@ def test_the_network_stays_as_it_is(device, rng):
     names = [p.name for p in palm.trainable_params()]
     Decoder(palm, 1, 64)
     assert [p.name for p in palm.trainable_params()] == names == list(weights_of(palm))
+
+
+@pytest.mark.parametrize(("attention", "heads"), [("multi_query", 1), ("multi_head", 3)])
+def test_a_token_leaves_one_key_and_one_value_a_layer(device, rng, attention, heads):
+    """Of head_dim numbers each; multi-head attention leaves those of every head."""
+    sizes = {"d_model": 24, "heads": 3, "head_dim": 8, "d_ff": 48, "vocab_size": 40, "layers": 2}
+    step = Step(network(rng, **sizes, attention=attention), sequences=5, context=64)
+    cached = [p for p in step.get_parameters() if p.name.startswith("cache.")]
+    assert len(cached) == 2 * 2
+    assert sum(p.size for p in cached) == 5 * 64 * 2 * (1 + 1) * 8 * heads
