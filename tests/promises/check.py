@@ -73,7 +73,8 @@ def summary(ledger: dict) -> str:
     return (
         f"{len(entries)} sentences: {kinds['promises']} promise something, {kinds['explains']} explain; "
         f"of the promises, {len(tested)} have tests ({len(tests)} tests; for {len(by_default)} some run by default), "
-        f"{others['measured']} name a measurement, {others['source']} a source; of {others['untested']} a part is untested"
+        f"{others['measured']} name a measurement, {others['source']} a source; "
+        f"of {others['untested']} a part is untested"
     )
 
 
