@@ -17,6 +17,7 @@ from reference import palm as reference
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.decoder import CHUNK, Decoder, Step
+from mindspore_palm.parallel.axes import Layout, layout
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"C++": 200, "MindSpore": 20}
@@ -115,6 +116,19 @@ def test_switches_of_pytorchs_palms_decode_as_well(device, rng, steps):
     for position in range(80, 90):
         assert relative(logits[0], whole[position - 1]) < TOLERANCE
         logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
+
+
+def test_in_another_type_mindspores_own_ops_decode(device, rng):
+    """In float16, as a whole pass in float16 does: 2^-11 a rounding, in another order of sums."""
+    with layout(Layout(compute_dtype="float16")):
+        palm = network(rng, **{**EVEN, "layers": 1})
+        ids = rng.integers(0, palm.config.vocab_size, (1, 70)).astype(np.int32)
+        whole, decoder = palm(Tensor(ids)).asnumpy()[0], Decoder(palm, 1, 70)
+        assert decoder._cpu_step is None
+        logits, _ = decoder.read([list(ids[0, :66])])
+        for position in range(66, 70):
+            assert relative(logits[0], whole[position - 1]) < 2e-3
+            logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
 
 
 def test_a_sequence_is_started_anew(device, rng):
