@@ -45,6 +45,19 @@ def test_the_spike_is_cured(cured, clean):
     assert "in steps 151 to 153" in said and "decisions to go back or to leave out batches: 1, in rewinds.json" in said
 
 
+def test_every_later_checkpoint_holds_the_decision(cured):
+    """And with it, which batches are left out."""
+    folder, _ = cured
+    (rewind,) = json.loads((folder / "rewinds.json").read_text())
+    later = [step for step in checkpoints_of(folder) if step > rewind["to"]]
+    assert len(later) >= 3
+    for step in later:
+        state = json.loads((folder / "checkpoints" / f"step_{step:06d}" / "state.json").read_text())
+        (held,) = state["progress"]["rewinds"]
+        assert (held["at"], held["to"], held["skip"]) == (rewind["at"], rewind["to"], rewind["skip"])
+        assert state["data"]["skipped"] == [rewind["skip"]]
+
+
 def test_training_ends_near_the_clean_run(cured, clean):
     ours, theirs = rows_of(cured[0]), rows_of(clean)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [str(n + 1) for n in range(STEPS)]

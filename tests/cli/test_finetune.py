@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints.command import finish
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 LETTERS = "abcdefghijklmnop"
@@ -100,7 +100,11 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
     shutil.copytree(home / "lora", home / "parts")
     for name in ("checkpoints/step_000150", "final"):
         shutil.rmtree(home / "parts" / name)
+    base = home / "base" / "model.safetensors"
+    content = base.read_bytes()
+    save_file({name: weight + 1 for name, weight in load_file(base).items()}, base)  # trained further meanwhile
     code, out, err = door("train", home, *LORA[:-1], "train.output=parts")
+    base.write_bytes(content)
     assert code == 0 and "going on from step 100" in out, err
     assert rows_of(home / "parts") == rows_of(home / "lora")
     last = "checkpoints/step_000150/rank_0.safetensors"

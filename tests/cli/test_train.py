@@ -146,6 +146,15 @@ def test_the_metrics_of_a_run(finished):
     assert [i for i, row in enumerate(rows, 1) if row["validation_loss"]] == [5, 10, 12]
 
 
+def test_utilisation_is_the_share_of_the_peak(finished):
+    """Tokens a second times FLOPs a token over train.peak_tflops, which is 1 here; HFU is MFU where all is kept."""
+    flops = 6 * (512 * 32 + 32 * (2 * 2 * 16 + 2 * 16) + 3 * 32 * 64) + 12 * 1 * 2 * 16 * 32
+    for row in rows_of(finished[0]):
+        assert float(row["mfu"]) == pytest.approx(float(row["tokens_per_second"]) * flops / 1e12, rel=1e-4)
+        assert float(row["hfu"]) == float(row["mfu"])
+        assert float(row["tokens_per_second"]) == pytest.approx(128 / float(row["seconds"]), rel=1e-3)
+
+
 def test_what_a_run_says_first(finished):
     _, out, _ = finished
     before = out.split("step 5:")[0]

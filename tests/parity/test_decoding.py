@@ -16,7 +16,8 @@ from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.generate import cpu_step
-from mindspore_palm.generate.decoder import CHUNK, Decoder
+from mindspore_palm.generate.decoder import CHUNK, Decoder, Step
+from mindspore_palm.parallel.axes import Layout, layout
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"C++": 200, "MindSpore": 20}
@@ -115,6 +116,19 @@ def test_switches_of_pytorchs_palms_decode_as_well(device, rng, steps):
     for position in range(80, 90):
         assert relative(logits[0], whole[position - 1]) < TOLERANCE
         logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
+
+
+def test_in_another_type_mindspores_own_ops_decode(device, rng):
+    """In float16, as a whole pass in float16 does: 2^-11 a rounding, in another order of sums."""
+    with layout(Layout(compute_dtype="float16")):
+        palm = network(rng, **{**EVEN, "layers": 1})
+        ids = rng.integers(0, palm.config.vocab_size, (1, 70)).astype(np.int32)
+        whole, decoder = palm(Tensor(ids)).asnumpy()[0], Decoder(palm, 1, 70)
+        assert decoder._cpu_step is None
+        logits, _ = decoder.read([list(ids[0, :66])])
+        for position in range(66, 70):
+            assert relative(logits[0], whole[position - 1]) < 2e-3
+            logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
 
 
 def test_a_sequence_is_started_anew(device, rng):
@@ -226,3 +240,13 @@ def test_the_network_stays_as_it_is(device, rng):
     names = [p.name for p in palm.trainable_params()]
     Decoder(palm, 1, 64)
     assert [p.name for p in palm.trainable_params()] == names == list(weights_of(palm))
+
+
+@pytest.mark.parametrize(("attention", "heads"), [("multi_query", 1), ("multi_head", 3)])
+def test_a_token_leaves_one_key_and_one_value_a_layer(device, rng, attention, heads):
+    """Of head_dim numbers each; multi-head attention leaves those of every head."""
+    sizes = {"d_model": 24, "heads": 3, "head_dim": 8, "d_ff": 48, "vocab_size": 40, "layers": 2}
+    step = Step(network(rng, **sizes, attention=attention), sequences=5, context=64)
+    cached = [p for p in step.get_parameters() if p.name.startswith("cache.")]
+    assert len(cached) == 2 * 2
+    assert sum(p.size for p in cached) == 5 * 64 * 2 * (1 + 1) * 8 * heads

@@ -185,6 +185,8 @@ def test_json_has_all_of_it(few, tmp_path):
     assert sum(s["bytes"] for s in written["slices"]) == written["state_bytes"] == run.state_bytes()
     assert sum(c["count"] for c in written["collectives"]) == sum(run.ledger.counts.values())
     assert written["mesh"] == {"pod": 2, "data": 4, "model": 2} and written["target"] == "GPU"
+    assert sum(c["count"] for c in written["longest_chain"]) == sum(run.ledger.chain.values()) > 0
+    assert (written["seconds"], written["memory_bytes"]) == (run.seconds, run.memory) and run.seconds > 0 < run.memory
     text = describe_dry_run(run, settings, "GPU", 0)
     assert "rank 0 of 16" in text and show_axes(run.ledger.counts) in text
     assert all(

@@ -14,7 +14,7 @@ from mindspore_palm.parallel.axes import DATA_AXES, Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.links import all_gather, all_reduce, bandwidth
 from mindspore_palm.plan.machines import load_machine
-from mindspore_palm.plan.published import PALM, mt_nlg_seconds, palm_seconds, predictions
+from mindspore_palm.plan.published import MT_NLG, PALM, mt_nlg_seconds, palm_seconds, predictions
 from mindspore_palm.plan.step_time import step_time
 from mindspore_palm.plan.workload import Workload
 from mindspore_palm.settings import load_settings
@@ -53,6 +53,14 @@ def test_published_times():
     assert mt_nlg_seconds() == pytest.approx(60.1, rel=0.20)
     two_pods, *_ = predictions()
     assert f"{two_pods.published:.2f}" == "17.60" and two_pods.ours == palm_seconds(2)
+
+
+def test_mt_nlg_in_turns_would_take_47_seconds():
+    """35 stages of three layers each that take turns layer by layer, as Megatron's do; the article's run is without."""
+    layout = Layout(Mesh(1, 8, 8), shard_weights="off", recompute="block", compute_dtype="bfloat16")
+    one, three = (Workload(MT_NLG, layout, 2048, 1920, 8, pipeline=35, turns=turns) for turns in (1, 3))
+    assert step_time(one, A100).seconds == pytest.approx(mt_nlg_seconds(), rel=1e-9)
+    assert step_time(three, A100).seconds == pytest.approx(47, abs=0.5)
 
 
 def test_the_configuration_gives_palms_step():

@@ -7,7 +7,7 @@ from mindspore import ops
 
 from mindspore_palm import PaLMConfig
 from mindspore_palm.model.projection import ProjectIn
-from mindspore_palm.parallel.axes import DATA_AXES, Layout, current_layout, layout, shard
+from mindspore_palm.parallel.axes import DATA_AXES, TABLES, Layout, current_layout, layout, shard
 from mindspore_palm.parallel.mesh import Mesh
 
 POD = Layout(Mesh(pods=2, data=256, model=12))
@@ -22,6 +22,12 @@ def test_palm_540b_cuts_tokens_512_ways_and_heads_12_ways():
 def test_another_table_is_another_strategy():
     data_only = Layout(POD.mesh, DATA_AXES)
     assert data_only.strategy(("tokens", "embed"), ("embed", "heads")) == ((6144, 1), (1, 1))
+
+
+def test_workers_that_decode_cut_heads_and_vocabulary_and_keep_the_whole_cache():
+    two = Layout(Mesh(model=2), TABLES["model"])
+    assert (two.shards("heads"), two.shards("vocab")) == (2, 2)
+    assert two.strategy(("batch", "context", "per_head")) == ((1, 1, 1),)  # keys and values of one head
 
 
 def test_an_undeclared_axis_is_an_error_on_one_device_too():

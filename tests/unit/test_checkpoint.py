@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import tracemalloc
 from itertools import pairwise, product
 
 import numpy as np
@@ -131,6 +132,28 @@ def test_a_tensor_is_copied_in_blocks(two, whole, tmp_path, monkeypatch):
         write_tensors(file, stored, {"a": "b"})
     again = load_file(tmp_path / "one.safetensors")
     assert all(np.array_equal(again[name], value) and again[name].dtype == value.dtype for name, value in whole.items())
+
+
+def test_neither_reading_nor_exporting_holds_a_tensor_whole(tmp_path, monkeypatch):
+    """A tensor of 8 MB in two slices: a window of it takes its own bytes, an export no more than some blocks."""
+    monkeypatch.setattr(module, "BLOCK", 2**17)
+    shape = (8192, 256)
+    there = {"embedding": Placement("embedding", shape, ("vocab", "embed"), Layout(Mesh(1, 1, 2)))}
+    folder = write(tmp_path, there, lambda name, window: np.full((4096, 256), window[0].start, np.float32))
+    stored = Checkpoint(folder).tensors
+    peaks = []
+    for work in (
+        lambda: stored["embedding"].read((slice(4000, 4200), slice(0, 256))),
+        lambda: write_tensors(file, stored, {"a": "b"}),
+    ):
+        with open(tmp_path / "one.safetensors", "wb") as file:
+            tracemalloc.start()
+            work()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert max(peaks) < 2**20, peaks
+    again = load_file(tmp_path / "one.safetensors")["embedding"]
+    assert again.shape == shape and (again[:4096] == 0).all() and (again[4096:] == 4096).all()
 
 
 def believed(folder):

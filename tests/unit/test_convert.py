@@ -256,6 +256,17 @@ def test_mindir_runs_without_this_package(convert, palm, tmp_path, rng):
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), load(palm)(Tensor(tokens)).asnumpy())
 
 
+def test_a_mindir_of_more_than_a_gigabyte_is_refused(tokenizer, tmp_path):
+    from mindspore_palm.convert.mindir import MindIR
+    from mindspore_palm.convert.model import Options
+
+    model = random_model(tokenizer)
+    model.weights["embedding"] = np.broadcast_to(np.float32(0), (2**28, 1))  # a GiB that takes no memory
+    with pytest.raises(UserError, match=r"1\.1 GB of weights; one MindIR file holds at most 1 GB"):
+        MindIR().write(model, tmp_path / "palm.mindir", Options())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_twice_the_width_is_the_same_function(convert, palm, tmp_path):
     """Small activations, where the epsilons of the two norms differ most, would show a wrong one."""
     said = convert(palm, tmp_path / "wide", wide=True)

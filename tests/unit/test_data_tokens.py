@@ -31,6 +31,12 @@ def test_what_is_written_is_read(tmp_path, vocab_size, kind):
     assert (file.vocab_size, file.documents, len(file)) == (vocab_size, 1, 3)
 
 
+def test_tokens_are_mapped_and_not_read_whole(tmp_path):
+    write(tmp_path / "t")
+    file = TokenFile(tmp_path / "t")
+    assert isinstance(file.tokens, np.memmap) and file.tokens.mode == "r"
+
+
 def test_documents_over_parts_and_flushes(tmp_path):
     file = write(tmp_path / "t")
     assert file.tokens.tolist() == [5, 6, 1, 7, 8, 1, 1]

@@ -1,6 +1,7 @@
 """Pairs of a prompt and a target: what is given, what is learned, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data import Batches, read_pairs, validation_batches
 from mindspore_palm.errors import UserError
+from mindspore_palm.settings import load_settings
 
+ROOT = Path(__file__).resolve().parents[2]
 FINETUNE = FinetuneConfig(checkpoint="runs/some")
 
 
@@ -63,6 +66,18 @@ def test_held_out_pairs_are_no_training_pairs(tokenizer, tmp_path):
     assert not train & validation and len(train) + len(validation) == 200 and 8 <= len(validation) <= 40
     scored = [targets for _, targets in validation_batches(prepared.validation, 32, tokenizer.eod, 16)]
     assert sum(int((targets >= 0).sum()) for targets in scored) == len(prepared.validation)
+
+
+def test_the_numbers_that_the_readme_asks_for_are_held_out(tokenizer, tmp_path):
+    """Its pairs count to 2,000; "after 1409 comes" and "after 293 comes" are asked, "Neither number was trained on"."""
+    file = write(tmp_path, [{"prompt": f"after {n} comes ", "target": f"{n + 1}"} for n in range(2000)])
+    fraction = load_settings(ROOT / "yaml" / "finetune_lora.yaml")[0].data.validation_fraction
+    prepared = read(file, tokenizer, validation_fraction=fraction, seq_len=64)
+    assert [len(side.pairs) for side in (prepared.train, prepared.validation)] == [1945, 55]
+    held = {tokenizer.decode(pair.prompt) for pair in prepared.validation.pairs}
+    trained = {tokenizer.decode(pair.prompt) for pair in prepared.train.pairs}
+    for asked in ("after 1409 comes ", "after 293 comes "):
+        assert asked in held and asked not in trained and asked in (ROOT / "README.md").read_text()
 
 
 def test_of_few_pairs_the_last_is_held_out(tokenizer, tmp_path):

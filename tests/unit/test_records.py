@@ -88,6 +88,18 @@ def test_the_drawing_is_a_png_whatever_the_losses(losses, reference, tmp_path):
     assert [float(r["loss"]) for r in table(tmp_path)] == pytest.approx(losses, nan_ok=True)
 
 
+def test_what_gzip_needs_is_drawn(tmp_path):
+    """At its height: a drawing without it differs, one with another number as well."""
+    drawn = set()
+    for number, reference in enumerate((None, 1.5, 1.9)):
+        (tmp_path / str(number)).mkdir()
+        with Records(tmp_path / str(number), reference) as records:
+            for step in (1, 2):
+                records.add(row(step, validation_loss=1.2, validation_bits_per_byte=1.7))
+        drawn.add(Image.open(tmp_path / str(number) / "loss.png").tobytes())
+    assert len(drawn) == 3
+
+
 def test_no_rows_no_drawing(tmp_path):
     with Records(tmp_path, 1.0):
         pass

@@ -113,6 +113,23 @@ def test_a_checkpoint_becomes_a_model(run, palm, settings, tmp_path):
     assert {path.name for path in (run / "final").iterdir()} == {"config.yaml", "model.safetensors", "tokenizer.model"}
 
 
+def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm, tmp_path):
+    """With the weights, the sizes and the tokenizer that are there."""
+    from mindspore_palm import PaLM
+    from mindspore_palm.train.finetune import begin, open_data, with_model_of_checkpoint
+
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "1", "target": "2"}\n' * 2)
+    for place in (run, run / "checkpoints" / "step_000007", folder, folder.parent):
+        more = {"finetune": {"checkpoint": str(place)}, "data": {"path": str(tmp_path / "pairs.jsonl")}}
+        settings = with_model_of_checkpoint(Settings.model_validate({**more, "train": {"output": "elsewhere"}}))
+        assert settings.model == palm.config
+        assert open_data(settings).tokenizer.vocab_size == palm.config.vocab_size
+        network = PaLM(settings.model, seed=99)
+        begin(network, settings)
+        for theirs, ours in zip(palm.trainable_params(), network.trainable_params(), strict=True):
+            np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy(), strict=True)
+
+
 def test_what_people_import():
     from mindspore_palm import PaLM, PaLMConfig, Tokenizer, load
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError, run_command
@@ -293,6 +294,13 @@ def test_round_trip(overrides, tmp_path):
     file.write_text(settings_to_yaml(settings), encoding="utf-8")
     assert load_settings(file)[0] == settings
     assert (settings == Settings()) == (not overrides)
+
+
+def test_every_setting_is_written():
+    """Those that were left at their defaults, too: a later version may have others."""
+    content = yaml.safe_load(settings_to_yaml(Settings()))
+    fields = {section: set(group.annotation.model_fields) for section, group in Settings.model_fields.items()}
+    assert {section: set(group) for section, group in content.items()} == fields
 
 
 @pytest.mark.parametrize("file", EVERY_YAML, ids=[file.name for file in EVERY_YAML])

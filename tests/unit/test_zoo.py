@@ -63,6 +63,17 @@ def test_the_weights_are_those_of_a_network_made_at_once(device):
         assert not q.has_init
 
 
+def test_weights_are_drawn_when_asked_for(device):
+    from mindspore_palm import PaLM, PaLMConfig, create_model
+
+    at_once, by_name = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL)), create_model("palm_tiny", **SMALL)
+    assert all(p.has_init for p in by_name.trainable_params())
+    by_name.init_parameters_data()
+    for p, q in zip(at_once.trainable_params(), by_name.trainable_params(), strict=True):
+        assert not q.has_init
+        np.testing.assert_array_equal(q.asnumpy(), p.asnumpy(), strict=True)
+
+
 def test_a_network_by_name_trains(device):
     from mindspore import Tensor
 

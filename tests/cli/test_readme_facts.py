@@ -1,0 +1,140 @@
+"""Names, numbers and answers of the README, compared with the code that they are of."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = " ".join(README.split())
+OTHERS = {  # options of other programs
+    "--dist",  # pytest
+    "--worker_num",  # msrun
+    "--local_worker_num",
+    "--join",
+    "--logdir",  # tensorboard
+    "--model",  # the harness
+    "--model_args",
+    "--tasks",
+    "--include_path",
+}
+
+
+def number(pattern: str) -> float:
+    """The one number that the README has at a place."""
+    (found,) = re.findall(pattern, TEXT)
+    return float(found.replace(",", ""))
+
+
+def test_files_that_the_readme_names_are_there():
+    linked = re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT)
+    folders = "run|yaml|tests|benchmarks|docs|mindspore_palm"
+    named = re.findall(rf"(?<![\w/])((?:{folders})/[\w./]*\w\.(?:py|yaml|txt|png|md|json))\b", TEXT)
+    assert len(linked) > 8 and len(named) > 60
+    assert not [name for name in {*linked, *named} if not (ROOT / name).exists()]
+
+
+def test_settings_that_the_readme_names_are_there():
+    sections = "|".join(Settings.model_fields)
+    named = set(re.findall(rf"(?<![\w/.])({sections})\.([a-z_]+)\b(?!/)", TEXT))
+    named = {(s, n) for s, n in named if n not in ("py", "yaml", "safetensors", "jsonl", "txt")}
+    fields = {(s, name) for s, group in Settings.model_fields.items() for name in group.annotation.model_fields}
+    assert len(named & fields) > 25
+    assert named - fields == {("train", "stpes")}  # a slip that is shown
+
+
+def test_options_that_the_readme_names_are_there():
+    sources = [
+        *(ROOT / "mindspore_palm").rglob("*.py"),
+        *(ROOT / "run").glob("*.py"),
+        *(ROOT / "tests").rglob("table.py"),
+    ]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in sources)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", TEXT)) - OTHERS
+    assert len(named) > 35
+    assert not [option for option in named if f'"{option}"' not in code]
+
+
+def test_the_columns_of_metrics_csv_are_those_that_are_written():
+    from mindspore_palm.train.records import Row
+
+    (cell,) = re.findall(r"^\| `metrics\.csv` \| (.*) \|$", README, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", cell) == [field.name for field in dataclasses.fields(Row)]
+
+
+def test_numbers_are_those_of_the_code():
+    from mindspore_palm.convert import convert
+    from mindspore_palm.generate import decoder
+    from mindspore_palm.parallel import host
+    from mindspore_palm.train import loop
+
+    train = Settings().train
+    assert number(r"Prompts are read in chunks of (\d+) tokens") == decoder.CHUNK
+    assert number(r"`MINDSPORE_PALM_HOST_PATIENCE` seconds, (\d+) unless set") == host.PATIENCE
+    assert number(r"nothing is finite for (\d+) steps") == loop.LOST
+    assert number(r"differs by more than (\S+) of the largest logit") == convert.TOLERANCE
+    assert number(r"newest checkpoint at least (\d+) steps before") == train.spike_look_back
+    assert number(r"leaves out (\d+) batches") == train.spike_skip
+    assert number(r"then 350, then (\d+), and ends") == train.spike_skip_most
+    assert train.spike_tries == 3 and train.spike_steps == 3  # three tries are named, and "three in a row"
+
+
+def test_finetune_yaml_has_the_settings_that_the_readme_names():
+    settings, _ = load_settings(ROOT / "yaml" / "finetune.yaml")
+    assert number(r"has PaLM's settings: (\S+) at all times") == settings.optimizer.learning_rate
+    assert (settings.optimizer.name, settings.optimizer.schedule) == ("adafactor", "constant")
+    assert settings.optimizer.warmup_steps == 0
+    assert number(r"and dropout ([\d.]+) behind the embedding") == settings.finetune.dropout
+    assert settings.finetune.lora_rank == 0  # all weights
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "parameters"),
+    [
+        ("palm_8b", 8, "8,631,877,632"),
+        ("palm_62b", 512, "62,495,129,600"),
+        ("palm_540b", 6144, "540,354,281,472"),
+    ],
+)
+def test_palms_own_sizes_are_for_their_devices_and_answer_with_their_memory(name, devices, parameters, door, tmp_path):
+    settings, _ = load_settings(ROOT / "yaml" / f"{name}.yaml")
+    assert settings.parallel.devices == devices and f"{devices:,}" in TEXT
+    assert f"{settings.model.parameter_count():,}" == parameters and parameters in TEXT
+    code, _, err = door("train", tmp_path, "--config", ROOT / "yaml" / f"{name}.yaml", "train.device=CPU")
+    assert code == 2 and re.fullmatch(r"error: this run needs about [\d,.]+ [GT]B .*\n", err), err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_weights_is_that_of_the_network():
+    from mindspore_palm.model.initial import placements
+    from mindspore_palm.parallel.axes import Layout
+
+    config = PaLMConfig(layers=2, d_model=36, heads=3, head_dim=8, d_ff=144, vocab_size=61, vocab_multiple=8)
+    sizes = {"V": config.padded_vocab, "d_model": 36, "H": 3, "K": 8, "F": 144}
+    rows = re.findall(r"^\| `([\w.{}]+)` \| \[([^]]+)\] \| [^|]+ \|$", README, re.MULTILINE)
+    assert len(rows) == 5
+    documented = {}
+    for name, axes in rows:
+        spelled = [re.sub(r"\b2K\b", "2*K", axis).replace("2F", "2*F") for axis in axes.split(", ")]
+        shape = tuple(int(eval(axis, {}, sizes)) for axis in spelled)
+        documented |= {name.replace("{i}", str(i)): shape for i in range(2 if "{i}" in name else 1)}
+    assert documented == {place.name: place.shape for place in placements(config, Layout())}
+
+
+def test_the_answer_about_pathways_is_what_the_command_prints():
+    from mindspore_palm.plan import commands
+
+    quoted = " ".join(line[1:].strip() for line in README.splitlines() if line.startswith(">"))
+    answer = commands.pods(load_settings(ROOT / "yaml" / "palm_540b.yaml")[0], "tpu-v4").rpartition("\n\n")[2]
+    assert " ".join(answer.split()) == quoted
+    alone, both = (float(x) for x in re.findall(r"(?:alone takes|program each, take) ([\d.]+) s", quoted))
+    assert number(r"The model has two pods at ([\d.]+) % of two separate ones") == pytest.approx(
+        100 * alone / both, abs=0.05
+    )
