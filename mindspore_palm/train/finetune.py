@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +16,9 @@ from mindspore_palm.model.dropout import draw_keep
 from mindspore_palm.model.lora import adapt, adapter_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
-from mindspore_palm.train.resume import kept_text
+from mindspore_palm.train.resume import Start, check_corpus, kept_text
 from mindspore_palm.train.saved import CONFIG, find_model, load_tokenizer, read_config, weight_reader
+from mindspore_palm.train.state import fingerprint
 
 
 def with_model_of_checkpoint(settings: Settings) -> Settings:
@@ -70,6 +73,20 @@ def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
             f"{settings.model.vocab_size:,}; copy the tokenizer that it was trained with there"
         )
     return read_pairs(settings.data, finetune, tokenizer)
+
+
+def check_text(settings: Settings, start: Start, state: Mapping[str, Any]) -> None:
+    """Sees that the text is the one that a run was begun with.
+
+    Args:
+        settings: all of them.
+        start: what is accepted.
+        state: of a checkpoint of the run.
+
+    Raises:
+        UserError, Interrupted, OSError: as ``open_data`` and ``check_corpus``.
+    """
+    check_corpus(state.get("corpus", {}), fingerprint(open_data(settings)), start, settings)
 
 
 def begin(palm: PaLM, settings: Settings) -> None:

@@ -17,8 +17,9 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings, settings_to_yaml
 from mindspore_palm.train.adapter import ADAPTER
 from mindspore_palm.train.checkpoint import Checkpoint, DamagedCheckpoint, folder_name, steps_in
+from mindspore_palm.train.finetune import check_text
 from mindspore_palm.train.progress import REWINDS
-from mindspore_palm.train.resume import Start, check_same
+from mindspore_palm.train.resume import NAMES, Start, check_same, differences
 
 CHECKPOINTS = "checkpoints"
 BEGUN = ("metrics.csv", "loss.png", "tensorboard", "tensorboard.tmp", CHECKPOINTS, REWINDS, ADAPTER)
@@ -59,12 +60,12 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 def check_run_folder(settings: Settings, start: Start) -> Found:
-    """What a run finds in its folder; changes nothing.
+    """What a run finds in its folder; changes nothing there.
 
     Raises:
         UserError: the folder holds a run that this one is no continuation of.
     """
-    folder, steps = Path(settings.train.output), settings.train.steps
+    folder, steps, before = Path(settings.train.output), settings.train.steps, settings
     if start.overwrite:
         return Found.NOTHING
     there = steps_in(folder / CHECKPOINTS)
@@ -86,7 +87,8 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
             config = Checkpoint(folder / CHECKPOINTS / folder_name(step)).folder / "config.yaml"
         except DamagedCheckpoint:
             continue  # said when the run goes on from the one before
-        check_same(load_settings(config)[0], settings, start, folder)
+        before = load_settings(config)[0]
+        check_same(before, settings, start, folder)
         break
     if start.asked:
         return Found.CHECKPOINTS
@@ -95,7 +97,11 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
             f"{folder} has taken {there[0]:,} steps, and train.steps is {steps:,}; set train.steps higher to go on, "
             "or go back by --rewind-to"
         )
-    return Found.FINISHED if there[0] == steps == _step_of_model(folder / "final") else Found.CHECKPOINTS
+    if not there[0] == steps == _step_of_model(folder / "final"):
+        return Found.CHECKPOINTS
+    if set(differences(before, settings)) & set(NAMES):  # else a run on another text would be said to be finished
+        check_text(settings, start, Checkpoint(folder / CHECKPOINTS / folder_name(steps)).state)
+    return Found.FINISHED
 
 
 def finished(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """The door for data: a good run ends with 0 from any folder, a bad one with 2 and a sentence."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -32,6 +33,49 @@ def test_a_good_run_from_any_folder(tmp_path, settings):
         (folder,) = (tmp_path / "p").iterdir()
         assert done.stdout.splitlines()[-1].split() == ["folder", f"p/{folder.name}"]
     assert {path.name for path in folder.iterdir()} >= {"tokenizer.model", "train", "validation", "meta.json"}
+
+
+def test_text_without_a_space_is_prepared(tmp_path):
+    (tmp_path / "n.txt").write_text("emma\nolivia\nava\nnoah\n" * 500)
+    done = command(tmp_path, "data.path=n.txt", "data.prepared=p", "model.vocab_size=270")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_name_that_is_not_utf8_is_prepared_and_shown(tmp_path, settings):
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
+    os.rename(tmp_path / "a.txt", name)
+    for environment in ({}, {"PYTHONIOENCODING": "ascii"}):
+        line = [sys.executable, str(ROOT / "run" / "prepare_data.py"), *settings, b"data.path=caf\xe9.txt"]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, env={**os.environ, **environment})
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"caf\\xe9.txt: 1 file" in done.stdout
+    missing = subprocess.run([*line[:-1], b"data.path=th\xe9.txt"], cwd=tmp_path, capture_output=True)
+    assert missing.returncode == 2 and b"th\\xe9.txt: there is no such file" in missing.stderr
+
+
+def test_a_folder_says_what_is_not_read_and_does_not_wait_for_a_pipe(tmp_path, settings):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (tmp_path / "a.txt").rename(texts / "a.txt")
+    (texts / "cover.png").write_bytes(b"x" * 3000)
+    os.mkfifo(texts / "pipe.txt")
+    done = command(tmp_path, *settings, "data.path=texts", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left out    2 files, 3.0 kB, not read: cover.png (.png), pipe.txt (a named pipe)\n" in done.stdout
+
+
+def test_a_book_among_notes_is_trained_on(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(40):
+        (texts / f"{number}.txt").write_text(f"note {number}: milk, {number * 7} eggs and {number % 9} loaves\n" * 3)
+    book = "".join(f"line {i} of the book tells of {i * i} things\n" for i in range(22_000))
+    (texts / "book.txt").write_text(book)
+    done = command(tmp_path, "data.path=texts", "data.prepared=p", "model.vocab_size=300")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "held out    the end of each document of more than " in done.stdout
+    sizes = dict(re.findall(r"^(train|validation) +.*?([\d.]+) MB", done.stdout, re.MULTILINE))
+    assert float(sizes["validation"]) == pytest.approx(0.02 * len(book) / 1e6, abs=0.01)
 
 
 @pytest.mark.parametrize(

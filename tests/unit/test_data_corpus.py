@@ -1,5 +1,6 @@
 """Every kind of corpus is read as it is, and every bad one is refused with its place and what to change."""
 
+import decimal
 import json
 
 import pytest
@@ -107,6 +108,62 @@ def test_bad_parquet_columns(tmp_path):
         read(file, "n")
     with pytest.raises(UserError, match="row 2: the column 'body' must hold strings, and here is null"):
         read(file, "body")
+
+
+def test_bytes_of_a_parquet_are_text_if_they_are_utf8(tmp_path):
+    file = parquet(tmp_path / "a.parquet", {"text": pyarrow.array([b"caf\xc3\xa9", b""], pyarrow.binary())})
+    assert read(file) == ["café"]
+    file = parquet(tmp_path / "b.parquet", {"text": pyarrow.array([b"ok", b"caf\xe9"], pyarrow.binary())})
+    with pytest.raises(UserError, match=r"b\.parquet, row 2: not UTF-8 text at byte 3 of the column 'text'"):
+        read(file)
+
+
+TEXTS = ["ab", "é", "ab"]
+BYTES = [text.encode() for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array(TEXTS, pyarrow.string()),
+        pyarrow.array(TEXTS, pyarrow.large_string()),
+        pyarrow.array(TEXTS, pyarrow.string_view()),
+        pyarrow.array(TEXTS).dictionary_encode(),
+        pyarrow.array(BYTES, pyarrow.binary()),
+        pyarrow.array(BYTES, pyarrow.large_binary()),
+        pyarrow.array(BYTES, pyarrow.binary(2)),
+    ],
+    ids=lambda column: str(column.type)[:12],
+)
+def test_every_kind_of_text_of_a_parquet_is_read(tmp_path, column):
+    assert read(parquet(tmp_path / "a.parquet", {"text": column})) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        (1_600_000_000, pyarrow.timestamp("s"), "a date or time"),
+        (1_600_000_000_000_000_001, pyarrow.timestamp("ns"), "(a date or time|of type timestamp)"),
+        (10_000, pyarrow.date32(), "a date or time"),
+        (10_000, pyarrow.time32("s"), "a date or time"),
+        (5, pyarrow.duration("s"), "a duration"),
+        (2**62, pyarrow.duration("s"), "of type duration"),
+        (True, pyarrow.bool_(), "a truth value"),
+        (1.5, pyarrow.float64(), "a number"),
+        (decimal.Decimal("1.5"), pyarrow.decimal128(5, 2), "a number"),
+        (["a"], pyarrow.list_(pyarrow.string()), "a list"),
+        ({"a": "b"}, pyarrow.struct({"a": pyarrow.string()}), "an object"),
+        (None, pyarrow.null(), "null"),
+    ],
+)
+def test_what_is_no_text_in_a_parquet_is_called_by_its_name(tmp_path, value, kind, said):
+    file = parquet(tmp_path / "a.parquet", {"text": pyarrow.array([value], kind)})
+    with pytest.raises(UserError, match=f"row 1: the column 'text' must hold strings, and here is {said}"):
+        read(file)
+
+
+def test_a_column_with_a_point_in_its_name(tmp_path):
+    assert read(parquet(tmp_path / "a.parquet", {"my.text": ["a"], "my": ["b"]}), "my.text") == ["a"]
 
 
 def test_nothing_there(tmp_path):

@@ -107,3 +107,68 @@ def test_the_sample_is_bounded_and_spread(most):
 def test_a_small_corpus_is_the_whole_sample():
     pieces = [Piece("train", "abc", 3, True), Piece("validation", "v", 1, True), Piece("train", "é", 2, True)]
     assert list(sample(pieces, 5, 5)) == ["abc", "é"]
+
+
+BOOK = "".join(f"chapter line {i} of the book, which goes on and on\n" for i in range(18000))  # 0.9 MB
+
+
+def held_out_book_seeds():
+    """Books that the hash holds out whole, and books that it does not."""
+    from mindspore_palm.data.split import held_out
+
+    books = [whole(f"{seed}\n{BOOK}") for seed in range(200)]
+    out = [book for book in books if held_out(book.text, 0.02)]
+    return out[0], next(book for book in books if book not in out)
+
+
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_a_book_among_notes_is_cut_and_notes_are_not(is_held_out):
+    book = held_out_book_seeds()[0 if is_held_out else 1]
+    notes = [whole(f"note {i}: {'remember the milk ' * (i % 5)}\n") for i in range(40)]
+    documents = [*notes[:20], book, *notes[20:]]
+    found = survey(lambda: documents, 0.02, "c")
+    assert found.mode == "long tails" and 0.015 < found.held_out < 0.025
+    pieces = list(split(documents, found.mode, 0.02, found.long))
+    for note in notes:
+        assert [piece.text for piece in pieces if note.text.startswith(piece.text)] == [note.text]
+    assert "".join(piece.text for piece in pieces) == "".join(document.text for document in documents)
+
+
+@given(
+    sizes=st.lists(st.sampled_from([1, 10, 300, 5000, 40_000]), min_size=1, max_size=60),
+    fraction=st.sampled_from([0.02, 0.1, 0.5, 0.9]),
+    seed=st.integers(0, 1000),
+)
+def test_the_share_held_out_is_near_what_was_asked_for_whatever_the_sizes(sizes, fraction, seed):
+    documents = [whole(f"{seed} {i} {'x' * 9}\n" * (size // 10) or "x") for i, size in enumerate(sizes)]
+    total = sum(document.size for document in documents)
+    try:
+        found = survey(lambda: documents, fraction, "c")
+    except UserError as error:
+        assert "leave none for" in str(error) and total < 100 / min(fraction, 1 - fraction)
+        return
+    assert found.whole
+    if total > 2000 / min(fraction, 1 - fraction):
+        assert fraction / 4 <= found.held_out <= min(3 * fraction, (1 + 2 * fraction) / 3)
+
+
+def test_equal_long_texts_are_cut_at_one_place():
+    """So the end of one is never trained on because it is the end of another."""
+    documents = [whole("line one\n" * 1000)] * 3 + [whole(f"{i}\n") for i in range(20)]
+    found = survey(lambda: documents, 0.1, "c")
+    pieces = [piece for piece in split(documents, found.mode, 0.1, found.long) if len(piece.text) > 10]
+    assert len({(piece.split, piece.text) for piece in pieces}) == 2
+
+
+def test_a_tail_keeps_its_size_where_no_line_starts_near():
+    text = "x" * 9_900 + "\n" + "y" * 9  # the only line's start would leave 9 bytes of 1,000
+    pieces = list(split([whole(text)], "tails", 0.1))
+    assert len(text_of(pieces, "validation")) == 991
+    assert text_of(pieces, "train") + text_of(pieces, "validation") == text
+
+
+def test_a_run_of_an_earlier_version_keeps_its_split():
+    book, _ = held_out_book_seeds()
+    documents = [book, *(whole(f"note {i}\n") for i in range(40))]
+    found = survey(lambda: documents, 0.02, "c", any_share=True)
+    assert found.mode == "documents" and found.held_out > 0.99

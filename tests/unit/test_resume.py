@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 
 import pytest
 
 from mindspore_palm.config import Settings
+from mindspore_palm.data.prepare import Kept
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.resume import Start, check_corpus, check_same, differences, start_from
+from mindspore_palm.train import resume
+from mindspore_palm.train.resume import Start, check_corpus, check_same, differences, kept_text, start_from
 
 FREE = ["train.steps=9", "train.eval_every=3", "train.checkpoint_every=7", "train.keep_last=9", "train.output=b"]
 FREE += ["train.micro_batch=4", "train.device=GPU", "train.peak_tflops=3", "data.prepared=b", "train.spike_steps=9"]
@@ -61,13 +64,113 @@ def test_steps_matter_where_the_rate_depends_on_them():
     assert differences(cosine, longer) == {"train.steps": (1000, 2000)}
 
 
-def test_another_text_of_the_same_name():
-    before, now = {"tokenizer": "a", "train": {"tokens": 4}}, {"tokenizer": "a", "train": {"tokens": 5}}
-    check_corpus({}, now, Start(), Settings())
-    check_corpus(now, now, Start(), Settings())
-    check_corpus(before, now, Start(accept=("data.path",)), Settings())
-    with pytest.raises(UserError, match="its text changed since the run began"):
-        check_corpus(before, now, Start(), Settings())
+def fingerprint_of(**changes):
+    parts = {"documents": 9, "bytes": 90, "tokens": 45, "sha256": "a1"}
+    return {
+        "tokenizer": "t0",
+        "train": {**parts, **changes},
+        "validation": {"documents": 1, "bytes": 9, "tokens": 5, "sha256": "b1"},
+        "gzip9_bits_per_byte": 2.5,
+    }
+
+
+def old(fingerprint):
+    """As earlier versions wrote it: counts alone."""
+    return {
+        k: {n: v for n, v in p.items() if n != "sha256"} if isinstance(p, dict) else p for k, p in fingerprint.items()
+    }
+
+
+def test_the_same_text_is_known_wherever_it_lies():
+    check_corpus({}, fingerprint_of(), Start(), Settings())
+    check_corpus(fingerprint_of(), fingerprint_of(), Start(), changed("data.path=moved"))
+    check_corpus(old(fingerprint_of()), fingerprint_of(), Start(), Settings())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (
+            fingerprint_of(),
+            fingerprint_of(sha256="a2"),
+            "train has as many tokens as before, but other ones or in another",
+        ),
+        (fingerprint_of(), fingerprint_of(tokens=46, sha256="a2"), "train had 45 tokens and has 46 now"),
+        (old(fingerprint_of()), fingerprint_of(bytes=91), "train had 90 bytes and has 91 now"),
+        (
+            {"tokenizer": "a", "train": {"tokens": 4}},
+            {"tokenizer": "a", "train": {"tokens": 5}},
+            "had 4 tokens and has 5",
+        ),
+        (
+            fingerprint_of(),
+            {**fingerprint_of(), "gzip9_bits_per_byte": 3.5},
+            "gzip9_bits_per_byte was 2.5 and is 3.5 now",
+        ),
+    ],
+)
+def test_another_text_is_refused_unless_the_text_itself_is_accepted(before, now, said):
+    for accept in ((), ("data.path",), ("train.seed", "data.text_field")):
+        with pytest.raises(UserError, match="its text changed since the run began") as caught:
+            check_corpus(before, now, Start(accept=accept), Settings())
+        assert said in str(caught.value) and "--accept data.content" in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+    check_corpus(before, now, Start(accept=("data.content",)), Settings())
+
+
+def test_another_tokenizer_is_refused_whatever_is_accepted_of_the_text():
+    now = {**fingerprint_of(tokens=50, sha256="a2"), "tokenizer": "t1"}
+    for accept in ((), ("data.path",), ("data.content",)):
+        with pytest.raises(UserError, match="not the tokenizer that the run was begun with"):
+            check_corpus(fingerprint_of(), now, Start(accept=accept), Settings())
+    check_corpus(fingerprint_of(), now, Start(accept=("data.tokenizer",)), Settings())
+    other = {**fingerprint_of(bytes=99), "tokenizer": "t1"}
+    with pytest.raises(UserError, match="train had 90 bytes and has 99 now"):
+        check_corpus(fingerprint_of(), other, Start(accept=("data.tokenizer",)), Settings())
+
+
+class StoredCheckpoint:
+    """A checkpoint of which only the state is there."""
+
+    corpus = fingerprint_of()
+
+    def __init__(self, folder):
+        self.folder, self.state = folder, {"corpus": self.corpus}
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Stores a checkpoint with a fingerprint in the folder of a run."""
+
+    def store(corpus, tokenizer=b"a tokenizer"):
+        step = tmp_path / "checkpoints" / "step_000005"
+        step.mkdir(parents=True, exist_ok=True)
+        (step / "manifest.json").touch()
+        (step / "tokenizer.model").write_bytes(tokenizer)
+        monkeypatch.setattr(StoredCheckpoint, "corpus", corpus)
+        monkeypatch.setattr(resume, "Checkpoint", StoredCheckpoint)
+        monkeypatch.setattr(resume, "steps_in", lambda _: [5])
+        return tmp_path
+
+    return store
+
+
+def test_a_moved_text_needs_no_word_where_its_content_is_known(stored):
+    moved = changed("data.path=moved", "data.tokenizer=x", "data.text_field=body")
+    check_same(Settings(), moved, Start(), stored(fingerprint_of()))
+    with pytest.raises(UserError, match=r"train\.seed was 0 and is 1 now"):
+        check_same(Settings(), changed("data.path=moved", "train.seed=1"), Start(), stored(fingerprint_of()))
+    with pytest.raises(UserError, match=r"data\.path was python-stdlib and is moved now"):
+        check_same(Settings(), moved, Start(), stored(old(fingerprint_of())))  # counts do not know a text
+
+
+def test_a_run_keeps_the_tokenizer_of_its_checkpoints(stored, tmp_path):
+    assert kept_text(tmp_path) is None
+    known = {**fingerprint_of(), "tokenizer": hashlib.sha256(b"a tokenizer").hexdigest()}
+    assert kept_text(stored(known)) == Kept(b"a tokenizer")
+    assert kept_text(stored(old(known))) == Kept(b"a tokenizer", any_share=True)
+    assert kept_text(stored({**known, "any_share": True})) == Kept(b"a tokenizer", any_share=True)
+    assert kept_text(stored(known, b"altered")) is None
 
 
 def parse(**given):
@@ -76,6 +179,7 @@ def parse(**given):
 
 
 def test_arguments():
+    assert parse(accept=["data.content"]).accept == ("data.content",)
     start = parse(accept=["data.path"], rewind_to=200, skip_batches="200:400", max_restarts=3)
     assert start == Start(False, ("data.path",), 200, (200, 400), 3)
     assert start.asked == "--rewind-to 200 --skip-batches 200:400"
