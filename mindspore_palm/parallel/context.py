@@ -12,7 +12,8 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
-from mindspore_palm.errors import UserError
+from mindspore_palm import console
+from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 
 KINDS = ("Ascend", "GPU", "CPU")
@@ -100,6 +101,8 @@ def join_workers(devices: int, kind: str) -> int:
         )
     init()
     _rank = get_rank()
+    if _rank != 0:
+        console.mute()
     if kind == "CPU":  # MindSpore partitions for GPU and Ascend alone
         from mindspore_palm.parallel import host
 
@@ -137,7 +140,7 @@ def out_of_memory() -> Iterator[None]:
             raise
         raise UserError(
             "the memory of this device did not suffice; make train.micro_batch, train.batch_size or the model smaller, "
-            "or the mesh larger. The same command then goes on from the last checkpoint"
+            f"or the mesh larger. After that, {same_command()} resumes from the last checkpoint"
         ) from None
 
 
