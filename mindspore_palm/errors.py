@@ -1,10 +1,14 @@
-"""The one exception for what a user can mend, and how a command ends on it."""
+"""The one exception for what a user can fix, and how a command ends on it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+
+READER_GONE = 141  # 128 + SIGPIPE: what a shell reports of a command whose reader went away
+STOPPED = 130  # 128 + SIGINT
+OVERWRITES = "MINDSPORE_PALM_OVERWRITES"  # tells a process that the user's command, not its own, has --overwrite
 
 
 class UserError(Exception):
@@ -16,10 +20,11 @@ class Interrupted(Exception):
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Runs a command and turns what a user can mend into its sentence on standard error.
+    """Runs a command and turns what a user can fix into its sentence on standard error.
 
     Returns:
-        The exit code: 0, 2 for bad input or a full or unwritable disk, 130 for an interrupted run.
+        The exit code: 0 if the command is done, 2 for bad input or a full or unwritable disk, 130 for an interrupted
+        run, 141 if the reader of its results went away before it had them (``| head``).
     """
     for stream in (sys.stdout, sys.stderr):  # the name of a file may be no text at all; printing it is no reason to die
         if hasattr(stream, "reconfigure"):
@@ -31,13 +36,13 @@ def run_command(command: Callable[[], None]) -> int:
         return 2
     except Interrupted as stop:
         print(str(stop), file=sys.stderr)
-        return 130
+        return STOPPED
     except KeyboardInterrupt:
         print("interrupted before training began; what was prepared is kept", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away (| head): no fault of ours
+        return STOPPED
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return READER_GONE
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -45,3 +50,9 @@ def run_command(command: Callable[[], None]) -> int:
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         return 2
     return 0
+
+
+def same_command() -> str:
+    """The words for the command that resumes this run: with ``--overwrite``, it would delete the run instead."""
+    overwrites = "--overwrite" in sys.argv or OVERWRITES in os.environ
+    return "the same command without --overwrite" if overwrites else "the same command"

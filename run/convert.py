@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspore_palm.errors import UserError, run_command
+from mindspore_palm.errors import UserError
+from mindspore_palm.process import run_process
 
 FORMATS = "mindspore_palm (a folder that training left; need not be named), lucidrains, conceptofmind, flaxformer, "
 FORMATS += "huggingface-safetensors, mindir"
@@ -55,4 +56,4 @@ def place(words: list[str], option: str) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_process(main, results=False))

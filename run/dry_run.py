@@ -9,7 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
-from mindspore_palm.errors import UserError, run_command
+from mindspore_palm.errors import UserError
+from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
 
 
@@ -23,9 +24,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all of it to a file, too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
-    settings, origins = load_settings(
-        arguments.config, arguments.overrides
-    )  # what is wrong is said before MindSpore starts
+    settings, origins = load_settings(arguments.config, arguments.overrides)
     print_notes(settings, origins, arguments.overrides)
     from mindspore_palm.plan.dry_run import dry_run, layer_ledger
     from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
@@ -44,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_process(main))

@@ -9,7 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
-from mindspore_palm.errors import UserError, run_command
+from mindspore_palm.errors import UserError
+from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
 
 EXAMPLES = """examples:
@@ -78,4 +79,4 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_process(main))

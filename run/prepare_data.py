@@ -8,29 +8,32 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspore_palm.data import prepare
-from mindspore_palm.data.files import shown
 from mindspore_palm.errors import run_command
-from mindspore_palm.settings import load_settings
+from mindspore_palm.process import run_process
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+def command(arguments: list[str] | None = None) -> None:
+    """Prepares the corpus that the arguments name; None takes those of the process."""
     parser = argparse.ArgumentParser(
         description="Trains a tokenizer on a corpus and turns the corpus into tokens; training does it too if need be."
     )
     parser.add_argument("--config", help="a YAML file of settings; without it, the defaults")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that go over the file's")
     options = parser.parse_args(arguments)
+    from mindspore_palm.data import prepare
+    from mindspore_palm.data.files import shown
+    from mindspore_palm.settings import load_settings
 
-    def command() -> None:
-        settings, _ = load_settings(options.config, options.overrides)
-        prepared = prepare(settings.data, settings.model.vocab_size)
-        print(prepared.summary())
-        print(f"folder      {shown(prepared.folder)}")
+    settings, _ = load_settings(options.config, options.overrides)
+    prepared = prepare(settings.data, settings.model.vocab_size)
+    print(prepared.summary())
+    print(f"folder      {shown(prepared.folder)}")
 
-    return run_command(command)
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command in this process and returns its exit code."""
+    return run_command(lambda: command(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(command, results=False))

@@ -8,9 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspore_palm.effects import print_notes
-from mindspore_palm.errors import run_command
-from mindspore_palm.settings import describe, load_settings
+from mindspore_palm.console import results_follow
+from mindspore_palm.process import run_process
 
 
 def main() -> None:
@@ -29,12 +28,17 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
+    from mindspore_palm.effects import print_notes
+    from mindspore_palm.settings import describe, load_settings  # takes a while, and signals are heard by now
+
     settings, origins = load_settings(arguments.config, arguments.overrides)
     if settings.finetune.checkpoint:
         from mindspore_palm.train.finetune import with_model_of_checkpoint
 
         settings = with_model_of_checkpoint(settings)
         origins |= {f"model.{name}": "finetune.checkpoint" for name in type(settings.model).model_fields}
+    if arguments.print_config or arguments.print_sharding:
+        results_follow()
     if arguments.print_config:
         print(describe(settings, origins))
         return
@@ -51,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_process(main, trains=True, results=False))

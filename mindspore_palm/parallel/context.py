@@ -11,7 +11,8 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
-from mindspore_palm.errors import UserError
+from mindspore_palm import console
+from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
 
@@ -95,6 +96,8 @@ def join_workers(devices: int, kind: str) -> int:
         raise UserError(f"a mesh of {devices} devices needs as many workers: start the command with msrun")
     init()
     _rank = get_rank()
+    if _rank != 0:
+        console.mute()
     if kind == "CPU":  # MindSpore partitions for GPU and Ascend alone
         from mindspore_palm.parallel import host
 
@@ -132,7 +135,7 @@ def out_of_memory() -> Iterator[None]:
             raise
         raise UserError(
             "the memory of this device did not suffice; make train.micro_batch, train.batch_size or the model smaller, "
-            "or the mesh larger. The same command then goes on from the last checkpoint"
+            f"or the mesh larger. After that, {same_command()} resumes from the last checkpoint"
         ) from None
 
 

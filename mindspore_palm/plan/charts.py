@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from mindspore_palm.config import Recompute
-from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.figures import new_figure, save_figure
 from mindspore_palm.plan.pods import PODS, Span
 from mindspore_palm.plan.step_time import PARTS, StepTime
 
@@ -96,7 +95,7 @@ def draw_pods(spans: dict[tuple[int, float], Span], own: float, file: Path, publ
 
     ``published``: how many times one pod PaLM's two were; None leaves the published points out.
     """
-    figure, (left, right) = _figures(2, 12, 4.6)
+    figure, (left, right) = new_figure(2, 12, 4.6)
     links = sorted(link for pods, link in spans if pods == 2)
     for axes, x, chosen, label in (
         (left, links, [spans[2, link] for link in links], "2 pods"),
@@ -129,30 +128,10 @@ def _ways(spans: Sequence[Span]) -> list[tuple[str, list[float], str, str]]:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure, (axes,) = _figures(1, width, height)
+    figure, (axes,) = new_figure(1, width, height)
     return figure, axes
 
 
-def _figures(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False)
-    for axes in grid[0]:
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(grid[0])
-
-
 def _save(figure: Figure, file: Path) -> None:
-    from matplotlib import pyplot
-
-    image = io.BytesIO()
-    figure.savefig(image, dpi=120, format="png")
-    pyplot.close(figure)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(file) as stream:
-        stream.write(image.getvalue())
+    save_figure(figure, file, dpi=120)

@@ -12,6 +12,7 @@ from pathlib import Path
 from mindspore import Parameter
 
 from mindspore_palm.config import Settings
+from mindspore_palm.console import say
 from mindspore_palm.data.atomic import TEMPORARY
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
@@ -20,7 +21,6 @@ from mindspore_palm.parallel.weights import own_slice, placement_of
 from mindspore_palm.settings import settings_to_yaml
 from mindspore_palm.train import checkpoint
 from mindspore_palm.train.checkpoint import CONFIG, STATE, TOKENIZER, Checkpoint
-from mindspore_palm.train.speak import say
 
 
 class Keeper:

@@ -16,23 +16,28 @@ from pathlib import Path
 
 import psutil
 
+from mindspore_palm import stop
 from mindspore_palm.config import Settings
+from mindspore_palm.console import say
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.parallel.context import LOST, choose_device, is_worker
 from mindspore_palm.parallel.host import build
+from mindspore_palm.supervisor import LAUNCHER
 from mindspore_palm.train.finetune import open_data
 from mindspore_palm.train.folder import Found, check_run_folder, finished, only_run
 from mindspore_palm.train.loop import check_settings, train
 from mindspore_palm.train.memory import check_memory
-from mindspore_palm.train.restart import LAUNCHER, Died, OneProcess, end_with_launcher, with_restarts
+from mindspore_palm.train.restart import Died, OneProcess, end_with_launcher, stopped_early, with_restarts
 from mindspore_palm.train.resume import Start
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
 FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
 MSRUN = f"""
-import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: None)  # who ends a job may tell all its processes; workers save first
+import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from mindspore_palm import console, stop
+console.protect()  # a full disk, where its log is, must not end it
+stop.deafen()  # who ends a job may tell all its processes; workers save first
 from mindspore_palm.train.restart import end_with_launcher
 end_with_launcher()
 from mindspore.parallel.cluster.run import main
@@ -41,6 +46,8 @@ main()
 LOOK = 0.1  # seconds between two looks at what the workers say
 GRACE = 3.0  # seconds that the others have when one has failed; msrun's own scheduler would take half a minute
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
+ATTEMPT = "attempt_"
+KEPT = 10  # attempts whose logs are kept
 
 
 def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
@@ -54,19 +61,19 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     Raises:
         UserError, Interrupted: as ``train``.
     """
-    devices = settings.parallel.devices
+    devices, restarts = settings.parallel.devices, start.max_restarts
     end_with_launcher()
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        signal.signal(signal.SIGTERM, lambda *_: None)  # as msrun
     if is_worker():
         try:
             train(settings, start)
-        except Interrupted as stop:  # saved and done: msrun would take another exit code for a failure
-            print(stop, flush=True)
-    elif devices == 1 and (not start.max_restarts or LAUNCHER in os.environ):
+        except Interrupted as stopped:  # saved and done: msrun would take another exit code for a failure
+            print(stopped, flush=True)
+    elif devices == 1 and (not restarts or LAUNCHER in os.environ):
         train(settings, start)
     elif devices == 1:
-        with_restarts(lambda again: OneProcess(again).join(), command, start.max_restarts)
+        check_memory(settings, check_settings(settings, choose_device(settings.train.device)[0]))
+        with only_run(Path(settings.train.output)):
+            with_restarts(lambda again, board: OneProcess(again, board).join(), command, restarts)
     elif (kind := choose_device(settings.train.device)[0]) != "CPU":
         raise UserError(
             f"parallel asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
@@ -75,14 +82,34 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     else:
         check_memory(settings, check_settings(settings, "CPU"))
         folder = Path(settings.train.output)
-        with only_run(folder):
+        with only_run(folder):  # from the look to the end: workers do not take the lock again
             if check_run_folder(settings, start) is Found.FINISHED:
-                print(finished(settings))
+                say(finished(settings))
                 return
-        build.extension()  # what must be built is built once, and what is missing is said once
-        open_data(settings, start.overwrite)
-        workers = folder / "workers"
-        with_restarts(lambda again: Workers(devices, again, workers).join(), command, start.max_restarts)
+            build.extension()  # what must be built is built once, and what is missing is said once
+            open_data(settings, start.overwrite)
+            with_restarts(
+                lambda again, board: Workers(devices, again, next_attempt(folder / "workers"), board).join(),
+                command,
+                restarts,
+            )
+
+
+def next_attempt(logs: Path) -> Path:
+    """The folder for the logs of one more attempt; of earlier ones, the last few stay.
+
+    Args:
+        logs: ``workers/`` of the run.
+    """
+    attempts = {int(path.name.removeprefix(ATTEMPT)): path for path in logs.glob(f"{ATTEMPT}*") if is_attempt(path)}
+    for number in sorted(attempts)[: max(0, len(attempts) - KEPT + 1)]:
+        shutil.rmtree(attempts[number], ignore_errors=True)
+    return logs / f"{ATTEMPT}{max(attempts, default=0) + 1}"
+
+
+def is_attempt(path: Path) -> bool:
+    """Whether a folder is that of an attempt, and not somebody else's."""
+    return path.is_dir() and not path.is_symlink() and path.name.removeprefix(ATTEMPT).isdecimal()
 
 
 class Workers:
@@ -91,13 +118,13 @@ class Workers:
     Args:
         count: how many.
         command: script and arguments.
-        logs: folder for what each of them says; emptied first.
+        logs: new folder for what each of them says.
+        board: on which workers note that they have something to save; None gives them one.
     """
 
-    def __init__(self, count: int, command: Sequence[str], logs: Path) -> None:
-        shutil.rmtree(logs, ignore_errors=True)
+    def __init__(self, count: int, command: Sequence[str], logs: Path, board: stop.Board | None = None) -> None:
         logs.mkdir(parents=True)
-        self.logs, self.interrupted, self._shown, self._rest = logs, False, 0, ""
+        self.logs, self._board, self._shown, self._rest = logs, board or stop.Board(), 0, ""
         options = {
             "worker_num": count,
             "local_worker_num": count,
@@ -111,7 +138,8 @@ class Workers:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
         environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}
-        with (logs / "msrun.log").open("wb") as log:
+        environment[stop.ADDRESS] = self._board.address
+        with (logs / "msrun.log").open("wb") as log, stop.blocked():
             self.msrun = subprocess.Popen(  # noqa: S603 - what the user started, again
                 [*msrun, *(f"--{name}={value}" for name, value in options.items()), *command],
                 stdout=log,
@@ -121,6 +149,7 @@ class Workers:
             )
         self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
         self._numbers: dict[int, str] = {}  # of workers, by process id
+        self._told: set[int] = set()  # workers, by process id, that know of the wish to stop
 
     def join(self) -> None:
         """Waits for all of them, and shows what the first one says.
@@ -129,45 +158,47 @@ class Workers:
             UserError: one of them failed, in its own words where it has some; Died where it may do better next time.
             Interrupted: they were asked to stop, and did.
         """
-        before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ends = None  # when the others have had their time to say something, once a worker has failed
-            while self.msrun.poll() is None and (ends is None or time.monotonic() < ends):
+            with stop.polled():
+                ends = None  # when the others have had their time to say something, once a worker has failed
+                while self.msrun.poll() is None and (ends is None or time.monotonic() < ends):
+                    self._look()
+                    if stop.wished() and (stop.insisted() or not self._board.unsaved):
+                        break
+                    if stop.wished():
+                        self._pass_on()
+                    if ends is None and FAILED.search(self._msrun_says()):
+                        ends = time.monotonic() + GRACE
+                    time.sleep(LOOK)
                 self._look()
-                if ends is None and FAILED.search(self._msrun_says()):
-                    ends = time.monotonic() + GRACE
-                time.sleep(LOOK)
-            self._look()
-        except KeyboardInterrupt:
-            raise Interrupted("stopped at once; no model was saved") from None
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             self._end_all()
-        if self.interrupted and not FAILED.search(self._msrun_says()):
-            raise Interrupted(self._words(r"^stopped .*$") or "stopped before training began")
-        if self.msrun.returncode != 0:
-            raise self._problem()
+        if stopped := self._words(r"^stopped .*$"):  # also if a worker alone was told to
+            raise Interrupted(stopped)
+        if self.msrun.returncode == 0:
+            return
+        problem = self._problem()
+        if stop.wished() and isinstance(problem, Died):
+            raise Interrupted(stopped_early())
+        raise problem
 
-    def _ask_to_stop(self, number: int, _: object) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        self._find()
+    def _pass_on(self) -> None:
+        """Tells every worker of the wish to stop, once each: also those that are started later."""
         for process in self._processes:
-            if process.pid in self._numbers:
+            if process.pid in self._numbers and process.pid not in self._told:
+                self._told.add(process.pid)
                 with suppress(psutil.Error):  # ended meanwhile
-                    process.send_signal(number)
+                    process.send_signal(signal.SIGTERM)
 
     def _look(self) -> None:
         """Shows what the first worker has said since the last look."""
         self._find()
-        log = self.logs / "worker_0.log"
-        if not log.exists():
+        try:
+            with (self.logs / "worker_0.log").open("rb") as file:
+                file.seek(self._shown)
+                new = file.read()
+        except OSError:  # not there yet, or no more
             return
-        with log.open("rb") as file:
-            file.seek(self._shown)
-            new = file.read()
         self._shown += len(new)
         *whole, self._rest = re.split(r"(?<=[\n\r])", self._rest + new.decode(errors="replace"))
         for line in whole:
@@ -194,8 +225,7 @@ class Workers:
     def _words(self, pattern: str) -> str:
         """The first line of any worker that matches, the workers in order."""
         for log in sorted(self.logs.glob("worker_*.log"), key=lambda file: int(file.stem.split("_")[1])):
-            found = re.search(pattern, log.read_text(errors="replace").replace("\r", "\n"), re.MULTILINE)
-            if found:
+            if found := re.search(pattern, _content(log).replace("\r", "\n"), re.MULTILINE):
                 return found.group()
         return ""
 
@@ -211,7 +241,14 @@ class Workers:
         return Died(self._words(r"^\w*(Error|Exception): .*$") or f"a worker ended without a word; see {self.logs}")
 
     def _msrun_says(self) -> str:
-        return (self.logs / "msrun.log").read_text(errors="replace")
+        return _content(self.logs / "msrun.log")
+
+
+def _content(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")
+    except OSError:  # somebody has deleted it
+        return ""
 
 
 def _free_port() -> int:

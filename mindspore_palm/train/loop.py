@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import gc
-import signal
+import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from tqdm import tqdm
-
+from mindspore_palm import stop
 from mindspore_palm.config import Settings
-from mindspore_palm.data import Batches, Prepared, validation_batches
-from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.console import Bar, say
+from mindspore_palm.data import Batches, Prepared
+from mindspore_palm.errors import Interrupted, UserError, same_command
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
@@ -28,6 +27,7 @@ from mindspore_palm.parallel.context import (
     out_of_memory,
     this_rank,
 )
+from mindspore_palm.supervisor import LAUNCHER
 from mindspore_palm.train.adapter import ADAPTER, save_adapter
 from mindspore_palm.train.banner import banner
 from mindspore_palm.train.build import build_step
@@ -35,14 +35,14 @@ from mindspore_palm.train.checkpoint import steps_in
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.finetune import kept, open_data
 from mindspore_palm.train.folder import CHECKPOINTS, Found, check_run_folder, finished, only_run, start_run_folder
+from mindspore_palm.train.held_out import evaluate, held_out, is_due
 from mindspore_palm.train.keeper import Keeper, clear
 from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
 from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, skipped, write_rewinds
-from mindspore_palm.train.records import Records, Row, cut_records
+from mindspore_palm.train.records import UNWRITTEN, Records, Row
 from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, restore
 from mindspore_palm.train.saved import export
-from mindspore_palm.train.speak import say
 from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries, watch
 from mindspore_palm.train.state import fingerprint, state_of
 from mindspore_palm.train.step import StepResult, TrainStep
@@ -68,12 +68,16 @@ class Run:
     agreement: Agreement
     peak: float
     """FLOP/s of all devices."""
-    stop: list[int]
-    """Signals that asked this worker to stop."""
+
+    def evaluate(self, limit: int | None = None) -> Evaluation | None:
+        """Held-out loss over so many sequences, all for None; None if the run shall stop."""
+        return evaluate(self.evaluator, self.settings, self.prepared, self.agreement, limit)
 
     def save(self) -> None:
         """Begins a checkpoint of the last step."""
-        self.keeper.save(self.progress.step, state_of(self.settings, self.prepared, self.progress, self.batches))
+        state = state_of(self.settings, self.prepared, self.progress, self.batches)
+        unwritten = self.records.unwritten() if self.records else []
+        self.keeper.save(self.progress.step, {**state, **({UNWRITTEN: unwritten} if unwritten else {})})
 
 
 def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
@@ -97,7 +101,9 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
     memory = check_memory(settings, place)
     join_workers(place.devices, device.name)
     folder = Path(settings.train.output)
-    with layout(place), lost_workers(), out_of_memory(), only_run(folder) if this_rank() == 0 else nullcontext():
+    locks = this_rank() == 0 and LAUNCHER not in os.environ  # a launcher holds the lock from its look to its end
+    alone = only_run(folder) if locks else nullcontext()
+    with layout(place), lost_workers(), out_of_memory(), alone:
         return _train(settings, start or Start(), device, memory, folder)
 
 
@@ -132,16 +138,34 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
         if start.asked:
             decide_by_hand(folder, start, batches_of(settings, prepared, read_rewinds(folder)))
     agreement()
-    with stop_requests(folder) as stop:
-        while True:
-            run = assemble(settings, start, folder, prepared, agreement, peak, stop)
-            with run.records or nullcontext():
-                spike = run_steps(run)
-                if spike is None:
-                    return finish(run)
-            go_back(run, spike)
-            del run
-            gc.collect()  # its network makes room for the next one
+    stop.begun()
+    stop.on_leaving(lambda: f"stopped at once; {where_it_resumes(folder)}")
+    with stop.training():
+        try:
+            return train_and_go_back(settings, start, folder, prepared, agreement, peak)
+        except KeyboardInterrupt:  # in a process that is not the command's own
+            raise Interrupted(f"stopped at once; {where_it_resumes(folder)}") from None
+
+
+def train_and_go_back(
+    settings: Settings, start: Start, folder: Path, prepared: Prepared, agreement: Agreement, peak: float
+) -> Evaluation:
+    """Trains to the end, going back to a checkpoint as often as the loss spikes.
+
+    Raises:
+        UserError, Interrupted: as ``train``.
+    """
+    while True:
+        run = assemble(settings, start, folder, prepared, agreement, peak)
+        with run.records or nullcontext():
+            spike = run_steps(run)
+            if spike is None:
+                return finish(run)
+        go_back(run, spike)
+        if any(agreement(stop.wished())):
+            raise Interrupted(f"stopped after going back; {where_it_resumes(folder)}")
+        del run
+        gc.collect()  # its network makes room for the next one
 
 
 def assemble(
@@ -151,7 +175,6 @@ def assemble(
     prepared: Prepared,
     agreement: Agreement,
     peak: float,
-    stop: list[int],
 ) -> Run:
     """Network, newest checkpoint and records: the run as it stands.
 
@@ -164,9 +187,9 @@ def assemble(
     check_corpus(before.get("corpus", {}), fingerprint(prepared), start, settings)
     records = None
     if lead:
-        cut_records(folder, progress.step)
         marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
-        records = Records(folder, prepared.meta["gzip9_bits_per_byte"], marks)
+        gzip9 = prepared.meta["gzip9_bits_per_byte"]
+        records = Records(folder, gzip9, marks, until=progress.step, unwritten=before.get(UNWRITTEN, []))
     if progress.step:
         say(f"going on from step {progress.step}")
         if records and (not records.rows or records.rows[-1].step < progress.step):
@@ -177,7 +200,7 @@ def assemble(
     )
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
     batches = batches_of(settings, prepared, progress.rewinds)
-    return Run(settings, folder, prepared, batches, progress, step, evaluator, records, keeper, agreement, peak, stop)
+    return Run(settings, folder, prepared, batches, progress, step, evaluator, records, keeper, agreement, peak)
 
 
 def run_steps(run: Run) -> Spike | None:
@@ -187,14 +210,13 @@ def run_steps(run: Run) -> Spike | None:
     flops = settings.model.flops_per_token(length)
     hardware_flops = settings.model.hardware_flops_per_token(length, recompute)
     utilised = "MFU {mfu:.1%}" if recompute == "none" else "MFU {mfu:.1%}, HFU {hfu:.1%}"
-    with tqdm(
-        total=train.steps,
-        initial=progress.step,
-        unit="step",
-        dynamic_ncols=True,
-        desc="compiling",
-        disable=records is None,
-    ) as bar:
+    owed = records is not None and records.lacks_evaluation() and is_due(progress.step, train)
+    if run.agreement.told_by_first(int(owed)):  # the run was stopped in the midst of it
+        if (evaluation := run.evaluate(train.eval_sequences)) is None:
+            return None
+        if records:
+            records.amend(evaluation.nats_per_token, evaluation.bits_per_byte)
+    with Bar(train.steps, progress.step, shown=records is not None) as bar:
         while progress.step < train.steps:
             begun = time.perf_counter()
             size = run.batches.batch_size(progress.step)
@@ -203,27 +225,31 @@ def run_steps(run: Run) -> Spike | None:
             count = run.batches.real_tokens(progress.step)
             keep = kept(settings, progress.step, range(own.start, own.stop))
             result = run.step(inputs, targets, count, keep)
+            stop.unsaved()
             seconds = time.perf_counter() - begun
             progress.step += 1
             progress.tokens += count
             progress.not_finite = progress.not_finite + 1 if result.skipped else 0
             spike = watch(progress, result.loss, result.gradient_norm, train)
             # asked once a step, of all workers: a later stop takes one more step
-            stopped, written, failed = run.agreement(bool(run.stop), *run.keeper.tell())
+            stopped, written, failed = run.agreement(stop.wished(), *run.keeper.tell())
             run.keeper.hear(written, failed)
             run.keeper.look()
 
             rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
             last = progress.step == train.steps
-            if last or (train.eval_every and progress.step % train.eval_every == 0):
-                evaluation = run.evaluator(held_out(settings, run.prepared, train.eval_sequences))
-                row.validation_loss, row.validation_bits_per_byte = evaluation.nats_per_token, evaluation.bits_per_byte
-                if not last:
-                    say(
-                        f"step {progress.step}: held out {evaluation.nats_per_token:.4f} nats a token, "
-                        f"{evaluation.bits_per_byte:.4f} bits a byte"
-                    )
+            if is_due(progress.step, train):
+                if evaluation := run.evaluate(train.eval_sequences):
+                    row.validation_loss = evaluation.nats_per_token
+                    row.validation_bits_per_byte = evaluation.bits_per_byte
+                    if not last:
+                        say(
+                            f"step {progress.step}: held out {evaluation.nats_per_token:.4f} nats a token, "
+                            f"{evaluation.bits_per_byte:.4f} bits a byte"
+                        )
+                else:
+                    stopped = 1
             if records:
                 records.add(row)
                 if jump := records.clock.jump():
@@ -237,13 +263,10 @@ def run_steps(run: Run) -> Spike | None:
             if result.skipped:
                 say(f"step {progress.step}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
                 check_not_lost(progress, train.steps)
-            bar.set_description("training", refresh=False)
-            bar.set_postfix_str(
+            bar.advance(
                 f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
-                f"{rate:,.0f} tok/s, {utilised.format(mfu=row.mfu, hfu=row.hfu)}",
-                refresh=False,
+                f"{rate:,.0f} tok/s, {utilised.format(mfu=row.mfu, hfu=row.hfu)}"
             )
-            bar.update()
             if spike or stopped:
                 return spike
             if not last and train.checkpoint_every and progress.step % train.checkpoint_every == 0:
@@ -302,11 +325,12 @@ def finish(run: Run) -> Evaluation:
         run.save()
     if not run.keeper.finish():
         raise UserError(
-            f"step {step:,} could not be saved: {run.keeper.problem}; the same command goes on from the last checkpoint"
+            f"step {step:,} could not be saved: {run.keeper.problem}; {same_command()} resumes from the last checkpoint"
         )
     if step < run.settings.train.steps:
-        raise Interrupted(f"stopped after step {step}; the same command goes on from there")
-    result = run.evaluator(held_out(run.settings, run.prepared))
+        raise Interrupted(f"stopped after step {step}; {same_command()} resumes from there")
+    if (result := run.evaluate()) is None:
+        raise Interrupted(f"stopped after step {step}, the last; {same_command()} evaluates it and writes the model")
     if lead:
         finetune = run.settings.finetune
         if finetune.lora_rank:
@@ -341,38 +365,12 @@ def batches_of(settings: Settings, prepared: Prepared, rewinds: Sequence[Rewind]
     return Batches(prepared.train, data.seq_len, eod, train.batch_ramp(), train.seed, left_out)
 
 
-def held_out(settings: Settings, prepared: Prepared, limit: int | None = None) -> Iterator:
-    """Batches of held-out text, as many sequences each as a forward pass of training takes."""
-    batch = settings.train.micro_batch_of(settings.train.batch_ramp()[0][1])
-    return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)
-
-
-@contextmanager
-def stop_requests(folder: Path) -> Iterator[list[int]]:
-    """Gathers SIGINT and SIGTERM, so that a step is never cut in two; a second Ctrl-C no longer waits for the step.
-
-    Raises:
-        Interrupted: at the second one.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not received:  # SIGTERM may come twice: to all processes of a job, and from the one that started this
-            received.append(number)
-            say("stopping after this step; Ctrl-C again stops now, without saving")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    except KeyboardInterrupt:
-        there = steps_in(folder / CHECKPOINTS)
-        goes_on = f"the same command goes on from step {there[0]}" if there else "there is no checkpoint yet"
-        raise Interrupted(f"stopped at once; {goes_on}") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def where_it_resumes(folder: Path) -> str:
+    """What becomes of a run that is stopped at once."""
+    steps = steps_in(folder / CHECKPOINTS)
+    if not steps:
+        return f"there is no checkpoint yet: {same_command()} starts over"
+    return f"{same_command()} resumes from step {steps[0]}"
 
 
 def report(result: Evaluation, run: Run) -> str:

@@ -6,20 +6,28 @@ import csv
 import io
 import os
 import shutil
+import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
+from mindspore_palm.console import say
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.train.clock import Clock
+from mindspore_palm.train.growing_file import GrowingFile
+from mindspore_palm.train.loss_chart import draw_loss
 
+TABLE, BOARD, CHART = "metrics.csv", "tensorboard", "loss.png"
+UNWRITTEN = "rows_not_in_metrics"  # in a checkpoint's state: the rows that the file did not take
 EVENT_HEAD, EVENT_TAIL = 12, 4  # bytes around an event in TensorBoard's files: length and its checksum, checksum
 
 
@@ -55,119 +63,140 @@ class Row:
 class Records:
     """Appends rows to metrics.csv and TensorBoard, and draws them; a context that closes both.
 
-    TensorBoard's events are written here and now: with the usual writer, a thread, a full disk would stop the run dead.
+    They only record the run: what cannot be written is said once, the run goes on, and the rows are written as soon as
+    there is room again. TensorBoard's events are written here and now: with the usual writer, a thread, a full disk
+    would stop the run dead.
 
     Args:
-        folder: of the run; what it holds of earlier steps was cut to where the run goes on (``cut_records``).
+        folder: of the run.
         reference: bits a byte of ``gzip -9`` on the held-out text, drawn beside the model's.
         rewinds: where the run went back, to be drawn: steps gone back to, and why.
+        until: the step that the run resumes from: later rows are cut; None keeps all.
+        unwritten: rows that metrics.csv may lack, as ``unwritten`` gave them when that step was saved.
     """
 
-    def __init__(self, folder: Path, reference: float | None, rewinds: Sequence[tuple[int, str]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        reference: float | None,
+        rewinds: Sequence[tuple[int, str]] = (),
+        until: int | None = None,
+        unwritten: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.folder, self.reference, self.rewinds, self.clock = folder, reference, list(rewinds), Clock()
-        self._table, board = folder / "metrics.csv", folder / "tensorboard"
-        self.rows = read_rows(self._table)
-        names = [field.name for field in fields(Row)]
-        if self.rows:
-            self._file = open(self._table, "a", newline="", encoding="utf-8")  # noqa: SIM115 - open for the run
-            self._csv = csv.DictWriter(self._file, names)
-        else:
-            # "x": of two runs that start in one folder at once, the second ends here
-            self._file = open(self._table, "x", newline="", encoding="utf-8")  # noqa: SIM115
-            self._csv = csv.DictWriter(self._file, names)
-            self._csv.writeheader()
-        board.mkdir(exist_ok=True)
-        started = f".from_{self.rows[-1].step}" if self.rows else ""
-        self._board_file, self._board = board, EventsWriter(str(board / "events"), started)
+        self._failing: set[str] = set()
+        self._board: RecordWriter | None = None
+        self._board_file = folder / BOARD
+        self._boards = 0  # event files so far
+        table = folder / TABLE
+        cut = until is None or self._record(TABLE, lambda: cut_records(folder, until))
+        self.rows = [row for row in read_rows(table) if until is None or row.step <= until]
+        before = len(self.rows)
+        for values in unwritten:
+            if not self.rows or self.rows[-1].step < values["step"]:
+                self.rows.append(Row(**values))
+        self._drawn = before  # rows that TensorBoard has
+        lines = [HEADER, *map(_line, self.rows)]
+        self._table = GrowingFile(table, lines, written=1 + before if cut and before else 0)
+        self._write()
 
     def __enter__(self) -> Records:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with suppress(*([OSError] if kind else [])):  # what ended the run is said, not what follows from it
-            self.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def add(self, row: Row) -> None:
-        """Writes a row; it is in the files when this returns.
-
-        Raises:
-            OSError: a file could not be written; says which.
-        """
+        """Writes a row; it is in the files when this returns, if they could be written."""
         self.rows.append(row)
-        values = asdict(row)
-        with _naming(self._table):
-            self._csv.writerow({name: _text(value) for name, value in values.items()})
-            self._file.flush()
-        scalars = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-            if name != "step" and value is not None
-        ]
-        with _naming(self._board_file):
-            self._board.write_event(Event(wall_time=self.clock.now(), step=row.step, summary=Summary(value=scalars)))
-            self._board.flush()
+        self._table.add(_line(row))
+        self._write()
+
+    def lacks_evaluation(self) -> bool:
+        """Whether the last row has no held-out loss."""
+        return bool(self.rows) and self.rows[-1].validation_loss is None
+
+    def amend(self, validation_loss: float, validation_bits_per_byte: float) -> None:
+        """Gives the last row the held-out loss that it lacks."""
+        row = self.rows[-1]
+        row.validation_loss, row.validation_bits_per_byte = validation_loss, validation_bits_per_byte
+        self._table.replace_last(_line(row))
+        self._write()
+        values = {"validation_loss": validation_loss, "validation_bits_per_byte": validation_bits_per_byte}
+        self._record(BOARD, lambda: self._add_event(row.step, values))
+
+    def unwritten(self) -> list[dict[str, Any]]:
+        """The last rows, as far as metrics.csv lacks them."""
+        count = min(self._table.unwritten, len(self.rows))
+        return [asdict(row) for row in self.rows[len(self.rows) - count :]]
 
     def sync(self) -> None:
-        """Returns when all rows so far are on the disk.
-
-        Raises:
-            OSError: they could not be written; says which file.
-        """
-        with _naming(self._table):
-            os.fsync(self._file.fileno())
+        """Returns when all rows so far are on the disk, if they could be written."""
+        self._record(TABLE, self._table.sync)
 
     def draw(self) -> None:
         """Writes loss.png anew."""
         if self.rows:
-            draw_loss(self.rows, self.reference, self.folder / "loss.png", self.rewinds)
+            self._record(CHART, lambda: draw_loss(self.rows, self.reference, self.folder / CHART, self.rewinds))
 
     def close(self) -> None:
         """Draws a last time and closes the files."""
+        self._write()
+        self.draw()
+        self._table.close()
+        self._close_board()
+
+    def _write(self) -> None:
+        self._record(TABLE, self._table.write)
+        self._record(BOARD, self._write_board)
+
+    def _record(self, name: str, write: Callable[[], None]) -> bool:
+        """Whether a file could be written; what was wrong is said once, until it can be written again."""
         try:
-            self.draw()
-        finally:
-            try:
-                self._file.close()
-            finally:
-                self._board.close()
+            write()
+        except Exception as error:  # whatever it is: a record does not end the run
+            if name not in self._failing:
+                self._failing.add(name)
+                reason = getattr(error, "strerror", None) or str(error) or repr(error)
+                say(f"{self.folder / name} cannot be written now: {reason}; training continues, and tries again")
+            return False
+        self._failing.discard(name)
+        return True
 
+    def _write_board(self) -> None:
+        while self._drawn < len(self.rows):
+            row = self.rows[self._drawn]
+            self._add_event(row.step, {name: value for name, value in asdict(row).items() if name != "step"})
+            self._drawn += 1
 
-def draw_loss(
-    rows: Sequence[Row], reference: float | None, file: Path, rewinds: Sequence[tuple[int, str]] = ()
-) -> None:
-    """Training loss and held-out loss over tokens, in nats a token and in bits a byte; where the run went back."""
-    import matplotlib
+    def _add_event(self, step: int, values: Mapping[str, float | None]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]
+        try:
+            if self._board is None or not self._board_file.exists():
+                self._open_board(step)
+            event = Event(wall_time=self.clock.now(), step=step, summary=Summary(value=scalars))
+            self._board.write(event.SerializeToString())
+            self._board.flush()
+        except Exception:
+            self._close_board()  # what follows an event that was cut off is not read: another file is begun
+            raise
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def _open_board(self, step: int) -> None:
+        self._close_board()
+        (self.folder / BOARD).mkdir(parents=True, exist_ok=True)
+        self._boards += 1
+        started = f".from_{step - 1}" if step > 1 else ""
+        number = f".{self._boards}" if self._boards > 1 else ""
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}{started}{number}"
+        self._board_file = self.folder / BOARD / name
+        self._board = RecordWriter(str(self._board_file))
+        self._board.write(Event(wall_time=self.clock.now(), file_version="brain.Event:2").SerializeToString())
 
-    tokens = [row.tokens / 1e6 for row in rows]
-    losses = [row.cross_entropy for row in rows]
-    evaluated = [row for row in rows if row.validation_loss is not None]
-    at = [row.tokens / 1e6 for row in evaluated]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    left.plot(tokens, losses, color="#9db8d6", linewidth=0.8, label="training, each step")
-    left.plot(tokens, _smooth(losses), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
-    left.plot(at, [row.validation_loss for row in evaluated], "o-", color="#c8501e", label="held out")
-    left.set(xlabel="million tokens", ylabel="cross-entropy, nats a token", title="Loss")
-    for step, why in rewinds:
-        left.axvline(
-            rows[min(step, len(rows)) - 1].tokens / 1e6 if step else 0.0, color="#b00020", linestyle=":", label=why
-        )
-    right.plot(at, [row.validation_bits_per_byte for row in evaluated], "o-", color="#c8501e", label="this model")
-    if reference is not None:
-        right.axhline(reference, color="#555555", linestyle="--", label=f"gzip -9: {reference:.3f}")
-    right.set(xlabel="million tokens", ylabel="bits a byte", title="Held-out text")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=110, format="png")
-    pyplot.close(figure)
-    with write_atomically(file) as stream:
-        stream.write(image.getvalue())
+    def _close_board(self) -> None:
+        board, self._board = self._board, None
+        with suppress(Exception):
+            if board is not None:
+                board.close()
 
 
 def read_rows(table: Path) -> list[Row]:
@@ -231,25 +260,6 @@ def _events_until(file: Path, step: int) -> Iterator[bytes]:
         at = end
 
 
-@contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """A full disk, for which the system names no file, gets the name of this one."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
-
-
-def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
-    """Exponential mean that is not biased towards its start; what is not finite is passed over."""
-    out, total, weight = [], 0.0, 0.0
-    for value in values:
-        if abs(value) < float("inf"):
-            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(total / weight if weight else float("nan"))
-    return out
-
-
 def _number(text: str | None, field: Field) -> float | int | None:
     """A field of metrics.csv; not a number if an older version did not write it."""
     if text in (None, ""):
@@ -259,3 +269,11 @@ def _number(text: str | None, field: Field) -> float | int | None:
 
 def _text(value: float | int | None) -> str:
     return "" if value is None else repr(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _line(row: Row) -> str:
+    """A row of metrics.csv, with the line end of csv."""
+    return ",".join(map(_text, asdict(row).values())) + "\r\n"
+
+
+HEADER = ",".join(field.name for field in fields(Row)) + "\r\n"

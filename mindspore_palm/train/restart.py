@@ -7,41 +7,60 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import psutil
 
-from mindspore_palm.errors import UserError
+from mindspore_palm import stop
+from mindspore_palm.console import say
+from mindspore_palm.errors import OVERWRITES, STOPPED, Interrupted, UserError, same_command
+from mindspore_palm.supervisor import GRACE, LAUNCHER, PR_SET_PDEATHSIG
 
-LAUNCHER = "MINDSPORE_PALM_LAUNCHER"  # tells a process the id of the one that started and watches it
-PR_SET_PDEATHSIG = 1  # of Linux (sys/prctl.h): the signal that a process gets when its parent is gone
+OVERWRITE = "--overwrite"
+LOOK = 0.1  # seconds between two looks at a process
 
 
 class Died(UserError):
     """A process died or hung; the same again may do better, from the last checkpoint."""
 
 
-def with_restarts(attempt: Callable[[Sequence[str]], None], command: Sequence[str], restarts: int) -> None:
+def with_restarts(attempt: Callable[[Sequence[str], stop.Board], None], command: Sequence[str], restarts: int) -> None:
     """Runs an attempt, and again when its processes have died.
 
     Args:
-        attempt: starts a command and returns when it has ended well.
+        attempt: starts a command, whose processes share a board, and returns when it has ended well.
         command: script and arguments.
         restarts: how often at most.
 
     Raises:
         Died: once more than that.
-        UserError: what a restart cannot mend.
+        Interrupted: the user has asked to stop, whatever the attempt has come to.
+        UserError: what a restart cannot fix.
     """
+    if OVERWRITE in command:
+        os.environ[OVERWRITES] = "1"  # attempts that are started without it still name the user's command
     for number in range(restarts + 1):
+        board = stop.Board()
         try:
-            attempt(command)
+            attempt(command, board)
             return
         except Died as died:
+            if stop.wished():
+                raise Interrupted(stopped_early()) from None
             if number == restarts:
                 raise
-            print(f"{died}; starting again from the last checkpoint ({number + 1} of {restarts})", flush=True)
-        command = [word for word in command if word != "--overwrite"]  # what it asked for is done
+            say(f"{died}; starting again from the last checkpoint ({number + 1} of {restarts})")
+            if board.begun:  # else the earlier run is still there, and must not be taken for this one
+                command = [word for word in command if word != OVERWRITE]
+                stop.begun()
+        finally:
+            board.close()
+
+
+def stopped_early() -> str:
+    """What is said of processes that were stopped and could say nothing themselves."""
+    return f"stopped; {same_command()} resumes from the last checkpoint, or starts over if there is none"
 
 
 class OneProcess:
@@ -49,34 +68,62 @@ class OneProcess:
 
     Args:
         command: script and arguments.
+        board: of the process.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - what the user started, again
-            [sys.executable, *command],
-            env={**os.environ, LAUNCHER: str(os.getpid())},
-            start_new_session=True,  # Ctrl-C comes here alone, and is passed on
-        )
+    def __init__(self, command: Sequence[str], board: stop.Board) -> None:
+        self._board = board
+        with stop.blocked():
+            self._process = subprocess.Popen(  # noqa: S603 - what the user started, again
+                [sys.executable, *command],
+                env={**os.environ, LAUNCHER: str(os.getpid()), stop.ADDRESS: board.address},
+                start_new_session=True,  # Ctrl-C comes here alone, and is passed on
+            )
 
     def join(self) -> None:
         """Waits for its end. What it said is said; an exit code that means something becomes this process's.
 
         Raises:
             Died: it was killed, or failed in a way that nobody foresaw.
+            Interrupted: it was asked to stop and had to be ended, because it had nothing to save.
         """
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, lambda n, _: self._process.send_signal(n)) for number in numbers}
+        told, end = False, float("inf")
         try:
-            code = self._process.wait()
+            with stop.polled():
+                while (code := self._process.poll()) is None:
+                    if stop.wished() and not told:
+                        told, end = True, time.monotonic() + GRACE
+                        self._process.send_signal(signal.SIGTERM)
+                    if stop.insisted() or (time.monotonic() > end and not self._board.unsaved):
+                        raise Interrupted(stopped_early())
+                    time.sleep(LOOK)
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            end_processes(self._process)
+        if code == STOPPED or (told and code < 0):
+            if code != STOPPED:
+                raise Interrupted(stopped_early())
+            sys.exit(code)
         if code < 0:
             raise Died(f"process {self._process.pid} was ended by {signal.Signals(-code).name}")
         if code == 1:
             raise Died(f"process {self._process.pid} failed")
         if code:
             sys.exit(code)
+
+
+def end_processes(process: subprocess.Popen) -> None:
+    """Kills a process and what it has started."""
+    if process.poll() is None:
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+        except psutil.Error:
+            family = []
+        for member in [process, *family]:
+            try:
+                member.kill()
+            except (psutil.Error, ProcessLookupError):
+                continue
+        process.wait()
 
 
 def end_with_launcher() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from mindspore import Parameter
 
 from mindspore_palm.config import Settings
+from mindspore_palm.console import say
 from mindspore_palm.data import Batches
 from mindspore_palm.data.files import shown
 from mindspore_palm.data.prepare import Kept
@@ -26,7 +27,6 @@ from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.weights import placement_of, set_slice
 from mindspore_palm.train.checkpoint import TOKENIZER, Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
 from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, write_rewinds
-from mindspore_palm.train.speak import say
 
 FREE = (
     "model.preset",  # a name; the sizes themselves are compared
