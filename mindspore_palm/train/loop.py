@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared, validation_batches
 from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.files import check_links
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
@@ -30,25 +32,37 @@ from mindspore_palm.parallel.context import (
 )
 from mindspore_palm.train.adapter import ADAPTER, save_adapter
 from mindspore_palm.train.banner import banner
+from mindspore_palm.train.base import check_base
 from mindspore_palm.train.build import build_step
 from mindspore_palm.train.checkpoint import steps_in
+from mindspore_palm.train.cure import go_back
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.finetune import kept, open_data
-from mindspore_palm.train.folder import CHECKPOINTS, Found, check_run_folder, finished, only_run, start_run_folder
+from mindspore_palm.train.folder import (
+    Found,
+    check_places,
+    check_run_folder,
+    finished,
+    only_run,
+    set_other_rows_aside,
+    start_run_folder,
+)
+from mindspore_palm.train.identity import last_losses
 from mindspore_palm.train.keeper import Keeper, clear
+from mindspore_palm.train.lost import advice, check_not_lost
 from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
-from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, skipped, write_rewinds
+from mindspore_palm.train.progress import Progress
 from mindspore_palm.train.records import Records, Row, cut_records
-from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, restore
+from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, discard_after, restore
 from mindspore_palm.train.saved import export
 from mindspore_palm.train.speak import say
-from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries, watch
+from mindspore_palm.train.spikes import Spike, watch
+from mindspore_palm.train.standing import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
 from mindspore_palm.train.state import fingerprint, state_of
 from mindspore_palm.train.step import StepResult, TrainStep
 
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
-LOST = 25  # steps in a row that are not finite, after which no later one will be
 
 
 @dataclass
@@ -73,7 +87,9 @@ class Run:
 
     def save(self) -> None:
         """Begins a checkpoint of the last step."""
-        self.keeper.save(self.progress.step, state_of(self.settings, self.prepared, self.progress, self.batches))
+        state = state_of(self.settings, self.prepared, self.progress, self.batches)
+        losses = last_losses(self.records.rows) if self.records else []
+        self.keeper.save(self.progress.step, {**state, "losses": losses}, self.progress.sound)
 
 
 def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
@@ -92,23 +108,29 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
         UserError: something about settings, text or machine must be mended; nothing was lost but steps.
         Interrupted: the user stopped the run; says where it goes on.
     """
+    start = start or Start()
     device = open_device(settings.train.device)
-    place = check_settings(settings, device.name)
+    place = check_settings(settings, device.name, start)
     memory = check_memory(settings, place)
     join_workers(place.devices, device.name)
     folder = Path(settings.train.output)
     with layout(place), lost_workers(), out_of_memory(), only_run(folder) if this_rank() == 0 else nullcontext():
-        return _train(settings, start or Start(), device, memory, folder)
+        return _train(settings, start, device, memory, folder)
 
 
-def check_settings(settings: Settings, kind: str) -> Layout:
-    """The layout of a run on a kind of device, if all sizes fit it.
+def check_settings(settings: Settings, kind: str, start: Start | None = None) -> Layout:
+    """The layout of a run on a kind of device, if all sizes that are still to come fit it.
 
     Raises:
-        UserError: names setting, sizes and what to change.
+        UserError: names setting, sizes and what to change; or a path that leads nowhere.
     """
+    folder = Path(settings.train.output)
+    check_places(folder)
+    check_links(Path(settings.data.prepared), "data.prepared")
     place = layout_of(settings, kind)
-    check_layout(settings, place, placements(settings.model, place))
+    start = start or Start()
+    ahead = ahead_of(settings, next_step(folder, start.overwrite, start.rewind_to))
+    check_layout(ahead, place, placements(settings.model, place))
     return place
 
 
@@ -119,7 +141,8 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
         say(finished(settings))
         return None
     prepared = open_data(settings)
-    batches_of(settings, prepared)
+    step = agreement.told_by_first(next_step(folder, start.overwrite, start.rewind_to) if lead else 0)
+    batches_of(ahead_of(settings, step), prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()
     peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
@@ -130,7 +153,7 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
         start_run_folder(folder, settings, found)
         clear(folder / CHECKPOINTS)
         if start.asked:
-            decide_by_hand(folder, start, batches_of(settings, prepared, read_rewinds(folder)))
+            decide_by_hand(folder, start, settings, prepared)
     agreement()
     with stop_requests(folder) as stop:
         while True:
@@ -161,9 +184,16 @@ def assemble(
     lead = this_rank() == 0
     palm, step = build_step(settings)
     progress, before = restore(folder, step.state, agreement)
-    check_corpus(before.get("corpus", {}), fingerprint(prepared), start, settings)
+    corpus = before.get("corpus", {}), fingerprint(prepared)
+    check_corpus(*corpus, start, settings)
+    check_layout(ahead_of(settings, progress.step), current_layout(), placements(settings.model, current_layout()))
+    known, progress.segments = progress.segments, segments_from(progress.step, progress, settings, prepared, corpus)
+    batches = batches_of(settings, prepared, progress.segments, progress.rewinds)
     records = None
     if lead:
+        check_base(settings, progress)
+        discard_after(folder, progress.step)
+        set_other_rows_aside(folder, before.get("losses", ()))
         cut_records(folder, progress.step)
         marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
         records = Records(folder, prepared.meta["gzip9_bits_per_byte"], marks)
@@ -171,12 +201,13 @@ def assemble(
         say(f"going on from step {progress.step}")
         if records and (not records.rows or records.rows[-1].step < progress.step):
             say("metrics.csv lacks the last rows before that step: somebody has taken them out")
+    if known and progress.segments != known:
+        say(what_changed(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
     keeper = Keeper(
         folder / CHECKPOINTS, step.state, settings, tokenizer, agreement, records.sync if records else nullcontext
     )
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
-    batches = batches_of(settings, prepared, progress.rewinds)
     return Run(settings, folder, prepared, batches, progress, step, evaluator, records, keeper, agreement, peak, stop)
 
 
@@ -207,6 +238,7 @@ def run_steps(run: Run) -> Spike | None:
             progress.step += 1
             progress.tokens += count
             progress.not_finite = progress.not_finite + 1 if result.skipped else 0
+            progress.sound = progress.sound if result.skipped else progress.step - 1
             spike = watch(progress, result.loss, result.gradient_norm, train)
             # asked once a step, of all workers: a later stop takes one more step
             stopped, written, failed = run.agreement(bool(run.stop), *run.keeper.tell())
@@ -236,7 +268,7 @@ def run_steps(run: Run) -> Spike | None:
                     drawn = time.monotonic()
             if result.skipped:
                 say(f"step {progress.step}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
-                check_not_lost(progress, train.steps)
+                check_not_lost(progress, settings)
             bar.set_description("training", refresh=False)
             bar.set_postfix_str(
                 f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
@@ -247,47 +279,11 @@ def run_steps(run: Run) -> Spike | None:
             if spike or stopped:
                 return spike
             if not last and train.checkpoint_every and progress.step % train.checkpoint_every == 0:
-                run.save()
+                if result.skipped:  # these may be weights that no later step mends
+                    say(f"step {progress.step}: no checkpoint, as the loss or a gradient is not finite")
+                else:
+                    run.save()
     return None
-
-
-def check_not_lost(progress: Progress, steps: int) -> None:
-    """Sees that some step may still change something.
-
-    Raises:
-        UserError: none of the last steps, or of all there are, was finite.
-    """
-    if progress.not_finite >= LOST or progress.not_finite == steps:
-        raise UserError(
-            f"the loss or a gradient was not finite in the last {progress.not_finite} steps, up to step "
-            f"{progress.step:,}, and nothing is learned any more; lower optimizer.learning_rate, or go back by "
-            "--rewind-to and leave out batches by --skip-batches"
-        )
-
-
-def go_back(run: Run, spike: Spike) -> None:
-    """Decides, for all workers, how far to go back and what to leave out; from here on the decision holds.
-
-    Raises:
-        UserError: the same spike came back too often.
-    """
-    train, rewinds = run.settings.train, run.progress.rewinds
-    run.keeper.finish()
-    count = tries(rewinds, spike, train)
-    if count >= train.spike_tries:
-        raise UserError(
-            f"{spike}, after going back {count} times for it; lower optimizer.learning_rate, leave out other batches "
-            "by --rewind-to and --skip-batches, or let it try more often by train.spike_tries"
-        )
-    there = steps_in(run.folder / CHECKPOINTS)
-    to = run.agreement.told_by_first(step_to_go_back_to(there, spike, train.spike_look_back))
-    batches = batches_to_skip(train, count, spike.last - to)
-    skip = run.batches.position(to), run.batches.position(to + batches)
-    if this_rank() == 0:
-        write_rewinds(run.folder, [*rewinds, Rewind(str(spike), spike.last, to, skip)])
-    nth = f"try {count + 1} of {train.spike_tries}"
-    say(f"{spike}; going back to step {to:,} and leaving out {batches:,} batches ({nth})")
-    run.agreement()
 
 
 def finish(run: Run) -> Evaluation:
@@ -301,17 +297,25 @@ def finish(run: Run) -> Evaluation:
     if step not in steps_in(run.folder / CHECKPOINTS):
         run.save()
     if not run.keeper.finish():
+        if run.keeper.worthless:
+            raise UserError(f"the weights after step {step:,} are not finite: {advice(run.settings, run.progress)}")
         raise UserError(
             f"step {step:,} could not be saved: {run.keeper.problem}; the same command goes on from the last checkpoint"
         )
     if step < run.settings.train.steps:
         raise Interrupted(f"stopped after step {step}; the same command goes on from there")
     result = run.evaluator(held_out(run.settings, run.prepared))
+    if not math.isfinite(result.nats_per_token):
+        raise UserError(
+            f"the held-out loss after step {step:,} is {result.nats_per_token}, so no model is written: "
+            f"{advice(run.settings, run.progress)}"
+        )
     if lead:
         finetune = run.settings.finetune
         if finetune.lora_rank:
             save_adapter(run.keeper.newest(), run.folder / ADAPTER, run.settings.model, finetune)
         export(run.keeper.newest(), run.folder / "final", run.settings)
+        run.keeper.prune(step, step)
     if run.records:
         say(report(result, run))
     return result
@@ -334,16 +338,14 @@ def row_of(progress: Progress, result: StepResult, seconds: float, rate: float, 
     )
 
 
-def batches_of(settings: Settings, prepared: Prepared, rewinds: Sequence[Rewind] = ()) -> Batches:
-    """Training batches, less those that decisions leave out."""
-    data, train = settings.data, settings.train
-    eod, left_out = prepared.tokenizer.eod, skipped(rewinds)
-    return Batches(prepared.train, data.seq_len, eod, train.batch_ramp(), train.seed, left_out)
-
-
 def held_out(settings: Settings, prepared: Prepared, limit: int | None = None) -> Iterator:
-    """Batches of held-out text, as many sequences each as a forward pass of training takes."""
-    batch = settings.train.micro_batch_of(settings.train.batch_ramp()[0][1])
+    """Batches of held-out text, as many sequences each as a forward pass of training takes.
+
+    Of a ramp, the first size that can be sharded: the small ones may be over before a run comes to its mesh.
+    """
+    sizes = [settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp()]
+    shards = current_layout().shards("batch")
+    batch = next((size for size in sizes if size % shards == 0), sizes[0])
     return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)
 
 
