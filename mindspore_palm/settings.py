@@ -16,6 +16,7 @@ from mindspore_palm.config import PRESETS, PaLMConfig, Settings
 from mindspore_palm.effects import useless
 from mindspore_palm.errors import UserError
 from mindspore_palm.fields import Contradiction
+from mindspore_palm.files import expanded
 
 # What pydantic calls a wrong type, as the writer of a YAML file knows it.
 WANTED = {
@@ -25,6 +26,7 @@ WANTED = {
     "bool_type": "must be true or false, without quotes",
     "string_type": "must be text; put it in quotes",
 }
+PATHS = ("data.path", "data.tokenizer", "data.prepared", "train.output", "finetune.checkpoint")  # ~ is a home in them
 RAMP = "must be a whole number, or a list of pairs [first step, size]"
 
 
@@ -98,7 +100,7 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     if file is not None:
-        _merge(_read_file(Path(file)), str(file), values, origins)
+        _merge(_read_file(expanded(file, "--config")), str(file), values, origins)
     for override in overrides:
         key, equals, text = override.partition("=")
         section, dot, name = key.partition(".")
@@ -106,6 +108,11 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
             raise UserError(f"{override!r} is not an override; write section.key=value, for example train.steps=50")
         value = text if _is_text(section, name) else read_yaml(text, f"override {override!r}")
         _merge({section: {name: value}}, f"override {override}", values, origins)
+    for name in PATHS:
+        section, _, key = name.partition(".")
+        text = values.get(section, {}).get(key)
+        if isinstance(text, str) and text.startswith("~") and "/" in text:
+            values[section][key] = str(expanded(text, f"{origins[name]}: {name}"))
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

@@ -1,17 +1,16 @@
 """The one function (seed, step) -> batch, and the held-out batches.
 
-No state: a run goes on by its step, and by the list of what it left out.
+No state: a run resumes by its step, by the list of what it left out, and by the record of what was changed midway.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from mindspore_palm.data.shuffle import permute
+from mindspore_palm.data.order import Order, Segment, merged, order_name, sizes_from, taken
 from mindspore_palm.errors import UserError
 
 
@@ -46,9 +45,10 @@ class Batches:
         tokens: Sequences,
         seq_len: int,
         eod: int,
-        ramp: list[tuple[int, int]],
+        ramp: Sequence[tuple[int, int]],
         seed: int,
         skipped: Sequence[tuple[int, int]] = (),
+        segments: Sequence[Segment] = (),
     ) -> None:
         """Plans batches; reads nothing.
 
@@ -59,19 +59,32 @@ class Batches:
             ramp: (first step, sequences) of each batch size, from step 0 on and rising, as ``TrainConfig.batch_ramp``.
             seed: with the epoch, decides the order.
             skipped: rising ranges (from, up to) of sequences, in the order of the epochs, that are left out.
+            segments: the record of a run whose batches were changed midway, the oldest first; the last one has
+                ``ramp``, ``seq_len`` and ``seed``. Empty for a run that was not. ``skipped`` counts in its order.
 
         Raises:
             UserError: there are fewer sequences than the largest batch takes.
         """
         self.tokens, self.seq_len, self.eod, self.ramp, self.seed = tokens, seq_len, eod, list(ramp), seed
-        self.skipped = list(skipped)
-        self.count = tokens.sequences(seq_len)
-        largest = max(size for _, size in self.ramp)
+        self.segments = tuple(segments) or (Segment(0, tuple((a, b) for a, b in ramp), seq_len, seed),)
+        self.order, first = _last_order(tokens, self.segments)
+        self._segments = self.segments[first:]  # those of the last order
+        self._starts = [(self.sequences_before(s.step), s) for s in reversed(self._segments)]
+        rest = self.order.first_count
+        ahead = [(a + rest, b + rest) for a, b in self._segments[0].ahead]
+        self.skipped = merged([*skipped, *ahead])
+        self.count = self.order.count
+        largest = max(sizes_from(ramp, self.segments[-1].step))
         if self.count < largest and not tokens.repeats:
             raise UserError(
                 f"the training text gives {self.count} sequences of data.seq_len = {seq_len} tokens, fewer than a "
                 f"batch of train.batch_size = {largest}; lower train.batch_size or data.seq_len, or bring more text"
             )
+
+    @property
+    def order_name(self) -> str:
+        """Names the order in which positions count."""
+        return order_name(self.segments)
 
     def batch_size(self, step: int) -> int:
         """Sequences of a step; steps count from 0.
@@ -81,29 +94,59 @@ class Batches:
         """
         if step < 0:
             raise ValueError(f"step {step} is negative; steps count from 0")
-        return next(size for start, size in reversed(self.ramp) if start <= step)
+        segment = next(s for s in reversed(self.segments) if s.step <= step)
+        return next(size for start, size in reversed(segment.ramp) if start <= step)
 
     def sequences_before(self, step: int) -> int:
         """Sequences that all steps before ``step`` take together."""
-        ends = [start for start, _ in self.ramp[1:]] + [step]
-        return sum(
-            size * (min(end, step) - start) for (start, size), end in zip(self.ramp, ends, strict=True) if start < step
-        )
+        ends = [segment.step for segment in self.segments[1:]] + [step]
+        return sum(taken(segment, min(end, step)) for segment, end in zip(self.segments, ends, strict=True))
+
+    def begins(self, step: int) -> int:
+        """Where in the order of the epochs a step begins if nothing is left out after its segment begins.
+
+        Raises:
+            ValueError: the step is of an earlier order.
+        """
+        segment = self._segment(step)
+        return segment.position + taken(segment, step)
 
     def position(self, step: int) -> int:
-        """Where in the order of the epochs a step begins: sequences before it, with those that are left out."""
+        """Where in the order of the epochs a step begins: sequences before it, with those that are left out.
+
+        Raises:
+            ValueError: the step is of an earlier order.
+        """
+        self._segment(step)
         return self._place(self.sequences_before(step))
 
     def epoch(self, step: int) -> int:
         """The epoch that a step begins in, from 0."""
-        return self.position(step) // self.count
+        return self.order.locate(self.position(step))[2]
 
-    def _place(self, number: int) -> int:
-        """Where a sequence that is trained on stands in the order of the epochs; ``number`` counts them from 0."""
-        for start, end in self.skipped:
-            if number >= start:
-                number += end - start
-        return number
+    def continued(self, step: int, ramp: Sequence[tuple[int, int]], seq_len: int, seed: int) -> tuple[Segment, ...]:
+        """The record of a run that takes ``step`` and later ones with other settings, on the text that is left.
+
+        Args:
+            step: the first with them; behind all segments of this record.
+            ramp: as for ``Batches``.
+            seq_len: as for ``Batches``.
+            seed: as for ``Batches``.
+        """
+        last, position = self.segments[-1], self.position(step)
+        rule = {"step": step, "ramp": tuple((a, b) for a, b in ramp), "seq_len": seq_len, "seed": seed}
+        same_sequences = seq_len == last.seq_len or self.tokens.repeats  # no length cuts pairs
+        if same_sequences and seed == last.seed:
+            same = last.ramp == rule["ramp"] and last.seq_len == seq_len
+            return self.segments if same else (*self.segments, Segment(**rule, position=position, epoch=last.epoch))
+        end = self.order.end_of_epoch(position)
+        left_out = tuple((max(a, position), min(b, end)) for a, b in self.skipped if a < end and b > position)
+        # ranges of later epochs, whose sequences are others now: as much text from as far on
+        old, new = (1, 1) if same_sequences else (last.seq_len, seq_len)
+        later = ((max(0, a - end), b - end) for a, b in self.skipped if b > end)
+        ahead = tuple((a * old // new, -(-b * old // new)) for a, b in later)
+        epoch = self.order.locate(position)[2]
+        return (*self.segments, Segment(**rule, rest_of=position, left_out=left_out, ahead=ahead, epoch=epoch))
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The batch of a step.
@@ -118,35 +161,62 @@ class Batches:
         """Rows ``first`` to ``first + count`` of ``batch(step)``, for a worker that needs no others.
 
         Raises:
-            ValueError: the batch has no such rows.
+            ValueError: the batch has no such rows, or the step is of an earlier order.
         """
-        return self.tokens.examples(self._numbers(step, first, count), self.seq_len, self.eod)
+        empty = np.empty((0, self.seq_len), np.int32)
+        parts = [source.examples(rows, self.seq_len, self.eod) for source, rows in self._rows(step, first, count)]
+        return tuple(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1))
 
     def real_tokens(self, step: int) -> int:
         """Targets of ``batch(step)`` that are real, on all workers."""
-        return self.tokens.real_tokens(self._numbers(step, 0, self.batch_size(step)), self.seq_len)
+        rows = self._rows(step, 0, self.batch_size(step))
+        return sum(source.real_tokens(numbers, self.seq_len) for source, numbers in rows)
 
-    def _numbers(self, step: int, first: int, count: int) -> np.ndarray:
+    def _segment(self, step: int) -> Segment:
+        """The segment of a step, in the last order."""
+        segment = next((s for s in reversed(self._segments) if s.step <= step), None)
+        if segment is None:
+            raise ValueError(
+                f"step {step} is of another order of the text, which ended at step {self._segments[0].step}"
+            )
+        return segment
+
+    def _place(self, number: int) -> int:
+        """Where a sequence that is trained on stands in the order of the epochs; ``number`` counts the run's from 0."""
+        before, segment = next(pair for pair in self._starts if pair[0] <= number)
+        position = segment.position + number - before
+        for start, end in self.skipped:
+            if end > segment.position and position >= max(start, segment.position):
+                position += end - max(start, segment.position)
+        return position
+
+    def _rows(self, step: int, first: int, count: int) -> Iterator[tuple[Sequences, np.ndarray]]:
         """Which sequences the rows are."""
         size = self.batch_size(step)
         if first < 0 or count < 0 or first + count > size:
             raise ValueError(f"rows {first} to {first + count} are outside the {size} rows of step {step}")
+        self._segment(step)
         number = self.sequences_before(step) + first
         end = number + count
-        indices = []
-        while number < end:  # a batch may hold the end of one epoch and the start of the next, or the ends of a gap
+        while number < end:  # a batch may hold the ends of a gap
             position = self._place(number)
-            epoch, place = divmod(position, self.count)
             gap = next((start - position for start, _ in self.skipped if start > position), count)
-            taken = min(end - number, self.count - place, gap)
-            places = np.arange(place, place + taken, dtype=np.int64)
-            indices.append(permute(places, self.count, self._key(epoch)))
-            number += taken
-        return np.concatenate([np.empty(0, np.int64), *indices])
+            run = min(end - number, gap)
+            yield from self.order.numbers(position, run)
+            number += run
 
-    def _key(self, epoch: int) -> int:
-        digest = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big")
+
+def _last_order(tokens: Sequences, segments: Sequence[Segment]) -> tuple[Order, int]:
+    """The order of the last segment, and the number of the first segment that has it."""
+    first = max(number for number, segment in enumerate(segments) if number == 0 or segment.text)
+    order = Order(tokens, segments[first].seq_len, segments[first].seed, segments[first].epoch)
+    for number, segment in enumerate(segments):
+        if number > first and segment.rest_of is not None:
+            rest = order.rest(segment.rest_of, segment.left_out)
+            order, first = Order(tokens, segment.seq_len, segment.seed, segment.epoch, rest), number
+    if order.seq_len != segments[-1].seq_len:  # pairs, which no length cuts
+        order = Order(tokens, segments[-1].seq_len, order.seed, order.epoch, order.first)
+    return order, first
 
 
 def validation_batches(

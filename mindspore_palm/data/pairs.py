@@ -57,6 +57,10 @@ class Pairs:
         """How many pairs there are."""
         return len(self.pairs)
 
+    def only(self, numbers: Sequence[int] | np.ndarray) -> Pairs:
+        """Some of them, by their numbers."""
+        return Pairs([self.pairs[number] for number in numbers])
+
     def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of pairs by their numbers, int32 [n, seq_len] each.
 

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -32,10 +31,17 @@ from safetensors import SafetensorError, safe_open
 from mindspore_palm.data.atomic import TEMPORARY, sync_folder, write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.placement import Placement, Window
+from mindspore_palm.train.ours import delete_ours, move_into
 from mindspore_palm.train.tensor_file import Digest, Digesting, digest_of, write_tensors
 
 FORMAT = "mindspore_palm checkpoint 1"
 MANIFEST, STATE, CONFIG, TOKENIZER = "manifest.json", "state.json", "config.yaml", "tokenizer.model"
+GONE = f".gone{TEMPORARY}"  # the ending of a checkpoint that is being deleted
+OURS = re.compile(
+    r"(rank_[0-9]+\.(safetensors|json)|state\.json|config\.yaml|tokenizer\.model|manifest\.json)(\.[0-9]+\.tmp)?"
+)
+"""Names of a checkpoint's files: no other is ever deleted."""
+UNFINISHED = re.compile(rf"(?P<name>step_[0-9]{{6,}}(\.damaged(\.[0-9]+)?)?)(?P<ending>(\.gone)?{TEMPORARY})")
 BLOCK = 2**26  # bytes of a tensor that are in memory at a time when it is copied
 
 
@@ -155,7 +161,10 @@ class Checkpoint:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise DamagedCheckpoint(f"{folder / name} {found}; the manifest says {digest.size:,} bytes")
         self.verify([name for name in self.files if not name.startswith("rank_")])
-        self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        try:
+            self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        except OSError as error:
+            raise DamagedCheckpoint(f"{folder / STATE}: {error.strerror}") from None
 
     def verify(self, files: Iterable[str] | None = None) -> None:
         """Reads files whole, all of them for None, and compares them with the manifest.
@@ -170,6 +179,12 @@ class Checkpoint:
                 raise DamagedCheckpoint(f"{self.folder / name}: {error.strerror}") from None
             if found != self.files[name]:
                 raise DamagedCheckpoint(f"{self.folder / name} was altered: its SHA-256 is not the manifest's")
+
+    @property
+    def identity(self) -> str:
+        """Names the content: all weights, the optimizer's state and the tokenizer, wherever the checkpoint is."""
+        digests = sorted((n, d.sha256) for n, d in self.files.items() if n.startswith("rank_") or n == TOKENIZER)
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def share_of_files(self, rank: int, devices: int) -> list[str]:
         """The slice files that one of so many workers verifies, so that each is verified once."""
@@ -236,29 +251,47 @@ def publish(
         file.write(_seal(manifest))
     folder = temporary.with_name(folder_name(step))
     discard(folder)  # a damaged one of the same step
+    if folder.is_dir():
+        move_into(folder, temporary)  # what others put into it
     os.replace(temporary, folder)
     sync_folder(folder.parent)
     return folder
 
 
 def discard(folder: Path) -> None:
-    """Deletes a checkpoint; at no moment is a part of it taken for one.
+    """Deletes a checkpoint; at no moment is a part of it treated as one.
+
+    Of a link, the link alone is deleted. What others put into the folder stays there.
 
     Raises:
         OSError: it could not be deleted.
     """
-    if folder.exists():
-        gone = folder.with_name(f"{folder.name}.gone{TEMPORARY}")
-        shutil.rmtree(gone, ignore_errors=True)
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.is_dir():
+        gone = folder.with_name(f"{folder.name}{GONE}")
+        if gone.exists() and not delete_ours(gone, OURS):  # of a deletion that was cut short
+            move_into(gone, folder)
         os.replace(folder, gone)
-        shutil.rmtree(gone)
+        if not delete_ours(gone, OURS):
+            os.replace(gone, folder)
 
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the checkpoints in ``checkpoints/``, the newest first."""
     if not folder.is_dir():
         return []
-    return sorted((step for path in folder.iterdir() if (step := step_of(path)) is not None), reverse=True)
+    return sorted(
+        (step for path in folder.iterdir() if (step := step_of(path)) is not None and _ours(path)), reverse=True
+    )
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a folder holds files of a checkpoint, or is all that is left of one: nothing."""
+    if not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    return not names or any(OURS.fullmatch(name) for name in names)
 
 
 def folder_name(step: int) -> str:
@@ -268,8 +301,8 @@ def folder_name(step: int) -> str:
 
 def step_of(folder: Path) -> int | None:
     """The step in a folder's name; None if it is not a checkpoint's."""
-    found = re.fullmatch(r"step_(\d{6,})", folder.name)
-    return int(found.group(1)) if found else None
+    found = re.fullmatch(r"step_([0-9]{6,})", folder.name)
+    return int(found.group(1)) if found and folder_name(int(found.group(1))) == folder.name else None
 
 
 def rank_file(rank: int) -> str:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import enum
-import shutil
+import os
+import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from mindspore_palm.config import Settings
+from mindspore_palm.console import say
 from mindspore_palm.data.atomic import try_lock, write_atomically
 from mindspore_palm.errors import UserError
+from mindspore_palm.files import check_links
 from mindspore_palm.settings import load_settings, settings_to_yaml
 from mindspore_palm.train.adapter import ADAPTER
-from mindspore_palm.train.checkpoint import Checkpoint, DamagedCheckpoint, folder_name, steps_in
+from mindspore_palm.train.checkpoint import Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
 from mindspore_palm.train.finetune import check_text
+from mindspore_palm.train.identity import is_model_of, other_rows
+from mindspore_palm.train.keeper import clear
+from mindspore_palm.train.ours import delete_ours, free_name
 from mindspore_palm.train.progress import REWINDS
+from mindspore_palm.train.records import EVENT_FILES
 from mindspore_palm.train.resume import NAMES, Start, check_same, differences
+from mindspore_palm.train.saved import MODEL_FILES
+from mindspore_palm.train.standing import CHECKPOINTS, standing
 
-CHECKPOINTS = "checkpoints"
-BEGUN = ("metrics.csv", "loss.png", "tensorboard", "tensorboard.tmp", CHECKPOINTS, REWINDS, ADAPTER)
+FILES = ("metrics.csv", "loss.png", REWINDS, ADAPTER)
+BOARDS = ("tensorboard", "tensorboard.tmp")
+BEGUN = (*FILES, *BOARDS, CHECKPOINTS)
 MODELS = ("final", "interrupted")  # what is hours of work by itself; earlier versions left the second one
 PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
 
@@ -66,18 +74,20 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
         UserError: the folder holds a run that this one is no continuation of.
     """
     folder, steps, before = Path(settings.train.output), settings.train.steps, settings
+    check_places(folder)
     if start.overwrite:
+        check_nothing_is_elsewhere(folder)
         return Found.NOTHING
     there = steps_in(folder / CHECKPOINTS)
     if not there:
         if start.rewind_to is not None:
             raise UserError(f"--rewind-to {start.rewind_to}: there is no checkpoint in {folder / CHECKPOINTS}")
-        if any((folder / name).exists() for name in MODELS):
+        if any(holds_something(folder / name) for name in MODELS):
             raise UserError(
                 f"{folder} holds a run already, which left no checkpoint to go on from; set train.output to another "
                 "folder, or delete that run by --overwrite"
             )
-        if not any((folder / name).exists() for name in BEGUN):
+        if not any(holds_something(folder / name) for name in BEGUN):
             return Found.NOTHING
         if (folder / "config.yaml").exists():
             check_same(load_settings(folder / "config.yaml")[0], settings, start, folder)
@@ -97,10 +107,11 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
             f"{folder} has taken {there[0]:,} steps, and train.steps is {steps:,}; set train.steps higher to go on, "
             "or go back by --rewind-to"
         )
-    if not there[0] == steps == _step_of_model(folder / "final"):
+    newest = standing(folder) if there[0] == steps else None
+    if not (newest and newest.step == steps and is_model_of(folder / "final", newest)):
         return Found.CHECKPOINTS
     if set(differences(before, settings)) & set(NAMES):  # else a run on another text would be said to be finished
-        check_text(settings, start, Checkpoint(folder / CHECKPOINTS / folder_name(steps)).state)
+        check_text(settings, start, newest.state)
     return Found.FINISHED
 
 
@@ -114,26 +125,106 @@ def finished(settings: Settings) -> str:
 
 
 def start_run_folder(folder: Path, settings: Settings, found: Found) -> None:
-    """Deletes an earlier run that is not gone on with, now that this one is sure to begin, and writes the settings.
+    """Deletes an earlier run that is not resumed, now that this one is sure to start, and writes the settings.
+
+    What others put there stays, and nothing outside the folder is deleted.
 
     Raises:
         OSError: a file could not be deleted or written.
     """
     if found in (Found.NOTHING, Found.BEGUN):
         kept = (REWINDS,) if found is Found.BEGUN else ()
-        for path in (folder / name for name in (*BEGUN, *MODELS) if name not in kept):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for name in FILES:
+            if name not in kept and not (folder / name).is_dir():
+                (folder / name).unlink(missing_ok=True)
+        for name in BOARDS:
+            delete_ours(folder / name, EVENT_FILES)
+        for name in MODELS:
+            delete_ours(folder / name, MODEL_FILES)
+        delete_checkpoints(folder / CHECKPOINTS)
     with write_atomically(folder / "config.yaml") as file:
         file.write(settings_to_yaml(settings).encode())
 
 
-def _step_of_model(folder: Path) -> int | None:
-    """The step whose weights are in a folder; None where there is none that can be read."""
-    try:
-        with safe_open(folder / "model.safetensors", framework="numpy") as file:
-            return int(file.metadata()["step"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> None:
+    """Gives metrics.csv another name if it is not the one of this run: what follows would cut it and add to it.
+
+    Args:
+        folder: of the run.
+        losses: that the checkpoint knows, as ``last_losses`` gave them.
+
+    Raises:
+        OSError: it could not be renamed.
+    """
+    table = folder / "metrics.csv"
+    if other_rows(table, losses):
+        aside = free_name(folder / "metrics.csv.other")
+        os.replace(table, aside)
+        say(f"{table} has other losses than this run: it is set aside as {aside.name}")
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Deletes all checkpoints of a run, the damaged and unfinished ones as well, and their folder if it is empty then.
+
+    Raises:
+        OSError: one could not be deleted.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    clear(folder)
+    for path in folder.iterdir():
+        if re.fullmatch(r"step_[0-9]{6,}(\.damaged(\.[0-9]+)?)?", path.name):
+            discard(path)
+    with suppress(OSError):  # what others put there
+        folder.rmdir()
+
+
+def check_places(folder: Path) -> None:
+    """Sees that a run can write where its files belong.
+
+    A link is followed to the folder of the run, of its checkpoints and of TensorBoard's files. Other files of a run are
+    replaced each time that they are written, which would put a file in the place of a link.
+
+    Raises:
+        UserError: names the link, or the file that is in the way.
+    """
+    check_links(folder, "train.output")
+    for name in (CHECKPOINTS, "tensorboard", *MODELS[:1]):
+        path = folder / name
+        if path.is_symlink() and (name in MODELS or not path.is_dir()):
+            what = "and a run replaces what is there" if path.is_dir() else "where there is no folder"
+            raise UserError(f"{path} is a link to {os.readlink(path)}, {what}; remove the link")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, and a run keeps a folder there; move it away")
+    for name in (*FILES, "config.yaml"):
+        path = folder / name
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to {os.readlink(path)}, which a run would replace; remove the link")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and a run keeps a file there; move it away")
+
+
+def check_nothing_is_elsewhere(folder: Path) -> None:
+    """Sees that an earlier run can be deleted without following a link.
+
+    Raises:
+        UserError: its checkpoints, or the events of TensorBoard, are in another folder.
+    """
+    for name in (CHECKPOINTS, "tensorboard"):
+        path = folder / name
+        if path.is_symlink() and holds_something(path):
+            raise UserError(
+                f"--overwrite: {path} is a link to {os.readlink(path)}, and nothing outside {folder} is deleted; empty "
+                "that folder yourself, or remove the link"
+            )
+
+
+def holds_something(path: Path) -> bool:
+    """Whether something of a run is at a path: a file, or a folder that is not just what others put there."""
+    if not path.is_dir():
+        return path.exists()
+    if path.name == CHECKPOINTS:
+        return any(re.fullmatch(r"step_[0-9]{6,}(\..*)?", entry.name) and entry.is_dir() for entry in path.iterdir())
+    names = EVENT_FILES if path.name in BOARDS else MODEL_FILES
+    entries = [entry.name for entry in path.iterdir()]
+    return (not entries and path.name in MODELS) or any(names.fullmatch(name) for name in entries)

@@ -10,6 +10,7 @@ from mindspore_palm import stop
 from mindspore_palm.config import Settings, TrainConfig
 from mindspore_palm.data import Prepared, validation_batches
 from mindspore_palm.parallel.agree import Agreement
+from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 
 
@@ -21,8 +22,13 @@ def is_due(step: int, train: TrainConfig) -> bool:
 def held_out(
     settings: Settings, prepared: Prepared, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of held-out text, as many sequences each as a forward pass of training takes."""
-    batch = settings.train.micro_batch_of(settings.train.batch_ramp()[0][1])
+    """Batches of held-out text, as many sequences each as a forward pass of training takes.
+
+    Of a ramp, the first size that can be sharded: the small ones may be over before a run comes to its mesh.
+    """
+    sizes = [settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp()]
+    shards = current_layout().shards("batch")
+    batch = next((size for size in sizes if size % shards == 0), sizes[0])
     return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)
 
 

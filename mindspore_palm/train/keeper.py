@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from mindspore import Parameter
 
 from mindspore_palm.config import Settings
@@ -21,6 +21,23 @@ from mindspore_palm.parallel.weights import own_slice, placement_of
 from mindspore_palm.settings import settings_to_yaml
 from mindspore_palm.train import checkpoint
 from mindspore_palm.train.checkpoint import CONFIG, STATE, TOKENIZER, Checkpoint
+from mindspore_palm.train.ours import delete_ours, move_into
+
+
+class NotFinite(Exception):
+    """State that is not finite: nothing to go back to, so no checkpoint."""
+
+
+def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
+    """Sees that state holds no infinity and no NaN.
+
+    Raises:
+        NotFinite: names the first tensor that does.
+    """
+    for name, values in tensors.items():
+        # the extremes carry every infinity and every NaN, without an array of the same size for the answer
+        if values.size and values.dtype.kind == "f" and not np.isfinite([values.min(), values.max()]).all():
+            raise NotFinite(f"{name} holds values that are not finite")
 
 
 class Keeper:
@@ -57,27 +74,41 @@ class Keeper:
         self.small = {CONFIG: settings_to_yaml(settings).encode(), TOKENIZER: tokenizer}
         self.problem = ""
         """Why the last checkpoint could not be written; empty if it was."""
+        self.worthless = False
+        """Whether it was given up because state was not finite; all workers know it after ``finish``."""
         self._thread: threading.Thread | None = None
         self._step: int | None = None  # whose slices are being written, or wait for those of the others
         self._completing: int | None = None  # whose manifest the first worker is writing
         self._written = self._failed = False
 
-    def save(self, step: int, state: dict) -> None:
+    def save(self, step: int, state: dict, sound: int | None = None) -> None:
         """Begins a checkpoint of what the weights are now. All workers call this after the same step.
 
-        Waits for the one before; and for this one, if it shall not be written in the background.
+        Waits for the one before; and for this one, if it shall not be written in the background. State that is not
+        finite is not written: the checkpoint is given up.
+
+        Args:
+            step: how many have been taken.
+            state: of the run, as JSON.
+            sound: the newest step whose weights are known to give a finite loss; the newest checkpoint up to it is not
+                deleted for newer ones, which may be worthless. None takes all for sound.
         """
         self.finish()
         slices = {p.name: own_slice(p) for p in self.own}
-        self._step, self.problem = step, ""
+        self._step, self.problem, self.worthless = step, "", False
         small = {**self.small, STATE: (json.dumps(state, indent=1) + "\n").encode()}
         temporary = self._temporary(step)
 
         def write() -> None:
+            check_finite(slices)
             if slices:
                 checkpoint.write_slices(temporary, this_rank(), slices)
 
-        self._complete = lambda: self._publish(temporary, step, small)
+        def complete() -> None:
+            self._publish(temporary, step, small)
+            self.prune(step, step if sound is None else sound)
+
+        self._complete = complete
         self._start(write)
         if not self.settings.train.checkpoint_in_background:
             self.finish()
@@ -116,7 +147,8 @@ class Keeper:
         self.hear(*self.agreement(*self.tell()))
         self._join()
         self.look()
-        (failed,) = self.agreement(bool(self.problem))
+        failed, worthless = self.agreement(bool(self.problem), self.worthless)
+        self.worthless = bool(worthless)
         if failed and not self.problem:
             self.problem = "the first worker could not complete it; its log tells why"
         return not failed
@@ -141,6 +173,8 @@ class Keeper:
             try:
                 work()
                 self._written = True
+            except NotFinite as error:
+                self.problem, self.worthless, self._failed = str(error), True, True
             except Exception as error:  # whatever it is: the run goes on without this checkpoint
                 where = f" ({error.filename})" if getattr(error, "filename", None) else ""
                 self.problem = f"{getattr(error, 'strerror', None) or repr(error)}{where}"
@@ -158,32 +192,41 @@ class Keeper:
     def _publish(self, temporary: Path, step: int, small: dict[str, bytes]) -> None:
         self.before()
         checkpoint.publish(temporary, self.slicings, self.kinds, step, small)
+
+    def prune(self, step: int, sound: int) -> None:
+        """Deletes old checkpoints, but for the newest sound one and those that are kept by the settings.
+
+        Args:
+            step: how many the run has taken; what has a later one is not its own.
+            sound: as for ``save``.
+        """
         train = self.settings.train
-        for old in checkpoint.steps_in(self.folder)[train.keep_last :]:
-            if not (train.keep_every and old % train.keep_every == 0):
+        own = [there for there in checkpoint.steps_in(self.folder) if there <= step]
+        newest_sound = max((there for there in own if there <= sound), default=None)
+        for old in own[train.keep_last :]:
+            if old != newest_sound and not (train.keep_every and old % train.keep_every == 0):
                 with suppress(OSError):  # an old one that stays does no harm
                     checkpoint.discard(self.folder / checkpoint.folder_name(old))
 
     def _give_up(self, step: int) -> None:
         if this_rank() != 0:
             return
-        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        with suppress(OSError):  # cleared at the next start
+            delete_ours(self._temporary(step), checkpoint.OURS)
         there = checkpoint.steps_in(self.folder)
         last = f"the last one is of step {there[0]}" if there else "there is none yet"
         say(f"the checkpoint of step {step} could not be written: {self.problem}; training goes on, {last}")
 
 
-def clear(folder: Path, newer_than: int | None = None) -> None:
-    """Deletes what was never completed, and the checkpoints of steps behind ``newer_than``.
+def clear(folder: Path) -> None:
+    """Deletes what was never completed, or never deleted to its end, in ``checkpoints/``.
 
     Raises:
         OSError: a file could not be deleted.
     """
-    if not folder.is_dir():
-        return
-    for path in folder.glob(f"*{TEMPORARY}"):
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
-    for step in checkpoint.steps_in(folder):
-        if newer_than is not None and step > newer_than:
-            checkpoint.discard(folder / checkpoint.folder_name(step))
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        found = checkpoint.UNFINISHED.fullmatch(path.name)
+        if not found or not path.is_dir() or path.is_symlink() or delete_ours(path, checkpoint.OURS):
+            continue
+        if found.group("ending") == checkpoint.GONE:  # what others put there
+            move_into(path, folder / found.group("name"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
 from mindspore_palm.data import Batches, Prepared
 from mindspore_palm.errors import Interrupted, UserError, same_command
+from mindspore_palm.files import check_links
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
@@ -30,25 +31,37 @@ from mindspore_palm.parallel.context import (
 from mindspore_palm.supervisor import LAUNCHER
 from mindspore_palm.train.adapter import ADAPTER, save_adapter
 from mindspore_palm.train.banner import banner
+from mindspore_palm.train.base import check_base
 from mindspore_palm.train.build import build_step
 from mindspore_palm.train.checkpoint import steps_in
+from mindspore_palm.train.cure import go_back
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.finetune import kept, open_data
-from mindspore_palm.train.folder import CHECKPOINTS, Found, check_run_folder, finished, only_run, start_run_folder
+from mindspore_palm.train.folder import (
+    Found,
+    check_places,
+    check_run_folder,
+    finished,
+    only_run,
+    set_other_rows_aside,
+    start_run_folder,
+)
 from mindspore_palm.train.held_out import evaluate, held_out, is_due
+from mindspore_palm.train.identity import last_losses
 from mindspore_palm.train.keeper import Keeper, clear
+from mindspore_palm.train.lost import advice, check_not_lost
 from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
-from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, skipped, write_rewinds
+from mindspore_palm.train.progress import Progress
 from mindspore_palm.train.records import UNWRITTEN, Records, Row
-from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, restore
+from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, discard_after, restore
 from mindspore_palm.train.saved import export
-from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries, watch
+from mindspore_palm.train.spikes import Spike, watch
+from mindspore_palm.train.standing import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
 from mindspore_palm.train.state import fingerprint, state_of
 from mindspore_palm.train.step import StepResult, TrainStep
 
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
-LOST = 25  # steps in a row that are not finite, after which no later one will be
 
 
 @dataclass
@@ -76,8 +89,11 @@ class Run:
     def save(self) -> None:
         """Begins a checkpoint of the last step."""
         state = state_of(self.settings, self.prepared, self.progress, self.batches)
-        unwritten = self.records.unwritten() if self.records else []
-        self.keeper.save(self.progress.step, {**state, **({UNWRITTEN: unwritten} if unwritten else {})})
+        if self.records:
+            state["losses"] = last_losses(self.records.rows)
+            if unwritten := self.records.unwritten():
+                state[UNWRITTEN] = unwritten
+        self.keeper.save(self.progress.step, state, self.progress.sound)
 
 
 def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
@@ -96,25 +112,31 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
         UserError: something about settings, text or machine must be mended; nothing was lost but steps.
         Interrupted: the user stopped the run; says where it goes on.
     """
+    start = start or Start()
     device = open_device(settings.train.device)
-    place = check_settings(settings, device.name)
+    place = check_settings(settings, device.name, start)
     memory = check_memory(settings, place)
     join_workers(place.devices, device.name)
     folder = Path(settings.train.output)
     locks = this_rank() == 0 and LAUNCHER not in os.environ  # a launcher holds the lock from its look to its end
     alone = only_run(folder) if locks else nullcontext()
     with layout(place), lost_workers(), out_of_memory(), alone:
-        return _train(settings, start or Start(), device, memory, folder)
+        return _train(settings, start, device, memory, folder)
 
 
-def check_settings(settings: Settings, kind: str) -> Layout:
-    """The layout of a run on a kind of device, if all sizes fit it.
+def check_settings(settings: Settings, kind: str, start: Start | None = None) -> Layout:
+    """The layout of a run on a kind of device, if all sizes that are still to come fit it.
 
     Raises:
-        UserError: names setting, sizes and what to change.
+        UserError: names setting, sizes and what to change; or a path that leads nowhere.
     """
+    folder = Path(settings.train.output)
+    check_places(folder)
+    check_links(Path(settings.data.prepared), "data.prepared")
     place = layout_of(settings, kind)
-    check_layout(settings, place, placements)
+    start = start or Start()
+    ahead = ahead_of(settings, next_step(folder, start.overwrite, start.rewind_to))
+    check_layout(ahead, place, placements)
     return place
 
 
@@ -125,7 +147,8 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
         say(finished(settings))
         return None
     prepared = open_data(settings, start.overwrite)
-    batches_of(settings, prepared)
+    step = agreement.told_by_first(next_step(folder, start.overwrite, start.rewind_to) if lead else 0)
+    batches_of(ahead_of(settings, step), prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()
     peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
@@ -136,7 +159,7 @@ def _train(settings: Settings, start: Start, device: Device, memory: dict[str, i
         start_run_folder(folder, settings, found)
         clear(folder / CHECKPOINTS)
         if start.asked:
-            decide_by_hand(folder, start, batches_of(settings, prepared, read_rewinds(folder)))
+            decide_by_hand(folder, start, settings, prepared)
     agreement()
     stop.begun()
     stop.on_leaving(lambda: f"stopped at once; {where_it_resumes(folder)}")
@@ -184,9 +207,16 @@ def assemble(
     lead = this_rank() == 0
     palm, step = build_step(settings)
     progress, before = restore(folder, step.state, agreement)
-    check_corpus(before.get("corpus", {}), fingerprint(prepared), start, settings)
+    corpus = before.get("corpus", {}), fingerprint(prepared)
+    check_corpus(*corpus, start, settings)
+    check_layout(ahead_of(settings, progress.step), current_layout(), placements(settings.model, current_layout()))
+    known, progress.segments = progress.segments, segments_from(progress.step, progress, settings, prepared, corpus)
+    batches = batches_of(settings, prepared, progress.segments, progress.rewinds)
     records = None
     if lead:
+        check_base(settings, progress)
+        discard_after(folder, progress.step)
+        set_other_rows_aside(folder, before.get("losses", ()))
         marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
         gzip9 = prepared.meta["gzip9_bits_per_byte"]
         records = Records(folder, gzip9, marks, until=progress.step, unwritten=before.get(UNWRITTEN, []))
@@ -194,12 +224,13 @@ def assemble(
         say(f"going on from step {progress.step}")
         if records and (not records.rows or records.rows[-1].step < progress.step):
             say("metrics.csv lacks the last rows before that step: somebody has taken them out")
+    if known and progress.segments != known:
+        say(what_changed(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
     keeper = Keeper(
         folder / CHECKPOINTS, step.state, settings, tokenizer, agreement, records.sync if records else nullcontext
     )
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
-    batches = batches_of(settings, prepared, progress.rewinds)
     return Run(settings, folder, prepared, batches, progress, step, evaluator, records, keeper, agreement, peak)
 
 
@@ -230,6 +261,7 @@ def run_steps(run: Run) -> Spike | None:
             progress.step += 1
             progress.tokens += count
             progress.not_finite = progress.not_finite + 1 if result.skipped else 0
+            progress.sound = progress.sound if result.skipped else progress.step - 1
             spike = watch(progress, result.loss, result.gradient_norm, train)
             # asked once a step, of all workers: a later stop takes one more step
             stopped, written, failed = run.agreement(stop.wished(), *run.keeper.tell())
@@ -262,7 +294,7 @@ def run_steps(run: Run) -> Spike | None:
                     drawn = time.monotonic()
             if result.skipped:
                 say(f"step {progress.step}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
-                check_not_lost(progress, train.steps)
+                check_not_lost(progress, settings)
             bar.advance(
                 f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
                 f"{rate:,.0f} tok/s, {utilised.format(mfu=row.mfu, hfu=row.hfu)}"
@@ -270,47 +302,11 @@ def run_steps(run: Run) -> Spike | None:
             if spike or stopped:
                 return spike
             if not last and train.checkpoint_every and progress.step % train.checkpoint_every == 0:
-                run.save()
+                if result.skipped:  # these may be weights that no later step mends
+                    say(f"step {progress.step}: no checkpoint, as the loss or a gradient is not finite")
+                else:
+                    run.save()
     return None
-
-
-def check_not_lost(progress: Progress, steps: int) -> None:
-    """Sees that some step may still change something.
-
-    Raises:
-        UserError: none of the last steps, or of all there are, was finite.
-    """
-    if progress.not_finite >= LOST or progress.not_finite == steps:
-        raise UserError(
-            f"the loss or a gradient was not finite in the last {progress.not_finite} steps, up to step "
-            f"{progress.step:,}, and nothing is learned any more; lower optimizer.learning_rate, or go back by "
-            "--rewind-to and leave out batches by --skip-batches"
-        )
-
-
-def go_back(run: Run, spike: Spike) -> None:
-    """Decides, for all workers, how far to go back and what to leave out; from here on the decision holds.
-
-    Raises:
-        UserError: the same spike came back too often.
-    """
-    train, rewinds = run.settings.train, run.progress.rewinds
-    run.keeper.finish()
-    count = tries(rewinds, spike, train)
-    if count >= train.spike_tries:
-        raise UserError(
-            f"{spike}, after going back {count} times for it; lower optimizer.learning_rate, leave out other batches "
-            "by --rewind-to and --skip-batches, or let it try more often by train.spike_tries"
-        )
-    there = steps_in(run.folder / CHECKPOINTS)
-    to = run.agreement.told_by_first(step_to_go_back_to(there, spike, train.spike_look_back))
-    batches = batches_to_skip(train, count, spike.last - to)
-    skip = run.batches.position(to), run.batches.position(to + batches)
-    if this_rank() == 0:
-        write_rewinds(run.folder, [*rewinds, Rewind(str(spike), spike.last, to, skip)])
-    nth = f"try {count + 1} of {train.spike_tries}"
-    say(f"{spike}; going back to step {to:,} and leaving out {batches:,} batches ({nth})")
-    run.agreement()
 
 
 def finish(run: Run) -> Evaluation:
@@ -324,6 +320,8 @@ def finish(run: Run) -> Evaluation:
     if step not in steps_in(run.folder / CHECKPOINTS):
         run.save()
     if not run.keeper.finish():
+        if run.keeper.worthless:
+            raise UserError(f"the weights after step {step:,} are not finite: {advice(run.settings, run.progress)}")
         raise UserError(
             f"step {step:,} could not be saved: {run.keeper.problem}; {same_command()} resumes from the last checkpoint"
         )
@@ -331,11 +329,17 @@ def finish(run: Run) -> Evaluation:
         raise Interrupted(f"stopped after step {step}; {same_command()} resumes from there")
     if (result := run.evaluate()) is None:
         raise Interrupted(f"stopped after step {step}, the last; {same_command()} evaluates it and writes the model")
+    if not math.isfinite(result.nats_per_token):
+        raise UserError(
+            f"the held-out loss after step {step:,} is {result.nats_per_token}, so no model is written: "
+            f"{advice(run.settings, run.progress)}"
+        )
     if lead:
         finetune = run.settings.finetune
         if finetune.lora_rank:
             save_adapter(run.keeper.newest(), run.folder / ADAPTER, run.settings.model, finetune)
         export(run.keeper.newest(), run.folder / "final", run.settings)
+        run.keeper.prune(step, step)
     if run.records:
         say(report(result, run))
     return result
@@ -356,13 +360,6 @@ def row_of(progress: Progress, result: StepResult, seconds: float, rate: float, 
         mfu=mfu,
         hfu=hfu,
     )
-
-
-def batches_of(settings: Settings, prepared: Prepared, rewinds: Sequence[Rewind] = ()) -> Batches:
-    """Training batches, less those that decisions leave out."""
-    data, train = settings.data, settings.train
-    eod, left_out = prepared.tokenizer.eod, skipped(rewinds)
-    return Batches(prepared.train, data.seq_len, eod, train.batch_ramp(), train.seed, left_out)
 
 
 def where_it_resumes(folder: Path) -> str:

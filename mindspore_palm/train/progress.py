@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspore_palm.data.atomic import write_json
+from mindspore_palm.data.order import Segment, merged
 from mindspore_palm.errors import UserError
 
 REWINDS = "rewinds.json"
@@ -28,11 +29,14 @@ class Rewind:
     """Sequences of the training text, in the order of the epochs, that are left out: from, and up to."""
     asked: str = ""
     """The arguments that asked for it; empty for a spike."""
+    order: str = ""
+    """Names the order in which ``skip`` counts; see ``order_name``."""
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Rewind:
         """What ``asdict`` gave."""
-        return Rewind(**{**values, "skip": tuple(values["skip"])})
+        known = {name: values[name] for name in Rewind.__dataclass_fields__ if name in values}
+        return Rewind(**{**known, "skip": tuple(values["skip"])})
 
 
 @dataclass
@@ -53,6 +57,12 @@ class Progress:
     """Steps in a row, up to the last one, that were outliers."""
     rewinds: list[Rewind] = field(default_factory=list)
     """All decisions so far, the oldest first."""
+    segments: tuple[Segment, ...] = ()
+    """Which text steps take; empty as long as nobody knows."""
+    sound: int = 0
+    """The newest step whose weights have given a finite loss and finite gradients: those of the step after it."""
+    base: str = ""
+    """Names the content of the model that fine-tuning started from."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -62,18 +72,20 @@ class Progress:
     def from_json(values: dict[str, Any]) -> Progress:
         """What ``to_json`` gave, as it was or read from JSON; what an older version did not know is as at the start."""
         known = {name: values[name] for name in Progress.__dataclass_fields__ if name in values}
-        return Progress(**{**known, "rewinds": [Rewind.from_json(rewind) for rewind in known["rewinds"]]})
+        sound = max(0, known.get("step", 0) - known.get("not_finite", 0) - 1)
+        return Progress(
+            **{
+                "sound": sound,
+                **known,
+                "rewinds": [Rewind.from_json(rewind) for rewind in known.get("rewinds", ())],
+                "segments": tuple(Segment.from_json(segment) for segment in known.get("segments", ())),
+            }
+        )
 
 
-def skipped(rewinds: Sequence[Rewind]) -> list[tuple[int, int]]:
-    """The sequences that decisions leave out, as rising ranges that do not touch."""
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(rewind.skip for rewind in rewinds if rewind.skip[0] < rewind.skip[1]):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
+def skipped(rewinds: Sequence[Rewind], order: str = "") -> list[tuple[int, int]]:
+    """The sequences of an order that decisions leave out, as rising ranges that do not touch."""
+    return merged([rewind.skip for rewind in rewinds if rewind.order == order])
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:

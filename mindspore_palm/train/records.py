@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-import shutil
+import re
 import socket
 import struct
 import time
@@ -25,9 +25,12 @@ from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.train.clock import Clock
 from mindspore_palm.train.growing_file import GrowingFile
 from mindspore_palm.train.loss_chart import draw_loss
+from mindspore_palm.train.ours import delete_ours
 
 TABLE, BOARD, CHART = "metrics.csv", "tensorboard", "loss.png"
 UNWRITTEN = "rows_not_in_metrics"  # in a checkpoint's state: the rows that the file did not take
+EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
+"""Names of the files that a run writes into tensorboard/: all others are somebody else's."""
 EVENT_HEAD, EVENT_TAIL = 12, 4  # bytes around an event in TensorBoard's files: length and its checksum, checksum
 
 
@@ -204,7 +207,7 @@ def read_rows(table: Path) -> list[Row]:
     if not table.exists():
         return []
     rows: list[Row] = []
-    with open(table, newline="", encoding="utf-8") as file, suppress(ValueError):
+    with open(table, newline="", encoding="utf-8") as file, suppress(ValueError, csv.Error):
         for values in csv.DictReader(file):
             row = Row(**{field.name: _number(values.get(field.name), field) for field in fields(Row)})
             if row.step != (rows[-1].step + 1 if rows else row.step) or None in values.values():
@@ -232,15 +235,19 @@ def cut_records(folder: Path, step: int) -> None:
         table.unlink(missing_ok=True)
     if new_board.exists() and not board.exists():  # a cut was ended between its last two lines
         os.replace(new_board, board)
-    if board.exists():
-        shutil.rmtree(new_board, ignore_errors=True)
-        new_board.mkdir()
-        names = sorted(path.name for path in board.iterdir())
-        if names:
-            with write_atomically(new_board / names[0]) as file:
-                file.writelines(event for name in names for event in _events_until(board / name, step))
-        shutil.rmtree(board)
-        os.replace(new_board, board)
+    delete_ours(new_board, EVENT_FILES)
+    files = sorted(path for path in board.iterdir() if _is_ours(path)) if board.exists() else []
+    if files:
+        # a cut that was ended before the last line has left some events twice
+        events = dict.fromkeys(event for file in files for event in _events_until(file, step))
+        with write_atomically(files[0]) as file:
+            file.writelines(events)
+        for other in files[1:]:
+            other.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    return EVENT_FILES.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def _events_until(file: Path, step: int) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from mindspore import Parameter
 
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
-from mindspore_palm.data import Batches
+from mindspore_palm.data import Prepared
 from mindspore_palm.data.files import shown
 from mindspore_palm.data.prepare import Kept
 from mindspore_palm.errors import UserError
@@ -25,8 +25,12 @@ from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.weights import placement_of, set_slice
+from mindspore_palm.train.base import has_moved
 from mindspore_palm.train.checkpoint import TOKENIZER, Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
-from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, write_rewinds
+from mindspore_palm.train.ours import free_name
+from mindspore_palm.train.progress import REWINDS, Progress, Rewind, read_rewinds, write_rewinds
+from mindspore_palm.train.standing import CHECKPOINTS, batches_of, decisions, progress_of, segments_from, standing
+from mindspore_palm.train.state import fingerprint
 
 FREE = (
     "model.preset",  # a name; the sizes themselves are compared
@@ -48,6 +52,7 @@ FREE = (
 NAMES = ("data.path", "data.text_field", "data.tokenizer")
 """Settings that say where a text lies: with a checkpoint that knows the content, they may change and it may not."""
 CONTENT = "data.content"  # what --accept calls the text itself, which no setting is
+BASE = "finetune.checkpoint"
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ def check_same(before: Settings, now: Settings, start: Start, folder: Path) -> N
     changed = {name: pair for name, pair in differences(before, now).items() if name not in start.accept}
     if set(changed) & set(NAMES) and _knows_content(Path(folder)):  # check_corpus looks at the content itself
         changed = {name: pair for name, pair in changed.items() if name not in NAMES}
+    if BASE in changed and has_moved(Path(folder), now):
+        del changed[BASE]
     if changed:
         lines = "".join(f"\n  {name} was {old} and is {new} now" for name, (old, new) in changed.items())
         force = " ".join(f"--accept {name}" for name in changed)
@@ -135,38 +142,57 @@ def check_same(before: Settings, now: Settings, start: Start, folder: Path) -> N
         )
 
 
-def decide_by_hand(folder: Path, start: Start, batches: Batches) -> None:
-    """Writes down what ``--rewind-to`` and ``--skip-batches`` ask for, once: the same command again goes on.
+def decide_by_hand(folder: Path, start: Start, settings: Settings, prepared: Prepared) -> None:
+    """Writes down what ``--rewind-to`` and ``--skip-batches`` ask for, once: the same command again resumes.
 
     Args:
         folder: of the run.
         start: what is asked for.
-        batches: of the run, with what it leaves out already.
+        settings: of the run now.
+        prepared: its text.
 
     Raises:
         UserError: there is no such checkpoint, or the batches were trained on before it.
     """
-    rewinds, steps = read_rewinds(folder), steps_in(folder / "checkpoints")
+    rewinds, steps = decisions(folder), steps_in(folder / CHECKPOINTS)
     if any(rewind.asked == start.asked for rewind in rewinds):
         say(f"{start.asked}: was done before; going on")
         return
-    newest = max(steps, default=0)
-    to = newest
+    newest = standing(folder, rewinds)
+    at, to = max(steps, default=0), newest.step if newest else 0
+    steps = [step for step in steps if step <= to]
     if start.rewind_to is not None:
         to = max((step for step in steps if step <= start.rewind_to), default=0)
         if to == 0 < start.rewind_to:
             there = ", ".join(map(str, reversed(steps)))
             raise UserError(f"--rewind-to {start.rewind_to}: the checkpoints that are there are of steps {there}")
+    before = progress_of(newest) if newest else Progress()
+    before.rewinds = rewinds
+    corpus = newest.state.get("corpus", {}) if newest else {}, fingerprint(prepared)
+    after = batches_of(settings, prepared, segments_from(to, before, settings, prepared, corpus), rewinds)
     skip = (0, 0)
     if start.skip_batches:
-        first, last = (batches.sequences_before(batch) for batch in start.skip_batches)
-        skip = (max(first, batches.position(to)), last)
+        named = "--skip-batches {}:{}".format(*start.skip_batches)
+        # numbered as the run has taken them, and on from there with the sizes of now
+        numbered = segments_from(newest.step if newest else 0, before, settings, prepared, corpus)
+        numbering = batches_of(settings, prepared, numbered, rewinds)
+        try:
+            first, last = (numbering.begins(batch) for batch in start.skip_batches)
+        except ValueError:
+            first = last = -1
+        if last < 0 or numbering.order_name != after.order_name:
+            raise UserError(
+                f"{named}: the order of the text was changed between these batches and step {to:,}, from which the run "
+                "resumes, so that they are other text now; go back alone by --rewind-to, and leave out batches after it"
+            )
+        skip = (max(first, after.position(to)), last)
         if skip[0] >= skip[1]:
             raise UserError(
-                f"--skip-batches {start.skip_batches[0]}:{start.skip_batches[1]}: the run goes on from step {to:,}, "
-                "and was trained on all of them before; go back further by --rewind-to"
+                f"{named}: the run resumes from step {to:,}, and was trained on all of them before; go back further by "
+                "--rewind-to"
             )
-    write_rewinds(folder, [*rewinds, Rewind(f"by hand: {start.asked}", newest, to, skip, start.asked)])
+    decision = Rewind(f"by hand: {start.asked}", at, to, skip, start.asked, after.order_name)
+    write_rewinds(folder, [*rewinds, decision])
     say(f"{start.asked}: going on from step {to}")
 
 
@@ -187,14 +213,17 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
     Raises:
         UserError: there are checkpoints and none is whole, or it is of another network.
     """
-    rewinds, lead = read_rewinds(folder), this_rank() == 0
+    rewinds, lead = decisions(folder), this_rank() == 0
+    if lead and rewinds != read_rewinds(folder):
+        say(f"{folder / REWINDS} lacks decisions to go back that the checkpoints know; they are taken from there")
+        write_rewinds(folder, rewinds)
     while True:
-        step = agreement.told_by_first(_newest(folder / "checkpoints", rewinds) if lead else 0)
+        step = agreement.told_by_first(_newest(folder, rewinds) if lead else 0)
         if step == 0:
-            return Progress(rewinds=rewinds), {}
+            return Progress(rewinds=rewinds, base=_base_of_newest(folder)), {}
         found, problem = None, ""
         try:
-            found = Checkpoint(folder / "checkpoints" / folder_name(step))
+            found = Checkpoint(folder / CHECKPOINTS / folder_name(step))
             found.verify(found.share_of_files(this_rank(), current_layout().devices))
         except DamagedCheckpoint as error:
             problem = str(error)
@@ -202,18 +231,25 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
         if not damaged:
             break
         if lead:
-            _set_aside(folder / "checkpoints" / folder_name(step), problem or _what_is_wrong(found))
+            _set_aside(folder / CHECKPOINTS / folder_name(step), problem or _what_is_wrong(found))
         agreement()
     _check_tensors(found, state)
     for parameter in state:
         set_slice(parameter, found.tensors[parameter.name].read)
-    if lead:
-        for newer in steps_in(folder / "checkpoints"):
-            if newer > step:
-                discard(folder / "checkpoints" / folder_name(newer))
-    progress = Progress.from_json(found.state["progress"])
+    progress = progress_of(found)
     progress.rewinds = rewinds
     return progress, found.state
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Deletes the checkpoints of later steps, which the run has left behind.
+
+    Raises:
+        OSError: one could not be deleted.
+    """
+    for newer in steps_in(folder / CHECKPOINTS):
+        if newer > step:
+            discard(folder / CHECKPOINTS / folder_name(newer))
 
 
 def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start, settings: Settings) -> None:
@@ -289,18 +325,20 @@ def _has_hash(corpus: Mapping[str, Any]) -> bool:
     return "sha256" in corpus.get("train", {})
 
 
-def _newest(checkpoints: Path, rewinds: Sequence[Rewind]) -> int:
+def _base_of_newest(folder: Path) -> str:
+    """The model that fine-tuning started from, as the checkpoints know it that the run leaves behind."""
+    for step in steps_in(folder / CHECKPOINTS):
+        with suppress(DamagedCheckpoint):
+            return progress_of(Checkpoint(folder / CHECKPOINTS / folder_name(step))).base
+    return ""
+
+
+def _newest(folder: Path, rewinds: Sequence[Rewind]) -> int:
     """The step of the newest checkpoint that no decision leaves behind; 0 for the initial weights."""
-    steps = steps_in(checkpoints)
-    for step in steps:
-        try:
-            known = len(Checkpoint(checkpoints / folder_name(step)).state["progress"]["rewinds"])
-        except DamagedCheckpoint as error:
-            _set_aside(checkpoints / folder_name(step), str(error))
-            continue
-        if all(step <= rewind.to for rewind in rewinds[known:]):
-            return step
-    damaged = sorted(checkpoints.glob("*.damaged"))
+    if found := standing(folder, rewinds, _set_aside):
+        return found.step
+    checkpoints = folder / CHECKPOINTS
+    damaged = sorted(checkpoints.glob("*.damaged*"))
     if damaged and not any(rewind.to == 0 for rewind in rewinds):
         raise UserError(
             f"no checkpoint in {checkpoints} is whole; begin anew by --overwrite or in another train.output"
@@ -309,9 +347,8 @@ def _newest(checkpoints: Path, rewinds: Sequence[Rewind]) -> int:
 
 
 def _set_aside(checkpoint: Path, problem: str) -> None:
-    say(f"{problem}; {checkpoint.name} is set aside as {checkpoint.name}.damaged, going back to the one before")
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    discard(aside)
+    aside = free_name(checkpoint.with_name(f"{checkpoint.name}.damaged"))
+    say(f"{problem}; {checkpoint.name} is set aside as {aside.name}, going back to the one before")
     with suppress(FileNotFoundError):
         os.replace(checkpoint, aside)
 

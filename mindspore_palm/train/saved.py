@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import shutil
+import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
+from mindspore_palm.files import expanded
 from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout
@@ -25,43 +28,56 @@ from mindspore_palm.parallel.placement import Window
 from mindspore_palm.parallel.weights import drawn_later
 from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
 from mindspore_palm.train.checkpoint import MANIFEST, Checkpoint, Stored, folder_name, steps_in
+from mindspore_palm.train.identity import MODEL_OF, WEIGHTS, header_of, is_model_of
 from mindspore_palm.train.merged import Merged, model_weights
+from mindspore_palm.train.ours import delete_ours, move_into
+from mindspore_palm.train.standing import CHECKPOINTS, standing
 from mindspore_palm.train.tensor_file import FileTensor, Source, file_tensors, write_tensors
 
-WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.yaml"
+TOKENIZER, CONFIG = "tokenizer.model", "config.yaml"
+MODEL_FILES = re.compile(r"(model\.safetensors|tokenizer\.model|config\.yaml)(\.[0-9]+\.tmp)?")
+"""Names of a model's files: no other is ever deleted."""
 
 
 def save_model(
-    folder: Path, weights: Mapping[str, np.ndarray | Source], tokenizer: bytes | None, settings: Settings, step: int
+    folder: Path,
+    weights: Mapping[str, np.ndarray | Source],
+    tokenizer: bytes | None,
+    settings: Settings,
+    step: int,
+    checkpoint: str = "",
 ) -> None:
     """Writes the folder under another name first: it is there whole, or not at all.
 
     Args:
-        folder: to write; an earlier one of the name is replaced.
+        folder: to write; an earlier model there is replaced, and what others put beside it stays.
         weights: arrays by name, or where they come from: of those, no more than a block of rows is in memory at a time.
         tokenizer: its content; None leaves it out.
         settings: of the run.
         step: how many steps the weights have taken.
+        checkpoint: identity of the checkpoint that they are of; empty for others.
 
     Raises:
         OSError: a file could not be written; nothing is left behind.
     """
+    about = {"format": "mindspore_palm", "step": str(step)} | ({MODEL_OF: checkpoint} if checkpoint else {})
     temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    delete_ours(temporary, MODEL_FILES)
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
         with write_atomically(temporary / WEIGHTS) as file:
-            write_tensors(file, weights, {"format": "mindspore_palm", "step": str(step)})
+            write_tensors(file, weights, about)
         for name, content in {TOKENIZER: tokenizer, CONFIG: settings_to_yaml(settings).encode()}.items():
             if content is None:
                 continue
             with write_atomically(temporary / name) as file:
                 file.write(content)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.is_dir() and not delete_ours(folder, MODEL_FILES):
+            move_into(folder, temporary)
         os.replace(temporary, folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            delete_ours(temporary, MODEL_FILES)
         raise
 
 
@@ -73,14 +89,15 @@ def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
         DamagedCheckpoint: a slice cannot be read.
     """
     tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
-    save_model(folder, model_weights(checkpoint, settings.model), tokenizer, settings, checkpoint.step)
+    weights = model_weights(checkpoint, settings.model)
+    save_model(folder, weights, tokenizer, settings, checkpoint.step, checkpoint.identity)
 
 
 def load(folder: str | Path) -> PaLM:
     """The PaLM in a folder that training left, with its weights and its ``.config``.
 
-    A checkpoint's folder works as well, and a run's own: its ``final`` is taken, or its newest checkpoint before there
-    is one. Nothing that is read can execute code.
+    A checkpoint's folder works as well, and a run's own: its newest weights are taken, as ``find_model`` does it.
+    Nothing that is read can execute code.
 
     Raises:
         UserError: what is missing or does not fit, by name.
@@ -109,22 +126,46 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def find_model(folder: Path) -> Path:
-    """The folder with the model itself: the folder; in that of a run, ``final``, or else the newest checkpoint.
+    """The folder with the model itself: the folder; in that of a run, where its newest weights are.
+
+    That is ``final`` if it was exported from the checkpoint at which the run stands, or if there is no checkpoint; else
+    that checkpoint. Where it is not the ``final`` that is there, a line on standard error says so.
 
     Raises:
         UserError: there is none.
     """
+    folder = expanded(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     if (folder / WEIGHTS).exists() or (folder / MANIFEST).exists():
         return folder
-    if (folder / "final" / WEIGHTS).exists():
-        return folder / "final"
-    if steps := steps_in(folder / "checkpoints"):
-        return folder / "checkpoints" / folder_name(steps[0])
-    raise UserError(
-        f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} nor a checkpoint is there; name the folder of a finished run"
+    final = folder / "final"
+    newest = standing(folder)
+    if newest is None:
+        if (final / WEIGHTS).exists():
+            return final
+        if steps := steps_in(folder / CHECKPOINTS):  # none is whole: opening one says what is wrong with it
+            return folder / CHECKPOINTS / folder_name(steps[0])
+        raise UserError(
+            f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} nor a checkpoint is there; name the folder of a finished "
+            "run"
+        )
+    if not (final / WEIGHTS).exists():
+        return newest.folder
+    if is_model_of(final, newest):
+        return final
+    step = header_of(final / WEIGHTS).get("step")
+    _tell(
+        f"{final} holds {f'the model of step {step}' if step else 'another model'}, and the run stands at another one: "
+        f"opening {newest.folder}; name {final} to open that"
     )
+    return newest.folder
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    """Once: a command looks for its model several times. What it writes itself is on standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def weight_reader(folder: Path, config: PaLMConfig) -> Callable[[str, tuple[int, ...]], Callable[[Window], np.ndarray]]:

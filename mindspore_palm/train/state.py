@@ -25,7 +25,7 @@ def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches
         "data": {
             "position": batches.position(progress.step),
             "epoch": batches.epoch(progress.step),
-            "skipped": skipped(progress.rewinds),
+            "skipped": skipped(progress.rewinds, batches.order_name),
         },
         "seed": settings.train.seed,
         "corpus": fingerprint(prepared),

@@ -1,0 +1,50 @@
+"""Deleting in a run's folder: what a run wrote, by name, and nothing of what others put beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+
+def delete_ours(folder: Path, names: re.Pattern[str]) -> bool:
+    """Deletes the files and links of a folder that have such names, and the folder if it is empty then.
+
+    A link to a folder is not followed.
+
+    Returns:
+        Whether the folder is gone.
+
+    Raises:
+        OSError: a file could not be deleted.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return not folder.exists()
+    for path in folder.iterdir():
+        if names.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # what others put there
+        folder.rmdir()
+    return not folder.exists()
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Moves what is in a folder to another one, under a new name where the name is taken, and deletes the empty one.
+
+    Raises:
+        OSError: something could not be moved.
+    """
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        shutil.move(path, free_name(target / path.name))
+    source.rmdir()
+
+
+def free_name(path: Path) -> Path:
+    """A path at which nothing stands: this one, or with a number after it."""
+    free, number = path, 2
+    while os.path.lexists(free):
+        free, number = path.with_name(f"{path.name}.{number}"), number + 1
+    return free

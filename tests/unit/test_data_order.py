@@ -1,0 +1,213 @@
+"""Where a run stands in its text is a record: whatever is changed midway, nothing is left out or comes twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindspore_palm.data.batches import Batches
+from mindspore_palm.data.order import Segment, merged, order_name
+from mindspore_palm.data.pairs import Pair, Pairs
+from mindspore_palm.data.tokens import TokenWriter
+
+EOD, LENGTH = 1, 16 * 40  # tokens of the text, a multiple of every sequence length that is tried
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Every token is another one, so that a batch says which text it has."""
+    writer = TokenWriter(tmp_path_factory.mktemp("order") / "t", 1000, EOD)
+    writer.add(range(LENGTH), False)
+    return writer.finish()
+
+
+def make(tokens, segments, skipped=()):
+    last = segments[-1]
+    return Batches(tokens, last.seq_len, EOD, last.ramp, last.seed, skipped, segments)
+
+
+def tokens_of(batches, steps):
+    return np.concatenate([np.empty(0, int), *(batches.batch(step)[1].reshape(-1) for step in steps)])
+
+
+def first(ramp=((0, 8),), seq_len=8, seed=0):
+    return (Segment(0, tuple(ramp), seq_len, seed),)
+
+
+@pytest.mark.parametrize("size", [16, 4])
+def test_another_batch_size_takes_the_text_that_is_next(size, text):
+    """As ``--accept train.batch_size`` does it at step 5, where sequence 40 of 80 is next."""
+    straight, before = make(text, first()), make(text, first())
+    segments = before.continued(5, [(0, size)], 8, 0)
+    after = make(text, segments)
+    assert after.position(5) == 40 and after.position(6) == 40 + size
+    order = tokens_of(straight, range(10))
+    assert np.array_equal(tokens_of(after, range(5)), order[:320])
+    later = tokens_of(after, range(5, 5 + 40 // size))
+    assert np.array_equal(later, order[320:][: len(later)]) and len(later) >= 256
+
+
+def test_a_ramp_counts_its_steps_from_the_start_of_the_run(text):
+    segments = make(text, first()).continued(5, [(0, 2), (7, 4)], 8, 0)
+    after = make(text, segments)
+    assert [after.batch_size(step) for step in (4, 5, 6, 7, 8)] == [8, 2, 2, 4, 4]
+    assert [after.position(step) for step in (4, 5, 6, 7, 8)] == [32, 40, 42, 44, 48]
+    assert after.sequences_before(8) == 48
+
+
+@pytest.mark.parametrize(("seq_len", "seed"), [(4, 0), (16, 0), (8, 1), (16, 3)])
+def test_sequences_of_another_length_or_order_are_of_the_rest_of_the_epoch(seq_len, seed, text):
+    before = make(text, first())
+    segments = before.continued(3, [(0, 8)], seq_len, seed)
+    after = make(text, segments)
+    seen = tokens_of(before, range(3))
+    steps = (LENGTH - len(seen)) // (8 * seq_len)
+    rest = tokens_of(after, range(3, 3 + steps))
+    assert not set(seen) & set(rest) and len(set(rest)) == len(rest)
+    assert LENGTH - len(seen) - len(rest) < 8 * seq_len
+    assert after.epoch(3) == 0
+    # the epoch after it is whole
+    left = tokens_of(after, range(3, 3 + 300))[len(set(range(LENGTH)) - set(seen)) // seq_len * seq_len :][:LENGTH]
+    assert np.array_equal(np.sort(left), np.arange(LENGTH))
+
+
+def test_a_sequence_of_half_the_length_has_no_seam(text):
+    after = make(text, make(text, first()).continued(3, [(0, 8)], 4, 0))
+    assert (np.diff(after.batch(3)[1]) == 1).all()
+
+
+def test_text_that_stays_together_is_cut_together(text):
+    """After one step, most of a longer sequence is text as it stands."""
+    after = make(text, make(text, first()).continued(1, [(0, 4)], 16, 0))
+    seams = np.concatenate([np.diff(after.batch(step)[1]).reshape(-1) for step in range(1, 9)]) != 1
+    assert seams.mean() < 0.02
+
+
+def test_workers_read_rows_of_the_same_batch(text):
+    after = make(text, make(text, first()).continued(5, [(0, 8)], 16, 0), [(3, 6)])
+    for step in (5, 6, 7, 8, 9):
+        parts = [after.slice(step, row, 2)[1] for row in (0, 2, 4, 6)]
+        assert np.array_equal(np.concatenate(parts), after.batch(step)[1])
+        assert after.real_tokens(step) == 8 * 16
+
+
+def test_steps_of_an_earlier_order_are_not_guessed(text):
+    after = make(text, make(text, first()).continued(3, [(0, 8)], 16, 0))
+    with pytest.raises(ValueError, match="another order of the text, which ended at step 3"):
+        after.position(2)
+
+
+def test_a_record_survives_json(text):
+    segments = make(text, first(), [(30, 34), (90, 95)]).continued(3, [(0, 4), (9, 8)], 16, 2)
+    again = tuple(Segment.from_json(json.loads(json.dumps(asdict(segment)))) for segment in segments)
+    assert again == segments and order_name(again) == order_name(segments) != ""
+
+
+def test_what_is_left_out_stays_left_out_in_another_order(text):
+    """A range ahead in this epoch exactly; one in the next epochs as so much text from so far on."""
+    skipped = [(30, 34), (78, 90)]  # of 80 an epoch, 24 of which three steps have taken
+    out = tokens_of(make(text, first(((0, 1),))), [*range(30, 34), 78, 79])
+    after = make(text, make(text, first(), skipped).continued(3, [(0, 8)], 4, 0))
+    seen = tokens_of(make(text, first()), range(3))
+    left = (LENGTH - len(seen) - len(out)) // 4
+    trained = tokens_of(after, range(3, 3 + left // 8))
+    assert not set(trained) & (set(out) | set(seen)) and len(set(trained)) == len(trained)
+    assert after.skipped == [(left, left + 20)]  # ten of twice the length
+
+
+def test_pairs_are_cut_by_no_length():
+    pairs = Pairs([Pair(np.array([2], np.int32), np.array([n + 10, EOD], np.int32)) for n in range(24)])
+    before = Batches(pairs, 8, EOD, [(0, 4)], 0)
+    longer = before.continued(2, [(0, 4)], 12, 0)
+    assert order_name(longer) == "" and make(pairs, longer).batch(2)[0].shape == (4, 12)
+    straight, after = (
+        {int(t) for s in range(2, 6) for t in b.batch(s)[1][:, 1]} for b in (before, make(pairs, longer))
+    )
+    assert straight == after
+    other = make(pairs, before.continued(2, [(0, 4)], 8, 5))
+    seen = {int(t) for s in range(2) for t in before.batch(s)[1][:, 1]}
+    assert {int(t) for s in range(2, 6) for t in other.batch(s)[1][:, 1]} == set(range(10, 34)) - seen
+
+
+class Run:
+    """A run as far as its text goes, and how often it has trained on each token."""
+
+    def __init__(self, text):
+        self.text, self.step, self.ramp, self.seq_len, self.seed = text, 0, ((0, 3),), 8, 0
+        self.segments, self.skips = first(self.ramp), {}
+        self.counts, self.out, self.lost = Counter(), 0, 0
+        self.saved = {0: self.state()}
+
+    def state(self):
+        record = json.dumps([asdict(segment) for segment in self.segments])
+        return self.step, record, self.counts.copy(), self.lost
+
+    def batches(self):
+        return make(self.text, self.segments, merged(self.skips.get(order_name(self.segments), [])))
+
+    def resume(self, step):
+        """From a checkpoint, with the settings of now."""
+        self.step, record, counts, self.lost = self.saved[step]
+        self.saved = {s: state for s, state in self.saved.items() if s <= step}
+        self.counts = counts.copy()
+        self.segments = tuple(Segment.from_json(values) for values in json.loads(record))
+        if self.step == 0:
+            self.segments = first(self.ramp, self.seq_len, self.seed)
+            return
+        before = order_name(self.segments)
+        self.segments = self.batches().continued(self.step, self.ramp, self.seq_len, self.seed)
+        if order_name(self.segments) != before:
+            self.lost += self.seq_len - 1  # at the end of the epoch's rest, what does not fill a sequence
+
+    def take(self, steps):
+        batches = self.batches()
+        for step in range(self.step, self.step + steps):
+            self.counts.update(batches.batch(step)[1].reshape(-1).tolist())
+        self.step += steps
+        self.saved[self.step] = self.state()
+
+    def skip(self, start, count):
+        batches = self.batches()
+        position = batches.position(self.step)
+        first, last = (batches.begins(self.step + n) for n in (start, start + count))
+        if last > max(first, position):
+            self.skips.setdefault(order_name(self.segments), []).append((max(first, position), last))
+            self.out += (last - max(first, position)) * self.seq_len
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("take"), st.integers(1, 6)),
+    st.tuples(st.just("sizes"), st.sampled_from([((0, 1),), ((0, 5),), ((0, 2), (9, 7)), ((0, 8), (4, 3))])),
+    st.tuples(st.just("seq_len"), st.sampled_from([4, 8, 16])),
+    st.tuples(st.just("seed"), st.integers(0, 3)),
+    st.tuples(st.just("rewind"), st.integers(0, 10**6)),
+    st.tuples(st.just("skip"), st.tuples(st.integers(0, 3), st.integers(1, 3))),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ACTIONS, max_size=14))
+def test_each_sequence_of_an_epoch_comes_once_whatever_is_done(text, actions):
+    run = Run(text)
+    for action, value in actions:
+        if action == "take":
+            run.take(value)
+        elif action == "rewind":
+            run.resume(sorted(run.saved)[value % len(run.saved)])
+        elif action == "skip":
+            run.resume(run.step) if run.step in run.saved else None
+            run.skip(*value)
+        else:
+            setattr(run, {"sizes": "ramp"}.get(action, action), value)
+            run.resume(max(run.saved))
+    batches = run.batches()
+    epoch = batches.epoch(run.step)
+    counts = [run.counts[token] for token in range(LENGTH)]
+    assert max(counts) <= epoch + 1  # nothing twice in an epoch
+    assert sum(max(0, epoch - count) for count in counts) <= run.out + run.lost * (epoch > 0)  # and nothing left out
