@@ -91,12 +91,13 @@ def amount(size: float) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path for messages: bytes that are not UTF-8 as backslash escapes, so that any terminal can print it."""
+    """A path for messages, on one line of any terminal: what cannot be printed comes as backslash escapes."""
     text = str(path)
     try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a lone surrogate that is no byte: no file can have this name
-        return text.encode("utf-8", "backslashreplace").decode()
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def find_files(path: str, setting: str = "data.path") -> Files:
