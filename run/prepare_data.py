@@ -9,7 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.data import prepare
+from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import run_command
+from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.settings import load_settings
 
 
@@ -23,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> None:
-        settings, _ = load_settings(options.config, options.overrides)
+        refuse_workers("the preparation")
+        settings, origins = load_settings(options.config, options.overrides)
+        print_notes(settings, origins, options.overrides)
         prepared = prepare(settings.data, settings.model.vocab_size)
         print(prepared.summary())
         print(f"folder      {prepared.folder}")

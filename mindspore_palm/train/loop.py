@@ -40,7 +40,7 @@ from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
 from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, skipped, write_rewinds
 from mindspore_palm.train.records import Records, Row, cut_records
-from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, restore
+from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, is_free, restore
 from mindspore_palm.train.saved import export
 from mindspore_palm.train.speak import say
 from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries, watch
@@ -102,13 +102,14 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
 
 
 def check_settings(settings: Settings, kind: str) -> Layout:
-    """The layout of a run on a kind of device, if all sizes fit it.
+    """The layout of a run on a kind of device, if all sizes fit it. A begun run is not advised to become another one.
 
     Raises:
         UserError: names setting, sizes and what to change.
     """
     place = layout_of(settings, kind)
-    check_layout(settings, place, placements)
+    begun = bool(steps_in(Path(settings.train.output) / CHECKPOINTS))
+    check_layout(settings, place, placements, may_change=is_free if begun else lambda _: True)
     return place
 
 
