@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 
 FORMATS = "mindspore_palm (a folder that training left; need not be named), lucidrains, conceptofmind, flaxformer, "
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--widen", action="store_true", help="for lucidrains: the same function in twice the width")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     arguments = parser.parse_args()
+    refuse_workers("the conversion")
     source, target = place(arguments.source, "--from"), place(arguments.to, "--to")
     for name in ("seq_len", "vocab_size", "batch", "length", "shard_gb"):
         value = getattr(arguments, name)

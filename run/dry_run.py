@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all of it to a file, too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
+    refuse_workers("the dry run")
     settings, origins = load_settings(arguments.config, arguments.overrides)
     print_notes(settings, origins, arguments.overrides)
     from mindspore_palm.plan.dry_run import dry_run, layer_ledger

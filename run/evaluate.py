@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="sequences scored at a time")
     parser.add_argument("--json", metavar="FILE", help="where all results go, too")
     arguments = parser.parse_args()
+    refuse_workers("the evaluation")
     if arguments.json and not Path(arguments.json).parent.is_dir():
         raise UserError(f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}")
     from mindspore_palm.data.atomic import write_json

@@ -11,10 +11,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 
 
 def main() -> None:
+    refuse_workers("the harness")
     try:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry

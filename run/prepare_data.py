@@ -22,9 +22,13 @@ def command(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     from mindspore_palm.data import prepare
     from mindspore_palm.data.files import shown
+    from mindspore_palm.effects import print_notes
+    from mindspore_palm.parallel.workers import refuse_workers
     from mindspore_palm.settings import load_settings
 
-    settings, _ = load_settings(options.config, options.overrides)
+    refuse_workers("the preparation")
+    settings, origins = load_settings(options.config, options.overrides)
+    print_notes(settings, origins, options.overrides)
     prepared = prepare(settings.data, settings.model.vocab_size)
     print(prepared.summary())
     print(f"folder      {shown(prepared.folder)}")

@@ -35,8 +35,8 @@ def main() -> None:
     if settings.finetune.checkpoint:
         from mindspore_palm.train.finetune import with_model_of_checkpoint
 
-        settings = with_model_of_checkpoint(settings)
-        origins |= {f"model.{name}": "finetune.checkpoint" for name in type(settings.model).model_fields}
+        settings = with_model_of_checkpoint(settings, origins)
+        origins = {f"model.{name}": "finetune.checkpoint" for name in type(settings.model).model_fields} | origins
     if arguments.print_config or arguments.print_sharding:
         results_follow()
     if arguments.print_config:

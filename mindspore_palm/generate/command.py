@@ -18,9 +18,10 @@ from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
-from mindspore_palm.parallel.check import check_layout, layout_of
+from mindspore_palm.parallel.check import check_layout, layout_of, partitions_for
 from mindspore_palm.parallel.context import choose_device, is_worker, join_workers, open_device
 from mindspore_palm.parallel.host import build
+from mindspore_palm.parallel.workers import check_workers
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.launch import Workers
 from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
@@ -92,7 +93,8 @@ def run(request: Request, command: Sequence[str]) -> None:
     settings = _settings_of(request)
     if settings.parallel.devices > 1 and request.interactive:
         raise UserError("--interactive is for one device; leave --devices out")
-    kind = choose_device(request.device)[0]
+    check_workers(request.devices, "--devices")
+    kind = choose_device(request.device, "--device")[0]
     here = dataclasses.replace(layout_of(settings, kind), table=MODEL_AXES)
     _check_devices(settings, here)
     check_layout(settings, here, placements)
@@ -125,9 +127,14 @@ def _settings_of(request: Request) -> Settings:
 
 def _check_devices(settings: Settings, here: Layout) -> None:
     model, devices = settings.model, here.devices
+    fitting = (n for n in range(1, devices) if model.heads % n == 0 and model.padded_vocab % n == 0)
+    fits = max((n for n in fitting if partitions_for(n)), default=1)
+    if not partitions_for(devices):
+        raise UserError(
+            f"--devices {devices}: MindSpore partitions for 1, 2, 4 or a multiple of 8 devices; set it to {fits}"
+        )
     for what, count in (("heads", model.heads), ("rows of the embedding", model.padded_vocab)):
         if count % devices:
-            fits = max(n for n in range(1, devices) if model.heads % n == 0 and model.padded_vocab % n == 0)
             raise UserError(f"--devices {devices}: the model's {count:,} {what} cannot be cut so; set it to {fits}")
 
 
@@ -145,7 +152,7 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
 
 def _generate(request: Request, settings: Settings, here: Layout) -> None:
     tokenizer = load_tokenizer(request.checkpoint)
-    open_device(request.device)
+    open_device(request.device, "--device")
     rank = join_workers(here.devices, here.target)
     with layout(here):
         palm = load(request.checkpoint)

@@ -1,13 +1,14 @@
 """What must fit before anything is compiled: devices to MindSpore, sizes to axes, groups to servers, weights to shards.
 
-``check_layout`` refuses settings with a change that was tried: with it, the same check passes, or complains of
-something that comes later. ``find_misfit`` is the rule itself, which the search for meshes asks as well.
+``check_layout`` refuses settings with a change that was tried: with it, the same check passes. ``find_misfit`` is the
+rule itself, which the search for meshes asks as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 
 from mindspore_palm.config import PaLMConfig, Settings
@@ -50,7 +51,13 @@ def layout_of(settings: Settings, target: str = "CPU") -> Layout:
     )
 
 
-def check_layout(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> None:
+def check_layout(
+    settings: Settings,
+    layout: Layout,
+    placements_of: PlacementsOf,
+    from_step: int = 0,
+    may_change: Callable[[str], bool] = lambda _: True,
+) -> None:
     """Sees that the settings fit the layout.
 
     Args:
@@ -58,6 +65,7 @@ def check_layout(settings: Settings, layout: Layout, placements_of: PlacementsOf
         layout: that they ask for.
         placements_of: gives the placements of a network's weights on a layout.
         from_step: the first step that is still to be taken; batch sizes of earlier ones need not fit.
+        may_change: whether a setting, by its name, may be advised; a run that has begun keeps most of them.
 
     Raises:
         UserError: names setting, sizes and a change with which this check passes.
@@ -65,20 +73,30 @@ def check_layout(settings: Settings, layout: Layout, placements_of: PlacementsOf
     misfit = find_misfit(settings, layout, placements_of, from_step)
     if misfit is None:
         return
-    better: Change = {}
-    for change in (*misfit.changes, *meshes(layout.mesh)):
-        changed = apply(settings, change)
+    table = layout.table if layout.table != TABLES[settings.parallel.strategy] else None  # as decoding has it
+
+    def left(change: Change) -> Misfit | None:
+        """What does not fit after a change; the same misfit where the change is no choice."""
+        changed = apply(settings, change) if all(map(may_change, change)) else None
         if changed is None:
-            continue
-        table = layout.table if layout.table != TABLES[settings.parallel.strategy] else None  # as decoding has it
+            return misfit
         other = layout_of(changed, layout.target)
-        other = replace(other, table=table) if table else other
-        left = find_misfit(changed, other, placements_of, from_step)
-        if left is None:
-            raise UserError(f"{misfit.text}; set {in_words(change)}")
-        if left.kind != misfit.kind and not better:
-            better = change
-    raise UserError(f"{misfit.text}; set {in_words(better)}" if better else misfit.text)
+        return find_misfit(changed, replace(other, table=table) if table else other, placements_of, from_step)
+
+    def completed(change: Change, kinds: frozenset[str]) -> Change | None:
+        """A change, and what it takes for the rest to fit as well; None where there is no such."""
+        rest = left(change)
+        if rest is None:
+            return change
+        if rest.kind in kinds:
+            return None
+        more = (completed({**change, **own}, kinds | {rest.kind}) for own in rest.changes or meshes(layout.mesh))
+        return next(filter(None, more), None)
+
+    own = (completed(change, frozenset({misfit.kind})) for change in misfit.changes)
+    other = (change for change in meshes(layout.mesh) if left(change) is None)
+    change = next(filter(None, chain(own, other)), None)
+    raise UserError(f"{misfit.text}; set {in_words(change)}" if change else misfit.text)
 
 
 def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> Misfit | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ from mindspore_palm.train.resume import Start, check_corpus, kept_text
 from mindspore_palm.train.saved import CONFIG, find_model, load_tokenizer, read_config, weight_reader
 from mindspore_palm.train.state import fingerprint
 
+PADDING = "vocab_multiple"  # the one size that is not the checkpoint's own
 
-def with_model_of_checkpoint(settings: Settings) -> Settings:
+
+def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) -> Settings:
     """The settings of a run with the sizes of the model that it starts from; of one that starts from none, the same.
+
+    The padding of the vocabulary may be another one, as a mesh may want it.
+
+    Args:
+        settings: all of them.
+        written: names of those that somebody wrote, though it were the default.
 
     Raises:
         UserError: there is no such model, or a setting contradicts it.
@@ -42,11 +50,16 @@ def with_model_of_checkpoint(settings: Settings) -> Settings:
         raise UserError(f"there is no {folder / CONFIG}, which says the sizes of the model")
     model = read_config(folder / CONFIG)
     for name, value in settings.model.model_dump().items():
-        if name != "preset" and value not in (getattr(model, name), PaLMConfig.model_fields[name].default):
+        if name in ("preset", PADDING) or value == getattr(model, name):
+            continue
+        if f"model.{name}" in written or value != PaLMConfig.model_fields[name].default:
             raise UserError(
                 f"model.{name} = {value}, and {folder} has {getattr(model, name)}; the sizes of a model that is "
                 "fine-tuned are its own: leave the section model out"
             )
+    multiple = settings.model.vocab_multiple
+    if f"model.{PADDING}" in written or multiple != PaLMConfig.model_fields[PADDING].default:
+        model = model.model_copy(update={PADDING: multiple})
     return settings.model_copy(update={"model": model})
 
 

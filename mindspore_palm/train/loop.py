@@ -54,7 +54,7 @@ from mindspore_palm.train.memory import check_memory
 from mindspore_palm.train.peak import measure_peak
 from mindspore_palm.train.progress import Progress
 from mindspore_palm.train.records import UNWRITTEN, Records, Row
-from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, discard_after, restore
+from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, discard_after, is_free, restore
 from mindspore_palm.train.saved import export
 from mindspore_palm.train.spikes import Spike, watch
 from mindspore_palm.train.standing import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
@@ -127,6 +127,8 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
 def check_settings(settings: Settings, kind: str, start: Start | None = None) -> Layout:
     """The layout of a run on a kind of device, if all sizes that are still to come fit it.
 
+    A run that has begun is not advised to become another one.
+
     Raises:
         UserError: names setting, sizes and what to change; or a path that leads nowhere.
     """
@@ -135,8 +137,9 @@ def check_settings(settings: Settings, kind: str, start: Start | None = None) ->
     check_links(Path(settings.data.prepared), "data.prepared")
     place = layout_of(settings, kind)
     start = start or Start()
+    begun = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
     ahead = ahead_of(settings, next_step(folder, start.overwrite, start.rewind_to))
-    check_layout(ahead, place, placements)
+    check_layout(ahead, place, placements, may_change=is_free if begun else lambda _: True)
     return place
 
 

@@ -26,14 +26,24 @@ from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.weights import placement_of, set_slice
 from mindspore_palm.train.base import has_moved
-from mindspore_palm.train.checkpoint import TOKENIZER, Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
+from mindspore_palm.train.checkpoint import (
+    TOKENIZER,
+    Checkpoint,
+    DamagedCheckpoint,
+    Stored,
+    discard,
+    folder_name,
+    steps_in,
+)
 from mindspore_palm.train.ours import free_name
+from mindspore_palm.train.padding import Repadded, with_rows
 from mindspore_palm.train.progress import REWINDS, Progress, Rewind, read_rewinds, write_rewinds
 from mindspore_palm.train.standing import CHECKPOINTS, batches_of, decisions, progress_of, segments_from, standing
 from mindspore_palm.train.state import fingerprint
 
 FREE = (
     "model.preset",  # a name; the sizes themselves are compared
+    "model.vocab_multiple",  # rows that no token has; another mesh may want others
     "data.prepared",
     "train.steps",
     "train.micro_batch",
@@ -103,6 +113,11 @@ def start_from(arguments: argparse.Namespace) -> Start:
     return Start(arguments.overwrite, tuple(arguments.accept), arguments.rewind_to, batches, arguments.max_restarts)
 
 
+def is_free(name: str) -> bool:
+    """Whether a setting may change in a run that has begun."""
+    return any(fnmatch.fnmatch(name, free) for free in FREE)
+
+
 def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
     """Names of the settings that matter and differ, each with its value before and now."""
     old, new = (
@@ -117,8 +132,7 @@ def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
     return {
         name: (old[name], new[name])
         for name in old
-        if old[name] != new[name]
-        and (not any(fnmatch.fnmatch(name, free) for free in FREE) or (name == "train.steps" and stretched))
+        if old[name] != new[name] and (not is_free(name) or (name == "train.steps" and stretched))
     }
 
 
@@ -235,7 +249,7 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
         agreement()
     _check_tensors(found, state)
     for parameter in state:
-        set_slice(parameter, found.tensors[parameter.name].read)
+        set_slice(parameter, _as_wanted(found, parameter).read)
     progress = progress_of(found)
     progress.rewinds = rewinds
     return progress, found.state
@@ -363,10 +377,15 @@ def _what_is_wrong(checkpoint: Checkpoint | None) -> str:
     return "another worker could not read its share of it"
 
 
+def _as_wanted(checkpoint: Checkpoint, parameter: Parameter) -> Stored | Repadded | None:
+    """A tensor of a checkpoint, with the padding that this network has; None where the checkpoint lacks it."""
+    stored = checkpoint.tensors.get(parameter.name)
+    return stored and with_rows(parameter.name, stored, placement_of(parameter).shape)
+
+
 def _check_tensors(checkpoint: Checkpoint, state: Iterable[Parameter]) -> None:
     for parameter in state:
-        stored = checkpoint.tensors.get(parameter.name)
-        wanted = placement_of(parameter).shape
+        stored, wanted = _as_wanted(checkpoint, parameter), placement_of(parameter).shape
         if stored is None or stored.shape != wanted:
             found = "lacks it" if stored is None else f"has it as {list(stored.shape)}"
             raise UserError(

@@ -31,6 +31,7 @@ from mindspore_palm.train.checkpoint import MANIFEST, Checkpoint, Stored, folder
 from mindspore_palm.train.identity import MODEL_OF, WEIGHTS, header_of, is_model_of
 from mindspore_palm.train.merged import Merged, model_weights
 from mindspore_palm.train.ours import delete_ours, move_into
+from mindspore_palm.train.padding import Repadded, with_rows
 from mindspore_palm.train.standing import CHECKPOINTS, standing
 from mindspore_palm.train.tensor_file import FileTensor, Source, file_tensors, write_tensors
 
@@ -89,7 +90,8 @@ def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
         DamagedCheckpoint: a slice cannot be read.
     """
     tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
-    weights = model_weights(checkpoint, settings.model)
+    weights, shapes = model_weights(checkpoint, settings.model), weight_shapes(settings.model)
+    weights |= {name: with_rows(name, weights[name], shapes[name]) for name in weights.keys() & shapes.keys()}
     save_model(folder, weights, tokenizer, settings, checkpoint.step, checkpoint.identity)
 
 
@@ -185,8 +187,9 @@ def weight_reader(folder: Path, config: PaLMConfig) -> Callable[[str, tuple[int,
         weights = file_tensors(folder / WEIGHTS)
 
     def reader(name: str, shape: tuple[int, ...]) -> Callable[[Window], np.ndarray]:
-        _check_weight(name, shape, weights)
-        return weights[name].read
+        found = {name: with_rows(name, weights[name], shape)} if name in weights else {}
+        _check_weight(name, shape, found)
+        return found[name].read
 
     return reader
 
@@ -230,7 +233,7 @@ def weights_of(palm: PaLM) -> dict[str, np.ndarray]:
 
 
 def _check_weight(
-    name: str, shape: tuple[int, ...], weights: Mapping[str, np.ndarray | Stored | Merged | FileTensor]
+    name: str, shape: tuple[int, ...], weights: Mapping[str, np.ndarray | Stored | Merged | FileTensor | Repadded]
 ) -> None:
     if name not in weights:
         raise UserError(f"the weights lack {name}; they are of another configuration")

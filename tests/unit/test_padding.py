@@ -1,0 +1,38 @@
+"""The vocabulary's padding may change in a run that has begun; nothing else of a tensor may."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mindspore_palm.train.padding import with_rows
+
+ROWS = np.arange(15, dtype=np.float32).reshape(5, 3) + 1
+
+
+class InMemory:
+    shape, dtype = ROWS.shape, ROWS.dtype
+
+    def read(self, window=None):
+        return ROWS[window] if window else ROWS
+
+
+@pytest.mark.parametrize("rows", [3, 4, 5, 6, 8])
+@pytest.mark.parametrize("name", ["embedding", "m.embedding"])
+def test_rows_are_cut_off_or_zeros(name, rows):
+    wanted = np.zeros((rows, 3), np.float32)
+    wanted[: min(rows, 5)] = ROWS[:rows]
+    tensor = with_rows(name, InMemory(), (rows, 3))
+    assert tensor.shape == (rows, 3)
+    np.testing.assert_array_equal(tensor.read(), wanted)
+    for first in range(rows):
+        for stop in range(first + 1, rows + 1):
+            window = (slice(first, stop), slice(1, 3))
+            np.testing.assert_array_equal(tensor.read(window), wanted[window])
+    if rows != 5:
+        np.testing.assert_array_equal(np.concatenate(list(tensor.blocks())), wanted)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("blocks.0.kv", (8, 3)), ("embedding", (5, 4)), ("embedding", (5,))])
+def test_whatever_else_differs_stays_as_it_is(name, shape):
+    assert with_rows(name, InMemory(), shape).shape == ROWS.shape
