@@ -9,12 +9,13 @@ import numpy as np
 
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data import Prepared, prepare, read_pairs
+from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.dropout import draw_keep
 from mindspore_palm.model.lora import adapt, adapter_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
-from mindspore_palm.train.saved import CONFIG, find_model, load_tokenizer, read_config, weight_reader
+from mindspore_palm.train.saved import CONFIG, TOKENIZER, find_model, load_tokenizer, read_config, weight_reader
 
 
 def with_model_of_checkpoint(settings: Settings) -> Settings:
@@ -43,7 +44,8 @@ def with_model_of_checkpoint(settings: Settings) -> Settings:
                 f"model.{name} = {value}, and {folder} has {getattr(model, name)}; the sizes of a model that is "
                 "fine-tuned are its own: leave the section model out"
             )
-    return settings.model_copy(update={"model": model})
+    tokens = load_tokenizer(checkpoint).vocab_size
+    return settings.model_copy(update={"model": fit_vocabulary(model, tokens, folder / TOKENIZER)})
 
 
 def open_data(settings: Settings) -> Prepared:
@@ -55,13 +57,7 @@ def open_data(settings: Settings) -> Prepared:
     finetune = settings.finetune
     if not finetune.checkpoint:
         return prepare(settings.data, settings.model.vocab_size)
-    tokenizer = load_tokenizer(finetune.checkpoint)
-    if tokenizer.vocab_size != settings.model.vocab_size:
-        raise UserError(
-            f"{finetune.checkpoint}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model "
-            f"{settings.model.vocab_size:,}; copy the tokenizer that it was trained with there"
-        )
-    return read_pairs(settings.data, finetune, tokenizer)
+    return read_pairs(settings.data, finetune, load_tokenizer(finetune.checkpoint))
 
 
 def begin(palm: PaLM, settings: Settings) -> None:
