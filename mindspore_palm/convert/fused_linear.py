@@ -109,13 +109,17 @@ class FusedLinear:
         state = self._open(path)
         config = self._config(state.arrays, path, options)
         rounded = self._check_buffers(state.arrays, config, path)
+        arrays, loaded = dict(state.arrays), dict(state.tensors)
+        if rounded:  # and said: both sides then compute them themselves, in float32
+            arrays, loaded = (
+                {name: tensor for name, tensor in tensors.items() if not name.endswith(ROTATION)}
+                for tensors in (arrays, loaded)
+            )
+        exception = f" except for {' and '.join(rounded)}" if rounded else ""
         if not is_installed(self.package):
-            by = f"{NUMPY} from the file's tensors and inv_freq, as {self.pip_name} is not installed"
-            return Computed(self._by_numpy(state.arrays, config, tokens, path), by)
-        by, loaded = f"{version_of(self.pip_name)}, which loaded the file with its buffers", dict(state.tensors)
-        if rounded:  # and said: the network then computes them itself, in float32
-            by += f" except for {' and '.join(rounded)}"
-            loaded = {name: tensor for name, tensor in loaded.items() if not name.endswith(ROTATION)}
+            by = f"{NUMPY} from the file's tensors and inv_freq{exception}, as {self.pip_name} is not installed"
+            return Computed(self._by_numpy(arrays, config, tokens, path), by)
+        by = f"{version_of(self.pip_name)}, which loaded the file with its buffers{exception}"
         if config.norm_scale != self.norm_scale:  # of an older version: today's code gets what it would store
             shift = np.float32(1 if self.norm_scale == "around_one" else -1)
             loaded |= {name: gamma + shift for name, gamma in state.arrays.items() if name.endswith(".gamma")}
@@ -180,7 +184,7 @@ class FusedLinear:
         rounded = []
         for i in range(config.layers):
             block = self._names(config.layers)[f"blocks.{i}"]
-            for leaf, check in ((INV_FREQ, check_frequencies), (DECAY, check_decay)):
+            for leaf, check in ((INV_FREQ, check_frequencies), *(((DECAY, check_decay),) if self.xpos_base else ())):
                 name = f"{block}.{leaf}"
                 if name not in tensors:
                     continue
