@@ -17,7 +17,7 @@ from mindspore_palm.convert.forward import NUMPY
 from mindspore_palm.convert.huggingface import INDEX, HuggingFace
 from mindspore_palm.convert.lucidrains import LUCIDRAINS
 from mindspore_palm.convert.mindir import MindIR
-from mindspore_palm.convert.model import Computed, Format, Model, Options, check_finite
+from mindspore_palm.convert.model import SEQ_LEN, Computed, Format, Model, Options, check_finite
 from mindspore_palm.convert.native import Native
 from mindspore_palm.convert.widen import widen
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -93,6 +93,8 @@ def convert(
     )
     for note in model.notes:
         say(f"note: {note}")
+    if target_name == NATIVE and model.seq_len is None:
+        say(f"note: {source_path} does not say on how many tokens at once it was trained: {SEQ_LEN:,}, or --seq-len N")
     tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, options.shape, np.int32)
     expected = reader.logits(source_path, tokens, options)
     target_path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ SWITCHES = {
 INV_FREQ, DECAY = "rotary_emb.inv_freq", "rotary_emb.scale"
 ROTATION = (f".{INV_FREQ}", f".{DECAY}")
 CACHES, DECAY_CACHES = ("mask", "attend.mask", "pos_emb"), ("pos_emb_scale",)  # which older versions saved as well
+CACHE_ENDS = tuple(f".{name}" for name in (*CACHES, *DECAY_CACHES))
 TABLE_AND_FINAL = (("embedding", ""), ("final_norm", ".gamma"))
 
 
@@ -124,7 +125,7 @@ class FusedLinear:
             shift = np.float32(1 if self.norm_scale == "around_one" else -1)
             loaded |= {name: gamma + shift for name, gamma in state.arrays.items() if name.endswith(".gamma")}
             by += f" and {shift:+g} on every gamma"
-        network = fill(self.make(**self._sizes(config)), loaded, str(path))
+        network = fill(self.make(**self._sizes(config)), loaded, str(path), CACHE_ENDS)
         return Computed(run(network, tokens)[..., : config.vocab_size], by)
 
     def _open(self, path: Path) -> State:

@@ -12,6 +12,8 @@ import numpy as np
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 
+SEQ_LEN = 2048  # of PaLM, where nothing else is known
+
 
 @dataclass(frozen=True)
 class Model:

@@ -8,11 +8,9 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_palm.config import Settings
-from mindspore_palm.convert.model import Computed, Model, Options
+from mindspore_palm.convert.model import SEQ_LEN, Computed, Model, Options
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.saved import CONFIG, TOKENIZER, find_model, load, save_model, weights_of
-
-SEQ_LEN = 2048  # of PaLM, where nothing else is known
 
 
 class Native:

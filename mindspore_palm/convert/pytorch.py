@@ -93,7 +93,8 @@ def read_state(path: Path, anchor: str) -> State:
 
     tensors = _own_names(read_files(file, read), anchor, path)
     arrays = {name: _array(value, f"{path}: {name}") for name, value in tensors.items()}
-    return State(tensors, arrays, tuple(notes))
+    loaded = {name: arrays[name] if isinstance(value, np.ndarray) else value for name, value in tensors.items()}
+    return State(loaded, arrays, tuple(notes))
 
 
 def write_tensors(path: Path, network: Any) -> None:
@@ -104,13 +105,14 @@ def write_tensors(path: Path, network: Any) -> None:
     torch.save(network.state_dict(), path)
 
 
-def fill(network: Any, tensors: Mapping[str, Any], where: str) -> Any:
+def fill(network: Any, tensors: Mapping[str, Any], where: str, caches: tuple[str, ...] = ()) -> Any:
     """Loads tensors into a network of another package, buffers included; it then is ready to compute.
 
     Args:
         network: of another package.
         tensors: by its names, PyTorch's or NumPy's; buffers, which the network computes itself, may be missing.
         where: what they come from, for the message.
+        caches: ends of names that a network of another version has no place for, and computes itself.
 
     Raises:
         UserError: the network takes them no other way than with tensors missing, left over or of another shape.
@@ -125,6 +127,8 @@ def fill(network: Any, tensors: Mapping[str, Any], where: str) -> Any:
         holder = dict(network.named_modules()).get(module)
         if holder is not None and leaf in holder._buffers:
             holder.register_buffer(leaf, state[name])
+        elif name.endswith(caches):
+            del state[name]
     try:
         missing = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
