@@ -7,16 +7,18 @@ from typing import Any
 from mindspore_palm.convert.fused_linear import FusedLinear, Names
 from mindspore_palm.convert.pytorch import need
 
-XPOS_BASE = 512
+XPOS_BASE = 512.0
+PACKAGE, PIP_NAME = "palm_rlhf_pytorch", "PaLM-rlhf-pytorch"
 
 
 def _make(**sizes: int) -> Any:
-    package = need("palm_rlhf_pytorch", "PaLM-rlhf-pytorch==0.8.0")
-    return package.PaLM(**sizes, rotary_xpos_scale_base=XPOS_BASE)
+    return need(PACKAGE, f"{PIP_NAME}==0.8.0").PaLM(**sizes)  # by its own defaults, the base of xPos among them
 
 
 CONCEPTOFMIND = FusedLinear(
     who="conceptofmind's PaLM",
+    package=PACKAGE,
+    pip_name=PIP_NAME,
     names=Names(
         embedding="token_emb.weight",
         block="layers.{i}.fn",
@@ -27,7 +29,7 @@ CONCEPTOFMIND = FusedLinear(
     make=_make,
     norm_scale="around_zero",
     stored_both_ways=True,
-    xpos_base=float(XPOS_BASE),
+    xpos_base=XPOS_BASE,
     refused={
         ".q_scale": "queries and keys are normalised (qk_rmsnorm=True), which PaLM does not do",
         "finetune_modules.": "this holds LoRA kernels beside the model's; merge them by merge_finetune_params first",

@@ -9,19 +9,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from mindspore import Tensor
 
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
+from mindspore_palm.convert.forward import NUMPY
 from mindspore_palm.convert.huggingface import INDEX, HuggingFace
 from mindspore_palm.convert.lucidrains import LUCIDRAINS
 from mindspore_palm.convert.mindir import MindIR
-from mindspore_palm.convert.model import Format, Options
+from mindspore_palm.convert.model import SEQ_LEN, Computed, Format, Model, Options, check_finite
 from mindspore_palm.convert.native import Native
 from mindspore_palm.convert.widen import widen
 from mindspore_palm.data.tokenizer import Tokenizer
+from mindspore_palm.data.vocabulary import count_tokens, fit_vocabulary, padding_note
 from mindspore_palm.errors import UserError
+from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.context import open_device
-from mindspore_palm.train.saved import WEIGHTS
+from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.train.saved import TOKENIZER, WEIGHTS, set_weights
 
 NATIVE = "mindspore_palm"
 FORMATS: Mapping[str, Format] = {
@@ -34,6 +39,9 @@ FORMATS: Mapping[str, Format] = {
 }
 MODEL = (WEIGHTS, INDEX)  # what says that a folder is a converted model
 SEED = 20220405  # of the random tokens
+# Fields of a configuration that decide what a network computes.
+SWITCHES = ("parallel", "attention", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
+SWITCHES += ("xpos_base",)
 TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below a kernel in the wrong place
 
 
@@ -73,8 +81,8 @@ def convert(
         raise UserError(f"{target_path} holds other things than a converted model, and is not replaced; choose a name")
     open_device()
     model = reader.read(source_path, options)
-    if tokenizer is not None:
-        model = dataclasses.replace(model, tokenizer=_tokenizer(tokenizer, model.config.vocab_size))
+    check_finite(model.weights, str(source_path))
+    model = _with_tokenizer(model, tokenizer, source_path)
     model = dataclasses.replace(model, seq_len=seq_len or model.seq_len)
     if wide:
         model = widen(model)
@@ -83,6 +91,10 @@ def convert(
         f"{source_path}: {config.parameter_count():,} parameters; layers {config.layers}, d_model {config.d_model}, "
         f"heads {config.heads}, head_dim {config.head_dim}, d_ff {config.d_ff}, {config.vocab_size:,} tokens"
     )
+    for note in model.notes:
+        say(f"note: {note}")
+    if target_name == NATIVE and model.seq_len is None:
+        say(f"note: {source_path} does not say on how many tokens at once it was trained: {SEQ_LEN:,}, or --seq-len N")
     tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, options.shape, np.int32)
     expected = reader.logits(source_path, tokens, options)
     target_path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,13 +103,20 @@ def convert(
         writer.write(model, unchecked, options)
         known = dataclasses.replace(options, norm_scale=config.norm_scale, vocab_size=config.vocab_size)
         found = writer.logits(unchecked, tokens, known)
-        difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+        sides = [expected, found]
+        if all(NUMPY in side.by for side in sides):  # one code for both proves little
+            sides.append(_by_network(model, tokens))
+        difference, largest = _compare([side.logits for side in sides])
         said = f"largest difference {difference:.3g}, largest logit {largest:.3g}"
         if not difference <= TOLERANCE * largest:
             raise UserError(f"the logits of {source_path} and of the converted model differ: {said}; nothing was kept")
+        if writer.is_read:
+            _check_bits(model, writer.read(unchecked, known), target_path)
         if target_path.exists():
             os.replace(target_path, Path(folder) / "replaced")
         os.replace(unchecked, target_path)
+    also = "; and, as both are by NumPy, the network of this package" if len(sides) > 2 else ""
+    say(f"compared: {source_path} by {expected.by}; {target_path} by {found.by}{also}")
     say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {said}")
     return difference
 
@@ -113,8 +132,47 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _tokenizer(file: Path, vocab_size: int) -> bytes:
-    tokenizer = Tokenizer(file)
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(f"{file} has {tokenizer.vocab_size:,} tokens, and the model {vocab_size:,}: it is another's")
-    return tokenizer.serialized
+def _with_tokenizer(model: Model, file: Path | None, source: Path) -> Model:
+    """A model with a tokenizer, by the one rule for its size; ``file`` None is the one that came with it, if any."""
+    if file is not None:
+        tokenizer = Tokenizer(file)
+        tokens, name, content = tokenizer.vocab_size, file, tokenizer.serialized
+    elif model.tokenizer is not None:
+        tokens, name, content = count_tokens(model.tokenizer), source / TOKENIZER, model.tokenizer
+    else:
+        return model
+    if tokens is None:
+        raise UserError(f"{name}: this is not a SentencePiece model; replace it by --tokenizer")
+    fit_vocabulary(model.config, tokens, name)  # refuses one that is too large
+    note = padding_note(model.config, tokens, name)
+    notes = (*model.notes, note) if note else model.notes
+    return dataclasses.replace(model, tokenizer=content, notes=notes)
+
+
+def _by_network(model: Model, tokens: np.ndarray) -> Computed:
+    """Logits of a model by the network that will be used."""
+    with drawn_later():  # never: all of them are set
+        palm = PaLM(model.config)
+    set_weights(palm, model.weights)
+    return Computed(palm(Tensor(tokens)).asnumpy(), "the network of this package")
+
+
+def _compare(logits: list[np.ndarray]) -> tuple[float, float]:
+    """The largest difference to the first of several, and its largest logit."""
+    first = logits[0]
+    return max(float(np.abs(other - first).max()) for other in logits[1:]), float(np.abs(first).max())
+
+
+def _check_bits(model: Model, again: Model, path: Path) -> None:
+    """What was written reads as what it was: logits may hide what hardly changes them.
+
+    Raises:
+        UserError: it does not.
+    """
+    names = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "padded_vocab", *SWITCHES)
+    for name in names:
+        if getattr(model.config, name) != getattr(again.config, name):
+            raise UserError(f"{path} would be read with another model.{name}; nothing was kept")
+    for name in model.weights.keys() | again.weights.keys():
+        if name not in again.weights or not np.array_equal(model.weights.get(name, ()), again.weights[name]):
+            raise UserError(f"{path} would be read with another {name} than was written; nothing was kept")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.convert.forward import logits
-from mindspore_palm.convert.model import Model, Options, as_float32, check_scales, require, vocabulary
+from mindspore_palm.convert.forward import NUMPY, logits
+from mindspore_palm.convert.model import Computed, Model, Options, as_float32, check_scales, require, vocabulary
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
@@ -40,6 +40,8 @@ SWITCHES = {
 class Flaxformer:
     """See above."""
 
+    is_read = True
+
     def read(self, path: Path, options: Options) -> Model:
         tree = self._tree(path)
         config = self._config(tree, path, options)
@@ -52,7 +54,8 @@ class Flaxformer:
             weights[f"blocks.{i}.q_wi"] = layer["q_wi_fused/kernel"].reshape(d, -1)
             weights[f"blocks.{i}.kv"] = layer["kv_fused/kernel"].reshape(d, -1)
             weights[f"blocks.{i}.o_wo"] = layer["o_wo_fused/kernel"].reshape(-1, d)
-        return Model(config, weights)
+        assumed = f"{path} says neither norms nor logits: PaLM's are taken, with an epsilon of {config.norm_epsilon:g}"
+        return Model(config, weights, notes=(assumed,))
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         config, weights = model.config, model.weights
@@ -70,10 +73,11 @@ class Flaxformer:
         with write_atomically(path) as file:
             write_tensors(file, {f"target/{name}": value for name, value in tree.items()}, {"format": "np"})
 
-    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
         tree = self._tree(path)
         config = self._config(tree, path, options)
-        return logits(config, tokens, tree[EMBEDDING], self._blocks(tree, path, config), tree.get(FINAL))
+        found = logits(config, tokens, tree[EMBEDDING], self._blocks(tree, path, config), tree.get(FINAL))
+        return Computed(found, f"{NUMPY} from the tree's kernels, as no package of flaxformer can be installed")
 
     def _blocks(self, tree: dict, path: Path, config: PaLMConfig) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Each layer as flaxformer's layer slices it: its output along the last axis, so the kernels'."""

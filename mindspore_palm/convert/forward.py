@@ -8,6 +8,8 @@ import numpy as np
 
 from mindspore_palm.config import PaLMConfig
 
+NUMPY = "NumPy code of this package"
+
 
 def logits(
     config: PaLMConfig,
@@ -19,10 +21,11 @@ def logits(
     """int32 [B, S] to float32 [B, S, vocab_size].
 
     Args:
-        config: sizes, and the switches of norm and logits; the block is PaLM's.
+        config: sizes, and the switches of norm, logits and xPos; the block is PaLM's.
         tokens: to be read.
         embedding: [V, D].
-        blocks: of each its norm's scale [D], and its kernels as ``parts.take_apart`` names them.
+        blocks: of each its norm's scale [D], and its kernels as ``parts.take_apart`` names them. Where a file holds
+            them: frequencies [K/2] of the rotation as well.
         final_scale: of the norm before the logits, if it has one.
     """
     x = embedding[tokens]
@@ -31,8 +34,10 @@ def logits(
         gate = y @ kernels["gate"]
         mlp = gate / (1 + np.exp(-gate)) * (y @ kernels["up"])
         heads = (y @ kernels["q"]).reshape(*y.shape[:2], config.heads, config.head_dim)
-        attention = _attention(_rotate(heads), _rotate((y @ kernels["k"])[:, :, None])[:, :, 0], y @ kernels["v"])
-        x = x + mlp @ kernels["down"] + attention @ kernels["o"]
+        frequencies = kernels.get("frequencies", 10000.0 ** (-np.arange(config.head_dim // 2) * 2 / config.head_dim))
+        q = _rotate(heads, frequencies, config.xpos_base)
+        k = _rotate((y @ kernels["k"])[:, :, None], frequencies, -config.xpos_base)[:, :, 0]
+        x = x + mlp @ kernels["down"] + _attention(q, k, y @ kernels["v"]) @ kernels["o"]
     y = _norm(config, x, final_scale)
     factor = np.float32(config.d_model**-0.5 if config.scaled_logits else 1)
     return (y * factor) @ embedding[: config.vocab_size].T
@@ -47,12 +52,15 @@ def _norm(config: PaLMConfig, x: np.ndarray, scale: np.ndarray | None) -> np.nda
     return y * (scale if config.norm_scale == "around_one" else 1 + scale)
 
 
-def _rotate(x: np.ndarray) -> np.ndarray:
-    """Rotary positions of [B, S, H, K], half-split pairing, as complex numbers."""
-    half = x.shape[-1] // 2
-    turns = np.exp(1j * np.outer(np.arange(x.shape[1]), 10000.0 ** (-np.arange(half) / half)))[:, None]
-    turned = (x[..., :half] + 1j * x[..., half:]) * turns
-    return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)
+def _rotate(x: np.ndarray, frequencies: np.ndarray, xpos_base: float) -> np.ndarray:
+    """Rotary positions of [B, S, H, K], half-split pairing, as complex numbers; xPos makes them longer or shorter."""
+    half, position = x.shape[-1] // 2, np.arange(x.shape[1])
+    rotations = np.exp(1j * np.outer(position, frequencies.astype(np.float64)))
+    if xpos_base:
+        share = np.arange(half) / half
+        rotations *= ((share + 0.4) / 1.4) ** (position / xpos_base)[:, None]
+    rotated = (x[..., :half] + 1j * x[..., half:]) * rotations[:, None]
+    return np.concatenate([rotated.real, rotated.imag], axis=-1).astype(np.float32)
 
 
 def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

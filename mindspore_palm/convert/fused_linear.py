@@ -7,17 +7,19 @@ lucidrains' PaLM-pytorch and PaLM-rlhf-pytorch, on which conceptofmind's PaLMs a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.convert.model import Model, Options, check_scales, require, vocabulary
+from mindspore_palm.convert.buffers import check_cache, check_decay, check_frequencies
+from mindspore_palm.convert.forward import NUMPY, logits
+from mindspore_palm.convert.model import Computed, Model, Options, as_float32, check_scales, require, vocabulary
 from mindspore_palm.convert.parts import put_together, take_apart
-from mindspore_palm.convert.pytorch import fill, read_tensors, run, write_tensors
+from mindspore_palm.convert.pytorch import State, fill, is_installed, read_state, run, version_of, write_tensors
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
 
@@ -30,6 +32,13 @@ SWITCHES = {
     "final_norm_scale": True,
     "scaled_logits": False,
 }
+
+
+INV_FREQ, DECAY = "rotary_emb.inv_freq", "rotary_emb.scale"
+ROTATION = (f".{INV_FREQ}", f".{DECAY}")
+CACHES, DECAY_CACHES = ("mask", "attend.mask", "pos_emb"), ("pos_emb_scale",)  # which older versions saved as well
+CACHE_ENDS = tuple(f".{name}" for name in (*CACHES, *DECAY_CACHES))
+TABLE_AND_FINAL = (("embedding", ""), ("final_norm", ".gamma"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,9 @@ class FusedLinear:
     """A format of one of the two packages."""
 
     who: str
+    package: str
+    """To be imported."""
+    pip_name: str
     names: Names
     make: Callable[..., Any]
     """The package's network, of sizes in its own names."""
@@ -61,56 +73,141 @@ class FusedLinear:
     """Behind the reason why a model cannot be held."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Parts of names that we have no equal for, and why."""
+    is_read: ClassVar[bool] = True
 
     def read(self, path: Path, options: Options) -> Model:
-        tensors = read_tensors(path)
+        state = self._open(path)
+        tensors = state.arrays
         for part, reason in self.refused.items():
             if found := [name for name in tensors if part in name]:
                 raise UserError(f"{path}: {found[0]}: {reason}")
         config = self._config(tensors, path, options)
         names = self._names(config.layers)
         weights = {"embedding": self._tensor(tensors, names["embedding"], (config.padded_vocab, config.d_model), path)}
-        tied = tensors.get(names["logits"], weights["embedding"])
-        if not np.array_equal(tied, weights["embedding"]):
+        if not np.array_equal(tensors[names["logits"]], tensors[names["embedding"]], equal_nan=True):
             raise UserError(f"{path}: {names['logits']} is another table than {names['embedding']}; PaLM has one")
         for norm in ("final_norm", *(f"blocks.{i}.norm" for i in range(config.layers))):
             weights[f"{norm}.scale"] = self._tensor(tensors, f"{names[norm]}.gamma", (config.d_model,), path)
             if np.any(tensors.get(f"{names[norm]}.beta", 0)):
                 raise UserError(f"{path}: {names[norm]}.beta is not zero; PaLM's norms have no bias")
-        inner, f = config.heads * config.head_dim, config.d_ff
         for i in range(config.layers):
-            block = names[f"blocks.{i}"]
-            rows = inner + 2 * config.head_dim + 2 * f
-            fused = self._tensor(tensors, f"{block}.fused_attn_ff_proj.weight", (rows, config.d_model), path)
-            borders = np.cumsum([inner, config.head_dim, config.head_dim, f])
-            parts = dict(zip(("q", "k", "v", "up", "gate"), np.split(fused.T, borders, axis=1), strict=True))
-            parts["o"] = self._tensor(tensors, f"{block}.attn_out.weight", (config.d_model, inner), path).T
-            parts["down"] = self._tensor(tensors, f"{block}.{self.names.mlp_out}", (config.d_model, f), path).T
-            weights |= put_together(config, parts, i)
+            weights |= put_together(config, self._parts(tensors, config, names[f"blocks.{i}"], path), i)
+        rounded = self._check_buffers(tensors, config, path)
         known = {*names.values(), *(f"{name}.{part}" for name in names.values() for part in ("gamma", "beta"))}
-        blocks = tuple(f"{names[f'blocks.{i}']}." for i in range(config.layers))
-        if unknown := [name for name in tensors if name not in known and not name.startswith(blocks)]:
+        known |= {f"{names[f'blocks.{i}']}.{name}" for i in range(config.layers) for name in self._inside()}
+        if unknown := [name for name in tensors if name not in known]:
             raise UserError(f"{path}: there is no place for {unknown[0]} in a PaLM ({len(unknown)} such)")
-        return Model(config, weights)
+        return Model(config, weights, notes=(*state.notes, *self._notes(path, rounded)))
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         self._require(model.config, self.norm_scale)
         self._check_ff(model.config.d_ff, model.config.d_model, "this model")
-        write_tensors(path, self._network(model.config, self._tensors(model)))
+        tensors = self._tensors(model)
+        tensors[self._names(model.config.layers)["logits"]] = model.weights["embedding"]
+        write_tensors(path, fill(self.make(**self._sizes(model.config)), tensors, "this model"))
 
-    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
-        tensors = read_tensors(path)
-        config = self._config(tensors, path, options)
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
+        state = self._open(path)
+        config = self._config(state.arrays, path, options)
+        rounded = self._check_buffers(state.arrays, config, path)
+        arrays, loaded = dict(state.arrays), dict(state.tensors)
+        if rounded:  # and said: both sides then compute them themselves, in float32
+            arrays, loaded = (
+                {name: tensor for name, tensor in tensors.items() if not name.endswith(ROTATION)}
+                for tensors in (arrays, loaded)
+            )
+        exception = f" except for {' and '.join(rounded)}" if rounded else ""
+        if not is_installed(self.package):
+            by = f"{NUMPY} from the file's tensors and inv_freq{exception}, as {self.pip_name} is not installed"
+            return Computed(self._by_numpy(arrays, config, tokens, path), by)
+        by = f"{version_of(self.pip_name)}, which loaded the file with its buffers{exception}"
         if config.norm_scale != self.norm_scale:  # of an older version: today's code gets what it would store
             shift = np.float32(1 if self.norm_scale == "around_one" else -1)
-            tensors |= {name: gamma + shift for name, gamma in tensors.items() if name.endswith(".gamma")}
-        return run(self._network(config, tensors), tokens)[..., : config.vocab_size]
+            loaded |= {name: gamma + shift for name, gamma in state.arrays.items() if name.endswith(".gamma")}
+            by += f" and {shift:+g} on every gamma"
+        network = fill(self.make(**self._sizes(config)), loaded, str(path), CACHE_ENDS)
+        return Computed(run(network, tokens)[..., : config.vocab_size], by)
 
-    def _network(self, config: PaLMConfig, tensors: dict[str, np.ndarray]) -> Any:
+    def _open(self, path: Path) -> State:
+        """Tensors by name, the table under both of its names: it is tied, and a file may have either."""
+        state = read_state(path, f"{self._names(1)['blocks.0']}.attn_out.weight")
+        names = self._names(self._layers(state.arrays))
+        for name, twin in ((names["embedding"], names["logits"]), (names["logits"], names["embedding"])):
+            if name not in state.arrays and twin in state.arrays:
+                return replace(
+                    state,
+                    tensors={**state.tensors, name: state.tensors[twin]},
+                    arrays={**state.arrays, name: state.arrays[twin]},
+                )
+        return state
+
+    def _parts(self, tensors: Mapping[str, np.ndarray], config: PaLMConfig, block: str, path: Path) -> dict:
+        """The kernels of a block, as ``parts`` names them."""
+        inner, f = config.heads * config.head_dim, config.d_ff
+        rows = inner + 2 * config.head_dim + 2 * f
+        fused = self._tensor(tensors, f"{block}.fused_attn_ff_proj.weight", (rows, config.d_model), path)
+        borders = np.cumsum([inner, config.head_dim, config.head_dim, f])
+        parts = dict(zip(("q", "k", "v", "up", "gate"), np.split(fused.T, borders, axis=1), strict=True))
+        parts["o"] = self._tensor(tensors, f"{block}.attn_out.weight", (config.d_model, inner), path).T
+        parts["down"] = self._tensor(tensors, f"{block}.{self.names.mlp_out}", (config.d_model, f), path).T
+        return parts
+
+    def _by_numpy(
+        self, tensors: Mapping[str, np.ndarray], config: PaLMConfig, tokens: np.ndarray, path: Path
+    ) -> np.ndarray:
+        """Logits without the package: from its rows as its code splits them, and by the frequencies of the file."""
         names = self._names(config.layers)
+
+        def blocks() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+            inner, k, f = config.heads * config.head_dim, config.head_dim, config.d_ff
+            for i in range(config.layers):
+                block = names[f"blocks.{i}"]
+                rows = self._tensor(tensors, f"{block}.fused_attn_ff_proj.weight", None, path)
+                kernels = {"q": rows[:inner], "k": rows[inner : inner + k], "v": rows[inner + k : inner + 2 * k]}
+                kernels |= {"up": rows[inner + 2 * k : inner + 2 * k + f], "gate": rows[-f:]}
+                kernels["o"] = self._tensor(tensors, f"{block}.attn_out.weight", None, path)
+                kernels["down"] = self._tensor(tensors, f"{block}.{self.names.mlp_out}", None, path)
+                kernels = {name: rows.T for name, rows in kernels.items()}
+                if (frequencies := tensors.get(f"{block}.{INV_FREQ}")) is not None:
+                    kernels["frequencies"] = frequencies
+                yield self._tensor(tensors, f"{block}.norm.gamma", None, path), kernels
+
+        table, final = (self._tensor(tensors, f"{names[name]}{end}", None, path) for name, end in TABLE_AND_FINAL)
+        return logits(config, tokens, table, blocks(), final)
+
+    def _inside(self) -> tuple[str, ...]:
+        """Names of all that a block may hold."""
+        weights = ("fused_attn_ff_proj.weight", "attn_out.weight", self.names.mlp_out)
+        return (*weights, INV_FREQ, *CACHES, *((DECAY, *DECAY_CACHES) if self.xpos_base else ()))
+
+    def _check_buffers(self, tensors: Mapping[str, np.ndarray], config: PaLMConfig, path: Path) -> list[str]:
+        """Refuses buffers that are not PaLM's; gives a sentence for those that are rounded."""
+        rounded = []
+        for i in range(config.layers):
+            block = self._names(config.layers)[f"blocks.{i}"]
+            for leaf, check in ((INV_FREQ, check_frequencies), *(((DECAY, check_decay),) if self.xpos_base else ())):
+                name = f"{block}.{leaf}"
+                if name not in tensors:
+                    continue
+                if kind := check(self._tensor(tensors, name, None, path), config.head_dim, f"{path}: {name}"):
+                    rounded.append(f"{leaf.rpartition('.')[2]} rounded to {kind}")
+            for leaf in (*CACHES, *DECAY_CACHES):
+                if (name := f"{block}.{leaf}") in tensors:
+                    last = leaf.rpartition(".")[2]
+                    check_cache(last, tensors[name], config.head_dim, config.xpos_base, f"{path}: {name}")
+        return sorted(set(rounded))
+
+    def _notes(self, path: Path, rounded: list[str]) -> Iterator[str]:
+        """What a file of this format leaves open."""
+        if rounded:
+            yield f"{path} has {' and '.join(rounded)}; both sides compute with those of float32"
+        if self.xpos_base:
+            yield f"{path} does not say the base of xPos: {self.xpos_base:g}, the default of {self.pip_name}"
+
+    def _sizes(self, config: PaLMConfig) -> dict[str, int]:
+        """Sizes in the package's names."""
         sizes = {"dim": config.d_model, "num_tokens": config.padded_vocab, "depth": config.layers}
-        sizes |= {"dim_head": config.head_dim, "heads": config.heads, "ff_mult": config.d_ff // config.d_model}
-        return fill(self.make(**sizes), {names["logits"]: tensors[names["embedding"]], **tensors})
+        return sizes | {"dim_head": config.head_dim, "heads": config.heads, "ff_mult": config.d_ff // config.d_model}
 
     def _tensors(self, model: Model) -> dict[str, np.ndarray]:
         config, weights = model.config, model.weights
@@ -126,10 +223,14 @@ class FusedLinear:
             tensors[f"{block}.{self.names.mlp_out}"] = parts["down"].T
         return tensors
 
-    def _config(self, tensors: dict[str, np.ndarray], path: Path, options: Options) -> PaLMConfig:
+    def _layers(self, tensors: Mapping[str, np.ndarray]) -> int:
         layers = 0
         while f"{self._names(layers + 1)[f'blocks.{layers}']}.attn_out.weight" in tensors:
             layers += 1
+        return layers
+
+    def _config(self, tensors: Mapping[str, np.ndarray], path: Path, options: Options) -> PaLMConfig:
+        layers = self._layers(tensors)
         names = self._names(layers)
         if not layers or names["embedding"] not in tensors or tensors[names["embedding"]].ndim != 2:
             raise UserError(f"{path}: this is no PaLM as {self.who} saves it; it holds {', '.join(list(tensors)[:3])}")
@@ -179,10 +280,10 @@ class FusedLinear:
         return found
 
     def _tensor(
-        self, tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...] | None, path: Path
+        self, tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...] | None, path: Path
     ) -> np.ndarray:
         if name not in tensors:
             raise UserError(f"{path}: {name} is missing")
         if shape is not None and tensors[name].shape != shape:
             raise UserError(f"{path}: {name} is {list(tensors[name].shape)}; the other tensors want {list(shape)}")
-        return tensors[name]
+        return as_float32(tensors[name], f"{path}: {name}")

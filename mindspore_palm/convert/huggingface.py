@@ -7,7 +7,6 @@ transformers has no PaLM, so the names are its usual ones, kernels [out, in] as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.convert.forward import logits
-from mindspore_palm.convert.model import Model, Options, require
+from mindspore_palm.convert.forward import NUMPY, logits
+from mindspore_palm.convert.model import Computed, Model, Options, as_float32, require
 from mindspore_palm.convert.parts import put_together, take_apart
+from mindspore_palm.convert.shards import read_files, read_json
 from mindspore_palm.data.atomic import write_atomically, write_json
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
@@ -26,7 +26,11 @@ from mindspore_palm.train.tensor_file import write_tensors
 
 WHO = "a folder in Hugging Face style"
 CONFIG, WEIGHTS, INDEX, OURS = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
-EMBEDDING, FINAL = "model.embed_tokens.weight", "model.norm.weight"
+EMBEDDING, FINAL, LOGITS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+TOLD = ("architectures", "model_type", "torch_dtype")  # fields of config.json that change nothing
+# Fields of other models' config.json, which the same names of weights come with.
+FOREIGN = ("rope_scaling", "quantization_config", "attention_bias", "mlp_bias", "use_bias", "sliding_window")
+FOREIGN += ("logit_scale", "final_logit_softcapping", "attn_logit_softcapping", "use_qk_norm")
 PROJECTIONS = {part: f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
     part: f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
 }
@@ -34,6 +38,8 @@ PROJECTIONS = {part: f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
 
 class HuggingFace:
     """See above."""
+
+    is_read = True
 
     def read(self, path: Path, options: Options) -> Model:
         config, tensors, seq_len = self._open(path)
@@ -63,7 +69,7 @@ class HuggingFace:
         if model.tokenizer is not None:
             (path / TOKENIZER).write_bytes(model.tokenizer)
 
-    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
         config, tensors, _ = self._open(path)
 
         def blocks() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -72,7 +78,8 @@ class HuggingFace:
                 kernels = {part: tensors[f"{prefix}.{name}"].T for part, name in PROJECTIONS.items()}
                 yield tensors[f"{prefix}.input_layernorm.weight"], kernels
 
-        return logits(config, tokens, tensors[EMBEDDING], blocks(), tensors.get(FINAL))
+        found = logits(config, tokens, tensors[EMBEDDING], blocks(), tensors.get(FINAL))
+        return Computed(found, f"{NUMPY} from the folder's kernels, as transformers has no PaLM")
 
     def _tensors(self, model: Model) -> Iterator[tuple[str, np.ndarray]]:
         yield EMBEDDING, model.weights["embedding"]
@@ -85,18 +92,16 @@ class HuggingFace:
 
     def _open(self, path: Path) -> tuple[PaLMConfig, dict[str, np.ndarray], int | None]:
         """Configuration, tensors by name, and the length of the training."""
-        described = _json(path / CONFIG)
+        described = read_json(path / CONFIG)
         if not isinstance(described.get(OURS), dict):
             raise UserError(f"{path / CONFIG}: there is no section {OURS!r}; this package did not write the folder")
         config = model_config(described[OURS], f"{path / CONFIG}, {OURS}")
-        index = _json(path / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise UserError(f"{path / INDEX}: there is no 'weight_map' of names to files")
-        tensors: dict[str, np.ndarray] = {}
-        for name in sorted(set(index.values())):
-            if Path(name).name != name:
-                raise UserError(f"{path / INDEX}: {name} is no file of this folder")
-            tensors |= read_weights(path / name)
+        _check_described(described, config, path / CONFIG)
+        has_index = (path / INDEX).exists() or not (path / WEIGHTS).exists()
+        read = read_files(path / (INDEX if has_index else WEIGHTS), read_weights)
+        tensors = {name: as_float32(array, f"{path}: {name}") for name, array in read.items()}
+        if LOGITS in tensors and np.array_equal(tensors[LOGITS], tensors.get(EMBEDDING, 0)):
+            del tensors[LOGITS]  # tied, and written twice by some tools
         self._check(config, tensors, path)
         seq_len = described.get("max_position_embeddings")
         return config, tensors, seq_len if isinstance(seq_len, int) else None
@@ -114,11 +119,26 @@ class HuggingFace:
         for name, shape in shapes.items():
             if name not in tensors:
                 raise UserError(f"{path}: {name} is missing")
-            if tensors[name].shape != shape or tensors[name].dtype != np.float32:
+            if tensors[name].shape != shape:
                 found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
                 raise UserError(f"{path}: {name} is {found}, and {CONFIG} wants float32 {list(shape)}")
         if unknown := sorted(tensors.keys() - shapes.keys()):
             raise UserError(f"{path}: there is no place for {unknown[0]} in a PaLM ({len(unknown)} such)")
+
+
+def _check_described(described: dict[str, Any], config: PaLMConfig, file: Path) -> None:
+    """config.json has the sizes twice, and what else its usual fields may say must be PaLM, too.
+
+    Raises:
+        UserError: two of them differ, or a field stands for what PaLM does not have.
+    """
+    ours = {name: value for name, value in _config_json(Model(config, {})).items() if name not in (OURS, *TOLD)}
+    for name, value in ours.items():
+        if name in described and described[name] != value:
+            raise UserError(f"{file}: {name} is {described[name]!r}, and section {OURS!r} stands for {value!r}")
+    for name in FOREIGN:
+        if described.get(name):
+            raise UserError(f"{file}: {name} is {described[name]!r}, which PaLM does not have")
 
 
 def _config_json(model: Model) -> dict[str, Any]:
@@ -158,15 +178,3 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[dict[str, np.ndar
 
 def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05}-of-{count:05}.safetensors"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"there is no {file}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: this is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected an object")
-    return value

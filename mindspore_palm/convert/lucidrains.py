@@ -7,13 +7,17 @@ from typing import Any
 from mindspore_palm.convert.fused_linear import FusedLinear, Names
 from mindspore_palm.convert.pytorch import need
 
+PACKAGE, PIP_NAME = "palm_pytorch", "PaLM-pytorch"
+
 
 def _make(**sizes: int) -> Any:
-    return need("palm_pytorch", "PaLM-pytorch==0.2.2").PaLM(**sizes)
+    return need(PACKAGE, f"{PIP_NAME}==0.2.2").PaLM(**sizes)
 
 
 LUCIDRAINS = FusedLinear(
     who="lucidrains' PaLM",
+    package=PACKAGE,
+    pip_name=PIP_NAME,
     names=Names(
         embedding="0.weight",
         block="{n}.fn",

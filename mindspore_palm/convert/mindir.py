@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindspore_palm.convert.model import Model, Options
+from mindspore_palm.convert.model import Computed, Model, Options
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import drawn_later
@@ -20,6 +20,8 @@ MOST = 10**9  # bytes of weights; MindSpore writes larger networks in several fi
 
 class MindIR:
     """A graph from int32 [B, S] to float32 [B, S, vocab_size], for one B and S."""
+
+    is_read = False
 
     def read(self, path: Path, options: Options) -> Model:
         raise UserError(f"{path}: MindIR is a graph that runs, no PaLM to go on with; name what it was made of")
@@ -35,5 +37,5 @@ class MindIR:
         palm.set_train(False)
         ms.export(palm, Tensor(np.zeros(options.shape, np.int32)), file_name=str(path), file_format="MINDIR")
 
-    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
-        return nn.GraphCell(ms.load(str(path)))(Tensor(tokens)).asnumpy()
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
+        return Computed(nn.GraphCell(ms.load(str(path)))(Tensor(tokens)).asnumpy(), "MindSpore's GraphCell")

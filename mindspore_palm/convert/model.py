@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ import numpy as np
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
+
+SEQ_LEN = 2048  # of PaLM, where nothing else is known
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,18 @@ class Model:
     """A SentencePiece model, where there is one."""
     seq_len: int | None = None
     """Tokens that it was trained on at once, where that is known."""
+    notes: tuple[str, ...] = ()
+    """For the user, a sentence each: what the source leaves open and what was taken instead, and what was left out."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Logits of a file, and the code that computed them: a check is worth what it does not share."""
+
+    logits: np.ndarray
+    """float32 [B, S, vocab_size]."""
+    by: str
+    """The code, for the user."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,9 @@ class Options:
 class Format(Protocol):
     """A way to keep a PaLM in a file or folder."""
 
+    is_read: bool
+    """Whether a model comes back out of it."""
+
     def read(self, path: Path, options: Options) -> Model:
         """The model in a file or folder.
 
@@ -56,8 +74,10 @@ class Format(Protocol):
             UserError: the format cannot hold this model exactly; says why.
         """
 
-    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
-        """What the model in a file makes of int32 [B, S]: float32 [B, S, vocab_size], by the format's own code."""
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
+        """Logits of int32 [B, S] by the model in a file: by the format's own package, with the file loaded into it,
+        or, where there is none, by NumPy from the tensors of the file.
+        """
 
 
 def as_float32(array: np.ndarray, where: str) -> np.ndarray:
@@ -69,6 +89,20 @@ def as_float32(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype not in (np.float32, np.float16) and array.dtype.name != "bfloat16":
         raise UserError(f"{where} is {array.dtype}; weights must be float32, float16 or bfloat16, not quantised")
     return array.astype(np.float32)
+
+
+def check_finite(weights: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuses a model that no comparison of logits can judge.
+
+    Raises:
+        UserError: a weight holds what is no number; names it.
+    """
+    for name, array in weights.items():
+        if broken := int(array.size - np.isfinite(array).sum()):
+            raise UserError(
+                f"{where}: {name} holds {broken:,} of {array.size:,} numbers that are not finite (NaN or infinity): "
+                "its training failed; take an earlier checkpoint"
+            )
 
 
 def require(config: PaLMConfig, who: str, hint: str = "", **wanted: Any) -> None:

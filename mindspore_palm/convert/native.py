@@ -8,26 +8,26 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_palm.config import Settings
-from mindspore_palm.convert.model import Model, Options
+from mindspore_palm.convert.model import SEQ_LEN, Computed, Model, Options
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.saved import CONFIG, TOKENIZER, find_model, load, save_model, weights_of
-
-SEQ_LEN = 2048  # of PaLM, where nothing else is known
 
 
 class Native:
     """model.safetensors, config.yaml, and tokenizer.model where there is one."""
+
+    is_read = True
 
     def read(self, path: Path, options: Options) -> Model:
         folder = find_model(path)
         palm, tokenizer = load(folder), folder / TOKENIZER
         settings, _ = load_settings(folder / CONFIG)
         serialized = tokenizer.read_bytes() if tokenizer.exists() else None
-        return Model(palm.config, weights_of(palm), serialized, settings.data.seq_len)
+        return Model(settings.model, weights_of(palm), serialized, settings.data.seq_len)
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         settings = Settings.model_validate({"model": model.config, "data": {"seq_len": model.seq_len or SEQ_LEN}})
         save_model(path, model.weights, model.tokenizer, settings, step=0)
 
-    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> np.ndarray:
-        return load(path)(Tensor(tokens)).asnumpy()
+    def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
+        return Computed(load(path)(Tensor(tokens)).asnumpy(), "the network of this package")

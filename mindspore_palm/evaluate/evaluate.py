@@ -9,6 +9,7 @@ from typing import Any
 
 from mindspore_palm.data.corpus import documents
 from mindspore_palm.data.files import find_files
+from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.questions import prompts, read_questions
 from mindspore_palm.evaluate.report import as_json, task_table, text_table
@@ -78,6 +79,8 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
     settings, _ = load_settings(folder / CONFIG)
     window = window_of(wanted.window, settings.data.seq_len)
     tokenizer = load_tokenizer(folder)
+    if note := padding_note(settings.model, tokenizer.vocab_size, tokenizer.model_file):
+        say(f"note: {note}")
     open_device()
     palm = load(folder)
     scorer = Scorer(palm, tokenizer, window, wanted.batch)

@@ -9,7 +9,9 @@ from itertools import islice
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.data.tokenizer import Tokenizer
+from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
@@ -40,10 +42,10 @@ class Score:
 class TokenScores(nn.Cell):
     """int32 [B, S] twice to float32 [T], nats of each target, and bool [T], whether it is the most likely token."""
 
-    def __init__(self, palm: PaLM) -> None:
+    def __init__(self, palm: PaLM, config: PaLMConfig) -> None:
         super().__init__(auto_prefix=False)
-        self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
-        self.is_padded = palm.config.padded_vocab != palm.config.vocab_size
+        self.palm, self.token_loss, self.reshape = palm, TokenLoss(config), ops.Reshape()
+        self.is_padded = config.padded_vocab != config.vocab_size
         self.most_likely, self.equal = ops.Argmax(-1), ops.Equal()
 
     def construct(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,14 +69,9 @@ class Scorer:
     """
 
     def __init__(self, palm: PaLM, tokenizer: Tokenizer, window: int, batch: int = 8) -> None:
-        known = palm.config.vocab_size
-        if tokenizer.vocab_size > known:
-            raise UserError(
-                f"{tokenizer.model_file} has {tokenizer.vocab_size:,} tokens and the model only {known:,}: "
-                "it is not the tokenizer that the model was trained with"
-            )
+        config = fit_vocabulary(palm.config, tokenizer.vocab_size, tokenizer.model_file)
         self.tokenizer, self.window, self.batch = tokenizer, window, batch
-        self._scores = TokenScores(palm)
+        self._scores = TokenScores(palm, config)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Score]:
         """The score of each row, in order."""

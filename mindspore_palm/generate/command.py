@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspore_palm.config import ParallelConfig, Settings
+from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.generator import Generation, Generator
@@ -152,6 +153,8 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
 
 def _generate(request: Request, settings: Settings, here: Layout) -> None:
     tokenizer = load_tokenizer(request.checkpoint)
+    if note := padding_note(settings.model, tokenizer.vocab_size, tokenizer.model_file):
+        print(f"note: {note}", file=sys.stderr)
     open_device(request.device, "--device")
     rank = join_workers(here.devices, here.target)
     with layout(here):

@@ -87,9 +87,12 @@ class CpuStep(nn.Cell):
         palm: the network.
         caches: of its blocks, in order; the tokens' keys and values are written into them.
         turns: cosines and sines of queries, then of keys, of every position: [C, K/2].
+        vocab_size: rows of the table that are tokens; the others are padding.
     """
 
-    def __init__(self, palm: PaLM, caches: Sequence[CachedAttention], turns: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self, palm: PaLM, caches: Sequence[CachedAttention], turns: Sequence[np.ndarray], vocab_size: int
+    ) -> None:
         super().__init__(auto_prefix=False)
         config = palm.config
         neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
@@ -106,7 +109,7 @@ class CpuStep(nn.Cell):
             "increment"  # MindSpore's name for decoding: a compiled graph is called without a look at its inputs
         )
         sequences = caches[0].keys.shape[0]
-        shapes = [sequences, config.vocab_size], [sequences]
+        shapes = [sequences, vocab_size], [sequences]
         self.step = ops.Custom(f"{library()}:DecodeStep", shapes, (ms.float32, ms.float32), func_type="aot")
 
     def construct(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

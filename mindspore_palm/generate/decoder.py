@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.model.ablations import make_block
@@ -33,7 +34,7 @@ class Step(nn.Cell):
     The blocks are those of the network, with its own weights, around another attention.
     """
 
-    def __init__(self, palm: PaLM, sequences: int, context: int) -> None:
+    def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig) -> None:
         super().__init__(auto_prefix=False)
         config = palm.config
         self.palm, self.blocks = palm, nn.CellList(auto_prefix=False)
@@ -50,7 +51,7 @@ class Step(nn.Cell):
             self.blocks.append(block)
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
-        self.token_loss, self.targets = TokenLoss(config), Tensor(np.zeros(sequences, np.int32))
+        self.token_loss, self.targets = TokenLoss(vocabulary), Tensor(np.zeros(sequences, np.int32))
 
     @property
     def compile_phase(self) -> str:
@@ -94,9 +95,12 @@ class Decoder:
         palm: the network.
         sequences: B.
         context: positions of a sequence at most.
+        vocabulary: the network's configuration, narrowed to a tokenizer by ``fit_vocabulary``; None is the network's.
     """
 
-    def __init__(self, palm: PaLM, sequences: int, context: int) -> None:
+    def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig | None = None) -> None:
+        vocabulary = vocabulary or palm.config
+        self._vocab_size = vocabulary.vocab_size
         self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
         self._kv_heads = palm.config.kv_heads
         self._by_head = palm.config.attention == "multi_head"
@@ -106,12 +110,12 @@ class Decoder:
             for table in tables(self.context, palm.config.head_dim, scale, xpos_base)
         ]
         self._tables = [table[:, None] for table in turns]
-        step = Step(palm, sequences, self.context)
+        step = Step(palm, sequences, self.context, vocabulary)
         self._query_axis = step.query_axis
         self._step = partition(step, *INPUTS)
         self._cpu_step = None
         if cpu_step.usable(palm.config):
-            self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks], turns)
+            self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks], turns, self._vocab_size)
 
     def read(self, contexts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Starts each sequence anew: float32 [B, vocab_size] and [B], the logits behind its last token and log(Z)."""
@@ -129,7 +133,7 @@ class Decoder:
             elif ends.any():
                 logits = np.where(ends, found[0].asnumpy(), logits)
                 log_z = np.where(ends[:, 0], found[1].asnumpy(), log_z)
-        return logits, log_z
+        return logits[:, : self._vocab_size], log_z
 
     def write(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One more token of each sequence, int32 [B], at its position [B]: as ``read``."""
@@ -140,7 +144,7 @@ class Decoder:
             logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(positions.astype(np.int32)))
         else:
             logits, log_z = self._run(token_ids, positions, np.zeros_like(positions))
-        return logits.asnumpy(), log_z.asnumpy()
+        return logits.asnumpy()[:, : self._vocab_size], log_z.asnumpy()
 
     def _run(self, token_ids: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[Tensor, Tensor]:
         """int32 [B, Q] at positions from first [B] on: the step's results for the token ``last`` [B] of each."""

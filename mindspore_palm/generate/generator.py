@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from mindspore_palm.data.tokenizer import Tokenizer
+from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate.decoder import Decoder
 from mindspore_palm.generate.sampling import Sampler, Sampling
@@ -47,20 +48,16 @@ class Generator:
         batch: sequences that are computed at once.
 
     Raises:
-        UserError: tokenizer and network have not the same number of tokens, or a number is too small.
+        UserError: the tokenizer has tokens that the network does not have, or a number is too small.
     """
 
     def __init__(self, palm: PaLM, tokenizer: Tokenizer, context: int | None = None, batch: int = 1) -> None:
         self.palm, self.tokenizer, self.context, self.batch = palm, tokenizer, context or CONTEXT, batch
-        if tokenizer.vocab_size != palm.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {palm.config.vocab_size:,}: "
-                "they are not of the same run"
-            )
+        config = fit_vocabulary(palm.config, tokenizer.vocab_size, tokenizer.model_file)
         if self.context < 2 or batch < 1:
             raise UserError(f"context = {self.context}, batch = {batch}: set them to at least 2 and 1")
         self._too_long = f"and the context holds {self.context:,} tokens: shorten it to at most {self.context - 1:,}"
-        self._decoder = Decoder(palm, batch, self.context)
+        self._decoder = Decoder(palm, batch, self.context, config)
 
     def __call__(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
         """Generates for every prompt, ``batch`` of them at a time.

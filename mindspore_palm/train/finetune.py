@@ -11,13 +11,14 @@ import numpy as np
 
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data import Prepared, prepare, read_pairs
+from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.dropout import draw_keep
 from mindspore_palm.model.lora import adapt, adapter_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
 from mindspore_palm.train.resume import Start, check_corpus, kept_text
-from mindspore_palm.train.saved import CONFIG, find_model, load_tokenizer, read_config, weight_reader
+from mindspore_palm.train.saved import CONFIG, TOKENIZER, find_model, load_tokenizer, read_config, weight_reader
 from mindspore_palm.train.state import fingerprint
 
 PADDING = "vocab_multiple"  # the one size that is not the checkpoint's own
@@ -57,6 +58,7 @@ def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) 
                 f"model.{name} = {value}, and {folder} has {getattr(model, name)}; the sizes of a model that is "
                 "fine-tuned are its own: leave the section model out"
             )
+    model = fit_vocabulary(model, load_tokenizer(checkpoint).vocab_size, folder / TOKENIZER)
     multiple = settings.model.vocab_multiple
     if f"model.{PADDING}" in written or multiple != PaLMConfig.model_fields[PADDING].default:
         model = model.model_copy(update={PADDING: multiple})
@@ -79,13 +81,7 @@ def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
     if not finetune.checkpoint:
         kept = None if overwrite else kept_text(Path(settings.train.output))
         return prepare(settings.data, settings.model.vocab_size, kept=kept)
-    tokenizer = load_tokenizer(finetune.checkpoint)
-    if tokenizer.vocab_size != settings.model.vocab_size:
-        raise UserError(
-            f"{finetune.checkpoint}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model "
-            f"{settings.model.vocab_size:,}; copy the tokenizer that it was trained with there"
-        )
-    return read_pairs(settings.data, finetune, tokenizer)
+    return read_pairs(settings.data, finetune, load_tokenizer(finetune.checkpoint))
 
 
 def check_text(settings: Settings, start: Start, state: Mapping[str, Any]) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.data.tokenizer import Tokenizer
+from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import expanded
 from mindspore_palm.model.initial import weight_shapes
@@ -38,6 +39,7 @@ from mindspore_palm.train.tensor_file import FileTensor, Source, file_tensors, w
 TOKENIZER, CONFIG = "tokenizer.model", "config.yaml"
 MODEL_FILES = re.compile(r"(model\.safetensors|tokenizer\.model|config\.yaml)(\.[0-9]+\.tmp)?")
 """Names of a model's files: no other is ever deleted."""
+LACKING = ("F8", "F6", "F4")  # how safetensors' names of types begin that NumPy has not
 
 
 def save_model(
@@ -119,12 +121,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer in a folder that ``load`` opens.
 
     Raises:
-        UserError: there is none, or it is no lossless tokenizer.
+        UserError: there is none, it is no lossless tokenizer, or it has tokens that the model does not have.
     """
     file = find_model(Path(folder)) / TOKENIZER
     if not file.exists():
         raise UserError(f"there is no {file}; copy the tokenizer that the model was trained with there")
-    return Tokenizer(file)
+    tokenizer = Tokenizer(file)
+    fit_vocabulary(read_config(file.with_name(CONFIG)), tokenizer.vocab_size, file)
+    return tokenizer
 
 
 def find_model(folder: Path) -> Path:
@@ -208,8 +212,24 @@ def read_weights(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} holds bfloat16, which NumPy alone does not know; pip install ml_dtypes") from None
     except FileNotFoundError:
         raise UserError(f"there is no {file}") from None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        for name, tensor in file_tensors(file).items():
+            if str(tensor.dtype).startswith(LACKING):
+                raise UserError(
+                    f"{file}: {name} is {tensor.dtype}, which NumPy lacks; save weights as float32, float16 or bfloat16"
+                ) from None
         raise UserError(f"{file}: this is not a whole safetensors file ({error})") from None
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The text in the header of a safetensors file.
+
+    Raises:
+        UserError: the file is missing, cut off or of another kind.
+    """
+    file_tensors(file)  # whose errors are sentences
+    with safe_open(file, framework="numpy") as content:
+        return content.metadata() or {}
 
 
 def set_weights(palm: PaLM, weights: dict[str, np.ndarray]) -> None:

@@ -33,8 +33,10 @@ def test_there_and_back(command, home):
     assert code == 0, err
     assert "7,264 parameters; layers 1, d_model 16, heads 2, head_dim 8, d_ff 32, 310 tokens" in out
     assert re.search(r"logits of both on 2 x 8 random tokens: largest difference \S+, largest logit \S+\n", out)
+    assert "compared: run by the network of this package; made/tree.safetensors by NumPy code of this package" in out
     code, out, err = command("--from", "flaxformer", "made/tree.safetensors", "--to", "made/back", "--length", 8)
     assert code == 0, err
+    assert "note: made/tree.safetensors does not say on how many tokens at once it was trained: 2,048" in out
     assert {path.name for path in (home / "made" / "back").iterdir()} == {"model.safetensors", "config.yaml"}
     assert {path.name for path in (home / "made").iterdir()} == {"tree.safetensors", "back"}
 

@@ -138,7 +138,7 @@ def test_refusals(palm, alone, tokenizer):
         alone(["\udcff"], few)
     assert alone([[5] * (CONTEXT - 1)], few)[0].token_ids
     other = PaLM(PaLMConfig(layers=1, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=64))
-    with pytest.raises(UserError, match="not of the same run"):
+    with pytest.raises(UserError, match=r"tiny.model has 320 tokens and the model only 64: it is not the tokenizer"):
         Generator(other, tokenizer)
     with pytest.raises(UserError, match="set them to at least 2 and 1"):
         Generator(palm, tokenizer, context=1)
