@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError, run_command
+from mindspore_palm.options import Parser
 
 FORMATS = "mindspore_palm (a folder that training left; need not be named), lucidrains, conceptofmind, flaxformer, "
 FORMATS += "huggingface-safetensors, mindir"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Converts a PaLM and compares logits.", epilog=f"formats: {FORMATS}")
+    parser = Parser(description="Converts a PaLM and compares logits.", epilog=f"formats: {FORMATS}")
     both = {"nargs": "+", "required": True, "metavar": ("FORMAT", "PATH"), "help": "format and place"}
     parser.add_argument("--from", dest="source", **both)
     parser.add_argument("--to", **both)

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError, run_command
+from mindspore_palm.options import Parser, check_output
 from mindspore_palm.settings import load_settings
 
 EXAMPLES = """examples:
@@ -19,7 +20,7 @@ EXAMPLES = """examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Parameters, FLOPs, memory, step time, MFU and HFU of a run on a machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,6 +74,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     for option in ("json", "charts"):
         if option in given and not Path(given[option]).resolve().parent.is_dir():
             raise UserError(f"--{option} {given[option]}: there is no folder to write it into")
+    if "json" in given:
+        check_output("--json", given["json"], [name for name in (given.get("config"), given.get("machine")) if name])
 
 
 if __name__ == "__main__":

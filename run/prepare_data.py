@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,19 +9,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.data import prepare
 from mindspore_palm.errors import run_command
+from mindspore_palm.options import Parser
 from mindspore_palm.settings import load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Trains a tokenizer on a corpus and turns the corpus into tokens; training does it too if need be."
     )
     parser.add_argument("--config", help="a YAML file of settings; without it, the defaults")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that go over the file's")
-    options = parser.parse_args(arguments)
 
     def command() -> None:
+        options = parser.parse_args(arguments)
         settings, _ = load_settings(options.config, options.overrides)
         prepared = prepare(settings.data, settings.model.vocab_size)
         print(prepared.summary())
