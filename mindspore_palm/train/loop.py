@@ -70,6 +70,8 @@ class Run:
     """FLOP/s of all devices."""
     stop: list[int]
     """Signals that asked this worker to stop."""
+    result: Evaluation | None = None
+    """Of all held-out text, after the last step."""
 
     def save(self) -> None:
         """Begins a checkpoint of the last step."""
@@ -217,9 +219,11 @@ def run_steps(run: Run) -> Spike | None:
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
             last = progress.step == train.steps
             if last or (train.eval_every and progress.step % train.eval_every == 0):
-                evaluation = run.evaluator(held_out(settings, run.prepared, train.eval_sequences))
+                evaluation = run.evaluator(held_out(settings, run.prepared, None if last else train.eval_sequences))
                 row.validation_loss, row.validation_bits_per_byte = evaluation.nats_per_token, evaluation.bits_per_byte
-                if not last:
+                if last:
+                    run.result = evaluation
+                else:
                     say(
                         f"step {progress.step}: held out {evaluation.nats_per_token:.4f} nats a token, "
                         f"{evaluation.bits_per_byte:.4f} bits a byte"
@@ -306,7 +310,8 @@ def finish(run: Run) -> Evaluation:
         )
     if step < run.settings.train.steps:
         raise Interrupted(f"stopped after step {step}; the same command goes on from there")
-    result = run.evaluator(held_out(run.settings, run.prepared))
+    result = run.result or run.evaluator(held_out(run.settings, run.prepared))
+    result.checked(f"{run.folder}, step {step:,}")
     if lead:
         finetune = run.settings.finetune
         if finetune.lora_rank:
