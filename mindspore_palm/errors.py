@@ -19,6 +19,19 @@ class Interrupted(Exception):
     """The user stopped the run and it was saved; the text says where. Commands then exit with 130."""
 
 
+def not_finite(model: str, text: str) -> UserError:
+    """What to say of a model whose logits are NaN or infinite.
+
+    Args:
+        model: its name: a folder, or "the model".
+        text: what it was given.
+    """
+    return UserError(
+        f"{model}: the logits for {text} are not finite (NaN or infinity), so nothing can be said of it; "
+        "the weights are of a training that failed: take an earlier checkpoint"
+    )
+
+
 def run_command(command: Callable[[], None]) -> int:
     """Runs a command and turns what a user can fix into its sentence on standard error.
 

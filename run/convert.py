@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.options import Parser, as_written
 from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 
@@ -17,7 +17,7 @@ FORMATS += "huggingface-safetensors, mindir"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Converts a PaLM and compares logits.", epilog=f"formats: {FORMATS}")
+    parser = Parser(description="Converts a PaLM and compares logits.", epilog=f"formats: {FORMATS}")
     both = {"nargs": "+", "required": True, "metavar": ("FORMAT", "PATH"), "help": "format and place"}
     parser.add_argument("--from", dest="source", **both)
     parser.add_argument("--to", **both)
@@ -47,7 +47,8 @@ def main() -> None:
         shard_bytes=int(arguments.shard_gb * 1e9),
     )
     tokenizer = Path(arguments.tokenizer) if arguments.tokenizer else None
-    convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite, arguments.widen)
+    with as_written({"leave data.tokenizer empty": "leave --tokenizer out", "data.tokenizer": "--tokenizer"}):
+        convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite, arguments.widen)
 
 
 def place(words: list[str], option: str) -> tuple[str, Path]:

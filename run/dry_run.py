@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,13 +9,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError
+from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Partitions a training step and lists its slices and collectives.")
+    parser = Parser(description="Partitions a training step and lists its slices and collectives.")
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--target", choices=("GPU", "Ascend"), help="for which MindSpore partitions; as train.device")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="as which rank")
@@ -34,13 +34,15 @@ def main() -> None:
 
     if arguments.layer and (arguments.whole or arguments.json):
         raise UserError("--layer prints a layer's exchanges alone; leave out --whole and --json")
+    if arguments.json is not None:
+        check_output("--json", arguments.json, [arguments.config] if arguments.config else [])
     target = arguments.target or ("Ascend" if settings.train.device == "Ascend" else "GPU")
     if arguments.layer:
         print(show_ledger(layer_ledger(settings, target, arguments.rank).counts))
         return
     run = dry_run(settings, target, arguments.rank, arguments.whole)
     print(describe_dry_run(run, settings, target, arguments.rank))
-    if arguments.json:
+    if arguments.json is not None:
         write_dry_run(run, settings, target, arguments.rank, Path(arguments.json))
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspore_palm.errors import UserError
+from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 
+MODEL = ("*.safetensors", "config.yaml", "tokenizer.model", "manifest.json")  # files of what training left
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Scores a trained model on held-out text and on questions.")
+    parser = Parser(description="Scores a trained model on held-out text and on questions.")
     parser.add_argument("--checkpoint", metavar="FOLDER", required=True, help="what training left")
     parser.add_argument("--data", metavar="PATH", action="append", default=[], help="held-out text; may be repeated")
     parser.add_argument("--text-field", default="text", help="the field of .jsonl and .parquet that holds text")
@@ -30,8 +31,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="where all results go, too")
     arguments = parser.parse_args()
     refuse_workers("the evaluation")
-    if arguments.json and not Path(arguments.json).parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}")
+    if arguments.json is not None:
+        read = [*arguments.data, *arguments.task, *([arguments.examples] if arguments.examples else [])]
+        read += [file for name in MODEL for file in Path(arguments.checkpoint).rglob(name)]
+        check_output("--json", arguments.json, read)
     from mindspore_palm.data.atomic import write_json
     from mindspore_palm.evaluate.evaluate import Wanted, evaluate  # starts MindSpore
 
@@ -49,7 +52,7 @@ def main() -> None:
         max_tokens=arguments.max_tokens,
     )
     results = evaluate(arguments.checkpoint, wanted, lambda table: print(table, flush=True))
-    if arguments.json:
+    if arguments.json is not None:
         write_json(Path(arguments.json), results)
 
 

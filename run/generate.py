@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -10,14 +9,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.options import Parser, as_written
 from mindspore_palm.process import run_process
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Continues prompts with a trained PaLM; the text streams as it comes.")
+    parser = Parser(description="Continues prompts with a trained PaLM; the text streams as it comes.")
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what a text begins with; several go together")
     parser.add_argument("--checkpoint", required=True, metavar="FOLDER", help="a run, or a model in it")
-    parser.add_argument("--prompt-file", metavar="FILE", help="a prompt from a file, or from standard input: -")
+    parser.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a prompt from a file, or from standard input: -; may be given again",
+    )
     parser.add_argument("--interactive", action="store_true", help="go on with what you type")
     parser.add_argument("--max-tokens", type=int, default=256, help="tokens that are generated at most; 256")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token; 0.8")
@@ -35,12 +41,14 @@ def main() -> None:
     from mindspore_palm.generate.sampling import Sampling
 
     prompts = [prompt_of(os.fsencode(prompt), "the prompt") for prompt in arguments.prompts]
-    if arguments.prompt_file is not None:
-        prompts.append(read_prompt(arguments.prompt_file))
+    if arguments.prompt_file.count("-") > 1:
+        raise UserError("--prompt-file - is given twice, and standard input is read once; give it once")
+    prompts += [read_prompt(file) for file in arguments.prompt_file]
     if not prompts and not arguments.interactive:
         raise UserError('there is no prompt; write one, such as "def main(", or --prompt-file FILE, or --interactive')
     names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
-    sampling = Sampling(**{name: getattr(arguments, name) for name in names})
+    with as_written({name: f"--{name.replace('_', '-')}" for name in names}):
+        sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     if arguments.devices < 1:
         raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
     request = Request(
@@ -53,7 +61,8 @@ def main() -> None:
         device=arguments.device,
         devices=arguments.devices,
     )
-    run(request, sys.argv)
+    with as_written({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
+        run(request, sys.argv)
 
 
 if __name__ == "__main__":

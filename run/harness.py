@@ -22,6 +22,9 @@ def main() -> None:
         from lm_eval.api.registry import model_registry
     except ImportError:
         raise UserError("the harness is not installed; pip install lm-eval==0.4.13") from None
+    options = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise UserError(f"{twice[0]} is given twice, and the harness would keep the last; give it once")
     model_registry.register("mindspore_palm", target="mindspore_palm.evaluate.harness:HarnessPaLM")
     cli_evaluate()
 

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError
+from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
@@ -22,7 +23,7 @@ EXAMPLES = """examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Parameters, FLOPs, memory, step time, MFU and HFU of a run on a machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -78,6 +79,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     for option in ("json", "charts"):
         if option in given and not Path(given[option]).resolve().parent.is_dir():
             raise UserError(f"--{option} {given[option]}: there is no folder to write it into")
+    if "json" in given:
+        check_output("--json", given["json"], [name for name in (given.get("config"), given.get("machine")) if name])
 
 
 if __name__ == "__main__":

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import run_command
+from mindspore_palm.options import Parser
 from mindspore_palm.process import run_process
 
 
 def command(arguments: list[str] | None = None) -> None:
     """Prepares the corpus that the arguments name; None takes those of the process."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Trains a tokenizer on a corpus and turns the corpus into tokens; training does it too if need be."
     )
     parser.add_argument("--config", help="a YAML file of settings; without it, the defaults")

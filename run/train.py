@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.console import results_follow
+from mindspore_palm.options import Parser
 from mindspore_palm.process import run_process
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains a PaLM from text.", allow_abbrev=False)
+    parser = Parser(description="Trains a PaLM from text.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings, train nothing")
     parser.add_argument("--print-sharding", action="store_true", help="print where every weight lies, train nothing")

@@ -1,4 +1,7 @@
-"""Pairs of a prompt and a target from .jsonl: what is given, and what is learned."""
+"""Pairs of a prompt and a target from .jsonl: what is given, and what is learned.
+
+They meet where a prompt and its continuation always meet, see ``data.border``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
+from mindspore_palm.data.border import follow
 from mindspore_palm.data.corpus import corpus_files, json_lines, text_of
 from mindspore_palm.data.files import JSON_LINES, find_files, shown
 from mindspore_palm.data.prepare import Prepared
@@ -26,9 +30,9 @@ class Pair:
     """A prompt and its target as tokens."""
 
     prompt: np.ndarray
-    """int32; may be empty."""
+    """int32, up to the border; may be empty."""
     target: np.ndarray
-    """int32, [eod] at its end."""
+    """int32, the prompt's last white space before it and [eod] at its end."""
 
     @property
     def length(self) -> int:
@@ -116,12 +120,9 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     texts = list(_texts(data.path, finetune))
     if len(texts) < 2:
         raise UserError(f"data.path = {data.path}: there must be two pairs or more, one of which is held out")
-    tokens = tokenizer.encode_batch([text for prompt, target, _ in texts for text in (prompt, target)])
     eod = np.array([tokenizer.eod], np.int32)
-    pairs = [
-        Pair(np.array(prompt, np.int32), np.concatenate([np.array(target, np.int32), eod]))
-        for prompt, target in zip(tokens[::2], tokens[1::2], strict=True)
-    ]
+    tokens = follow(tokenizer, ((prompt, target) for prompt, target, _ in texts))
+    pairs = [Pair(prompt, np.concatenate([target, eod])) for prompt, target in tokens]
     _check_lengths(pairs, [where for _, _, where in texts], data.seq_len)
     out = [held_out(prompt, data.validation_fraction) for prompt, _, _ in texts]
     if all(out) or not any(out):

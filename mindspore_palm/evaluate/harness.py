@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lm_eval.api.model import LM
 
+from mindspore_palm.data.border import follow
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
-from mindspore_palm.evaluate.tasks import fit_prompt, prompt_and_continuation
+from mindspore_palm.evaluate.tasks import fit_prompt
 from mindspore_palm.generate import Generator, Sampling
+from mindspore_palm.options import as_written
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 MAX_TOKENS = 256  # of a generation, where a task does not say: as in the harness's own models
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names of one thing
+NUMBERS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+USED = ("until", *LENGTHS, "do_sample", *NUMBERS)
+# Others are understood where they change nothing.
+NEUTRAL = {"num_beams": 1, "n": 1, "best_of": 1, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 class HarnessPaLM(LM):
@@ -29,41 +37,64 @@ class HarnessPaLM(LM):
         checkpoint: the folder that training left.
         window: tokens that the network sees at once; None is the length it was trained on.
         batch_size: sequences at a time.
-        max_batch_size: ignored: the harness gives it to every model.
-        device: ignored: its names are PyTorch's. MindSpore takes the fastest device that it finds.
+        max_batch_size: has no effect: ``batch_size`` is a number. The harness gives it to every model.
+        device: has no effect: its names are PyTorch's. MindSpore takes the fastest device that it finds.
+        unknown: are refused.
 
     Raises:
-        UserError: the checkpoint does not open, or a number is none.
+        UserError: the checkpoint does not open, a number is none, or an argument is unknown.
     """
 
     def __init__(
         self,
-        checkpoint: str,
+        checkpoint: str = "",
         window: int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: object,
     ) -> None:
         super().__init__()
-        if not str(batch_size or 8).isdecimal():
-            raise UserError(f"batch_size = {batch_size} must be a number")
-        open_device()
+        if unknown:
+            name, value = next(iter(unknown.items()))
+            raise UserError(f"--model_args {name}={value}: there are checkpoint, window and batch_size; leave it out")
+        if not checkpoint:
+            raise UserError("--model_args names no model; write checkpoint=FOLDER, what training left")
+        batch = 8 if batch_size is None else batch_size
+        if not str(batch).isdecimal() or int(batch) < 1:
+            raise UserError(f"batch_size = {batch_size} must be a number, 1 or more")
+        for name, value in (("max_batch_size", max_batch_size), ("device", device)):
+            if value is not None:
+                print(f"note: {name} = {value} has no effect on this model", file=sys.stderr)
         folder = find_model(Path(checkpoint))
-        palm, tokenizer = load(folder), load_tokenizer(folder)
-        window = window_of(window, load_settings(folder / CONFIG)[0].data.seq_len)
-        self._scorer = Scorer(palm, tokenizer, window, int(batch_size or 8))
-        self._generator = Generator(palm, tokenizer, window, int(batch_size or 8))
+        window = window_of(window, load_settings(folder / CONFIG)[0].data.seq_len, "window = ")
+        tokenizer = load_tokenizer(folder)
+        open_device()
+        palm = load(folder)
+        self._scorer = Scorer(palm, tokenizer, window, int(batch), str(folder))
+        self._generator = Generator(palm, tokenizer, window, int(batch), str(folder))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Natural log-likelihood of each continuation, and whether greedy decoding would give it."""
+        """Natural log-likelihood of each continuation, and whether greedy decoding would give it.
+
+        Their border is that of ``data.border``: all choices of a question have the same context.
+
+        Raises:
+            UserError: a continuation does not fit the window, or the logits are not finite.
+        """
         rows = []
-        for number, request in enumerate(requests, 1):
-            tokens, first = prompt_and_continuation(self._scorer.tokenizer, *request.args)
-            rows.append(continuation(tokens, first, self._scorer.window, f"request {number}"))
+        pairs = follow(self._scorer.tokenizer, (request.args for request in requests))
+        for number, (context, tokens) in enumerate(pairs, 1):
+            whole = np.concatenate([context, tokens])
+            rows.append(continuation(whole, len(context), self._scorer.window, f"request {number}"))
         return [(-score.nats, score.greedy) for score in self._scorer(rows)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Natural log-likelihood of each text, in windows, the last of which is full."""
+        """Natural log-likelihood of each text, in windows, the last of which is full.
+
+        Raises:
+            UserError: the logits are not finite.
+        """
         rows, owners, window = [], [], self._scorer.window
         for number, request in enumerate(requests):
             tokens = np.array(self._scorer.tokenizer.encode(request.args[0]), np.int32)
@@ -76,27 +107,58 @@ class HarnessPaLM(LM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each prompt, ended before the first of its stop texts."""
-        texts = [""] * len(requests)
+        """The continuation of each prompt, ended before the first of its stop texts.
+
+        Raises:
+            UserError: a task asks for what cannot be had, before anything is generated; or the logits are not finite.
+        """
+        texts, count = [""] * len(requests), 0
         groups: dict[Sampling, list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(_sampling(request.args[1]), []).append(number)
+            groups.setdefault(sampling_of(request.args[1]), []).append(number)
+        context, tokenizer = self._generator.context, self._generator.tokenizer
         for sampling, numbers in groups.items():
-            most = min(sampling.max_tokens, self._generator.context // 2)
-            prompts = [fit_prompt(self._generator, requests[number].args[0], most)[0] for number in numbers]
-            for number, generation in zip(numbers, self._generator(prompts, sampling), strict=True):
+            most = min(sampling.max_tokens, context // 2)
+            fitted = [fit_prompt(tokenizer, context, requests[number].args[0], most) for number in numbers]
+            count += sum(is_cut for _, is_cut in fitted)
+            generations = self._generator([prompt for prompt, _ in fitted], sampling)
+            for number, generation in zip(numbers, generations, strict=True):
                 texts[number] = generation.text
+        if count:
+            print(f"note: {count:,} prompts were longer than the window and lost their start", file=sys.stderr)
         return texts
 
 
-def _sampling(wishes: dict[str, Any]) -> Sampling:
-    """What a task wants of a generation, in the names that the harness has from transformers."""
+def sampling_of(wishes: dict[str, Any]) -> Sampling:
+    """What a task wants of a generation, in the names that the harness has from transformers.
+
+    Raises:
+        UserError: names what is unknown, what cannot be had, or a value that does not fit.
+    """
+    for name, value in wishes.items():
+        if name not in USED and (name not in NEUTRAL or value != NEUTRAL[name]):
+            known = ", ".join(USED)
+            raise UserError(f"the task asks for {name} = {value!r}, which this model does not have; there are {known}")
+    lengths = {name: wishes[name] for name in LENGTHS if wishes.get(name) is not None}
+    if len(set(lengths.values())) > 1:
+        both = " and ".join(f"{name} = {value}" for name, value in lengths.items())
+        raise UserError(f"the task asks for {both}, which are names of one thing; keep one")
     until = wishes.get("until") or []
-    is_drawn = wishes.get("do_sample", wishes.get("temperature", 0) > 0)
-    return Sampling(
-        max_tokens=wishes.get("max_gen_toks", wishes.get("max_new_tokens", MAX_TOKENS)),
-        temperature=float(wishes.get("temperature", 1.0)) if is_drawn else 0.0,
-        top_k=wishes.get("top_k", 0) if is_drawn else 0,
-        top_p=wishes.get("top_p", 1.0) if is_drawn else 1.0,
-        stop=tuple([until] if isinstance(until, str) else (text for text in until if text)),
-    )
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
+        raise UserError(f"the task asks for until = {until!r}; it must be a text or a list of texts")
+    numbers = {name: wishes[name] for name in NUMBERS if wishes.get(name) is not None}
+    for name, value in (numbers | lengths).items():
+        whole = name in (*LENGTHS, "top_k", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise UserError(f"the task asks for {name} = {value!r}; it must be a {'whole ' if whole else ''}number")
+    is_drawn = wishes.get("do_sample")
+    is_drawn = numbers.get("temperature", 0) > 0 if is_drawn is None else is_drawn
+    drawn = {"temperature": 1.0, **numbers} if is_drawn else {"temperature": 0.0}
+    if penalty := numbers.get("repetition_penalty"):
+        drawn["repetition_penalty"] = penalty
+    named = {name: name for name in NUMBERS} | {"max_tokens": next(iter(lengths), LENGTHS[0])}
+    with as_written({setting: f"the task asks for {name} =" for setting, name in named.items()}):
+        return Sampling(
+            max_tokens=next(iter(lengths.values()), MAX_TOKENS), stop=tuple(text for text in until if text), **drawn
+        )

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
-from mindspore_palm.errors import UserError
+from mindspore_palm.errors import UserError, not_finite
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 
@@ -25,6 +25,8 @@ class Row:
     """int32 [n], 1 <= n <= window. Before the first stands [eod], as before every sequence of the training."""
     first: int
     """Index of the first token that is scored; those before it are context."""
+    name: str = "a text"
+    """What it is of, in messages."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,23 @@ class Scorer:
         tokenizer: whose tokens it knows.
         window: tokens of a row at most.
         batch: rows at a time; the last ones are filled up.
+        model: its name in messages.
 
     Raises:
         UserError: the tokenizer has tokens that the network has not.
     """
 
-    def __init__(self, palm: PaLM, tokenizer: Tokenizer, window: int, batch: int = 8) -> None:
+    def __init__(self, palm: PaLM, tokenizer: Tokenizer, window: int, batch: int = 8, model: str = "the model") -> None:
         config = fit_vocabulary(palm.config, tokenizer.vocab_size, tokenizer.model_file)
-        self.tokenizer, self.window, self.batch = tokenizer, window, batch
+        self.tokenizer, self.window, self.batch, self.model = tokenizer, window, batch, model
         self._scores = TokenScores(palm, config)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Score]:
-        """The score of each row, in order."""
+        """The score of each row, in order.
+
+        Raises:
+            UserError: the logits of a row are not finite.
+        """
         rows = iter(rows)
         while batch := list(islice(rows, self.batch)):
             inputs = np.full((self.batch, self.window), self.tokenizer.eod, np.int32)
@@ -86,6 +93,8 @@ class Scorer:
             nats, greedy = (out.asnumpy() for out in self._scores(Tensor(inputs), Tensor(targets)))
             nats, greedy = nats.reshape(inputs.shape), greedy.reshape(inputs.shape)
             for place, row in enumerate(batch):
+                if not np.isfinite(nats[place, : len(row.tokens)]).all():  # of the context, zero times NaN is NaN, too
+                    raise not_finite(self.model, row.name)
                 scored = slice(row.first, len(row.tokens))
                 yield Score(
                     nats=float(nats[place, scored].sum(dtype=np.float64)),
@@ -95,21 +104,28 @@ class Scorer:
                 )
 
 
-def window_of(wanted: int | None, trained: int) -> int:
+def window_of(wanted: int | None, trained: int, option: str = "--window ") -> int:
     """Tokens that a network sees at once: as many as wanted, or as it was trained on.
 
+    Args:
+        wanted: None is what it was trained on.
+        trained: tokens.
+        option: with which the user asks for it.
+
     Raises:
-        UserError: more than it was trained on.
+        UserError: less than 1, or more than it was trained on.
     """
+    if wanted is not None and not (isinstance(wanted, int) and wanted >= 1):
+        raise UserError(f"{option}{wanted} must be 1 or more")
     if wanted is not None and wanted > trained:
         raise UserError(
-            f"a window of {wanted}: the model was trained on {trained} tokens and knows no longer distances; set it to "
+            f"{option}{wanted}: the model was trained on {trained} tokens and knows no longer distances; set it to "
             f"at most {trained}, or leave it out: longer text is scored in several windows"
         )
     return wanted or trained
 
 
-def windows(tokens: np.ndarray, window: int, stride: int) -> Iterator[Row]:
+def windows(tokens: np.ndarray, window: int, stride: int, name: str = "a text") -> Iterator[Row]:
     """Cuts a document into rows that score each of its tokens once.
 
     Args:
@@ -117,11 +133,12 @@ def windows(tokens: np.ndarray, window: int, stride: int) -> Iterator[Row]:
         window: tokens of a row at most.
         stride: how far a row starts behind the one before. ``window`` gives rows side by side, as in training; less
             gives each token, after the first row, at least ``window - stride`` tokens of context.
+        name: of the document.
     """
     scored = 0
     for start in range(0, len(tokens), stride):
         end = min(start + window, len(tokens))
-        yield Row(tokens[start:end], scored - start)
+        yield Row(tokens[start:end], scored - start, name)
         scored = end
         if end == len(tokens):
             return
@@ -139,4 +156,4 @@ def continuation(tokens: np.ndarray, first: int, window: int, name: str) -> Row:
             "make the text shorter or the window larger"
         )
     cut = max(0, len(tokens) - window)
-    return Row(tokens[cut:], first - cut)
+    return Row(tokens[cut:], first - cut, name)

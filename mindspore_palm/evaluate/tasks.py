@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindspore_palm.data.border import Prompt, at_border, follow
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.estimate import Estimate, share
 from mindspore_palm.evaluate.questions import Question
-from mindspore_palm.evaluate.scorer import Scorer, continuation
+from mindspore_palm.evaluate.scorer import Row, Scorer, continuation
 from mindspore_palm.generate import Generator, Sampling
 
 
@@ -24,31 +25,53 @@ class TaskResult:
     questions: int
     shots: int
     measures: dict[str, Estimate]
-    """accuracy (the choice of highest likelihood) and accuracy by byte (likelihood over the choice's bytes), or
-    exact match."""
+    """accuracy (the choice of highest likelihood) and accuracy by byte (likelihood over the bytes that were scored:
+    the choice, and the prompt's last white space before it), or exact match."""
     cut: int
     """Prompts that were longer than the window; the end of each was kept."""
 
 
-def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequence[str], shots: int) -> TaskResult:
-    """Takes the choice that the network finds most likely behind the prompt.
+def choice_rows(
+    tokenizer: Tokenizer, window: int, questions: Sequence[Question], prompts: Sequence[str]
+) -> tuple[list[Row], int]:
+    """What is scored for a multiple choice.
+
+    Args:
+        tokenizer: of the network.
+        window: tokens that it sees at once.
+        questions: with choices.
+        prompts: of the questions.
+
+    Returns:
+        A row for each choice of each question, and how many questions have a prompt that does not fit.
 
     Raises:
         UserError: a choice alone is longer than the window.
     """
     rows, cut = [], 0
     for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True), 1):
-        longest = 0
-        for choice in question.choices:
-            tokens, first = prompt_and_continuation(scorer.tokenizer, prompt, choice)
-            rows.append(continuation(tokens, first, scorer.window, f"question {number}"))
-            longest = max(longest, len(tokens))
-        cut += longest > scorer.window
+        pairs = follow(tokenizer, ((prompt, choice) for choice in question.choices))
+        for context, tokens in pairs:
+            whole = np.concatenate([context, tokens])
+            rows.append(continuation(whole, len(context), window, f"question {number}"))
+        cut += any(len(context) + len(tokens) > window for context, tokens in pairs)
+    return rows, cut
+
+
+def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequence[str], shots: int) -> TaskResult:
+    """Takes the choice that the network finds most likely after the prompt.
+
+    All choices of a question have the same context, that of ``data.border``.
+
+    Raises:
+        UserError: a choice alone is longer than the window, or the logits are not finite.
+    """
+    rows, cut = choice_rows(scorer.tokenizer, scorer.window, questions, prompts)
     scores = scorer(rows)
     right, right_by_byte = [], []
     for question in questions:
-        nats = np.array([next(scores).nats for _ in question.choices])
-        size = np.array([len(choice.encode()) for choice in question.choices])
+        own = [next(scores) for _ in question.choices]
+        nats, size = np.array([score.nats for score in own]), np.array([score.size for score in own])
         right.append(question.choices[int(nats.argmin())] in question.answers)
         right_by_byte.append(question.choices[int((nats / size).argmin())] in question.answers)
     measures = {"accuracy": share(right), "accuracy by byte": share(right_by_byte)}
@@ -68,41 +91,46 @@ def exact_match(
         shots: worked examples in each.
 
     Raises:
-        UserError: a window has no room for an answer.
+        UserError: a window has no room for an answer, or the logits are not finite.
     """
-    tokens = [fit_prompt(generator, prompt, sampling.max_tokens) for prompt in prompts]
+    fitted = [fit_prompt(generator.tokenizer, generator.context, prompt, sampling.max_tokens) for prompt in prompts]
     right = [
         generation.text.strip() in {answer.strip() for answer in question.answers}
-        for generation, question in zip(generator([ids for ids, _ in tokens], sampling), questions, strict=True)
+        for generation, question in zip(generator([prompt for prompt, _ in fitted], sampling), questions, strict=True)
     ]
     measures = {"exact match": share(right)}
-    return TaskResult("exact match", len(questions), shots, measures, sum(cut for _, cut in tokens))
+    return TaskResult("exact match", len(questions), shots, measures, sum(cut for _, cut in fitted))
 
 
-def fit_prompt(generator: Generator, prompt: str, max_tokens: int) -> tuple[list[int], bool]:
-    """The tokens of a prompt, its start left out where it would not fit beside the answer, and whether it was.
+def fit_prompt(tokenizer: Tokenizer, context: int, prompt: str, max_tokens: int) -> tuple[Prompt, bool]:
+    """A prompt with [eod] before it, its start left out where it would not fit beside the answer, and whether it was.
+
+    Args:
+        tokenizer: of the network.
+        context: tokens that it sees at once.
+        prompt: as a text.
+        max_tokens: of an answer.
 
     Raises:
         UserError: a window has no room for an answer.
     """
-    room = generator.context - 1 - max_tokens
-    if room < 1:
+    if context - 1 - max_tokens < 1:
         raise UserError(
-            f"answers of {max_tokens} tokens leave no room for a prompt in a window of {generator.context}; "
-            f"set --max-tokens to at most {generator.context - 2}"
+            f"answers of {max_tokens} tokens leave no room for a prompt in a window of {context}; "
+            f"set --max-tokens to at most {context - 2}"
         )
-    tokens = generator.tokenizer.encode(prompt)
-    return [generator.tokenizer.eod, *tokens[-room:]], len(tokens) > room
+    whole = at_border(tokenizer, prompt)
+    room = context - 1 - max_tokens - len(tokenizer.encode(whole.white_space))
+    if room < 0:
+        raise UserError(
+            f"the {len(whole.white_space):,} characters of white space at the end of a prompt do not fit a window of "
+            f"{context} beside an answer of {max_tokens} tokens; shorten the prompt"
+        )
+    kept = whole.context[len(whole.context) - room :] if len(whole.context) > room else whole.context
+    return Prompt((tokenizer.eod, *kept), whole.white_space), len(kept) < len(whole.context)
 
 
 def prompt_and_continuation(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, int]:
-    """Tokens of ``prompt + text``, and which of them is the first to be scored as ``text``.
-
-    Both are made into tokens together, as a running text would be. Where a token runs over the border, it counts to
-    what is scored.
-    """
-    whole, alone = tokenizer.encode(prompt + text), tokenizer.encode(prompt)
-    first = 0
-    while first < min(len(alone), len(whole) - 1) and alone[first] == whole[first]:
-        first += 1
-    return np.array(whole, np.int32), first
+    """Tokens of ``prompt + text``, and which of them is the first to be scored as ``text``: see ``data.border``."""
+    ((context, tokens),) = follow(tokenizer, [(prompt, text)])
+    return np.concatenate([context, tokens]), len(context)

@@ -14,6 +14,8 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.estimate import Estimate, ratio
 from mindspore_palm.evaluate.scorer import Row, Score, Scorer, windows
 
+NO_TEXT = "there is no text to score"
+
 
 @dataclass(frozen=True)
 class TextResult:
@@ -43,22 +45,20 @@ def score_text(scorer: Scorer, documents: Iterable[Document], stride: int | None
         stride: see ``scorer.windows``; None is the window.
 
     Raises:
-        UserError: there is no text, or the stride does not fit.
+        UserError: there is no text, the stride does not fit, or the model's logits are not finite.
     """
-    stride = scorer.window if stride is None else stride
-    if not 1 <= stride <= scorer.window:
-        raise UserError(f"a stride of {stride} does not fit a window of {scorer.window}; set 1 to {scorer.window}")
+    stride = stride_of(stride, scorer.window)
     owners: list[int] = []
 
     def rows() -> Iterator[Row]:
-        for number, tokens in enumerate(_token_arrays(documents, scorer.tokenizer)):
-            for row in windows(tokens, scorer.window, stride):
+        for number, (name, tokens) in enumerate(_token_arrays(documents, scorer.tokenizer)):
+            for row in windows(tokens, scorer.window, stride, name):
                 owners.append(number)
                 yield row
 
     scores = list(scorer(rows()))
     if not scores:
-        raise UserError("there is no text to score")
+        raise UserError(NO_TEXT)
     count = owners[-1] + 1
     units = _by_document(scores, owners) if count > 1 else scores
     nats, tokens = [unit.nats for unit in units], [unit.tokens for unit in units]
@@ -77,13 +77,37 @@ def score_text(scorer: Scorer, documents: Iterable[Document], stride: int | None
     )
 
 
-def _token_arrays(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each document, [eod] last; a large document comes in parts."""
+def stride_of(wanted: int | None, window: int) -> int:
+    """How far each window starts after the one before; the window by default.
+
+    Raises:
+        UserError: that does not fit the window.
+    """
+    if wanted is not None and not 1 <= wanted <= window:
+        raise UserError(f"--stride {wanted}: a stride of {wanted} does not fit a window of {window}; set 1 to {window}")
+    return window if wanted is None else wanted
+
+
+def check_text(documents: Iterable[Document]) -> None:
+    """Reads all documents once, before any is scored.
+
+    Raises:
+        UserError: there is none, or one of them cannot be read.
+    """
+    found = False
+    for document in documents:
+        found = found or bool(document.text)
+    if not found:
+        raise UserError(NO_TEXT)
+
+
+def _token_arrays(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
+    """The name and the tokens of each document, [eod] last; a large document comes in parts."""
     parts: list[np.ndarray] = []
     for document in documents:
         parts.append(np.array(tokenizer.encode(document.text), np.int32))
         if document.last:
-            yield np.concatenate([*parts, np.array([tokenizer.eod], np.int32)])
+            yield document.name, np.concatenate([*parts, np.array([tokenizer.eod], np.int32)])
             parts = []
 
 

@@ -38,15 +38,21 @@ class CachedAttention(nn.Cell):
         self.keys = Parameter(initializer("zeros", shape, dtype), name="keys", requires_grad=False)
         self.values = Parameter(initializer("zeros", shape, dtype), name="values", requires_grad=False)
         self.write = shard(ops.ScatterNdUpdate(), rows, ("tokens", "one"), ("tokens", "per_head"))
+        self.sequences, self.pick = sequences, shard(ops.Gather(), rows, ("one",))
         self.reshape = ops.Reshape()
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, where: tuple[Tensor, ...]) -> Tensor:
-        """q [B*Q, H*K], k and v [B*Q, K] (or H*K) to [B*Q, H*K]; where is what ``mindspore_palm.generate`` makes."""
-        cos_q, sin_q, cos_k, sin_k, slots, mask = where
+        """q [b*Q, H*K], k and v [b*Q, K] (or H*K) to [b*Q, H*K], of some b of the sequences.
+
+        ``where`` is what ``mindspore_palm.generate.decoder`` makes; its last part says which they are.
+        """
+        cos_q, sin_q, cos_k, sin_k, slots, mask, sequences = where
         batch, queries = cos_q.shape[0], cos_q.shape[1]
         q = self.reshape(q, (batch, queries, self.heads, self.head_dim))
         k = self.reshape(k, (batch, queries, self.kv_heads, self.head_dim))
         q, k = self.rope_q.turn(q, cos_q, sin_q), self.rope_k.turn(k, cos_k, sin_k)
         keys = self.write(self.keys, slots, self.reshape(k, (-1, self.head_dim)))
         values = self.write(self.values, slots, self.reshape(v, (-1, self.head_dim)))
+        if batch != self.sequences:
+            keys, values = self.pick(keys, sequences, 0), self.pick(values, sequences, 0)
         return self.reshape(self.attention.over(q, keys, values, mask), (-1, self.heads * self.head_dim))

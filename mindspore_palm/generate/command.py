@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspore_palm.config import ParallelConfig, Settings
+from mindspore_palm.data.border import Prompt, at_border
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.generate import cpu_step
@@ -162,7 +163,9 @@ def _generate(request: Request, settings: Settings, here: Layout) -> None:
         if cpu_step.wanted(palm.config) and not cpu_step.usable(palm.config):
             print("note: there is no g++ that works here; MindSpore's own ops are used, and slower", file=sys.stderr)
         together = min(TOGETHER, max(1, len(request.prompts)))
-        generator = Generator(palm, tokenizer, request.context or settings.data.seq_len, together)
+        generator = Generator(
+            palm, tokenizer, request.context or settings.data.seq_len, together, str(find_model(request.checkpoint))
+        )
         terminal = Terminal(generator, request.sampling, request.log_probs, rank)
         if request.interactive:
             terminal.converse(request.prompts)
@@ -189,14 +192,14 @@ class Terminal:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         sys.stdout.reconfigure(encoding="utf-8")
 
-    def write(self, prompt: str, tokens: Sequence[int] | None = None) -> list[int]:
-        """A prompt and, as it comes, its continuation; returns the tokens of the latter.
+    def write(self, prompt: str, seen: Prompt | None = None) -> list[int]:
+        """A prompt and, as it comes, its continuation; returns the tokens after the border of the two.
 
         Args:
             prompt: is shown.
-            tokens: what the model sees; those of the prompt if None.
+            seen: what the model sees; the prompt if None.
         """
-        start, stream = time.perf_counter(), self._generator.stream(tokens or prompt, self._sampling)
+        start, stream = time.perf_counter(), self._generator.stream(seen or prompt, self._sampling)
         sys.stdout.write(prompt)
         sys.stdout.flush()
         generation = None
@@ -208,7 +211,7 @@ class Terminal:
                 generation = end.value
         print(flush=True)
         self._report([generation], time.perf_counter() - start)
-        return generation.token_ids
+        return generation.opening + generation.token_ids
 
     def write_all(self, prompts: Sequence[str]) -> None:
         """Several prompts with their continuations."""
@@ -220,9 +223,9 @@ class Terminal:
         self._report(generations, seconds)
 
     def converse(self, prompts: Sequence[str]) -> None:
-        """Goes on with what the user types behind the text so far, until the end of input; an empty line just goes on.
+        """Continues what the user types after the text so far, until the end of input; an empty line just continues.
 
-        What does not fit the context any more is forgotten from the beginning.
+        What no longer fits the context is forgotten from the beginning.
         """
         tokenizer, context = self._generator.tokenizer, self._generator.context
         print("type how the text goes on, then Enter; Enter alone: the model goes on; Ctrl-D ends", file=sys.stderr)
@@ -230,18 +233,20 @@ class Terminal:
         while True:
             try:
                 line = waiting.pop(0) if waiting else input("> ")
-                new = tokenizer.encode(prompt_of(os.fsencode(line), "the line")) if line else []
-                if len(new) >= context // 2:
-                    raise UserError(f"the line has {len(new):,} tokens; at most {context // 2 - 1:,} fit")
+                new = at_border(tokenizer, prompt_of(os.fsencode(line), "the line") if line else "")
+                count = len(new.context) + len(tokenizer.encode(new.white_space))
+                if count >= context // 2:
+                    raise UserError(f"the line has {count:,} tokens; at most {context // 2 - 1:,} fit")
             except EOFError:
                 print(file=sys.stderr)
                 return
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 continue
-            tokens += new
-            tokens = tokens if len(tokens) < context else tokens[-(context // 2) :]
-            tokens += self.write(line, tokens)
+            tokens += new.context
+            if len(tokens) + count - len(new.context) >= context:
+                tokens = tokens[-(context // 2) :]
+            tokens += self.write(line, Prompt(tuple(tokens), new.white_space))
             tokens = tokens if len(tokens) < context else tokens[-(context // 2) :]
 
     def _report(self, generations: Sequence[Generation], seconds: float) -> None:

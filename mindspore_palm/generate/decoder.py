@@ -1,16 +1,21 @@
 """Logits of the next token from cached keys and values: a network for chunks of a prompt, and for one token.
 
-Reading a prompt takes chunks of CHUNK tokens of each sequence, writing takes one. Both shapes are fixed, whatever the
-prompts, so nothing is compiled on the way.
+Reading a prompt takes chunks of CHUNK tokens of one sequence, writing takes one token of each. Both shapes are fixed,
+whatever the prompts, so nothing is compiled on the way.
 
-Slots of the cache behind a sequence's last token may hold anything (a chunk is filled up; a short prompt waits for a
-long one): no token sees a slot behind its own position, and by the time it may, the slot has been written again.
+On CPU, a sequence has the same bits in any company. MindSpore's matmuls there add in an order that depends on the
+number of rows, so they get the rows of one sequence at a time. The function in C++ adds in one order, whatever the
+batch. GPU and Ascend get all sequences at once when they write: otherwise, batches would be no faster.
+
+Slots of the cache after a sequence's last token may hold anything (a chunk is filled up): no token sees a slot after
+its own position, and by the time it may, the slot has been written again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -22,14 +27,14 @@ from mindspore_palm.model.attention import MASKED
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.rope import tables
-from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition
 
 CHUNK = 64  # tokens of a prompt that are read at once
 
 
 class Step(nn.Cell):
-    """Q new tokens of each of B sequences: to logits float32 [B, vocab_size] of one of them each, and log(Z) [B].
+    """Q new tokens of b of the sequences: to logits float32 [b, vocab_size] of one token each, and log(Z) [b].
 
     The blocks are those of the network, with its own weights, around another attention.
     """
@@ -51,7 +56,9 @@ class Step(nn.Cell):
             self.blocks.append(block)
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
-        self.token_loss, self.targets = TokenLoss(vocabulary), Tensor(np.zeros(sequences, np.int32))
+        self.token_loss = TokenLoss(vocabulary)
+        self.targets, self.one_target = (Tensor(np.zeros(n, np.int32)) for n in (sequences, 1))
+        self.sequences = sequences
 
     @property
     def compile_phase(self) -> str:
@@ -73,19 +80,21 @@ class Step(nn.Cell):
         sin_k: Tensor,
         slots: Tensor,
         mask: Tensor,
+        which: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x = self.palm.embed(token_ids)
         for block in self.blocks:
-            x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask))
+            x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask, which))
         if token_ids.shape[1] > 1:
             x = self.pick(x, rows, 0)
         logits = self.palm.read_out(x)
-        return self.palm.real(logits), self.token_loss(logits, self.targets)[1]
+        targets = self.targets if token_ids.shape[0] == self.sequences else self.one_target
+        return self.palm.real(logits), self.token_loss(logits, targets)[1]
 
 
 TABLE = ("batch", "length", "one", "per_head")
-INPUTS = (("batch", "length"), TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("batch",))
+INPUTS = (("batch", "length"), TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("one",), ("batch",))
 
 
 class Decoder:
@@ -113,41 +122,70 @@ class Decoder:
         step = Step(palm, sequences, self.context, vocabulary)
         self._query_axis = step.query_axis
         self._step = partition(step, *INPUTS)
+        self._one_by_one = current_layout().target == "CPU" and ms.get_context("device_target") == "CPU"
         self._cpu_step = None
         if cpu_step.usable(palm.config):
             self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks], turns, self._vocab_size)
 
-    def read(self, contexts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Starts each sequence anew: float32 [B, vocab_size] and [B], the logits behind its last token and log(Z)."""
-        lengths = np.array([len(tokens) for tokens in contexts])
-        padded = np.zeros((self.sequences, self.context), np.int32)
-        for row, tokens in zip(padded, contexts, strict=True):
-            row[: len(tokens)] = tokens
-        logits, log_z = np.empty(0), np.empty(0)
-        for start in range(0, lengths.max(), CHUNK):
-            last = np.clip(lengths - 1 - start, 0, CHUNK - 1)
-            found = self._run(padded[:, start : start + CHUNK], np.full(self.sequences, start), last)
-            ends = (lengths > start)[:, None]
-            if not start:
-                logits, log_z = found[0].asnumpy(), found[1].asnumpy()
-            elif ends.any():
-                logits = np.where(ends, found[0].asnumpy(), logits)
-                log_z = np.where(ends[:, 0], found[1].asnumpy(), log_z)
-        return logits[:, : self._vocab_size], log_z
+    def read(self, contexts: Sequence[Sequence[int] | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Starts sequences over: float32 [B, vocab_size] and [B], the logits after the last token of each and log(Z).
 
-    def write(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One more token of each sequence, int32 [B], at its position [B]: as ``read``."""
+        A sequence whose context is None, or that has none, stays as it is; its results are zero.
+        """
+        results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
+        for sequence, tokens in enumerate(contexts):
+            if tokens is None:
+                continue
+            padded = np.zeros((1, self.context), np.int32)
+            padded[0, : len(tokens)] = tokens
+            for start in range(0, len(tokens), CHUNK):
+                last = np.array([min(len(tokens) - 1 - start, CHUNK - 1)])
+                results[sequence] = self._run(padded[:, start : start + CHUNK], np.array([start]), last, sequence)
+        return self._stack(results)
+
+    def write(
+        self, tokens: np.ndarray, positions: np.ndarray, wanted: Sequence[bool] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One more token of each sequence, int32 [B], at its position [B]: as ``read``.
+
+        Args:
+            tokens: the new ones.
+            positions: theirs.
+            wanted: which results are needed, those of all by default; the others may be zero.
+        """
         if len(tokens) != self.sequences or len(positions) != self.sequences:
             raise ValueError(f"{len(tokens)} tokens at {len(positions)} positions for {self.sequences} sequences")
         token_ids = tokens[:, None].astype(np.int32)
         if self._cpu_step is not None:
             logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(positions.astype(np.int32)))
+        elif self._one_by_one:
+            results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
+            for row, is_wanted in enumerate([True] * self.sequences if wanted is None else wanted):
+                if is_wanted:
+                    own = slice(row, row + 1)
+                    results[row] = self._run(token_ids[own], positions[own], np.zeros(1, np.int64), row)
+            return self._stack(results)
         else:
             logits, log_z = self._run(token_ids, positions, np.zeros_like(positions))
         return logits.asnumpy()[:, : self._vocab_size], log_z.asnumpy()
 
-    def _run(self, token_ids: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[Tensor, Tensor]:
-        """int32 [B, Q] at positions from first [B] on: the step's results for the token ``last`` [B] of each."""
+    def _stack(self, results: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Results of one sequence each, side by side."""
+        logits = np.zeros((self.sequences, self._vocab_size), np.float32)
+        log_z = np.zeros(self.sequences, np.float32)
+        for sequence, result in enumerate(results):
+            if result is not None:
+                logits[sequence] = result[0].asnumpy()[0, : self._vocab_size]
+                log_z[sequence] = result[1].asnumpy()[0]
+        return logits, log_z
+
+    def _run(
+        self, token_ids: np.ndarray, first: np.ndarray, last: np.ndarray, sequence: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The step's results for the token ``last`` [b] of int32 [b, Q], at positions from first [b] on.
+
+        They are of the sequences from ``sequence`` on.
+        """
         batch, queries = token_ids.shape
         positions = first[:, None] + np.arange(queries)
         turns = (Tensor(table[positions]) for table in self._tables)
@@ -156,15 +194,16 @@ class Decoder:
         return self._step(
             Tensor(token_ids),
             *turns,
-            Tensor(self._slots(positions)),
+            Tensor(self._slots(positions, sequence)),
             Tensor(mask),
+            Tensor((sequence + np.arange(batch)).astype(np.int32)),
             Tensor((np.arange(batch) * queries + last).astype(np.int32)),
         )
 
-    def _slots(self, positions: np.ndarray) -> np.ndarray:
+    def _slots(self, positions: np.ndarray, first: int) -> np.ndarray:
         """Where the caches are written: (sequence, position), or (sequence, head, position), of every row."""
         batch, queries = positions.shape
-        sequence = np.repeat(np.arange(batch), queries)
+        sequence = first + np.repeat(np.arange(batch), queries)
         if not self._by_head:
             return np.stack([sequence, positions.reshape(-1)], -1).astype(np.int32)
         rows = [np.repeat(sequence, self._kv_heads), np.tile(np.arange(self._kv_heads), batch * queries)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from mindspore_palm.data.border import Prompt
 from mindspore_palm.errors import UserError
 
 
@@ -31,7 +33,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Texts that end a generation, and are left out of it."""
     seed: int = 0
-    """Decides all draws, together with the number of the prompt. Default 0."""
+    """Decides all draws, together with the prompt: not with what it is generated beside. Of equal prompts, each has
+    draws of its own. Default 0."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -51,24 +54,48 @@ class Sampling:
                 raise UserError(f"{name} = {getattr(self, name)!r}: must be {wanted}")
 
 
+def number_of(prompt: Prompt, repetition: int) -> int:
+    """The number of a generation for ``Sampler``.
+
+    Args:
+        prompt: with the [eod] before it, if there is one.
+        repetition: how many equal prompts come before it.
+    """
+    content = f"{list(prompt.context)} {prompt.white_space!r} {repetition}"
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=16).digest(), "little")
+
+
 class Sampler:
     """Takes the tokens of one generation.
 
     Args:
         sampling: the settings.
-        number: of the prompt: each has draws of its own, whatever it is generated beside.
+        number: of the generation; decides its draws, together with the seed. ``number_of`` makes it.
     """
 
     def __init__(self, sampling: Sampling, number: int) -> None:
         self._sampling, self._random = sampling, np.random.Generator(np.random.Philox([sampling.seed, number]))
 
-    def __call__(self, logits: np.ndarray, there: set[int]) -> int:
-        """The next token, from logits float32 [vocab_size] and the tokens that are there already."""
+    def __call__(self, logits: np.ndarray, there: set[int], allowed: np.ndarray | None = None) -> int:
+        """The next token.
+
+        Args:
+            logits: float32 [vocab_size].
+            there: tokens that repetition is a penalty for.
+            allowed: int64 [n], the tokens to choose from; None is all of them.
+        """
         settings = self._sampling
         if settings.repetition_penalty != 1.0:
             logits, seen = logits.copy(), np.fromiter(there, np.int64)
             penalty = np.where(logits[seen] > 0, 1.0 / settings.repetition_penalty, settings.repetition_penalty)
             logits[seen] *= penalty
+        if allowed is not None:
+            return int(allowed[self._choose(logits[allowed])])
+        return self._choose(logits)
+
+    def _choose(self, logits: np.ndarray) -> int:
+        """Which of the logits it is."""
+        settings = self._sampling
         if settings.temperature == 0.0:
             return int(logits.argmax())
         scores = (logits.astype(np.float64) - logits.max()) / settings.temperature

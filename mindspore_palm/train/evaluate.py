@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindspore_palm.errors import not_finite
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout, shard
@@ -26,6 +27,19 @@ class Evaluation:
     """Nats of all tokens, [eod] included, in bits, over the UTF-8 bytes that the tokens stand for."""
     tokens: int
     """How many real tokens were scored."""
+
+    def checked(self, model: str) -> Evaluation:
+        """The same, if it is a number.
+
+        Args:
+            model: its name in the message.
+
+        Raises:
+            UserError: it is NaN or infinite.
+        """
+        if not math.isfinite(self.nats_per_token):
+            raise not_finite(model, "the held-out text")
+        return self
 
 
 class SummedCrossEntropy(nn.Cell):
@@ -55,7 +69,8 @@ class Evaluator:
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
         """Batches of equal shape, (inputs, targets), int32 [B, S]; a negative target is no real token.
 
-        On several devices all workers call this with the same batches, and each computes its own rows.
+        On several devices all workers call this with the same batches, and each computes its own rows. Of a model that
+        is lost, the result is NaN or infinite: a run that trains may still recover from that.
         """
         nats, tokens, size = 0.0, 0, 0
         for inputs, targets in batches:

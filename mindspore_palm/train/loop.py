@@ -81,10 +81,18 @@ class Run:
     agreement: Agreement
     peak: float
     """FLOP/s of all devices."""
+    result: Evaluation | None = None
+    """Of all held-out text, after the last step."""
 
-    def evaluate(self, limit: int | None = None) -> Evaluation | None:
-        """Held-out loss over so many sequences, all for None; None if the run shall stop."""
-        return evaluate(self.evaluator, self.settings, self.prepared, self.agreement, limit)
+    def evaluate(self) -> Evaluation | None:
+        """Held-out loss; of all held-out text after the last step. None if the run shall stop."""
+        train = self.settings.train
+        last = self.progress.step == train.steps
+        found = evaluate(
+            self.evaluator, self.settings, self.prepared, self.agreement, None if last else train.eval_sequences
+        )
+        self.result = found if last else None
+        return found
 
     def save(self) -> None:
         """Begins a checkpoint of the last step."""
@@ -246,7 +254,7 @@ def run_steps(run: Run) -> Spike | None:
     utilised = "MFU {mfu:.1%}" if recompute == "none" else "MFU {mfu:.1%}, HFU {hfu:.1%}"
     owed = records is not None and records.lacks_evaluation() and is_due(progress.step, train)
     if run.agreement.told_by_first(int(owed)):  # the run was stopped in the midst of it
-        if (evaluation := run.evaluate(train.eval_sequences)) is None:
+        if (evaluation := run.evaluate()) is None:
             return None
         if records:
             records.amend(evaluation.nats_per_token, evaluation.bits_per_byte)
@@ -275,7 +283,7 @@ def run_steps(run: Run) -> Spike | None:
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
             last = progress.step == train.steps
             if is_due(progress.step, train):
-                if evaluation := run.evaluate(train.eval_sequences):
+                if evaluation := run.evaluate():
                     row.validation_loss = evaluation.nats_per_token
                     row.validation_bits_per_byte = evaluation.bits_per_byte
                     if not last:
@@ -330,7 +338,7 @@ def finish(run: Run) -> Evaluation:
         )
     if step < run.settings.train.steps:
         raise Interrupted(f"stopped after step {step}; {same_command()} resumes from there")
-    if (result := run.evaluate()) is None:
+    if (result := run.result or run.evaluate()) is None:
         raise Interrupted(f"stopped after step {step}, the last; {same_command()} evaluates it and writes the model")
     if not math.isfinite(result.nats_per_token):
         raise UserError(
