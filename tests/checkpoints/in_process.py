@@ -38,7 +38,11 @@ def trainer(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     main = main_of(COMMAND)
 
     def train(output: str | Path, *arguments: str) -> tuple[int, str, str]:
-        paths = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
+        paths = [
+            f"data.path={home / 'text.txt'}",
+            f"data.prepared={home / 'prepared'}",
+            f"train.output={home / output}",
+        ]
         monkeypatch.setattr(sys, "argv", ["train.py", *SIZES, *paths, *arguments])
         capsys.readouterr()
         code = run_command(main)
