@@ -41,7 +41,7 @@ OURS = re.compile(
     r"(rank_[0-9]+\.(safetensors|json)|state\.json|config\.yaml|tokenizer\.model|manifest\.json)(\.[0-9]+\.tmp)?"
 )
 """Names of a checkpoint's files: no other is ever deleted."""
-UNFINISHED = re.compile(rf"(?P<name>step_[0-9]{{6,}}(\.damaged(\.[0-9]+)?)?)(?P<ending>(\.gone)?{TEMPORARY})")
+ALL = re.compile(rf"(?P<name>step_[0-9]{{6,}}(\.damaged(\.[0-9]+)?)?)(?P<ending>((\.gone)?{TEMPORARY})?)")
 BLOCK = 2**26  # bytes of a tensor that are in memory at a time when it is copied
 
 
@@ -282,11 +282,11 @@ def steps_in(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(
-        (step for path in folder.iterdir() if (step := step_of(path)) is not None and _ours(path)), reverse=True
+        (step for path in folder.iterdir() if (step := step_of(path)) is not None and has_our_files(path)), reverse=True
     )
 
 
-def _ours(folder: Path) -> bool:
+def has_our_files(folder: Path) -> bool:
     """Whether a folder holds files of a checkpoint, or is all that is left of one: nothing."""
     if not folder.is_dir():
         return False

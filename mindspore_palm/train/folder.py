@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,15 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.files import check_links
 from mindspore_palm.settings import load_settings, settings_to_yaml
 from mindspore_palm.train.adapter import ADAPTER
-from mindspore_palm.train.checkpoint import Checkpoint, DamagedCheckpoint, discard, folder_name, steps_in
+from mindspore_palm.train.checkpoint import (
+    ALL,
+    Checkpoint,
+    DamagedCheckpoint,
+    discard,
+    folder_name,
+    has_our_files,
+    steps_in,
+)
 from mindspore_palm.train.finetune import check_text
 from mindspore_palm.train.identity import is_model_of, other_rows
 from mindspore_palm.train.keeper import clear
@@ -173,7 +180,7 @@ def delete_checkpoints(folder: Path) -> None:
         return
     clear(folder)
     for path in folder.iterdir():
-        if re.fullmatch(r"step_[0-9]{6,}(\.damaged(\.[0-9]+)?)?", path.name):
+        if ALL.fullmatch(path.name):
             discard(path)
     with suppress(OSError):  # what others put there
         folder.rmdir()
@@ -224,7 +231,7 @@ def holds_something(path: Path) -> bool:
     if not path.is_dir():
         return path.exists()
     if path.name == CHECKPOINTS:
-        return any(re.fullmatch(r"step_[0-9]{6,}(\..*)?", entry.name) and entry.is_dir() for entry in path.iterdir())
+        return any(ALL.fullmatch(entry.name) and has_our_files(entry) for entry in path.iterdir())
     names = EVENT_FILES if path.name in BOARDS else MODEL_FILES
     entries = [entry.name for entry in path.iterdir()]
     return (not entries and path.name in MODELS) or any(names.fullmatch(name) for name in entries)

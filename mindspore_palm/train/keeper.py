@@ -225,8 +225,14 @@ def clear(folder: Path) -> None:
         OSError: a file could not be deleted.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        found = checkpoint.UNFINISHED.fullmatch(path.name)
-        if not found or not path.is_dir() or path.is_symlink() or delete_ours(path, checkpoint.OURS):
+        found = checkpoint.ALL.fullmatch(path.name)
+        if (
+            not found
+            or not found.group("ending")
+            or not path.is_dir()
+            or path.is_symlink()
+            or delete_ours(path, checkpoint.OURS)
+        ):
             continue
         if found.group("ending") == checkpoint.GONE:  # what others put there
             move_into(path, folder / found.group("name"))

@@ -66,3 +66,98 @@ def test_a_model_without_checkpoints_is_not_touched(name, settings, tmp_path):
         check_run_folder(settings, Start())
     start_run_folder(tmp_path / "run", settings, Found.CHECKPOINTS)
     assert (tmp_path / "run" / name).exists()
+
+
+def write_foreign(run):
+    """What people and their tools put into the folder of a run; path to content."""
+    names = ["notes.txt", ".DS_Store", "Thumbs.db", "config.yaml~", ".config.yaml.swp", "final/notes.txt"]
+    names += [
+        "checkpoints/.DS_Store",
+        "checkpoints/step_000010.zip",
+        "checkpoints/step_000010 (copy)/rank_0.safetensors",
+    ]
+    names += ["checkpoints/.ipynb_checkpoints/a", "checkpoints/step_000005/notes.txt", "tensorboard/.DS_Store"]
+    names += ["tensorboard/plugins/profile/a.pb", "tensorboard/.ipynb_checkpoints/b", "metrics.csv.bak", "final.zip"]
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(f"mine: {name}")
+    return {run / name: f"mine: {name}" for name in names}
+
+
+def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(settings, tmp_path):
+    run = tmp_path / "run"
+    foreign = write_foreign(run)
+    ours = ["metrics.csv", "loss.png", "rewinds.json", "adapter.safetensors", "final/model.safetensors"]
+    ours += ["final/tokenizer.model", "tensorboard/events.out.tfevents.1.host", "interrupted/model.safetensors"]
+    ours += [f"checkpoints/step_000005/{name}" for name in ("rank_0.safetensors", "manifest.json", "state.json")]
+    ours += ["checkpoints/step_000004.damaged/manifest.json", "checkpoints/step_000003.tmp/rank_0.json"]
+    for name in ours:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("ours")
+    assert check_run_folder(settings, Start(overwrite=True)) is Found.NOTHING
+    start_run_folder(run, settings, Found.NOTHING)
+    left = {path: path.read_text() for path in run.rglob("*") if path.is_file()}
+    assert left.pop(run / "config.yaml") == settings_to_yaml(settings)
+    assert left == foreign
+    assert check_run_folder(settings, Start()) is Found.NOTHING  # what others put there is no run
+
+
+def test_links_that_would_be_replaced_or_lead_nowhere_are_refused_first(settings, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "shared").mkdir()
+    for name in ("metrics.csv", "final", "checkpoints", "config.yaml", "tensorboard", "loss.png"):
+        (run / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(UserError, match=f"run/{name} is a link to .*nowhere.*remove the link"):
+            check_run_folder(settings, Start())
+        (run / name).unlink()
+    (run / "final").symlink_to(tmp_path / "shared")
+    with pytest.raises(UserError, match="and a run replaces what is there; remove the link"):
+        check_run_folder(settings, Start(overwrite=True))
+    (run / "final").unlink()
+    for name in ("checkpoints", "final", "tensorboard"):
+        (run / name).write_text("a file")
+        with pytest.raises(UserError, match=f"run/{name} is a file, and a run keeps a folder there; move it away"):
+            check_run_folder(settings, Start())
+        (run / name).unlink()
+    (run / "metrics.csv").mkdir()
+    with pytest.raises(UserError, match="is a folder, and a run keeps a file there; move it away"):
+        check_run_folder(settings, Start())
+
+
+def test_nothing_is_deleted_through_a_link(settings, tmp_path):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(disk)
+    (disk / "step_000005").mkdir(parents=True)
+    (disk / "step_000005" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"--overwrite: .*checkpoints is a link to .*disk, and nothing outside"):
+        check_run_folder(settings, Start(overwrite=True))
+    start_run_folder(run, settings, Found.NOTHING)
+    assert (disk / "step_000005" / "manifest.json").exists()
+    (disk / "step_000005" / "manifest.json").unlink()
+    (disk / "step_000005").rmdir()
+    assert check_run_folder(settings, Start(overwrite=True)) is Found.NOTHING  # it is followed, then
+    start_run_folder(run, settings, Found.NOTHING)
+    assert (run / "checkpoints").is_symlink()
+
+
+def test_an_output_that_is_a_link_to_another_disk(settings, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert check_run_folder(settings, Start()) is Found.NOTHING
+    (tmp_path / "disk").rmdir()
+    with pytest.raises(UserError, match=r"train\.output = .*run: .*run is a link to .*disk, and nothing is there"):
+        check_run_folder(settings, Start())
+
+
+def test_rows_of_another_run_are_set_aside_and_not_cut(tmp_path, capsys):
+    table = "step,loss,cross_entropy,learning_rate,gradient_norm,skipped,tokens,seconds,tokens_per_second,mfu,hfu\r\n"
+    table += "".join(f"{step},{6 - step / 10},5,0.01,1,0,{64 * step},1,64,0,0\r\n" for step in range(1, 9))
+    (tmp_path / "metrics.csv").write_text(table)
+    module.set_other_rows_aside(tmp_path, [(4, "5.6"), (5, "5.5")])
+    module.set_other_rows_aside(tmp_path, [(9, "5.1")])  # the last rows are missing, which is said elsewhere
+    assert (tmp_path / "metrics.csv").read_text() == table.replace("\r\n", "\n")
+    module.set_other_rows_aside(tmp_path, [(4, "5.6"), (5, "5.4")])
+    assert (tmp_path / "metrics.csv.other").read_text() == table.replace("\r\n", "\n")
+    assert "has other losses than this run: it is set aside as metrics.csv.other" in capsys.readouterr().out

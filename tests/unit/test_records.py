@@ -213,3 +213,43 @@ def test_a_full_disk_names_the_file(which, tmp_path, monkeypatch):
             records.add(row(1))
     assert caught.value.filename == str(tmp_path / which)
     assert caught.value.errno == 28
+
+
+def test_what_others_keep_beside_the_events_stays(tmp_path):
+    """TensorBoard's own folders, a notebook's and a desktop's: none of them is an event, and none is deleted."""
+    begin(tmp_path, [1, 2, 3])
+    others = [".DS_Store", "plugins/profile/a.pb", ".ipynb_checkpoints/b", "events.txt", "Thumbs.db"]
+    for name in others:
+        (tmp_path / "tensorboard" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tensorboard" / name).write_text("mine")
+    (tmp_path / "far").write_bytes(b"far")
+    (tmp_path / "tensorboard" / "events.out.tfevents.0.far").symlink_to(tmp_path / "far")
+    cut_records(tmp_path, 2)
+    begin(tmp_path, [3])
+    assert all((tmp_path / "tensorboard" / name).read_text() == "mine" for name in others)
+    assert (tmp_path / "far").read_bytes() == b"far"
+    (tmp_path / "tensorboard" / "events.out.tfevents.0.far").unlink()
+    for name in others:
+        path = tmp_path / "tensorboard" / name
+        path.unlink()
+        if path.parent.name != "tensorboard":
+            path.parent.rmdir()
+    (tmp_path / "tensorboard" / "plugins").rmdir()
+    assert [step for step, tag, _ in values_of(tmp_path) if tag == "loss"] == [1, 2, 3]
+
+
+def test_a_cut_that_was_ended_before_the_old_files_were_deleted(tmp_path):
+    begin(tmp_path, [1, 2])
+    begin(tmp_path, [3])
+    _, second = sorted((tmp_path / "tensorboard").iterdir())
+    content = second.read_bytes()
+    cut_records(tmp_path, 3)
+    second.write_bytes(content)
+    cut_records(tmp_path, 3)
+    assert [step for step, tag, _ in values_of(tmp_path) if tag == "loss"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff\xfe", b"step,loss\n" + b"9" * 200_000 + b",1\n", b"a\n"])
+def test_a_table_of_something_else(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    assert module.read_rows(tmp_path / "metrics.csv") == []

@@ -275,3 +275,113 @@ def test_missing_files(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     assert "name the folder of a finished run" in refused(folder)
     assert "there is no folder" in refused(tmp_path / "nowhere")
+
+
+def test_a_model_that_an_earlier_version_exported_is_known_by_its_weights(run, palm, settings, tokenizer, capsys):
+    """It does not say which checkpoint it is of: the same weights are, and a number of steps is not."""
+    from mindspore_palm.train.saved import find_model, save_model, weights_of
+
+    save_model(run / "final", weights_of(palm), tokenizer.serialized, settings, step=7)
+    assert find_model(run) == run / "final" and capsys.readouterr().err == ""
+    weights = weights_of(palm) | {"embedding": palm.embedding.asnumpy() + 1}
+    save_model(run / "final", weights, tokenizer.serialized, settings, step=7)
+    assert find_model(run) == run / "checkpoints" / "step_000007"
+    assert "holds the model of step 7, and the run stands at another one" in capsys.readouterr().err
+
+
+def test_a_run_opens_where_it_went_back_to(run, palm, settings, tokenizer):
+    """Also before the next start has deleted what it left behind."""
+    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.train.keeper import Keeper
+    from mindspore_palm.train.progress import Rewind, write_rewinds
+    from mindspore_palm.train.saved import find_model
+
+    checkpoints = run / "checkpoints"
+    keeper = Keeper(checkpoints, palm.trainable_params(), settings, tokenizer.serialized, Agreement(), lambda: None)
+    keeper.save(9, {})
+    assert keeper.finish() and find_model(run) == checkpoints / "step_000009"
+    write_rewinds(run, [Rewind("by hand", 9, 7, (0, 0), "--rewind-to 7")])
+    assert find_model(run) == checkpoints / "step_000007"
+
+
+def test_what_others_put_beside_a_model_outlives_it(folder, palm, settings, tokenizer):
+    from mindspore_palm.train.saved import save_model, weights_of
+
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".ipynb_checkpoints").mkdir()
+    save_model(folder, weights_of(palm), tokenizer.serialized, settings, step=8)
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / ".ipynb_checkpoints").is_dir()
+
+
+def test_a_home_is_followed(folder, settings, monkeypatch):
+    from mindspore_palm import load
+
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load("~/final").config == settings.model
+
+
+@pytest.fixture
+def adapted(tokenizer, tmp_path, device):
+    """A network, LoRA on it in a checkpoint, and its settings."""
+    from mindspore_palm import PaLM
+    from mindspore_palm.model.lora import adapt
+    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.train.keeper import Keeper
+
+    tuned = Settings.model_validate({"model": SIZES, "finetune": {"checkpoint": "base", "lora_rank": 2}})
+    network = PaLM(tuned.model, seed=3)
+    adapt(network, 2, 16.0, 0)
+    keeper = Keeper(tmp_path / "c", list(network.get_parameters()), tuned, tokenizer.serialized, Agreement(), bool)
+    keeper.save(1, {})
+    assert keeper.finish(), keeper.problem
+    return keeper.newest(), tuned
+
+
+def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
+    """By their content: a network of the same sizes is another one."""
+    from mindspore_palm import PaLM
+    from mindspore_palm.train.adapter import save_adapter, with_adapter
+
+    checkpoint, tuned = adapted
+    save_adapter(checkpoint, tmp_path / "adapter.safetensors", tuned.model, tuned.finetune)
+    with_adapter(PaLM(tuned.model, seed=3), tmp_path / "adapter.safetensors")
+    with pytest.raises(UserError, match="it was trained on other weights than this network has"):
+        with_adapter(PaLM(tuned.model, seed=4), tmp_path / "adapter.safetensors")
+
+
+def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_path):
+    """Moved, it is the same; trained further, it is another one, which matters to a run that goes back to its start."""
+    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.train.base import base_identity, check_base
+    from mindspore_palm.train.keeper import Keeper
+    from mindspore_palm.train.progress import Progress
+    from mindspore_palm.train.resume import Start, check_same
+    from mindspore_palm.train.saved import save_model, weights_of
+
+    def tuned(base):
+        return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint": str(base)})})
+
+    for name in ("base", "moved"):
+        save_model(tmp_path / name, weights_of(palm), tokenizer.serialized, settings, step=5)
+    other = weights_of(palm) | {"embedding": palm.embedding.asnumpy() + 1}
+    save_model(tmp_path / "other", other, tokenizer.serialized, settings, step=5)
+    names = [base_identity(tuned(tmp_path / name)) for name in ("base", "moved", "other")]
+    assert names[0] == names[1] != names[2]
+
+    progress = Progress()
+    check_base(tuned(tmp_path / "base"), progress)
+    progress.step = 7
+    state = {"progress": progress.to_json()}
+    place, parameters = tmp_path / "run" / "checkpoints", palm.trainable_params()
+    keeper = Keeper(place, parameters, tuned(tmp_path / "base"), tokenizer.serialized, Agreement(), lambda: None)
+    keeper.save(7, state)
+    assert keeper.finish()
+    before = tuned(tmp_path / "base")
+    check_same(before, tuned(tmp_path / "moved"), Start(), tmp_path / "run")
+    with pytest.raises(UserError, match=r"finetune\.checkpoint was .*base and is .*other now"):
+        check_same(before, tuned(tmp_path / "other"), Start(), tmp_path / "run")
+
+    check_base(tuned(tmp_path / "other"), progress)  # it has weights of its own
+    progress.step = 0
+    with pytest.raises(UserError, match="holds another model than the one that this run started from"):
+        check_base(tuned(tmp_path / "other"), progress)

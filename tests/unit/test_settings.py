@@ -319,3 +319,17 @@ def test_load_settings_raises_and_does_not_exit():
         load_settings("nowhere.yaml")
     with pytest.raises(UserError):
         load_settings("a\0b.yaml")
+
+
+def test_a_home_is_followed_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("{train: {output: ~/runs/a}, data: {prepared: ~/p}}")
+    overrides = ["data.path=~/t.txt", "data.tokenizer=~/t.model", "finetune.checkpoint=~/base"]
+    settings, _ = load_settings("~/a.yaml", overrides)
+    assert (settings.train.output, settings.data.prepared) == (f"{tmp_path}/runs/a", f"{tmp_path}/p")
+    assert (settings.data.path, settings.data.tokenizer) == (f"{tmp_path}/t.txt", f"{tmp_path}/t.model")
+    assert settings.finetune.checkpoint == f"{tmp_path}/base"
+    with pytest.raises(
+        UserError, match=r"override train\.output=~nobody_at_all/x: .* ~nobody_at_all names a home that"
+    ):
+        load_settings(None, ["train.output=~nobody_at_all/x"])
