@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError, run_command
-from mindspore_palm.options import Parser
+from mindspore_palm.options import Parser, as_written
 
 FORMATS = "mindspore_palm (a folder that training left; need not be named), lucidrains, conceptofmind, flaxformer, "
 FORMATS += "huggingface-safetensors, mindir"
@@ -44,7 +44,8 @@ def main() -> None:
         shard_bytes=int(arguments.shard_gb * 1e9),
     )
     tokenizer = Path(arguments.tokenizer) if arguments.tokenizer else None
-    convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite, arguments.widen)
+    with as_written({"leave data.tokenizer empty": "leave --tokenizer out", "data.tokenizer": "--tokenizer"}):
+        convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite, arguments.widen)
 
 
 def place(words: list[str], option: str) -> tuple[str, Path]:

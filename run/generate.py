@@ -60,7 +60,8 @@ def main() -> None:
         device=arguments.device,
         devices=arguments.devices,
     )
-    run(request, sys.argv)
+    with as_written({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
+        run(request, sys.argv)
 
 
 if __name__ == "__main__":

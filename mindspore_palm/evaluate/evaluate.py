@@ -71,7 +71,8 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
     settings, _ = load_settings(folder / CONFIG)
     window = window_of(wanted.window, settings.data.seq_len)
     stride_of(wanted.stride, window)
-    tokenizer = load_tokenizer(folder)
+    with as_written({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
+        tokenizer = load_tokenizer(folder)
     for path in wanted.text:
         with _in_words_of(path):
             check_text(documents(path, wanted.text_field))

@@ -84,7 +84,7 @@ class Generator:
         """
         rows, seen = [], Counter()
         for number, prompt in enumerate(prompts):
-            name = f"prompt {number + 1}" if number else "the prompt"
+            name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
             start = self._read(prompt, name)
             rows.append(_Row(start, sampling, seen[start], self, name))
             seen[start] += 1

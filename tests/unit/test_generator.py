@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import re
+
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.errors import UserError
-from mindspore_palm.generate import Generator, Sampling
+from mindspore_palm.generate import Generator, Sampling, cpu_step
 
 CONTEXT = 48
 DRAWN = Sampling(max_tokens=30, temperature=1.0, top_p=0.95, seed=3)
@@ -149,3 +152,99 @@ def test_weights_that_are_not_finite_are_said(palm, tokenizer):
     broken.embedding.set_data(Tensor(np.full(broken.embedding.shape, np.nan, np.float32)))
     with pytest.raises(UserError, match="not finite"):
         Generator(broken, tokenizer, CONTEXT)(["x"], Sampling(max_tokens=3))
+    with pytest.raises(UserError, match=r"^runs/x: the logits for token 1 after prompt 1 are not finite"):
+        Generator(broken, tokenizer, CONTEXT, model="runs/x")(["x"] * 2, Sampling(max_tokens=3))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("on_cpp", [True, False])
+def test_a_weight_that_is_no_number_is_told_in_any_step(palm, tokenizer, monkeypatch, value, on_cpp):
+    """One row of the table, of a token that is not even in the text: its logit is none at every place."""
+    if not on_cpp:
+        monkeypatch.setattr(cpu_step, "library", lambda: None)
+    broken = PaLM(palm.config, seed=6)
+    generator = Generator(broken, tokenizer, CONTEXT)
+    assert generator(["x"], Sampling(max_tokens=3))[0].token_ids
+    stream = generator.stream("x", Sampling(max_tokens=40))
+    next(stream)
+    embedding = broken.embedding.asnumpy().copy()
+    embedding[300] = value
+    broken.embedding.set_data(Tensor(embedding))
+    with pytest.raises(UserError, match="not finite"):
+        list(stream)
+
+
+@pytest.mark.parametrize("on_cpp", [True, False])
+def test_a_text_has_the_same_bits_in_any_company(palm, tokenizer, monkeypatch, on_cpp):
+    """Alone, first, last, beside longer and shorter prompts, in batches of any size, also where windows slide."""
+    if not on_cpp:
+        monkeypatch.setattr(cpu_step, "library", lambda: None)
+    sampling = Sampling(max_tokens=CONTEXT + 20, temperature=1.3, seed=3, repetition_penalty=1.1)
+    long, short = PROMPTS[2], "x"
+    (expected,) = Generator(palm, tokenizer, CONTEXT)([PROMPTS[0]], sampling)
+    for batch, prompts in ((2, [PROMPTS[0], long]), (3, [long, short, PROMPTS[0]]), (2, [short, long, PROMPTS[0]])):
+        found = Generator(palm, tokenizer, CONTEXT, batch)(prompts, sampling)[prompts.index(PROMPTS[0])]
+        assert found == expected  # its tokens, and every bit of their log-probabilities
+
+
+def test_draws_are_of_the_prompt_and_not_of_its_place(together):
+    first, second = together(["x", "def permute("], DRAWN)
+    assert [second, first] == together(["def permute(", "x"], DRAWN)
+    assert together(["class", "x", "x"], DRAWN)[1:] == together(["x", "x", "class"], DRAWN)[:2]
+    assert together(["x"], DRAWN)[0] != together(["x"], Sampling(**{**vars(DRAWN), "seed": 4}))[0]
+
+
+def test_the_end_of_a_document_is_no_repetition(palm, tokenizer, monkeypatch):
+    """[eod] stands before every prompt; a penalty for what is there already does not keep texts from ending."""
+    generator = Generator(palm, tokenizer, CONTEXT)
+    read = generator._decoder.read
+
+    def with_eod_just_ahead(contexts):
+        logits, log_z = read(contexts)
+        logits = logits.copy()
+        logits[:] = 1.0
+        logits[:, tokenizer.eod] = 1.1
+        return logits, log_z
+
+    monkeypatch.setattr(generator._decoder, "read", with_eod_just_ahead)
+    assert generator(["x"], Sampling(max_tokens=3, repetition_penalty=2.0))[0].finished == "eod"
+
+
+def test_a_prompt_that_ends_in_white_space_is_continued_from_the_border(palm, alone, tokenizer, monkeypatch):
+    """Where greedy decoding writes white space after "return", a prompt with that white space gets the same text."""
+    prompt = "        if row"
+    word = next(t for t in range(320) if re.fullmatch(" [a-z]{2,}", tokenizer.decode([t])))
+    text = tokenizer.decode([word])
+    read, write = alone._decoder.read, alone._decoder.write
+
+    def liking_the_word(found):
+        logits, log_z = found
+        logits = logits.copy()
+        logits[:, word] = 50.0
+        return logits, log_z
+
+    monkeypatch.setattr(alone._decoder, "read", lambda *args: liking_the_word(read(*args)))
+    monkeypatch.setattr(alone._decoder, "write", lambda *args: liking_the_word(write(*args)))
+    (without,) = alone([prompt], Sampling(max_tokens=3))
+    (with_space,) = alone([prompt + " "], Sampling(max_tokens=3))
+    assert without.text == 3 * text and with_space.text == (3 * text).removeprefix(" ")
+    assert with_space.token_ids == without.token_ids and with_space.opening == []
+
+
+@pytest.mark.parametrize("white_space", [" ", "  ", "\n", "\n\n    ", "\t", "\u3000", " \u2028 "])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_text_begins_after_all_of_its_prompt(alone, tokenizer, white_space, temperature):
+    """Whatever white space the prompt ends in: it is neither repeated nor lost."""
+    sampling = Sampling(max_tokens=6, temperature=temperature, seed=2)
+    for prompt in ("def" + white_space, white_space):
+        (found,) = alone([prompt], sampling)
+        tokens = [*tokenizer.encode(prompt.rstrip()), *found.opening, *found.token_ids]
+        assert tokenizer.decode_bytes(tokens).startswith(prompt.encode())
+        assert (
+            tokenizer.decode_bytes(tokens)[len(prompt.encode()) :]
+            .decode(errors="ignore")
+            .startswith(found.text.replace("\ufffd", "")[:1])
+        )
+        assert len(found.token_ids) == len(found.log_probs) and (len(found.token_ids) == 6 or found.finished == "eod")
+        pieces = "".join(alone.stream(prompt, sampling))
+        assert pieces == found.text
