@@ -119,8 +119,12 @@ def without_effect(wanted: Wanted, tasks: dict[str, list[Question]]) -> list[str
     return [
         f"--{name.replace('_', '-')} has no effect: it {of}, and there are none"
         for name, (is_used, of) in asks.items()
-        if not is_used and getattr(wanted, name) != getattr(default, name)
+        if not is_used and _plain(getattr(wanted, name)) != _plain(getattr(default, name))
     ]
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _read_tasks(wanted: Wanted) -> tuple[dict[str, list[Question]], dict[str, list[str]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mindspore_palm.config import Settings
 
@@ -95,12 +96,105 @@ def test_bad_input(command, home, tmp_path):
         (["--checkpoint", "run", "--task", "broken.jsonl"], "broken.jsonl, line 1"),
         (["--checkpoint", "run", "--task", "answers.jsonl", "--max-tokens", 40], "no room for a prompt"),
         (["--checkpoint", "run", "--data", "text.txt", "--json", "nowhere/out.json"], "there is no folder nowhere"),
+        (["--checkpoint", "run", "--data", "nowhere.txt"], "error: --data nowhere.txt: "),
+        (["--checkpoint", "run", "--data", "documents.jsonl", "--text-field", "body"], "set --text-field to one of"),
+        (["--checkpoint", "run", "--data", "text.txt", "--data", "text.txt"], "--data text.txt is given twice"),
+        (["--checkpoint", "run", "--task", "choices.jsonl", "--seed", 1, "--seed", 2], "--seed is given twice"),
+        (["--checkpoint", "run", "--data", "text.txt", "--stride", 33], "--stride 33: "),
+        (["--checkpoint", "run", "--data", "text.txt", "--window", 33], "--window 33: "),
+        (["--checkpoint", "run", "--task", "answers.jsonl", "--stop", ""], "--stop '' is empty"),
     ]
     for arguments, said in cases:
         code, _, err = command(*arguments)
         assert code == 2, (arguments, err)
         assert re.fullmatch(r"error: .*\n", err), err
         assert said in err
+
+
+LATE = {
+    "the last line of the last text": ["--data", "text.txt", "--data", "late.jsonl"],
+    "the last line of the last task": ["--data", "text.txt", "--task", "choices.jsonl", "--task", "late_choices.jsonl"],
+    "a choice that does not fit": ["--data", "text.txt", "--task", "long_choice.jsonl"],
+    "no room for an answer": ["--data", "text.txt", "--task", "answers.jsonl", "--max-tokens", 31],
+    "a stride": ["--data", "text.txt", "--stride", 40],
+    "too few examples": ["--data", "text.txt", "--task", "choices.jsonl", "--shots", 2, "--examples", "one.jsonl"],
+    "no text": ["--data", "text.txt", "--data", "no_text.txt"],
+    "the output is a folder": ["--data", "text.txt", "--json", "run"],
+    "the output is an input": ["--data", "text.txt", "--json", "text.txt"],
+    "the output is the model": ["--data", "text.txt", "--json", "run/final/config.yaml"],
+    "the output cannot be written": ["--data", "text.txt", "--json", "/proc/scores.json"],
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_what_cannot_work_is_said_before_the_model_is_opened(command, home, case, monkeypatch):
+    from mindspore_palm.evaluate import evaluate
+
+    (home / "late.jsonl").write_text('{"text": "a"}\n' * 50 + '{"text": 5}\n')
+    (home / "late_choices.jsonl").write_text(f"{json.dumps(CHOICES[0])}\n" * 50 + '{"prompt": "a", "choices": ["b"]}\n')
+    long = {"prompt": "def f", "choices": ["1(a", "1" * 50], "answer": 0}
+    (home / "long_choice.jsonl").write_text(f"{json.dumps(CHOICES[0])}\n" * 5 + json.dumps(long))
+    (home / "one.jsonl").write_text(json.dumps(CHOICES[0]))
+    (home / "no_text.txt").touch()
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+    def opened(_):
+        raise AssertionError("the model was opened")
+
+    monkeypatch.setattr(evaluate, "load", opened)
+    code, out, err = command("--checkpoint", "run", *LATE[case])
+    assert (code, out) == (2, "") and re.fullmatch(r"error: .*\n", err), err
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_options_without_effect_are_told(command):
+    code, out, err = command("--checkpoint", "run", "--data", "text.txt", "--shots", 1, "--max-tokens", 5, "--seed", 3)
+    assert code == 0, err
+    for option in ("--shots", "--max-tokens", "--seed"):
+        assert f"note: {option} has no effect" in out
+    code, out, err = command("--checkpoint", "run", "--task", "choices.jsonl", "--examples", "choices.jsonl")
+    assert code == 0 and "note: --examples has no effect" in out
+    code, out, err = command("--checkpoint", "run", *EVERYTHING)
+    assert code == 0 and "note: " not in out
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("weight", ["embedding", "blocks.0.q_wi", "blocks.0.norm.scale"])
+def test_a_model_that_is_no_number_scores_nothing(command, home, tmp_path, value, weight):
+    """One number of one weight is enough; the sentence names the model and the text."""
+    shutil.copytree(home / "run" / "final", tmp_path / "lost")
+    weights = load_file(tmp_path / "lost" / "model.safetensors")
+    weights[weight].reshape(-1)[300 * SIZES["d_model"] if weight == "embedding" else 0] = float(value)
+    save_file(weights, tmp_path / "lost" / "model.safetensors")
+    for arguments, text in (
+        (["--data", "text.txt"], "text.txt"),
+        (["--task", "choices.jsonl"], "choices.jsonl: "),
+        (["--task", "answers.jsonl", "--max-tokens", 2], "answers.jsonl: "),
+    ):
+        code, out, err = command("--checkpoint", tmp_path / "lost", *arguments, "--json", tmp_path / "scores.json")
+        assert (code, out) == (2, ""), (out, err)
+        assert re.fullmatch(r"error: .*are not finite.*\n", err) and text in err and str(tmp_path / "lost") in err, err
+        assert not (tmp_path / "scores.json").exists()
+
+
+def test_the_same_questions_with_the_space_on_either_side(command, home):
+    """Accuracy and accuracy by byte are the same, whichever choices this model likes."""
+    texts = [(" ", "+", "-"), (" ", "1", "(a"), ("\n  ", "  return", "x"), (" ", "a", " a")]
+    results = []
+    for name in ("before", "after"):
+        records = []
+        for prompt in ("def f1", "return a", "x = 3", "(a, b):"):
+            for space, *choices in texts:
+                if name == "before":
+                    asked = {"prompt": prompt + space, "choices": choices}
+                else:
+                    asked = {"prompt": prompt, "choices": [space + choice for choice in choices]}
+                records += [{**asked, "answer": 0}, {**asked, "answer": 0}, {**asked, "answer": 1}]
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        code, _, err = command("--checkpoint", "run", "--task", f"{name}.jsonl", "--json", "scores.json")
+        assert code == 0, err
+        results += json.loads((home / "scores.json").read_text())["tasks"].values()
+    assert results[0] == results[1]
 
 
 def test_the_harness_is_optional(door, tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.config import Settings
@@ -149,9 +151,43 @@ def test_bad_checkpoints(command, run_folder, tmp_path):
         assert name in one_sentence(command("x", folder=folder))
 
 
+def test_prompts_from_several_files(command, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"{name}(")
+    files = [word for name in ("one", "two") for word in ("--prompt-file", str(tmp_path / name))]
+    result = command(*files, "--max-tokens", "2")
+    assert result.code == 0, result.err
+    assert re.search(r"--- 1\none\(.*--- 2\ntwo\(", result.out, re.DOTALL)
+    said = one_sentence(command("--prompt-file", "-", "--prompt-file", "-"))
+    assert "--prompt-file - is given twice, and standard input is read once" in said
+
+
+def test_a_prompt_that_ends_in_a_space_is_shown_as_it_is(run_folder, command):
+    """And is continued by the text that Python gives for it."""
+    from mindspore_palm import load
+    from mindspore_palm.generate import Generator, Sampling
+
+    generator = Generator(load(run_folder), Tokenizer(run_folder / "final" / "tokenizer.model"), context=32)
+    for prompt in ("    return ", "import os1\n"):
+        result = command(prompt, "--max-tokens", "9", "--temperature", "0")
+        (expected,) = generator([prompt], Sampling(max_tokens=9))
+        assert result.out == f"{prompt}{expected.text}\n", result.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_model_that_is_no_number_is_named(run_folder, command, tmp_path, value):
+    weights = load_file(run_folder / "final" / "model.safetensors")
+    shutil.copytree(run_folder, tmp_path / "lost")
+    weights["blocks.0.o_wo"][:] = float(value)
+    save_file(weights, tmp_path / "lost" / "final" / "model.safetensors")
+    result = command("x", "--max-tokens", "3", folder=tmp_path / "lost")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"{tmp_path / 'lost' / 'final'}: the logits for token 1 after the prompt are not finite" in result.err
+
+
 def test_bad_settings(command):
     assert "--context 33: the model was trained on 32 tokens" in one_sentence(command("x", "--context", "33"))
-    assert "top_p = 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
+    assert "--top-p 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
     assert "--devices 0: set it to 1 or more" in one_sentence(command("x", "--devices", "0"))
     assert "--devices 3: the model's 2 heads cannot be cut so; set it to 2" in one_sentence(
         command("x", "--devices", "3")

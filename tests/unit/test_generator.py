@@ -240,11 +240,8 @@ def test_a_text_begins_after_all_of_its_prompt(alone, tokenizer, white_space, te
         (found,) = alone([prompt], sampling)
         tokens = [*tokenizer.encode(prompt.rstrip()), *found.opening, *found.token_ids]
         assert tokenizer.decode_bytes(tokens).startswith(prompt.encode())
-        assert (
-            tokenizer.decode_bytes(tokens)[len(prompt.encode()) :]
-            .decode(errors="ignore")
-            .startswith(found.text.replace("\ufffd", "")[:1])
-        )
+        written = codecs.getincrementaldecoder("utf-8")("replace")  # a character that is cut at the end is left out
+        assert written.decode(tokenizer.decode_bytes(tokens)[len(prompt.encode()) :]) == found.text
         assert len(found.token_ids) == len(found.log_probs) and (len(found.token_ids) == 6 or found.finished == "eod")
         pieces = "".join(alone.stream(prompt, sampling))
         assert pieces == found.text
