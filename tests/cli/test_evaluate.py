@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mindspore_palm.config import Settings
+from mindspore_palm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 310}
@@ -249,3 +251,108 @@ def test_the_harness_drives_the_model(home, tmp_path, command):
     rows = [continuation(ids[: start + 32], start, 32, "") for start in range(0, len(ids), 32)]
     bits = sum(score.nats for score in scorer(rows)) / np.log(2) / 300
     np.testing.assert_allclose(results["palm_rolling"]["bits_per_byte,none"], bits, rtol=1e-6)
+
+
+@pytest.fixture
+def harness(home):
+    from mindspore_palm.evaluate.harness import HarnessPaLM
+
+    return HarnessPaLM(str(home / "run"))
+
+
+def request(*arguments):
+    return SimpleNamespace(args=arguments)
+
+
+@pytest.mark.harness
+def test_the_harness_has_the_same_border(harness, home):
+    """A likelihood is one, wherever the white space is; what is generated is what generation itself writes."""
+    pairs = [("def f1 ", "+"), ("def f1", " +"), ("", " a"), (" ", "a"), ("a\n\t", "b"), ("a", "\n\tb"), ("a\n", "\tb")]
+    scores = harness.loglikelihood([request(*pair) for pair in pairs])
+    assert scores[0] == scores[1] and scores[2] == scores[3] and scores[4] == scores[5] == scores[6]
+
+    from mindspore_palm import Generator, Sampling, load
+    from mindspore_palm.train.saved import load_tokenizer
+
+    generator = Generator(load(home / "run"), load_tokenizer(home / "run"), context=32)
+    prompts = ["def f1 ", "def f1", "return a\n    "]
+    texts = harness.generate_until([request(prompt, {"max_gen_toks": 6}) for prompt in prompts])
+    assert texts == [generation.text for generation in generator(prompts, Sampling(max_tokens=6))]
+
+
+@pytest.mark.harness
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"num_beams": 4}, "num_beams = 4, which this model does not have"),
+        ({"max_length": 9}, "max_length = 9"),
+        ({"max_gen_toks": 4, "max_new_tokens": 5}, "max_gen_toks = 4 and max_new_tokens = 5"),
+        ({"max_gen_toks": 0}, "the task asks for max_gen_toks = 0: must be 1 or more"),
+        ({"max_new_tokens": "9"}, "max_new_tokens = '9'; it must be a whole number"),
+        ({"do_sample": True, "temperature": -1}, "the task asks for temperature = -1: must be"),
+        ({"do_sample": True, "top_p": 3.0}, "the task asks for top_p = 3.0: must be"),
+        ({"top_k": "all"}, "top_k = 'all'; it must be a whole number"),
+        ({"until": [3]}, "until = [3]; it must be a text or a list"),
+    ],
+    ids=repr,
+)
+def test_what_a_task_asks_for_in_vain_is_refused(wishes, said):
+    from mindspore_palm.evaluate.harness import sampling_of
+
+    with pytest.raises(UserError) as caught:
+        sampling_of(wishes)
+    assert said in str(caught.value)
+
+
+@pytest.mark.harness
+def test_what_a_task_asks_for_is_had():
+    from mindspore_palm.evaluate.harness import sampling_of
+    from mindspore_palm.generate import Sampling
+
+    assert sampling_of({}) == Sampling(max_tokens=256)
+    drawn = {"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4, "repetition_penalty": 1.2}
+    expected = Sampling(max_tokens=7, stop=("a",), temperature=0.5, top_k=3, top_p=0.9, seed=4, repetition_penalty=1.2)
+    assert sampling_of({**drawn, "max_tokens": 7, "until": "a", "num_beams": 1}) == expected
+    assert sampling_of({"do_sample": False, "temperature": 0.5, "until": ["x", ""]}) == Sampling(stop=("x",))
+    assert sampling_of({"temperature": 0.5}).temperature == 0.5
+    assert sampling_of({"do_sample": True}).temperature == 1.0
+
+
+@pytest.mark.harness
+def test_arguments_of_the_harness(home, door, tmp_path, capsys):
+    from mindspore_palm.evaluate.harness import HarnessPaLM
+
+    for arguments, said in (
+        ({"windows": 3}, "--model_args windows=3: there are checkpoint, window and batch_size"),
+        ({"window": 33}, "window = 33: the model was trained on 32 tokens"),
+        ({"window": 0}, "window = 0 must be 1 or more"),
+        ({"window": "all"}, "window = all must be"),
+        ({"batch_size": "auto"}, "batch_size = auto must be a number"),
+        ({"batch_size": 0}, "batch_size = 0 must be a number"),
+        ({"checkpoint": ""}, "--model_args names no model"),
+    ):
+        with pytest.raises(UserError) as caught:
+            HarnessPaLM(**{"checkpoint": str(home / "run"), **arguments})
+        assert said in str(caught.value)
+    HarnessPaLM(str(home / "run"), device="cuda:0")
+    assert "note: device = cuda:0 has no effect" in capsys.readouterr().err
+    code, _, err = door("harness", tmp_path, "--tasks", "a", "--tasks=b")
+    assert (code, err) == (2, "error: --tasks is given twice, and the harness would keep the last; give it once\n")
+
+
+@pytest.mark.harness
+def test_the_harness_scores_no_model_that_is_no_number(home, tmp_path):
+    from mindspore_palm.evaluate.harness import HarnessPaLM
+
+    shutil.copytree(home / "run" / "final", tmp_path / "lost")
+    weights = load_file(tmp_path / "lost" / "model.safetensors")
+    weights["blocks.0.q_wi"][:] = np.nan
+    save_file(weights, tmp_path / "lost" / "model.safetensors")
+    model = HarnessPaLM(str(tmp_path / "lost"))
+    for ask in (
+        lambda: model.loglikelihood([request("a", "b")]),
+        lambda: model.loglikelihood_rolling([request("def f")]),
+        lambda: model.generate_until([request("a", {"until": ["\n"]})]),
+    ):
+        with pytest.raises(UserError, match=r"lost: the logits for .* are not finite"):
+            ask()

@@ -122,6 +122,28 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
             np.testing.assert_array_equal(weight.asnumpy(), after[weight.name])
 
 
+def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, door):
+    """Learned, generated and chosen from one border: exact match and multiple choice agree on the same questions."""
+    asked = [(f"{a} {b}> ", LETTERS[(i + 1) % 16]) for a in LETTERS for i, b in enumerate(LETTERS)]
+    lines = "".join(json.dumps({"prompt": prompt, "target": target}) + "\n" for prompt, target in asked)
+    (home / "spaced.jsonl").write_text(lines)
+    code, _, err = door("train", home, *FULL[:-1], "train.output=spaced", "data.path=spaced.jsonl", "train.steps=120")
+    assert code == 0, err
+    questions = [prompt_and_target for number, prompt_and_target in enumerate(asked) if number % 5 == 0]
+    for name, fields in (
+        ("free", lambda target: {"answer": target}),
+        ("chosen", lambda target: {"choices": list(LETTERS), "answer": LETTERS.index(target)}),
+    ):
+        records = ({"prompt": prompt, **fields(target)} for prompt, target in questions)
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    scores = ["--task", "free.jsonl", "--task", "chosen.jsonl", "--max-tokens", 3, "--batch", 16, "--json", "s.json"]
+    code, _, err = door("evaluate", home, "--checkpoint", "spaced", *scores)
+    assert code == 0, err
+    results = json.loads((home / "s.json").read_text())["tasks"]
+    right = {name: measure["value"] for task in results.values() for name, measure in task["measures"].items()}
+    assert min(right.values()) >= 0.9, right
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
