@@ -15,6 +15,7 @@ from mindspore_palm.errors import UserError, run_command
 
 def main() -> None:
     try:
+        from lm_eval import evaluator
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ImportError:
@@ -23,6 +24,9 @@ def main() -> None:
     if twice := [option for option in options if options.count(option) > 1]:
         raise UserError(f"{twice[0]} is given twice, and the harness would keep the last; give it once")
     model_registry.register("mindspore_palm", target="mindspore_palm.evaluate.harness:HarnessPaLM")
+    from mindspore_palm.evaluate.harness import check_first
+
+    evaluator.evaluate = check_first(evaluator.evaluate)
     cli_evaluate()
 
 

@@ -214,6 +214,38 @@ TASKS = {
 }
 
 
+def write_task(folder, name, task):
+    (folder / f"{name}.yaml").write_text(
+        f"task: palm_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files: "
+        f"{{test: {folder / name}.jsonl}}\ntest_split: test\ntarget_delimiter: ''\n"
+        f"doc_to_text: '{'' if name == 'rolling' else '{{prompt}}'}'\n{task}\n"
+    )
+
+
+def run_harness(folder, *arguments):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    return subprocess.run(
+        [sys.executable, ROOT / "run" / "harness.py", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+@pytest.mark.harness
+def test_what_a_task_asks_for_is_looked_at_before_any_is_computed(home, tmp_path):
+    shutil.copy(home / "choices.jsonl", tmp_path)
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "def f", "answer": "1"}\n')
+    write_task(tmp_path, "choices", TASKS["choices"])
+    write_task(tmp_path, "answers", TASKS["answers"].replace("max_gen_toks: 4", "num_beams: 4"))
+    arguments = ["--model", "mindspore_palm", "--model_args", f"checkpoint={home / 'run'}", "--include_path", tmp_path]
+    run = run_harness(tmp_path, *map(str, arguments), "--tasks", "palm_choices,palm_answers")
+    assert run.returncode == 2, run.stderr[-3000:]
+    assert run.stderr.splitlines()[-1].startswith("error: the task asks for num_beams = 4"), run.stderr[-3000:]
+    assert "Traceback" not in run.stderr and "Running" not in run.stderr
+
+
 @pytest.mark.harness
 def test_the_harness_drives_the_model(home, tmp_path, command):
     """Three local tasks, one for each kind of request; the figures are those of our own evaluation."""
@@ -221,21 +253,10 @@ def test_the_harness_drives_the_model(home, tmp_path, command):
     shutil.copy(home / "choices.jsonl", tmp_path)
     (tmp_path / "rolling.jsonl").write_text(json.dumps({"text": TEXT[:300]}) + "\n")
     for name, task in TASKS.items():
-        (tmp_path / f"{name}.yaml").write_text(
-            f"task: palm_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files: "
-            f"{{test: {tmp_path / name}.jsonl}}\ntest_split: test\ntarget_delimiter: ''\n"
-            f"doc_to_text: '{'' if name == 'rolling' else '{{prompt}}'}'\n{task}\n"
-        )
+        write_task(tmp_path, name, task)
     arguments = ["--model", "mindspore_palm", "--model_args", f"checkpoint={home / 'run'}", "--batch_size", "4"]
     arguments += ["--tasks", ",".join(f"palm_{name}" for name in TASKS), "--include_path", str(tmp_path)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    run = subprocess.run(
-        [sys.executable, ROOT / "run" / "harness.py", *arguments, "--output_path", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    run = run_harness(tmp_path, *arguments, "--output_path", str(tmp_path / "out"))
     assert run.returncode == 0, run.stderr[-3000:]
     (file,) = (tmp_path / "out").rglob("results*.json")
     results = json.loads(file.read_text())["results"]
