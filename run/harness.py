@@ -18,6 +18,7 @@ from mindspore_palm.process import run_process
 def main() -> None:
     refuse_workers("the harness")
     try:
+        from lm_eval import evaluator
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ImportError:
@@ -26,6 +27,9 @@ def main() -> None:
     if twice := [option for option in options if options.count(option) > 1]:
         raise UserError(f"{twice[0]} is given twice, and the harness would keep the last; give it once")
     model_registry.register("mindspore_palm", target="mindspore_palm.evaluate.harness:HarnessPaLM")
+    from mindspore_palm.evaluate.harness import check_first
+
+    evaluator.evaluate = check_first(evaluator.evaluate)
     cli_evaluate()
 
 

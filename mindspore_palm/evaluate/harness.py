@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,19 @@ class HarnessPaLM(LM):
         if count:
             print(f"note: {count:,} prompts were longer than the window and lost their start", file=sys.stderr)
         return texts
+
+
+def check_first(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """The harness's own ``evaluate``, with a look at what all tasks ask for before any of them is computed."""
+
+    def checked(lm: LM, task_dict: dict[str, Any], *args: object, **kwargs: object) -> object:
+        if isinstance(lm, HarnessPaLM):
+            for task in (task_dict.get("tasks") or {}).values():
+                if getattr(task, "OUTPUT_TYPE", "") == "generate_until":
+                    sampling_of(dict(task.config.generation_kwargs or {}))
+        return evaluate(lm, task_dict, *args, **kwargs)
+
+    return checked
 
 
 def sampling_of(wishes: dict[str, Any]) -> Sampling:

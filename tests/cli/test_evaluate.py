@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mindspore_palm.config import Settings
+from mindspore_palm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 310}
@@ -212,6 +214,38 @@ TASKS = {
 }
 
 
+def write_task(folder, name, task):
+    (folder / f"{name}.yaml").write_text(
+        f"task: palm_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files: "
+        f"{{test: {folder / name}.jsonl}}\ntest_split: test\ntarget_delimiter: ''\n"
+        f"doc_to_text: '{'' if name == 'rolling' else '{{prompt}}'}'\n{task}\n"
+    )
+
+
+def run_harness(folder, *arguments):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    return subprocess.run(
+        [sys.executable, ROOT / "run" / "harness.py", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+@pytest.mark.harness
+def test_what_a_task_asks_for_is_looked_at_before_any_is_computed(home, tmp_path):
+    shutil.copy(home / "choices.jsonl", tmp_path)
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "def f", "answer": "1"}\n')
+    write_task(tmp_path, "choices", TASKS["choices"])
+    write_task(tmp_path, "answers", TASKS["answers"].replace("max_gen_toks: 4", "num_beams: 4"))
+    arguments = ["--model", "mindspore_palm", "--model_args", f"checkpoint={home / 'run'}", "--include_path", tmp_path]
+    run = run_harness(tmp_path, *map(str, arguments), "--tasks", "palm_choices,palm_answers")
+    assert run.returncode == 2, run.stderr[-3000:]
+    assert run.stderr.splitlines()[-1].startswith("error: the task asks for num_beams = 4"), run.stderr[-3000:]
+    assert "Traceback" not in run.stderr and "Running" not in run.stderr
+
+
 @pytest.mark.harness
 def test_the_harness_drives_the_model(home, tmp_path, command):
     """Three local tasks, one for each kind of request; the figures are those of our own evaluation."""
@@ -219,21 +253,10 @@ def test_the_harness_drives_the_model(home, tmp_path, command):
     shutil.copy(home / "choices.jsonl", tmp_path)
     (tmp_path / "rolling.jsonl").write_text(json.dumps({"text": TEXT[:300]}) + "\n")
     for name, task in TASKS.items():
-        (tmp_path / f"{name}.yaml").write_text(
-            f"task: palm_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files: "
-            f"{{test: {tmp_path / name}.jsonl}}\ntest_split: test\ntarget_delimiter: ''\n"
-            f"doc_to_text: '{'' if name == 'rolling' else '{{prompt}}'}'\n{task}\n"
-        )
+        write_task(tmp_path, name, task)
     arguments = ["--model", "mindspore_palm", "--model_args", f"checkpoint={home / 'run'}", "--batch_size", "4"]
     arguments += ["--tasks", ",".join(f"palm_{name}" for name in TASKS), "--include_path", str(tmp_path)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    run = subprocess.run(
-        [sys.executable, ROOT / "run" / "harness.py", *arguments, "--output_path", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    run = run_harness(tmp_path, *arguments, "--output_path", str(tmp_path / "out"))
     assert run.returncode == 0, run.stderr[-3000:]
     (file,) = (tmp_path / "out").rglob("results*.json")
     results = json.loads(file.read_text())["results"]
@@ -249,3 +272,108 @@ def test_the_harness_drives_the_model(home, tmp_path, command):
     rows = [continuation(ids[: start + 32], start, 32, "") for start in range(0, len(ids), 32)]
     bits = sum(score.nats for score in scorer(rows)) / np.log(2) / 300
     np.testing.assert_allclose(results["palm_rolling"]["bits_per_byte,none"], bits, rtol=1e-6)
+
+
+@pytest.fixture
+def harness(home):
+    from mindspore_palm.evaluate.harness import HarnessPaLM
+
+    return HarnessPaLM(str(home / "run"))
+
+
+def request(*arguments):
+    return SimpleNamespace(args=arguments)
+
+
+@pytest.mark.harness
+def test_the_harness_has_the_same_border(harness, home):
+    """A likelihood is one, wherever the white space is; what is generated is what generation itself writes."""
+    pairs = [("def f1 ", "+"), ("def f1", " +"), ("", " a"), (" ", "a"), ("a\n\t", "b"), ("a", "\n\tb"), ("a\n", "\tb")]
+    scores = harness.loglikelihood([request(*pair) for pair in pairs])
+    assert scores[0] == scores[1] and scores[2] == scores[3] and scores[4] == scores[5] == scores[6]
+
+    from mindspore_palm import Generator, Sampling, load
+    from mindspore_palm.train.saved import load_tokenizer
+
+    generator = Generator(load(home / "run"), load_tokenizer(home / "run"), context=32)
+    prompts = ["def f1 ", "def f1", "return a\n    "]
+    texts = harness.generate_until([request(prompt, {"max_gen_toks": 6}) for prompt in prompts])
+    assert texts == [generation.text for generation in generator(prompts, Sampling(max_tokens=6))]
+
+
+@pytest.mark.harness
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"num_beams": 4}, "num_beams = 4, which this model does not have"),
+        ({"max_length": 9}, "max_length = 9"),
+        ({"max_gen_toks": 4, "max_new_tokens": 5}, "max_gen_toks = 4 and max_new_tokens = 5"),
+        ({"max_gen_toks": 0}, "the task asks for max_gen_toks = 0: must be 1 or more"),
+        ({"max_new_tokens": "9"}, "max_new_tokens = '9'; it must be a whole number"),
+        ({"do_sample": True, "temperature": -1}, "the task asks for temperature = -1: must be"),
+        ({"do_sample": True, "top_p": 3.0}, "the task asks for top_p = 3.0: must be"),
+        ({"top_k": "all"}, "top_k = 'all'; it must be a whole number"),
+        ({"until": [3]}, "until = [3]; it must be a text or a list"),
+    ],
+    ids=repr,
+)
+def test_what_a_task_asks_for_in_vain_is_refused(wishes, said):
+    from mindspore_palm.evaluate.harness import sampling_of
+
+    with pytest.raises(UserError) as caught:
+        sampling_of(wishes)
+    assert said in str(caught.value)
+
+
+@pytest.mark.harness
+def test_what_a_task_asks_for_is_had():
+    from mindspore_palm.evaluate.harness import sampling_of
+    from mindspore_palm.generate import Sampling
+
+    assert sampling_of({}) == Sampling(max_tokens=256)
+    drawn = {"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4, "repetition_penalty": 1.2}
+    expected = Sampling(max_tokens=7, stop=("a",), temperature=0.5, top_k=3, top_p=0.9, seed=4, repetition_penalty=1.2)
+    assert sampling_of({**drawn, "max_tokens": 7, "until": "a", "num_beams": 1}) == expected
+    assert sampling_of({"do_sample": False, "temperature": 0.5, "until": ["x", ""]}) == Sampling(stop=("x",))
+    assert sampling_of({"temperature": 0.5}).temperature == 0.5
+    assert sampling_of({"do_sample": True}).temperature == 1.0
+
+
+@pytest.mark.harness
+def test_arguments_of_the_harness(home, door, tmp_path, capsys):
+    from mindspore_palm.evaluate.harness import HarnessPaLM
+
+    for arguments, said in (
+        ({"windows": 3}, "--model_args windows=3: there are checkpoint, window and batch_size"),
+        ({"window": 33}, "window = 33: the model was trained on 32 tokens"),
+        ({"window": 0}, "window = 0 must be 1 or more"),
+        ({"window": "all"}, "window = all must be"),
+        ({"batch_size": "auto"}, "batch_size = auto must be a number"),
+        ({"batch_size": 0}, "batch_size = 0 must be a number"),
+        ({"checkpoint": ""}, "--model_args names no model"),
+    ):
+        with pytest.raises(UserError) as caught:
+            HarnessPaLM(**{"checkpoint": str(home / "run"), **arguments})
+        assert said in str(caught.value)
+    HarnessPaLM(str(home / "run"), device="cuda:0")
+    assert "note: device = cuda:0 has no effect" in capsys.readouterr().err
+    code, _, err = door("harness", tmp_path, "--tasks", "a", "--tasks=b")
+    assert (code, err) == (2, "error: --tasks is given twice, and the harness would keep the last; give it once\n")
+
+
+@pytest.mark.harness
+def test_the_harness_scores_no_model_that_is_no_number(home, tmp_path):
+    from mindspore_palm.evaluate.harness import HarnessPaLM
+
+    shutil.copytree(home / "run" / "final", tmp_path / "lost")
+    weights = load_file(tmp_path / "lost" / "model.safetensors")
+    weights["blocks.0.q_wi"][:] = np.nan
+    save_file(weights, tmp_path / "lost" / "model.safetensors")
+    model = HarnessPaLM(str(tmp_path / "lost"))
+    for ask in (
+        lambda: model.loglikelihood([request("a", "b")]),
+        lambda: model.loglikelihood_rolling([request("def f")]),
+        lambda: model.generate_until([request("a", {"until": ["\n"]})]),
+    ):
+        with pytest.raises(UserError, match=r"lost: the logits for .* are not finite"):
+            ask()

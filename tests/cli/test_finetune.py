@@ -126,6 +126,50 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
             np.testing.assert_array_equal(weight.asnumpy(), after[weight.name])
 
 
+def test_the_last_row_is_the_evaluation_of_all_held_out_text(home, door):
+    """Evaluations on the way are of a sample; the last row, what is printed and the model's own score are of all."""
+    from mindspore_palm import load
+    from mindspore_palm.data import read_pairs, validation_batches
+    from mindspore_palm.settings import load_settings
+    from mindspore_palm.train.evaluate import Evaluator
+    from mindspore_palm.train.saved import load_tokenizer
+
+    sample = ["train.eval_sequences=2", "train.steps=4", "train.eval_every=2", "train.output=sampled"]
+    code, out, err = door("train", home, *FULL[:-1], *sample)
+    assert code == 0, err
+    settings, tokenizer = load_settings(home / "sampled" / "config.yaml")[0], load_tokenizer(home / "sampled")
+    pairs = read_pairs(settings.data, settings.finetune, tokenizer).validation
+    batches = validation_batches(pairs, settings.data.seq_len, tokenizer.eod, 8)
+    expected = Evaluator(load(home / "sampled"), tokenizer.piece_bytes)(batches)
+    rows = rows_of(home / "sampled")
+    assert float(rows[-1]["validation_loss"]) == pytest.approx(expected.nats_per_token, rel=1e-6)
+    assert float(rows[-1]["validation_bits_per_byte"]) == pytest.approx(expected.bits_per_byte, rel=1e-6)
+    assert f"held out, all {expected.tokens:,} tokens: {expected.nats_per_token:.4f} nats a token" in out
+    assert rows[1]["validation_loss"] and rows[1]["validation_loss"] != rows[-1]["validation_loss"]
+
+
+def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, door):
+    """Learned, generated and chosen from one border: exact match and multiple choice agree on the same questions."""
+    asked = [(f"{a} {b}> ", LETTERS[(i + 1) % 16]) for a in LETTERS for i, b in enumerate(LETTERS)]
+    lines = "".join(json.dumps({"prompt": prompt, "target": target}) + "\n" for prompt, target in asked)
+    (home / "spaced.jsonl").write_text(lines)
+    code, _, err = door("train", home, *FULL[:-1], "train.output=spaced", "data.path=spaced.jsonl", "train.steps=120")
+    assert code == 0, err
+    questions = [prompt_and_target for number, prompt_and_target in enumerate(asked) if number % 5 == 0]
+    for name, fields in (
+        ("free", lambda target: {"answer": target}),
+        ("chosen", lambda target: {"choices": list(LETTERS), "answer": LETTERS.index(target)}),
+    ):
+        records = ({"prompt": prompt, **fields(target)} for prompt, target in questions)
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    scores = ["--task", "free.jsonl", "--task", "chosen.jsonl", "--max-tokens", 3, "--batch", 16, "--json", "s.json"]
+    code, _, err = door("evaluate", home, "--checkpoint", "spaced", *scores)
+    assert code == 0, err
+    results = json.loads((home / "s.json").read_text())["tasks"]
+    right = {name: measure["value"] for task in results.values() for name, measure in task["measures"].items()}
+    assert min(right.values()) >= 0.9, right
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

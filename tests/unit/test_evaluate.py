@@ -183,15 +183,17 @@ def test_a_long_prompt_loses_its_start(scorer, tokenizer, expected_nats):
         multiple_choice(scorer, [Question("a", (prompt, "7"), ("7",))], ["a"], 0)
 
 
-def test_a_token_over_the_border_is_scored(tokenizer):
+def test_no_token_runs_over_the_border(tokenizer):
+    """What generation continues from is what scores are behind: the tokens of the prompt alone."""
     from mindspore_palm.evaluate.tasks import prompt_and_continuation
 
-    merged = next(t for t in range(tokenizer.vocab_size) if tokenizer.piece_bytes[t] > 3)
+    merged = next(t for t in range(tokenizer.vocab_size) if tokenizer.decode([t])[1:].isalpha())
     text = tokenizer.decode([merged])
     whole, first = prompt_and_continuation(tokenizer, "\n" + text[:-1], text[-1])
     assert tokenizer.decode(whole) == "\n" + text
-    assert tokenizer.decode(whole[:first]) != "\n" + text[:-1]
-    assert first < len(whole)
+    assert list(whole[:first]) == tokenizer.encode("\n" + text[:-1])
+    whole, first = prompt_and_continuation(tokenizer, "a \n", "b")
+    assert list(whole[:first]) == tokenizer.encode("a") and list(whole[first:]) == tokenizer.encode(" \nb")
 
 
 def test_greedy_tokens(scorer, palm, tokenizer):
@@ -294,6 +296,37 @@ def test_broken_questions(tmp_path, line, said):
 def test_questions_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_questions(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_told_by_whoever_scores(device, tokenizer, value):
+    """The logit of one token that is neither context nor scored; a network that has run takes the new weight."""
+    from mindspore import Tensor
+
+    from mindspore_palm import PaLM, PaLMConfig
+    from mindspore_palm.data.tokens import shift
+    from mindspore_palm.evaluate.scorer import Row, Scorer
+    from mindspore_palm.evaluate.tasks import multiple_choice
+    from mindspore_palm.evaluate.text import score_text
+    from mindspore_palm.train.evaluate import Evaluator
+
+    palm = PaLM(PaLMConfig(**SIZES), seed=5)
+    scorer, evaluator = Scorer(palm, tokenizer, WINDOW, 2, "runs/x"), Evaluator(palm, tokenizer.piece_bytes)
+    ids = np.full((1, WINDOW), 9, np.int32)
+    assert evaluator([shift(ids, tokenizer.eod)]).checked("runs/x").tokens == WINDOW
+    embedding = palm.embedding.asnumpy().copy()
+    embedding[300] = value
+    palm.embedding.set_data(Tensor(embedding))
+    row = Row(np.array([9, 9], np.int32), 1, "text.txt, line 3")
+    question = Question("a", ("b", "c"), ("b",))
+    for score, text in (
+        (lambda: list(scorer([row])), "text.txt, line 3"),
+        (lambda: multiple_choice(scorer, [question], ["a"], 0), "question 1"),
+        (lambda: score_text(scorer, written(["def"])), "0"),
+        (lambda: evaluator([shift(ids, tokenizer.eod)]).checked("runs/x"), "the held-out text"),
+    ):
+        with pytest.raises(UserError, match=f"^runs/x: the logits for {text} are not finite"):
+            score()
 
 
 def test_a_tokenizer_of_another_model(device, tokenizer):

@@ -116,6 +116,16 @@ def test_refused_in_a_sentence(tokenizer, tmp_path, records, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_white_space_before_a_target_is_learned_with_it(tokenizer, tmp_path):
+    """On whichever side of the pair it is written."""
+    records = [{"prompt": "if row ", "target": "in x"}, {"prompt": "if row", "target": " in x"}] * 2
+    prepared = read(write(tmp_path, records), tokenizer, validation_fraction=1e-9)
+    first, second, *_ = prepared.train.pairs
+    np.testing.assert_array_equal(first.prompt, second.prompt)
+    np.testing.assert_array_equal(first.target, second.target)
+    assert list(first.target) == [*tokenizer.encode(" in x"), tokenizer.eod]
+
+
 def test_a_pair_that_just_fits(tokenizer, tmp_path):
     """20 digits are 20 tokens each, and [eod] is one: 41."""
     records = [{"prompt": "7" * 20, "target": "8" * 20}] * 2
