@@ -99,7 +99,7 @@ class PreparedPairs(Prepared):
 def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer) -> PreparedPairs:
     """The pairs of ``data.path``, those for training and those held out by the hash of their prompt.
 
-    Where the hash holds out none or most of the pairs, as it may where many have one prompt, the last ones are held out.
+    Where the hash holds out none or most of them, as it may where many have one prompt, the last ones are held out.
 
     Args:
         data: ``path``, ``seq_len`` and ``validation_fraction`` are read here.
