@@ -180,13 +180,13 @@ class DataConfig(Section):
     """Where text comes from, and how it becomes sequences of tokens."""
 
     path: Name = "python-stdlib"
-    """A .txt, .jsonl or .parquet file, a folder or a glob of them; python-stdlib (default) is Python's own source."""
+    """Any text file, a .jsonl, a .parquet, a folder or a glob; python-stdlib (default) is Python's own source."""
     text_field: Name = "text"
     """The field of .jsonl and the column of .parquet that holds the text. Default text."""
     seq_len: Annotated[int, Field(ge=2, lt=LARGEST)] = 256
     """Tokens of a sequence. Default 256 (PaLM: 2048)."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Share of the documents that is held out, chosen by the hash of their text. Default 0.02."""
+    """Share of the text that is held out: documents by their hash, of long ones the end. Default 0.02."""
     tokenizer: str = ""
     """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
     tokenizer_megabytes: Positive = 4.0

@@ -107,7 +107,7 @@ class PreparedPairs(Prepared):
 def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer) -> PreparedPairs:
     """The pairs of ``data.path``, those for training and those held out by the hash of their prompt.
 
-    Where the hash gives all pairs to one side, the last ones are held out.
+    Where the hash holds out none or most of them, as it may where many have one prompt, the last ones are held out.
 
     Args:
         data: ``path``, ``seq_len`` and ``validation_fraction`` are read here.
@@ -125,7 +125,7 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     pairs = [Pair(prompt, np.concatenate([target, eod])) for prompt, target in tokens]
     _check_lengths(pairs, [where for _, _, where in texts], data.seq_len)
     out = [held_out(prompt, data.validation_fraction) for prompt, _, _ in texts]
-    if all(out) or not any(out):
+    if not 0 < sum(out) <= len(out) * max(0.5, 2 * data.validation_fraction):
         last = len(pairs) - max(1, round(len(pairs) * data.validation_fraction))
         out = [number >= max(1, last) for number in range(len(pairs))]
     sides = {

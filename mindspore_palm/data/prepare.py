@@ -110,7 +110,10 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, kept: Kept
         Interrupted: by Ctrl-C; what is complete stays.
         OSError: with a file name, for a full or unwritable disk.
     """
-    given = Tokenizer(Path(data.tokenizer).expanduser()) if data.tokenizer else None
+    try:
+        given = Tokenizer(Path(data.tokenizer).expanduser()) if data.tokenizer else None
+    except UserError as error:
+        raise UserError(f"data.tokenizer: {error}; leave data.tokenizer empty to train one on the text") from None
     if given is not None and given.vocab_size != vocab_size:
         raise UserError(
             f"data.tokenizer = {shown(data.tokenizer)} has {given.vocab_size} tokens and model.vocab_size = "

@@ -108,11 +108,7 @@ class Tokenizer:
         result: list[list[int]] = [[] for _ in texts]
         threads = max(1, min(os.cpu_count() or 1, len(chunks)))
         for owner, chunk, tokens in zip(owners, chunks, self._model.encode(chunks, num_threads=threads), strict=True):
-            if chunk == SPACE:
-                tokens = self._literal_space
-            elif self._lacks_space:
-                tokens = self._with_spaces(tokens)
-            result[owner].extend(tokens)
+            result[owner].extend(self._literal_space if chunk == SPACE else self._with_spaces(tokens))
         return result
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -148,7 +144,7 @@ class Tokenizer:
         try:
             return read_bytes(self.model_file)
         except FileNotFoundError:
-            raise UserError(f"there is no tokenizer {self._name}; leave data.tokenizer empty to train one") from None
+            raise UserError(f"there is no tokenizer {self._name}") from None
         except OSError as error:
             raise UserError(f"{self._name}: {error.strerror}") from None
 
@@ -166,19 +162,19 @@ class Tokenizer:
         if losses:
             raise UserError(
                 f"{self._name}: the tokenizer loses text: {'; '.join(losses)}. Train it with byte_fallback=true, "
-                "normalization_rule_name=identity, add_dummy_prefix=false and remove_extra_whitespaces=false, or leave "
-                "data.tokenizer empty"
+                "normalization_rule_name=identity, add_dummy_prefix=false and remove_extra_whitespaces=false"
             )
         self._literal_space = [byte_tokens[bytes([byte])] for byte in SPACE.encode()]
         self._space = byte_tokens[b" "]
-        token = self._model.piece_to_id(SPACE)
-        self._lacks_space = self._model.is_unknown(token) or self._model.is_unused(token)
 
-    def _with_spaces(self, tokens: Sequence[int]) -> list[int]:
-        """Tokens of a vocabulary without U+2581, whose model writes a space as the bytes of that character.
+    def _with_spaces(self, tokens: list[int]) -> list[int]:
+        """The tokens, with a space where the model has written one as the bytes of U+2581.
 
-        No text that reaches the model holds U+2581, so each time these three bytes come in a row they are a space.
+        It does so if its vocabulary lacks U+2581, or knows whole words alone. No text that reaches the model holds
+        U+2581, so each time these three bytes come in a row they are a space.
         """
+        if self._literal_space[0] not in tokens:
+            return tokens
         result: list[int] = []
         for token in tokens:
             result.append(token)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import itertools
 import json
 import lzma
 import os
+import random
 import re
 import shutil
 import tempfile
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -298,3 +301,65 @@ def test_any_text_is_prepared_losslessly_or_refused_with_its_place(number, forei
     said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
     print(f"\n{counts.total()} texts: {said}")
     assert counts["lossless"] > number / 3
+
+
+SYMBOLS = [
+    "<mask>",
+    "  ",
+    " x",
+    "\n",
+    "\u2581\u2581",
+    "12",
+    "é",
+    "e\u0301",
+    "ab c",
+    "\t",
+    "a\u2581b",
+    "\u2581",
+    " ",
+    "<0x41",
+    "漢",
+]
+CORPORA = [
+    "def permute(index, size):\n    for row in range(index):\n 1234 漢字 é\n\tx  y\r\n" * 3,
+    "emma\nolivia\n" * 30,
+    "漢字漢" * 20,
+]
+
+
+def model_of_others(draw: random.Random) -> bytes:
+    """A lossless SentencePiece model of any type, as somebody else may have trained it."""
+    model = io.BytesIO()
+    extra = {"control_symbols": ["<c>", "ctl"]} if draw.random() < 0.3 else {}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(draw.choice(CORPORA).splitlines(keepends=True)),
+        model_writer=model,
+        vocab_size=340,
+        hard_vocab_limit=False,
+        model_type=draw.choice(["bpe", "unigram", "char", "word"]),
+        user_defined_symbols=draw.sample(SYMBOLS, draw.randint(0, 5)),
+        treat_whitespace_as_suffix=draw.random() < 0.5,
+        split_by_whitespace=draw.random() < 0.5,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        minloglevel=4,
+        **extra,
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(SAMPLE, id="sample"), pytest.param(ALL, id="all", marks=pytest.mark.slow)]
+)
+def test_any_model_of_others_that_is_taken_keeps_any_text(number):
+    draw, parts = random.Random(20220405), [*"abc xyz 12\n\t\r<>", *SYMBOLS, *SPECIAL]
+    for _ in range(number):
+        tokenizer = Tokenizer("theirs", model_of_others(draw))
+        for _ in range(40):
+            text = "".join(draw.choices(parts, k=draw.randint(1, 12)))
+            tokens = tokenizer.encode(text)
+            assert tokenizer.decode(tokens) == text
+            assert tokenizer.piece_bytes[np.array(tokens, int)].sum() == len(text.encode())
+    print(f"\n{number} models of others, 40 texts each: all kept")

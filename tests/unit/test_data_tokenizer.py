@@ -182,18 +182,19 @@ def test_the_name_of_a_control_token_costs_what_any_such_word_costs(tmp_path, na
     assert lengths[0] <= 1.02 * lengths[1], lengths
 
 
-def test_a_model_of_others_without_a_piece_for_the_space_is_lossless(tmp_path):
-    """As one that was trained on text without spaces: SentencePiece itself takes its spaces for U+2581."""
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "word"])
+def test_a_model_of_others_without_a_piece_for_the_space_is_lossless(tmp_path, kind):
+    """As one that was trained on text without spaces, or knows whole words: a space is taken for U+2581 there."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["emma", "olivia", "ava", "noah"] * 50),
-        model_writer=model, vocab_size=300, hard_vocab_limit=False, model_type="bpe", minloglevel=3, **LOSSLESS,
+        model_writer=model, vocab_size=300, hard_vocab_limit=False, model_type=kind, minloglevel=3, **LOSSLESS,
     )  # fmt: skip
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     assert theirs.decode(theirs.encode(" a")) == "a" or theirs.piece_to_id("\u2581") == theirs.unk_id()
     (tmp_path / "m").write_bytes(model.getvalue())
     tokenizer = Tokenizer(tmp_path / "m")
-    for text in (" a", "emma  noah ", "\u2581 \u2581\u2581", "  ", "\n \t x", "▂ ■ ▁"):
+    for text in (" a", "emma  noah ", "an unknown word  ", "\u2581 \u2581\u2581", "  ", "\n \t x", "▂ ■ ▁"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert tokenizer.piece_bytes[tokenizer.encode(text)].sum() == len(text.encode())
 

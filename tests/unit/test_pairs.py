@@ -1,5 +1,6 @@
 """Pairs of a prompt and a target: what is given, what is learned, and what is refused."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -144,3 +145,22 @@ def test_what_is_no_jsonl(tokenizer, tmp_path):
 def test_lora_without_a_model_to_adapt():
     with pytest.raises(ValueError, match=r"set finetune\.checkpoint"):
         FinetuneConfig(lora_rank=4)
+
+
+def test_one_prompt_for_most_pairs_never_holds_most_of_them_out(tokenizer, tmp_path):
+    for seed in range(60):  # some of these prompts are held out by their hash
+        records = [{"prompt": f"task {seed}:", "target": f" {n}"} for n in range(30)] + pairs_of(10)
+        prepared = read(write(tmp_path, records), tokenizer)
+        assert 1 <= len(prepared.validation.pairs) <= 20
+
+
+def test_pairs_are_read_packed_and_what_lies_beside_them_is_said(tokenizer, tmp_path):
+    plain = read(write(tmp_path, pairs_of(40)), tokenizer)
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "pairs.jsonl").read_bytes()))
+    (folder / "card.md").write_text("about these pairs")
+    packed = read(folder, tokenizer)
+    assert packed.meta["train"] == plain.meta["train"] and packed.meta["validation"] == plain.meta["validation"]
+    assert packed.summary().endswith("left out    1 file, 17 bytes, not read: card.md (.md)")
+    assert "left out" not in plain.summary()
