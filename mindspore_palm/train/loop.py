@@ -336,6 +336,7 @@ def finish(run: Run) -> Evaluation:
         if finetune.lora_rank:
             save_adapter(run.keeper.newest(), run.folder / ADAPTER, run.settings.model, finetune)
         export(run.keeper.newest(), run.folder / "final", run.settings)
+    stop.done()
     if run.records:
         say(report(result, run))
     return result
