@@ -121,7 +121,9 @@ def say(text: str) -> None:
         else:
             print(text)
         sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):  # a process whose streams are not ours: a notebook, a test
+    except (OSError, ValueError, AttributeError):
+        if isinstance(_raw_stdout(), _Stream):  # else the process has its own streams: a notebook's, a script's
+            raise
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -84,6 +84,8 @@ class _State:
     unsaved: bool = False
     polled: bool = False
     """Whether the process watches others and asks several times a second."""
+    done: bool = False
+    """Whether the run is finished, so that there is nothing left to stop."""
     board: Board | None = None
     sentence: Callable[[], str] = lambda: "stopped before training began"
 
@@ -112,9 +114,19 @@ def release() -> None:
     _mask(signal.SIG_UNBLOCK)
 
 
-def deafen() -> None:
-    """Hears nothing any more: how the process ends is decided."""
+def block() -> None:
+    """Hears nothing, and neither do processes that are started from here, until they call ``listen``."""
     _mask(signal.SIG_BLOCK)
+
+
+def deafen() -> None:
+    """Hears nothing any more: how the process ends is decided.
+
+    Ignored, not blocked: that would leave out the threads of C++ libraries. Python takes its own handlers away at its
+    end, and leaves this.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -139,14 +151,13 @@ def training() -> Iterator[None]:
     if _state.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state.wish, _state.insisted, _state.unsaved = 0, False, False
     before = _install()
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _state.listening, _state.wish, _state.insisted, _state.unsaved = False, 0, False, False
+        _forget()
 
 
 @contextmanager
@@ -188,6 +199,11 @@ def begun() -> None:
         _state.board.note(Board.BEGUN)
 
 
+def done() -> None:
+    """The run is finished: who asks for it to stop now gets what it has come to."""
+    _state.done = True
+
+
 def on_leaving(sentence: Callable[[], str]) -> None:
     """What is said when the process ends at once."""
     _state.sentence = sentence
@@ -210,12 +226,19 @@ def _install() -> dict[int, object]:
     return before
 
 
+def _forget() -> None:
+    _state.wish, _state.insisted, _state.unsaved = 0, False, False
+    _state.listening = _state.done = False
+
+
 def _mask(how: int) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(how, SIGNALS)
 
 
 def _hear(number: int, _: FrameType | None) -> None:
+    if _state.done:
+        return
     now, first = time.monotonic(), not _state.wish
     if first:
         _state.wish, _state.since = number, now

@@ -37,7 +37,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mindspore_palm import console, stop
 console.protect()  # a full disk, where its log is, must not end it
-stop.deafen()  # who ends a job may tell all its processes; workers save first
+stop.block()  # who ends a job may tell all its processes; workers save first
 from mindspore_palm.train.restart import end_with_launcher
 end_with_launcher()
 from mindspore.parallel.cluster.run import main

@@ -351,6 +351,7 @@ def finish(run: Run) -> Evaluation:
             save_adapter(run.keeper.newest(), run.folder / ADAPTER, run.settings.model, finetune)
         export(run.keeper.newest(), run.folder / "final", run.settings)
         run.keeper.prune(step, step)
+    stop.done()
     if run.records:
         say(report(result, run))
     return result

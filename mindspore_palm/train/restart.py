@@ -68,15 +68,15 @@ class OneProcess:
 
     Args:
         command: script and arguments.
-        board: of the process.
+        board: on which it notes that it has something to save; None gives it one.
     """
 
-    def __init__(self, command: Sequence[str], board: stop.Board) -> None:
-        self._board = board
+    def __init__(self, command: Sequence[str], board: stop.Board | None = None) -> None:
+        self._board = board or stop.Board()
         with stop.blocked():
             self._process = subprocess.Popen(  # noqa: S603 - what the user started, again
                 [sys.executable, *command],
-                env={**os.environ, LAUNCHER: str(os.getpid()), stop.ADDRESS: board.address},
+                env={**os.environ, LAUNCHER: str(os.getpid()), stop.ADDRESS: self._board.address},
                 start_new_session=True,  # Ctrl-C comes here alone, and is passed on
             )
 

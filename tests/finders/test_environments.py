@@ -200,7 +200,20 @@ def home(tmp_path_factory):
 
     home = Path(tempfile.mkdtemp(prefix="environments-"))
     home.chmod(0o755)
-    words = "emma olivia ava noah liam sophia isabella charlotte amelia lucas ethan mason".split()
+    words = [
+        "emma",
+        "olivia",
+        "ava",
+        "noah",
+        "liam",
+        "sophia",
+        "isabella",
+        "charlotte",
+        "amelia",
+        "lucas",
+        "ethan",
+        "mason",
+    ]
     draws = random.Random(1)
     text = "".join(f"{' '.join(draws.choices(words, k=5))} {draws.randrange(100)}é\n" for _ in range(400))
     (home / "text.txt").write_text(text, encoding="utf-8")

@@ -3,13 +3,20 @@
 import csv
 import dataclasses
 import io
+import json
+import os
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from event_files import events
 from PIL import Image
 
+from mindspore_palm.train import loss_chart
 from mindspore_palm.train import records as module
 from mindspore_palm.train.records import Records, Row, cut_records
 
@@ -109,8 +116,8 @@ def test_no_rows_no_drawing(tmp_path):
 
 def test_the_mean_passes_over_what_is_not_finite():
     nan = float("nan")
-    assert module._smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
-    assert module._smooth([nan, 3.0, float("inf"), 3.0]) == pytest.approx([nan, 3.0, 3.0, 3.0], nan_ok=True)
+    assert loss_chart._smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert loss_chart._smooth([nan, 3.0, float("inf"), 3.0]) == pytest.approx([nan, 3.0, 3.0, 3.0], nan_ok=True)
 
 
 def begin(folder, steps, **more):
@@ -185,34 +192,145 @@ def test_where_the_run_went_back_is_drawn(tmp_path):
     assert sizes[0] == 0 < sizes[1]
 
 
-def test_a_failed_drawing_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+def fail(*_):
+    raise OSError(28, "No space left on device")
 
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), ValueError("no such backend")])
+def test_a_failed_drawing_is_said_once_and_ends_nothing(problem, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr(module, "draw_loss", fail)
+    with Records(tmp_path, None) as records:
+        records.add(row(1))
+        records.draw()
+        records.add(row(2))
+    assert len(table(tmp_path)) == 2
+    (sentence,) = capsys.readouterr().out.splitlines()
+    assert "loss.png cannot be written now: " in sentence and "training continues" in sentence
+
+
+def test_a_failed_drawing_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "draw_loss", fail)
     with pytest.raises(KeyError, match="the cause"), Records(tmp_path, None) as records:
         records.add(row(1))
         raise KeyError("the cause")
-    (tmp_path / "metrics.csv").unlink()
-    with pytest.raises(OSError, match="No space left"), Records(tmp_path, None) as records:
+
+
+def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path, monkeypatch, capsys):
+    """Also where a part of a line was written before the disk was full."""
+    write = os.pwrite
+
+    def write_a_part(handle, data, at):
+        write(handle, data[:7], at)
+        fail()
+
+    with Records(tmp_path, None) as records:
         records.add(row(1))
-    assert records._file.closed
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", write_a_part)
+            for step in (2, 3, 4):
+                records.add(row(step))
+            assert [values["step"] for values in records.unwritten()] == [2, 3, 4]
+        assert [int(r["step"]) for r in table(tmp_path)] == [1]
+        records.add(row(5))
+        assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3, 4, 5] and not records.unwritten()
+    said = capsys.readouterr().out
+    assert said.count("metrics.csv cannot be written now: No space left on device") == 1
+    assert [step for step, tag, _ in values_of(tmp_path) if tag == "loss"] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("which", ["metrics.csv", "tensorboard"])
-def test_a_full_disk_names_the_file(which, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+def test_events_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path, monkeypatch, capsys):
+    with Records(tmp_path, None) as records:
+        records.add(row(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(module.RecordWriter, "flush", fail)
+            records.add(row(2))
+            records.add(row(3))
+        records.add(row(4))
+    assert capsys.readouterr().out.count("tensorboard cannot be written now: No space left on device") == 1
+    assert {step for step, tag, _ in values_of(tmp_path) if tag == "loss"} == {1, 2, 3, 4}
+    assert len(table(tmp_path)) == 4
 
-    with Records(tmp_path, None) as records, monkeypatch.context() as patch:
-        if which == "metrics.csv":
-            patch.setattr(records._csv, "writerow", fail)
-        else:
-            patch.setattr(records._board, "flush", fail)
-        with pytest.raises(OSError) as caught:
-            records.add(row(1))
-    assert caught.value.filename == str(tmp_path / which)
-    assert caught.value.errno == 28
+
+@pytest.mark.parametrize("gone", ["metrics.csv", "tensorboard", "."])
+def test_files_that_are_deleted_meanwhile_are_written_anew(gone, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with Records(folder, None) as records:
+        records.add(row(1))
+        path = folder / gone
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+        records.add(row(2))
+        assert [int(r["step"]) for r in table(folder)] == [1, 2]
+    assert (2, "loss", 2.5) in values_of(folder)
+    assert (folder / "loss.png").exists()
+
+
+def test_rows_that_only_a_checkpoint_holds_come_back(tmp_path, monkeypatch):
+    """The run was killed before there was room again."""
+    with Records(tmp_path, None) as records:
+        for step in (1, 2):
+            records.add(row(step))
+        monkeypatch.setattr(os, "pwrite", fail)
+        records.add(row(3, loss=float("nan")))
+        records.add(row(4))
+        saved = json.loads(json.dumps(records.unwritten()))
+    monkeypatch.undo()
+    with Records(tmp_path, None, until=4, unwritten=saved) as records:
+        records.add(row(5))
+    assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [r["loss"] for r in table(tmp_path)] == ["2.5", "2.5", "nan", "2.5", "2.5"]
+    with Records(tmp_path, None, until=5, unwritten=saved):  # they are there by now
+        pass
+    assert [int(r["step"]) for r in table(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_rows_after_the_step_that_a_run_resumes_from_are_cut(tmp_path):
+    begin(tmp_path, range(1, 9))
+    with Records(tmp_path, None, until=5) as records:
+        assert len(records.rows) == 5
+        records.add(row(6, loss=0.25))
+    assert [(int(r["step"]), float(r["loss"])) for r in table(tmp_path)][-2:] == [(5, 2.5), (6, 0.25)]
+
+
+def test_a_held_out_loss_that_comes_later_is_given_to_its_row(tmp_path):
+    with Records(tmp_path, None) as records:
+        records.add(row(1))
+        records.add(row(2))
+        assert records.lacks_evaluation()
+    with Records(tmp_path, None, until=2) as records:
+        records.amend(1.25, 0.5)
+        assert not records.lacks_evaluation()
+        records.add(row(3))
+    expected = [("", ""), ("1.25", "0.5"), ("", "")]
+    assert [(r["validation_loss"], r["validation_bits_per_byte"]) for r in table(tmp_path)] == expected
+    assert (2, "validation_loss", 1.25) in values_of(tmp_path)
+
+
+BACKENDS = ["module://matplotlib_inline.backend_inline", "TkAgg", "no_such_backend"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_backend_of_a_notebook_plays_no_part(backend, tmp_path):
+    """Both drawings: of a run, and of a plan."""
+    script = (
+        "from pathlib import Path\n"
+        "from mindspore_palm.train.loss_chart import draw_loss\n"
+        "from mindspore_palm.plan import charts\n"
+        "from mindspore_palm.train.records import Row\n"
+        "draw_loss([Row(1, 2.5, 2.4, 0.1, 1, 0, 8, 1, 8, 0.1, 0.1)], None, Path('loss.png'))\n"
+        "figure, _ = charts._figure(3, 3)\n"
+        "charts._save(figure, Path('plan.png'))\n"
+        "import os; assert os.environ['MPLBACKEND']\n"
+    )
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "loss.png").exists() and (tmp_path / "plan.png").exists()
 
 
 def test_what_others_keep_beside_the_events_stays(tmp_path):

@@ -3,33 +3,72 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
-from mindspore_palm.errors import UserError
+from mindspore_palm import stop
+from mindspore_palm.errors import OVERWRITES, Interrupted, UserError, same_command
 from mindspore_palm.train.restart import Died, OneProcess, with_restarts
 
 
+@pytest.fixture(autouse=True)
+def no_overwrites(monkeypatch):
+    monkeypatch.setenv(OVERWRITES, "")
+    monkeypatch.delenv(OVERWRITES)
+
+
 def attempts(outcomes):
-    """An attempt that ends in each of the outcomes in turn, and the commands that it was given."""
+    """An attempt that ends in each of the outcomes in turn, and the commands that it was given.
+
+    An outcome in a tuple comes after the run's folder was begun.
+    """
     seen, left = [], iter(outcomes)
 
-    def attempt(command):
+    def attempt(command, board):
         seen.append(list(command))
-        if outcome := next(left):
+        outcome = next(left)
+        if isinstance(outcome, tuple):
+            board.note(board.BEGUN)
+            (outcome,) = outcome
+        if outcome:
             raise outcome
 
     return attempt, seen
 
 
 def test_again_until_it_ends_well(capsys):
-    attempt, seen = attempts([Died("worker 1 died"), Died("worker 0 died"), None])
+    attempt, seen = attempts([(Died("worker 1 died"),), Died("worker 0 died"), None])
     with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
     assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "a=b"], ["train.py", "a=b"]]  # deletes once
     assert "worker 0 died; starting again from the last checkpoint (2 of 5)" in capsys.readouterr().out
+
+
+def test_an_attempt_that_dies_before_it_deletes_the_earlier_run_leaves_that_to_the_next():
+    """Else the second attempt would resume the run that had to go."""
+    attempt, seen = attempts([Died("early"), (Died("late"),), None])
+    with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
+    assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "--overwrite", "a=b"], ["train.py", "a=b"]]
+
+
+def test_attempts_without_overwrite_still_name_the_command_of_the_user(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert same_command() == "the same command"
+    attempt, _ = attempts([(Died("late"),), None])
+    with_restarts(attempt, ["train.py", "--overwrite"], 5)
+    assert same_command() == "the same command without --overwrite"
+
+
+def test_a_process_that_was_to_stop_is_not_started_again(monkeypatch):
+    monkeypatch.setattr(stop, "wished", lambda: True)
+    attempt, seen = attempts([Died("was ended by SIGTERM"), None])
+    with pytest.raises(Interrupted, match="the same command resumes from the last checkpoint"):
+        with_restarts(attempt, ["train.py"], 2)
+    assert len(seen) == 1
 
 
 def test_no_more_than_was_allowed():
@@ -66,6 +105,57 @@ def test_how_a_process_ends(code, raised):
     with pytest.raises(raised) as caught:
         OneProcess(["-c", code]).join()
     assert raised is Died or caught.value.code == 2
+
+
+HANGS = "lock, c = ctypes.create_string_buffer(64), ctypes.PyDLL(None); [c.pthread_mutex_lock(lock) for _ in range(2)]"
+LISTENS = """
+import ctypes, sys, time
+from mindspore_palm import stop
+time.sleep({late})
+stop.listen()
+print("ready", flush=True)
+{then}
+"""
+PASSES_ON = """
+import sys
+from mindspore_palm.errors import Interrupted
+from mindspore_palm.train.restart import OneProcess
+try:
+    OneProcess(["-c", sys.argv[1]]).join()
+except Interrupted:
+    sys.exit(99)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("late", "then", "code"),
+    [
+        (0, "time.sleep(100)", 130),  # with nothing to save, it ends at once
+        (2, "time.sleep(100)", 130),  # it is told when it does not listen yet
+        (0, HANGS, 99),  # it cannot hear, and is ended
+    ],
+    ids=["waits", "starts", "computes in C"],
+)
+def test_a_wish_to_stop_reaches_a_process_whenever_it_comes(number, late, then, code):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", PASSES_ON, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
+    )
+    try:
+        end = time.monotonic() + 30
+        while not (others := psutil.Process(launcher.pid).children()) and time.monotonic() < end:
+            time.sleep(0.02)
+        if not late:
+            assert launcher.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        launcher.send_signal(number)
+        assert launcher.wait(timeout=20) == code
+        assert not psutil.wait_procs(others, timeout=5)[1]
+    finally:
+        for process in (launcher, *others):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        launcher.wait()
 
 
 WAITS = """
