@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from mindspore_palm.train.checkpoint import (
     steps_in,
 )
 from mindspore_palm.train.finetune import check_text
-from mindspore_palm.train.identity import is_model_of, other_rows
+from mindspore_palm.train.identity import is_model_of, other_rows, unread_lines
 from mindspore_palm.train.keeper import clear
 from mindspore_palm.train.ours import delete_ours, free_name
 from mindspore_palm.train.progress import REWINDS
@@ -168,6 +169,10 @@ def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> Non
         aside = free_name(folder / "metrics.csv.other")
         os.replace(table, aside)
         say(f"{table} has other losses than this run: it is set aside as {aside.name}")
+    elif unread_lines(table) > 1:  # one may have been cut off by a kill
+        aside = free_name(folder / "metrics.csv.other")
+        shutil.copyfile(table, aside)
+        say(f"{table} has lines that are not its next rows: it is kept as {aside.name}, and they are taken out")
 
 
 def delete_checkpoints(folder: Path) -> None:
@@ -207,8 +212,9 @@ def check_places(folder: Path) -> None:
         path = folder / name
         if path.is_symlink():
             raise UserError(f"{path} is a link to {os.readlink(path)}, which a run would replace; remove the link")
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, and a run keeps a file there; move it away")
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"{path} is {what}, and a run keeps a file there; move it away")
 
 
 def check_nothing_is_elsewhere(folder: Path) -> None:

@@ -80,7 +80,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     else:
-        check_memory(settings, check_settings(settings, "CPU"))
+        check_memory(settings, check_settings(settings, "CPU", start))
         folder = Path(settings.train.output)
         with only_run(folder):  # from the look to the end: workers do not take the lock again
             if check_run_folder(settings, start) is Found.FINISHED:

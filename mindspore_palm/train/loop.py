@@ -233,8 +233,8 @@ def assemble(
         records = Records(folder, gzip9, marks, until=progress.step, unwritten=before.get(UNWRITTEN, []))
     if progress.step:
         say(f"going on from step {progress.step}")
-        if records and (not records.rows or records.rows[-1].step < progress.step):
-            say("metrics.csv lacks the last rows before that step: somebody has taken them out")
+        if records and len(records.rows) < progress.step:
+            say("metrics.csv lacks rows before that step: somebody has taken them out")
     if known and progress.segments != known:
         say(what_changed(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
