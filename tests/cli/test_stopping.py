@@ -166,7 +166,7 @@ def test_of_two_launches_into_one_folder_the_second_gets_a_sentence(home):
         end = time.monotonic() + 120
         while not (home / "twice" / "lock").exists() and time.monotonic() < end:
             time.sleep(0.02)
-        code, out, err = finish(start(home, "twice", "parallel.data=2", "--overwrite"))
+        code, _, err = finish(start(home, "twice", "parallel.data=2", "--overwrite"))
         assert code == 2 and "Traceback" not in err
         assert err == f"error: another process is training in {home / 'twice'}; set train.output to another folder\n"
         code, _, err = finish(first)
