@@ -149,7 +149,10 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
     build.extension()
     sys.stdout.reconfigure(encoding="utf-8")
     with tempfile.TemporaryDirectory() as logs:
-        Workers(devices, command, Path(logs) / "workers").join()
+        try:
+            Workers(devices, command, Path(logs) / "workers").join()
+        except Interrupted:
+            raise Interrupted("\nstopped") from None
 
 
 def _generate(request: Request, settings: Settings, here: Layout) -> None:

@@ -175,6 +175,8 @@ class Workers:
             self._end_all()
         if stopped := self._words(r"^stopped .*$"):  # also if a worker alone was told to
             raise Interrupted(stopped)
+        if self.msrun.returncode == 0 and self._board.left:  # a worker was told to, and its log is on a full disk
+            raise Interrupted(stopped_early())
         if self.msrun.returncode == 0:
             return
         problem = self._problem()

@@ -40,6 +40,7 @@ def with_restarts(attempt: Callable[[Sequence[str], stop.Board], None], command:
     """
     if OVERWRITE in command:
         os.environ[OVERWRITES] = "1"  # attempts that are started without it still name the user's command
+    stop.on_leaving(stopped_early)
     for number in range(restarts + 1):
         board = stop.Board()
         try:
