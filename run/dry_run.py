@@ -28,7 +28,7 @@ def main() -> None:
     settings, origins = load_settings(
         arguments.config, arguments.overrides
     )  # what is wrong is said before MindSpore starts
-    print_notes(settings, origins, arguments.overrides)
+    print_notes(settings, origins, arguments.overrides, sys.stderr)
     from mindspore_palm.plan.dry_run import dry_run, layer_ledger
     from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
     from mindspore_palm.plan.ledger import show_ledger

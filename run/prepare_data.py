@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         refuse_workers("the preparation")
         settings, origins = load_settings(options.config, options.overrides)
-        print_notes(settings, origins, options.overrides)
+        print_notes(settings, origins, options.overrides, sys.stderr)
         prepared = prepare(settings.data, settings.model.vocab_size)
         print(prepared.summary())
         print(f"folder      {prepared.folder}")

@@ -8,7 +8,6 @@ goes as its three bytes, and nothing is lost.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import sentencepiece
 
 from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
+from mindspore_palm.machine import processors
 
 EOD = "[eod]"
 SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
@@ -132,7 +132,7 @@ class Tokenizer:
                 chunks.append(chunk)
                 owners.append(owner)
         result: list[list[int]] = [[] for _ in texts]
-        threads = max(1, min(os.cpu_count() or 1, len(chunks)))
+        threads = max(1, min(processors(), len(chunks)))
         for owner, chunk, tokens in zip(owners, chunks, self._model.encode(chunks, num_threads=threads), strict=True):
             result[owner].extend(self._literal_space if chunk == SPACE else tokens)
         return result
