@@ -259,8 +259,7 @@ def test_a_device_that_is_not_there(command, no_work, tmp_path):
 def test_a_model_that_does_not_fit(command, no_work, tmp_path, monkeypatch):
     from mindspore_palm.train import memory
 
-    free = type("Memory", (), {"available": 20 * 10**9})
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
     spare = [f"model.{name}" for name in ("layers=32", "d_model=4096", "heads=16", "head_dim=256", "d_ff=16384")]
     result = command(tmp_path / "run", "model.preset=palm_8b", "model.vocab_size=256000", *spare)
     check_refused(result, "snapshot to save: 104 GB", "20 GB", "free", "make the model smaller")  # 8.63e9 * 12

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,17 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parallel import host_worker as worker
+from parallel.msrun import environment, msrun_command
 
 from mindspore_palm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("host_worker.py")
 RANKS = range(worker.WORKERS)
 LIMIT = 120.0  # seconds for all that the workers do; alone they need a fifth of that
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
 def end_group(pid: int) -> None:
@@ -44,12 +39,7 @@ def run(tmp_path_factory):
     from mindspore_palm.parallel.host import build
 
     build.extension()  # not on the workers' time, which is limited
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    msrun, count = str(Path(sys.executable).with_name("msrun")), str(worker.WORKERS)
-    command = [msrun, "--worker_num", count, "--local_worker_num", count, "--master_port", str(port)]
-    command += ["--log_dir", str(out / "log"), "--join", "True", str(WORKER), str(out)]
+    command = msrun_command(worker.WORKERS, out / "log", WORKER, out)
     with open(out / "msrun.log", "w") as log:
         process = subprocess.Popen(command, cwd=out, env=environment(), stdout=log, stderr=log, start_new_session=True)
     try:
