@@ -36,7 +36,7 @@ def check_layout(settings: Settings, layout: Layout, placements: Sequence[Placem
     Raises:
         UserError: names setting, sizes and what to change.
     """
-    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":
+    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":  # MS-31
         raise UserError("train.compute_dtype = bfloat16: MindSpore's CPU has no such product; set float32 or float16")
     if layout.devices == 1:
         return
@@ -49,7 +49,7 @@ def check_layout(settings: Settings, layout: Layout, placements: Sequence[Placem
 
 
 def check_servers(mesh: Mesh) -> None:
-    """Ascend's groups must take the same places in every server of 8 that they touch.
+    """Ascend's groups must take the same places in every server of 8 that they touch (MS-13).
 
     Raises:
         UserError: names the axis and sizes that work.
@@ -118,7 +118,7 @@ def _check_sizes(settings: Settings, layout: Layout) -> None:
 
 
 def _check_sharded(layout: Layout, placements: Sequence[Placement]) -> None:
-    whole = [p for p in placements if p.data_slices == 1]
+    whole = [p for p in placements if p.data_slices == 1]  # MS-08: MindSpore would not say so
     there, all_bytes = sum(prod(p.shape) for p in whole), sum(prod(p.shape) for p in placements)
     if there <= WHOLE_AT_MOST * all_bytes:
         return

@@ -1,4 +1,4 @@
-"""Sums over tensors of which a device holds a slice: what the optimizer and the clip see."""
+"""Sums over tensors of which a device holds a slice: what the optimizer and the clip see (MS-10)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindS
 FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
 MSRUN = f"""
 import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: None)  # who ends a job may tell all its processes; workers save first
+signal.signal(signal.SIGTERM, lambda *_: None)  # MS-48: who ends a job may tell all its processes; workers save first
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mindspore_palm.train.restart import end_with_launcher
 end_with_launcher()
@@ -39,7 +39,7 @@ from mindspore.parallel.cluster.run import main
 main()
 """
 LOOK = 0.1  # seconds between two looks at what the workers say
-GRACE = 3.0  # seconds that the others have when one has failed; msrun's own scheduler would take half a minute
+GRACE = 3.0  # MS-46: seconds that the others have when one has failed; msrun's scheduler would take half a minute
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
 
 
@@ -57,11 +57,11 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     devices = settings.parallel.devices
     end_with_launcher()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        signal.signal(signal.SIGTERM, lambda *_: None)  # as msrun
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as msrun (MS-45)
     if is_worker():
         try:
             train(settings, start)
-        except Interrupted as stop:  # saved and done: msrun would take another exit code for a failure
+        except Interrupted as stop:  # MS-49, saved: msrun would take another exit code for a failure
             print(stop, flush=True)
     elif devices == 1 and (not start.max_restarts or LAUNCHER in os.environ):
         train(settings, start)
@@ -104,10 +104,10 @@ class Workers:
             "master_port": _free_port(),
             "log_dir": logs,
             "join": True,
-            "tail_worker_log": count,  # there is no such worker, so msrun repeats nobody's log
+            "tail_worker_log": count,  # MS-47: there is no such worker, so msrun repeats nobody's log
         }
         msrun = [sys.executable, "-c", MSRUN]
-        # msrun starts scripts by the first python of the path, which need not be this one
+        # MS-44: msrun starts scripts by the first python of the path, which need not be this one
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
         environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}
