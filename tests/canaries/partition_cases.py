@@ -180,12 +180,25 @@ class Descent(nn.Optimizer):
         return True
 
 
+class Spread(nn.Optimizer):
+    """max(g) - 2 min(g), over all devices: two reductions of one tensor."""
+
+    def __init__(self, weights):
+        super().__init__(0.1, weights)
+        self.max, self.min, self.assign = ops.AllReduce("max"), ops.AllReduce("min"), ops.Assign()
+
+    def construct(self, gradients):
+        for i in range(len(gradients)):
+            self.assign(self.parameters[i], self.max(gradients[i]) - 2.0 * self.min(gradients[i]))
+        return True
+
+
 class Step(nn.Cell):
     """One step of an optimizer."""
 
-    def __init__(self, net):
+    def __init__(self, net, optimizer=Descent):
         super().__init__(auto_prefix=False)
-        self.optimizer = Descent(net.trainable_params())
+        self.optimizer = optimizer(net.trainable_params())
         self.gradients = ops.value_and_grad(net, None, self.optimizer.parameters)
 
     def construct(self, x):
@@ -231,6 +244,7 @@ def main() -> None:
     partition("rows_that_divide", Step(DataParallel(8)), x, hsdp=all_shards)
     partition("rows_that_do_not", Step(DataParallel(6)), ones(4, 6), hsdp=all_shards)
     partition("default_threshold", Step(DataParallel(8)), x, hsdp={"shard_size": DEVICES, "optimizer_level": "level1"})
+    partition("maximum_and_minimum", Step(DataParallel(8), Spread), x)
     partition("input_that_is_none", DataParallel(8), ones(1, 8), None, strategy=((DEVICES, 1), ()))
     cut = (1, DEVICES)
     partition("dense_cross_entropy", CrossEntropy(ops.SoftmaxCrossEntropyWithLogits(), cut, cut), x, x)

@@ -65,5 +65,5 @@ def still(id: str, shown: bool, seen: object = "") -> None:
         AssertionError: MindSpore has fixed it; names what to remove.
     """
     if not shown:
-        where = rows()[id].where if id in rows() else ""
+        where = rows()[id].where
         raise AssertionError(f"{id}: MindSpore has fixed this; remove the workaround in {where} (seen: {seen})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -218,8 +219,11 @@ def test_ms_42_collectives_on_the_cpu_only_add_and_gather(tmp_path):
     """Two workers, without the package's own kernels."""
     from parallel.msrun import run
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True"]
-    command += [f"--log_dir={tmp_path / 'log'}", "--master_port=18441", str(HERE / "bare_worker.py"), str(tmp_path)]
+    command += [f"--log_dir={tmp_path / 'log'}", f"--master_port={port}", str(HERE / "bare_worker.py"), str(tmp_path)]
     run(command, tmp_path, 240.0)
     seen = (tmp_path / "0.txt").read_text().splitlines()
     still("MS-42", seen == ["sum works", "max fails", "reduce-scatter fails"], seen)

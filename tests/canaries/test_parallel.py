@@ -158,3 +158,9 @@ def test_ms_15_slices_of_different_weights_are_drawn_equal(monkeypatch):
     drawn = [initializer(Normal(1.0), (4, 4)).init_data(slice_index=0, shape=(2, 4)).asnumpy() for _ in range(2)]
     np.random.set_state(state)
     still("MS-15", np.array_equal(*drawn), drawn)
+
+
+def test_ms_53_reductions_of_one_tensor_are_merged_whatever_they_do(case):
+    seen = re.findall(r"= AllReduce\(.*? op: \"(\w+)\"", case("maximum_and_minimum").graph)
+    assert "max" in seen
+    still("MS-53", "min" not in seen, seen)
