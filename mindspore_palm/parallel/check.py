@@ -101,7 +101,7 @@ def check_layout(
 
 def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> Misfit | None:
     """The first thing that does not fit; None where all does. Arguments as ``check_layout``."""
-    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":
+    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":  # MS-31
         text = "train.compute_dtype = bfloat16: MindSpore's CPU has no bfloat16 matmul"
         return Misfit("dtype", text, ({"train.compute_dtype": "float32"},))
     if layout.devices == 1:
@@ -122,7 +122,7 @@ def partitions_for(devices: int) -> bool:
 
 
 def check_servers(mesh: Mesh) -> None:
-    """Ascend's groups must take the same places in every server of 8 that they touch.
+    """Ascend's groups must take the same places in every server of 8 that they touch (MS-13).
 
     Raises:
         UserError: names the axis and sizes that work.
@@ -240,7 +240,7 @@ def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) ->
     def numbers(placement: Placement) -> int:
         return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
 
-    replicated = [p for p in placements if p.data_slices == 1]
+    replicated = [p for p in placements if p.data_slices == 1]  # MS-08: MindSpore would not say so
     found, total = sum(map(numbers, replicated)), sum(map(numbers, placements))
     if found <= WHOLE_AT_MOST * total:
         return None

@@ -37,14 +37,14 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mindspore_palm import console, stop
 console.protect()  # a full disk, where its log is, must not end it
-stop.block()  # who ends a job may tell all its processes; workers save first
+stop.block()  # MS-48: who ends a job may tell all its processes; workers save first
 from mindspore_palm.train.restart import end_with_launcher
 end_with_launcher()
 from mindspore.parallel.cluster.run import main
 main()
 """
 LOOK = 0.1  # seconds between two looks at what the workers say
-GRACE = 3.0  # seconds that the others have when one has failed; msrun's own scheduler would take half a minute
+GRACE = 3.0  # MS-46: seconds that the others have when one has failed; msrun's scheduler would take half a minute
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
 ATTEMPT = "attempt_"
 KEPT = 10  # attempts whose logs are kept
@@ -66,7 +66,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     if is_worker():
         try:
             train(settings, start)
-        except Interrupted as stopped:  # saved and done: msrun would take another exit code for a failure
+        except Interrupted as stopped:  # MS-49, saved: msrun would take another exit code for a failure
             print(stopped, flush=True)
     elif devices == 1 and (not restarts or LAUNCHER in os.environ):
         train(settings, start)
@@ -131,10 +131,10 @@ class Workers:
             "master_port": _free_port(),
             "log_dir": logs,
             "join": True,
-            "tail_worker_log": count,  # there is no such worker, so msrun repeats nobody's log
+            "tail_worker_log": count,  # MS-47: there is no such worker, so msrun repeats nobody's log
         }
         msrun = [sys.executable, "-c", MSRUN]
-        # msrun starts scripts by the first python of the path, which need not be this one
+        # MS-44: msrun starts scripts by the first python of the path, which need not be this one
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
         environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}

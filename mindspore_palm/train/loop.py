@@ -172,7 +172,7 @@ def assemble(
     """Network, newest checkpoint and records: the run as it stands.
 
     A network that has run keeps its own copies of the weights, which MindSpore does not give new values: so going back
-    is starting again.
+    is starting again (MS-22).
     """
     lead = this_rank() == 0
     palm, step = build_step(settings)
