@@ -150,8 +150,34 @@ def start_run_folder(folder: Path, settings: Settings, found: Found) -> None:
         for name in MODELS:
             delete_ours(folder / name, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
+    else:
+        keep_edited_settings(folder, settings)
     with write_atomically(folder / "config.yaml") as file:
         file.write(settings_to_yaml(settings).encode())
+
+
+def keep_edited_settings(folder: Path, settings: Settings) -> None:
+    """Keeps a copy of a config.yaml that somebody has changed: a run writes its settings there, and reads none.
+
+    Raises:
+        OSError: it could not be copied.
+    """
+    file, newest = folder / "config.yaml", standing(folder)
+    if not file.exists() or newest is None:
+        return
+    try:
+        found = load_settings(file)[0]
+        known = (settings, load_settings(newest.folder / "config.yaml")[0])
+        edited = all(differences(found, other) for other in known)
+    except UserError:
+        edited = True
+    if edited:
+        aside = free_name(folder / "config.yaml.other")
+        shutil.copyfile(file, aside)
+        say(
+            f"{file} was changed by somebody: it records the settings of the run, and none are read from it; it is "
+            f"kept as {aside.name}"
+        )
 
 
 def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> None:

@@ -179,7 +179,7 @@ def read_rows(table: Path) -> list[Row]:
     if not table.exists():
         return []
     rows: list[Row] = []
-    with open(table, newline="", encoding="utf-8") as file, suppress(ValueError, csv.Error):
+    with open(table, newline="", encoding="utf-8-sig") as file, suppress(ValueError, csv.Error):
         for values in csv.DictReader(file):
             row = Row(**{field.name: _number(values.get(field.name), field) for field in fields(Row)})
             if row.step != (rows[-1].step + 1 if rows else row.step) or None in values.values():

@@ -17,6 +17,8 @@ import pytest
 from checkpoints.command import rows_of
 from checkpoints.in_process import trainer, write_text
 
+from mindspore_palm import load
+from mindspore_palm.errors import UserError
 from mindspore_palm.train import loop
 from mindspore_palm.train.evaluate import Evaluation
 from mindspore_palm.train.step import StepResult
@@ -327,6 +329,14 @@ def problem_of(case, home, result):
     return ""
 
 
+def opens(run):
+    """The model of a run opens, or a sentence says why it does not."""
+    try:
+        load(run)
+    except UserError as error:
+        assert len(str(error)) < 900
+
+
 def contents(folder):
     """Of all small files, wherever they were moved to together with what they lie in."""
     for top, _, names in os.walk(folder):
@@ -373,7 +383,10 @@ def test_a_mutated_folder_resumes_to_the_same_bits_or_is_refused_in_a_sentence(c
         what = "?"
         try:
             what = ", ".join(mutate(case) for mutate in mutations)
-            result = train(case.run, f"train.steps={STEPS}")
+            opens(case.run)
+            more = ["--overwrite"] if case.draw.random() < 0.15 else []
+            what += "".join(f", {word}" for word in more)
+            result = train(case.run, f"train.steps={STEPS}", *more)
             problem = problem_of(case, home, result)
             said["resumed to the same bits" if result[0] == 0 else "refused in a sentence"] += not problem
         except (Exception, SystemExit) as error:
