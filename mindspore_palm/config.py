@@ -15,7 +15,9 @@ from mindspore_palm.fields import (
     Contradiction,
     Count,
     CountOrZero,
+    Devices,
     Fraction,
+    Layers,
     Name,
     NonNegative,
     Positive,
@@ -33,7 +35,7 @@ class PaLMConfig(Section):
 
     preset: Literal["", "palm_tiny", "palm_small", "palm_8b", "palm_62b", "palm_540b"] = ""
     """A named size to start from; the other fields of the section then say only what differs. Default: none."""
-    layers: Count = 4
+    layers: Layers = 4
     """Number of blocks. Default 4."""
     d_model: Count = 128
     """Width of the residual stream, in features. Default 128."""
@@ -353,11 +355,11 @@ class FinetuneConfig(Section):
 class ParallelConfig(Section):
     """How a network lies on devices (section 4 of the paper)."""
 
-    pods: Count = 1
+    pods: Devices = 1
     """Pods of devices; only gradients travel between them. Default 1 (PaLM 540B: 2)."""
-    data: Count = 1
+    data: Devices = 1
     """Parts of a batch in one pod. Default 1 (PaLM 540B: 256)."""
-    model: Count = 1
+    model: Devices = 1
     """Parts of every product: of heads, feed-forward features and vocabulary. Default 1 (PaLM 540B: 12)."""
     strategy: Literal["palm", "data", "model"] = "palm"
     """The table of axes: palm; data gives every device sequences of its own; model cuts products only. Default palm."""
