@@ -191,7 +191,7 @@ class DataConfig(Section):
     """Share of the documents that is held out, chosen by the hash of their text. Default 0.02."""
     tokenizer: str = ""
     """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
-    tokenizer_megabytes: Positive = 4.0
+    tokenizer_megabytes: Annotated[float, Field(ge=0.001)] = 4.0
     """Text that the tokenizer is trained on at most, in MB, spread over the corpus. Default 4."""
     prepared: Name = "runs/prepared"
     """Folder of the prepared tokens; each corpus and tokenizer gets a subfolder. Default runs/prepared."""

@@ -36,6 +36,7 @@ COMMAND = Path(__file__).with_name("two_steps.py")
 SEED = int(os.environ.get("FINDER_SEED", "0"))
 TRAINED_BY_DEFAULT = 2
 LIMIT = 300  # seconds for a run
+MOST_WORKERS = 2  # that are started for a run; its step on a larger mesh is compiled, as for one rank of it
 ROUNDS = 8  # refusals with advice that are followed
 
 # The smallest network that trains, and a run of three steps: what a setting has where its kind is "not written".
@@ -174,12 +175,14 @@ def train(home, values):
     if any("\0" in str(value) for value in values.values()):
         return "refused", "no command line holds a NUL"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = COMMAND if (home / "model").exists() else ROOT / "run" / "train.py"
-    if script != COMMAND:
-        values["train.output"] = "kept"
+    command = [COMMAND, "--overwrite"]
+    if not (home / "model").exists():
+        command, values["train.output"] = [ROOT / "run" / "train.py"], "kept"
+    if load_settings(None, overrides(values))[0].parallel.devices > MOST_WORKERS:
+        command = [ROOT / "run" / "dry_run.py"]  # compiles the step of one rank
     try:
         done = subprocess.run(
-            [sys.executable, str(script), "--overwrite", *overrides(values)],
+            [sys.executable, *map(str, command), *overrides(values)],
             cwd=home,
             env=environment,
             capture_output=True,
