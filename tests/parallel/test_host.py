@@ -335,3 +335,27 @@ def test_what_is_in_the_cache_and_no_library(tmp_path, monkeypatch):
     (folder / "mindspore_palm_host.so").write_text("half a file")
     with pytest.raises(UserError, match=f"does not load: .*; delete {folder}"):
         build.extension()
+
+
+@pytest.mark.parametrize(
+    ("cxx", "said"),
+    [
+        ("", "there is no g++ in PATH: install it"),
+        ("   ", "there is no g++ in PATH: install it"),
+        ("no-such-compiler -O1", "there is no no-such-compiler in PATH: CXX names it: set CXX to a C++ compiler"),
+    ],
+)
+def test_a_compiler_that_cxx_does_not_name(tmp_path, cxx, said):
+    assert said in broken("pass", tmp_path, PATH=str(tmp_path), CXX=cxx)
+
+
+def test_a_compiler_that_says_nothing_and_writes_nothing(tmp_path):
+    program(tmp_path / "bin" / "quiet", "exit 0")
+    text = broken("pass", tmp_path, CXX=str(tmp_path / "bin" / "quiet"))
+    assert "was not built" in text and "build.log tells why" in text
+
+
+def test_ninja_beside_the_interpreter_is_found_without_an_activated_environment(tmp_path):
+    program(tmp_path / "bin" / "g++", "echo 'kernels.cc:1: error: no such luck' >&2; exit 1")
+    text = broken("pass", tmp_path, PATH=str(tmp_path / "bin"))
+    assert text.endswith("kernels.cc:1: error: no such luck")
