@@ -68,7 +68,7 @@ def only_run(folder: Path) -> Iterator[None]:
             if time.monotonic() > end:
                 raise UserError(f"another process is training in {folder}; set train.output to another folder")
             time.sleep(0.2)
-        probe = folder / "writable"
+        probe = free_name(folder / "writable")
         with write_atomically(probe) as content:
             content.write(b"this run can write here\n")
         probe.unlink()

@@ -105,8 +105,8 @@ def check_settings(settings: Settings, kind: str, start: Start | None = None) ->
     place = layout_of(settings, kind)
     start = start or Start()
     begun = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
-    ahead = ahead_of(settings, next_step(folder, start.overwrite, start.rewind_to))
-    check_layout(ahead, place, placements, may_change=is_free if begun else lambda _: True)
+    step = next_step(folder, start.overwrite, start.rewind_to)
+    check_layout(settings, place, placements, step, may_change=is_free if begun else lambda _: True)
     return place
 
 
@@ -179,7 +179,7 @@ def assemble(
     progress, before = restore(folder, step.state, agreement)
     corpus = before.get("corpus", {}), fingerprint(prepared)
     check_corpus(*corpus, start, settings)
-    check_layout(ahead_of(settings, progress.step), current_layout(), placements(settings.model, current_layout()))
+    check_layout(settings, current_layout(), placements, progress.step, is_free)
     known, progress.segments = progress.segments, segments_from(progress.step, progress, settings, prepared, corpus)
     batches = batches_of(settings, prepared, progress.segments, progress.rewinds)
     records = None

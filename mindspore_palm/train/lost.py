@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspore_palm.config import OptimizerConfig, Settings, TrainConfig
-from mindspore_palm.errors import UserError
+from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.checkpoint import CONFIG, folder_name, steps_in
 from mindspore_palm.train.progress import Progress
@@ -48,11 +48,12 @@ def advice(settings: Settings, progress: Progress) -> str:
     if steps:
         arguments += [f"--rewind-to {_not_asked_before(to, steps, progress)}"]
         arguments += [f"--accept {name}" for name in changes]
+        command = same_command().replace("--overwrite", "--overwrite and")
         where = f"goes back to step {to:,}, the last checkpoint from which training went well"
     else:
         arguments.append("--overwrite")
-        where = "starts over, as there is no checkpoint"
-    return f"lower {' and '.join(changes)}; the same command with {' '.join(arguments)} {where}"
+        command, where = "the same command", "starts over, as there is no checkpoint"
+    return f"lower {' and '.join(changes)}; {command} with {' '.join(arguments)} {where}"
 
 
 def _not_asked_before(to: int, steps: list[int], progress: Progress) -> int:

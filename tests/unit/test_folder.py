@@ -195,3 +195,10 @@ def test_settings_that_somebody_edited_are_kept_and_not_read(make_checkpoint, se
         assert kept.exists() == bool(content) and (not content or kept.read_text() == content)
     assert (run / "config.yaml").read_text() == settings_to_yaml(settings)
     assert "none are read from it; it is kept as config.yaml.other" in capsys.readouterr().out
+
+
+def test_a_file_of_the_user_is_not_taken_for_the_probe(tmp_path):
+    (tmp_path / "writable").write_text("mine")
+    with only_run(tmp_path):
+        pass
+    assert (tmp_path / "writable").read_text() == "mine"
