@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import socket
+import sys
 
 import pytest
 
@@ -217,3 +218,11 @@ def test_utf_16_is_recognised(tmp_path, order):
     (tmp_path / "a.txt").write_bytes("\ufeffhéllo".encode(order) if order == "utf-16-be" else "héllo".encode(order))
     with pytest.raises(UserError, match=r"not UTF-8 text at byte 0 \(it looks like UTF-16\); save the file as UTF-8"):
         read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt.zst"])
+def test_without_pyarrow_its_kinds_of_file_name_the_package(tmp_path, name, monkeypatch):
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=f"{name}: .*pip install pyarrow"):
+        read(tmp_path / name)
