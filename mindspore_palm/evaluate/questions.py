@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.data.corpus import json_lines
+from mindspore_palm.data.corpus import check_once, check_text, json_lines, names_of
 from mindspore_palm.data.shuffle import permute
 from mindspore_palm.errors import UserError
 
@@ -89,12 +89,15 @@ def _records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _question(record: dict[str, Any], where: str) -> Question:
     for name in ("prompt", "answer"):
         if name not in record:
-            raise UserError(f"{where}: there is no field {name!r}; there are {', '.join(record) or 'none'}")
+            raise UserError(f"{where}: there is no field {name!r}; there are {names_of(record)}")
     if unknown := sorted(record.keys() - set(FIELDS)):
         raise UserError(f"{where}: there is no use for the field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    for name in FIELDS:
+        check_once(record, name, where)
     prompt, answer = record["prompt"], record["answer"]
     if not isinstance(prompt, str):
         raise UserError(f"{where}: 'prompt' must be a string")
+    check_text(prompt, f"{where}: 'prompt'")
     if "choices" not in record:
         return Question(prompt, (), _texts([answer] if isinstance(answer, str) else answer, "answer", where))
     choices = _texts(record["choices"], "choices", where)
@@ -108,4 +111,6 @@ def _question(record: dict[str, Any], where: str) -> Question:
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
         raise UserError(f"{where}: {name!r} must be a list of strings, none of them empty")
+    for text in value:
+        check_text(text, f"{where}: {name!r}")
     return tuple(value)
