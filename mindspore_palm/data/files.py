@@ -197,6 +197,11 @@ def _unpacked(file: IO[bytes], path: Path, packing: str) -> Any:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd"))
 
 
+def packing_of(path: Path) -> str:
+    """How a file is packed, as its name says: .gz, .bz2, .xz or .zst; empty if it is not."""
+    return _kind(path.name)[1]
+
+
 def _kind(name: str) -> tuple[str, str]:
     """Kind and packing that a file's name says; no kind where it says none that is read."""
     path = Path(name.lower())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspore_palm.data.corpus import check_once, check_text, json_lines, names_of
+from mindspore_palm.data.files import packing_of, shown
 from mindspore_palm.data.shuffle import permute
 from mindspore_palm.errors import UserError
 
@@ -44,9 +45,11 @@ def read_questions(file: Path) -> list[Question]:
     """
     questions = [_question(record, where) for record, where in _records(file)]
     if not questions:
-        raise UserError(f"{file}: there is no question in it")
+        raise UserError(f"{shown(file)}: there is no question in it")
     if any(bool(question.choices) != bool(questions[0].choices) for question in questions):
-        raise UserError(f"{file}: some questions have 'choices' and some have not; put each kind in a file of its own")
+        raise UserError(
+            f"{shown(file)}: some questions have 'choices' and some have not; put each kind in a file of its own"
+        )
     return questions
 
 
@@ -78,12 +81,12 @@ def prompts(questions: Sequence[Question], examples: Sequence[Question] | None, 
 
 def _records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
     try:
-        for record, where in json_lines(file):
+        for record, where in json_lines(file, packing_of(file)):
             if not isinstance(record, dict):
                 raise UserError(f'{where}: expected an object such as {{"prompt": "2 + 2 =", "answer": " 4"}}')
             yield record, where
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
+        raise UserError(f"{shown(file)}: {error.strerror or error}") from None
 
 
 def _question(record: dict[str, Any], where: str) -> Question:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data import Tokenizer, read_pairs
 from mindspore_palm.data.corpus import documents
-from mindspore_palm.data.files import find_files
+from mindspore_palm.data.files import find_files, shown
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.questions import read_questions
 
@@ -134,3 +135,34 @@ def test_a_folder_that_a_pattern_with_an_ending_matches_is_told(tmp_path):
     assert "b.txt (a folder)" in files.passed_over()
     assert len(find_files(str(tmp_path / "**" / "*.txt")).read) == 2  # there, what is in it is matched by itself
     assert not find_files(str(tmp_path / "**" / "*.txt")).passed_over()
+
+
+def test_questions_are_read_packed_and_their_file_is_one_line_of_a_message(tmp_path):
+    import gzip
+
+    file = tmp_path / "a\nb.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"prompt": "a", "answer": "b"}\n'))
+    assert [question.prompt for question in read_questions(file)] == ["a"]
+    assert r"a\nb.jsonl.gz: there is no question" in _emptied(file)
+    file.write_bytes(gzip.compress(b'{"prompt": "a", "answer": "b"}\n')[:-9])
+    assert "is not a whole .gz file" in refusal(lambda: read_questions(file))
+    assert "No such file" in refusal(lambda: read_questions(tmp_path / "no\none.jsonl"))
+
+
+def _emptied(file):
+    import gzip
+
+    file.write_bytes(gzip.compress(b"\n"))
+    return refusal(lambda: read_questions(file))
+
+
+def test_evaluation_names_a_file_once_and_in_one_line(tmp_path):
+    """Also where its name holds a line end or is not UTF-8."""
+    from mindspore_palm.evaluate.evaluate import Wanted, _in_words_of, _read_tasks
+
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/a\n\xe9.txt")
+    for inner in (f"{shown(file)}: not UTF-8 text at byte 3", "there is no text to score"):
+        with pytest.raises(UserError) as caught, _in_words_of(file):
+            raise UserError(inner)
+        assert str(caught.value).isprintable() and str(caught.value).count(r"a\n\xe9.txt") == 1
+    assert refusal(lambda: _read_tasks(Wanted(text=["a.txt"], stop=("\n", "\udcff")))).startswith("--stop '")
