@@ -70,6 +70,8 @@ def protect(results: bool = False) -> None:
         results: standard output carries what the command is for; there, failing to write is an error (``flush``).
     """
     closed = _open_all()
+    if sys.stdin is None:  # closed before Python began: to read from it is to come to its end
+        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - for good
     for number, name in ((1, "stdout"), (2, "stderr")):
         before, raw = getattr(sys, name), _Stream(number, number in closed)
         text = io.TextIOWrapper(

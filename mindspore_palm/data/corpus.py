@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import numbers
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,7 +93,7 @@ def json_lines(path: Path, packing: str = "") -> Iterator[tuple[Any, str]]:
                 line = line.removeprefix(BOM)
             try:
                 text = line.decode().strip()
-                record = json.loads(text) if text else None
+                record = json.loads(text, object_pairs_hook=_record) if text else None
             except UnicodeDecodeError as error:
                 hint = _encoding(line) if number == 1 else ""
                 raise UserError(f"{where}: not UTF-8 text at byte {error.start} of the line{hint}") from None
@@ -101,6 +103,53 @@ def json_lines(path: Path, packing: str = "") -> Iterator[tuple[Any, str]]:
                 raise UserError(f"{where}: this is not JSON ({error})") from None
             if text:
                 yield record, where
+
+
+class Twice(dict[str, Any]):
+    """An object of JSON in which fields come twice: JSON's readers keep the last value, and the first is lost."""
+
+    names: frozenset[str]
+    """These fields."""
+
+
+def _record(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(fields)
+    if len(record) == len(fields):
+        return record
+    counts = Counter(name for name, _ in fields)
+    twice = Twice(record)
+    twice.names = frozenset(name for name, count in counts.items() if count > 1)
+    return twice
+
+
+def check_once(record: dict[str, Any], field: str, where: str) -> None:
+    """Sees that a field of what ``json_lines`` gives comes once.
+
+    Raises:
+        UserError: it comes twice, and one of its values would be lost.
+    """
+    if isinstance(record, Twice) and field in record.names:
+        raise UserError(f"{where}: the field {field!r} comes twice; keep one of them")
+
+
+def check_text(text: str, what: str) -> None:
+    """Sees that a string of JSON is text, which may hold any half of a character by its number.
+
+    Raises:
+        UserError: it is none; ``what`` names it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} holds a lone surrogate at character {error.start}, which is half a character; write the character "
+            "whole, or take it out"
+        ) from None
+
+
+def names_of(names: Iterable[str]) -> str:
+    """The first of some names of fields or columns, for messages."""
+    return ", ".join(shown(name) for name in islice(names, 10)) or "none"
 
 
 def _whole(name: str, text: str) -> Iterator[Document]:
@@ -184,8 +233,9 @@ def text_of(record: Any, field: str, where: str, setting: str) -> str:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with the field {field!r}, found {_kind(record)}")
     if field not in record:
-        there = ", ".join(list(record)[:10]) or "none"
+        there = names_of(record)
         raise UserError(f"{where}: there is no field {field!r}; set {setting} to one of the fields here ({there})")
+    check_once(record, field, where)
     if not isinstance(record[field], str):
         raise UserError(f"{where}: the field {field!r} must be a string, and is {_kind(record[field])}")
     return record[field]
@@ -218,17 +268,22 @@ def _parquet(file: CorpusFile, column: str, setting: str) -> Iterator[Document]:
             with pyarrow.parquet.ParquetFile(stream) as table:
                 names = table.schema_arrow.names
                 if column not in names:
-                    there = ", ".join(names[:10])
+                    there = names_of(names)
                     raise UserError(
                         f"{place}: there is no column {column!r}; set {setting} to one of the columns here ({there})"
                     )
+                if names.count(column) > 1:
+                    raise UserError(f"{place}: the column {column!r} comes twice; keep one of them")
                 row = 0
                 for batch in table.iter_batches(batch_size=256, columns=[column]):
                     for value in batch.column(batch.schema.names.index(column)):
                         row += 1
                         yield from _parquet_row(value, column, f"{place}, row {row}")
-        except pyarrow.ArrowException as error:
-            raise UserError(f"{place}: this is not a readable .parquet file ({str(error).splitlines()[0]})") from None
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the content's
+                raise
+            reason = shown(" ".join(str(error).split()))  # several lines, some of them
+            raise UserError(f"{place}: this is not a readable .parquet file ({reason})") from None
 
 
 def _parquet_row(value: Any, column: str, where: str) -> Iterator[Document]:

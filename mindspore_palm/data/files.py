@@ -12,7 +12,7 @@ import stat
 import sysconfig
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -62,6 +62,8 @@ class LeftOut:
     """Bytes; 0 where it is no file."""
     why: str
     """Its ending, or what it is."""
+    files: int = 1
+    """Files that it stands for: of a hidden folder, all below it."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,11 @@ class Files:
         """What is left out, how many files and how much, in words; empty if nothing is."""
         if not self.left_out:
             return ""
-        count, size = len(self.left_out), sum(file.size for file in self.left_out)
+        count, size = sum(file.files for file in self.left_out), sum(file.size for file in self.left_out)
         largest = sorted(self.left_out, key=lambda file: (-file.size, file.name))[:NAMED]
         names = ", ".join(f"{shown(file.name)} ({file.why})" for file in largest)
-        more = f" and {count - NAMED:,} more" if count > NAMED else ""
+        others = count - sum(file.files for file in largest)
+        more = f" and {others:,} more" if others else ""
         return f"{count:,} {'file' if count == 1 else 'files'}, {amount(size)}, not read: {names}{more}"
 
 
@@ -194,6 +197,11 @@ def _unpacked(file: IO[bytes], path: Path, packing: str) -> Any:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd"))
 
 
+def packing_of(path: Path) -> str:
+    """How a file is packed, as its name says: .gz, .bz2, .xz or .zst; empty if it is not."""
+    return _kind(path.name)[1]
+
+
 def _kind(name: str) -> tuple[str, str]:
     """Kind and packing that a file's name says; no kind where it says none that is read."""
     path = Path(name.lower())
@@ -213,7 +221,8 @@ def _find(path: str, place: Path, where: str) -> Files:
     found = [Path(p) for p in glob.glob(str(place), recursive=True)]
     ending = Path(path).suffix
     if ending and not glob.has_magic(ending):
-        return _sorted(_outright(p, p.as_posix(), where) for p in found if not p.is_dir())
+        names = ((p, p.as_posix()) for p in found if "**" not in path or not p.is_dir())
+        return _sorted(_in_folder(p, name) if p.is_dir() else _outright(p, name, where) for p, name in names)
     return _sorted(_in_folder(p, p.as_posix()) for p in found if "**" not in path or not p.is_dir())
 
 
@@ -235,7 +244,7 @@ def _outright(path: Path, name: str, where: str) -> CorpusFile:
 
 
 def _in_folder(path: Path, name: str) -> CorpusFile | LeftOut:
-    """A file that the user did not name: read if its ending says how."""
+    """Something that the user did not name: read if it is a file and its ending says how."""
     kind, packing = _kind(name)
     if not kind and not path.exists():
         return LeftOut(name, 0, "a link that leads nowhere")
@@ -249,8 +258,14 @@ def _in_folder(path: Path, name: str) -> CorpusFile | LeftOut:
 
 
 def _hidden(path: Path, name: str) -> LeftOut:
-    state = path.lstat()
-    return LeftOut(name, state.st_size if stat.S_ISREG(state.st_mode) else 0, "hidden")
+    """A hidden file, or a hidden folder with all that is in it; links in there are not followed."""
+    sizes = []
+    below = [Path(folder, file) for folder, _, files in os.walk(path) for file in files]
+    for file in below if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(OSError):  # it has gone, or may not be looked at: it is not read anyway
+            state = file.lstat()
+            sizes.append(state.st_size if stat.S_ISREG(state.st_mode) else 0)
+    return LeftOut(name, sum(sizes), "hidden", max(1, len(sizes)))
 
 
 def _state(path: Path) -> os.stat_result:

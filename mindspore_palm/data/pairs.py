@@ -15,7 +15,7 @@ import numpy as np
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data.border import follow
-from mindspore_palm.data.corpus import corpus_files, json_lines, text_of
+from mindspore_palm.data.corpus import check_text, corpus_files, json_lines, text_of
 from mindspore_palm.data.files import JSON_LINES, find_files, shown
 from mindspore_palm.data.prepare import Prepared
 from mindspore_palm.data.split import held_out
@@ -95,7 +95,7 @@ class PreparedPairs(Prepared):
         """Three lines for the start of a run."""
         sides = {"train": self.train, "validation": self.validation}
         longest = max(pair.length for side in sides.values() for pair in side.pairs)
-        lines = [f"pairs       {self.folder}, the longest of {longest:,} tokens"]
+        lines = [f"pairs       {shown(self.folder)}, the longest of {longest:,} tokens"]
         for name, side in sides.items():
             count = len(side.pairs)
             lines.append(f"{name:<11} {count:,} {'pair' if count == 1 else 'pairs'}, {len(side):,} tokens to learn")
@@ -119,7 +119,7 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     """
     texts = list(_texts(data.path, finetune))
     if len(texts) < 2:
-        raise UserError(f"data.path = {data.path}: there must be two pairs or more, one of which is held out")
+        raise UserError(f"data.path = {shown(data.path)}: there must be two pairs or more, one of which is held out")
     eod = np.array([tokenizer.eod], np.int32)
     tokens = follow(tokenizer, ((prompt, target) for prompt, target, _ in texts))
     pairs = [Pair(prompt, np.concatenate([target, eod])) for prompt, target in tokens]
@@ -156,6 +156,8 @@ def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]
                         f"{where}: the field {finetune.target_field!r} is empty, and it is what is learned; "
                         "write it or take the line out"
                     )
+                for field, text in ((finetune.prompt_field, prompt), (finetune.target_field, target)):
+                    check_text(text, f"{where}: the field {field!r}")
                 yield prompt, target, where
         except OSError as error:
             raise UserError(f"{file}: {error.strerror or error}") from None

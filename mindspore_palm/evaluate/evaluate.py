@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspore_palm.data.corpus import documents
-from mindspore_palm.data.files import find_files
+from mindspore_palm.data.files import find_files, shown
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import UserError
@@ -92,11 +92,11 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
     text_results, task_results = {}, {}
     for path in wanted.text:
         if left_out := find_files(path, "--data").passed_over():
-            say(f"{path}: left out {left_out}")
+            say(f"{shown(path)}: left out {left_out}")
         with _in_words_of(path):
             texts = documents(path, wanted.text_field, "--data", "--text-field")
             text_results[path] = score_text(scorer, texts, wanted.stride)
-        say(f"{path}: {text_table(text_results[path])}")
+        say(f"{shown(path)}: {text_table(text_results[path])}")
     for name, questions in tasks.items():
         with _in_words_of(name):
             if questions[0].choices:
@@ -106,7 +106,7 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
                 generator = Generator(palm, tokenizer, scorer.window, wanted.batch, model)
                 result = exact_match(generator, sampling, questions, asked[name], wanted.shots)
         task_results[name] = result
-        say(f"{name}: {task_table(task_results[name])}")
+        say(f"{shown(name)}: {task_table(task_results[name])}")
     return as_json(checkpoint, text_results, task_results)
 
 
@@ -145,6 +145,8 @@ def _read_tasks(wanted: Wanted) -> tuple[dict[str, list[Question]], dict[str, li
         raise UserError(f"--shots {wanted.shots} must be 0 or more")
     if not all(wanted.stop):
         raise UserError("--stop '' is empty; name a text that ends an answer, or leave it out")
+    with as_written({"stop": "--stop", "max_tokens": "--max-tokens"}):
+        Sampling(max_tokens=wanted.max_tokens, stop=tuple(wanted.stop))
     for option, values in (("--data", list(wanted.text)), ("--task", [str(file) for file in wanted.tasks])):
         if twice := [value for value in values if values.count(value) > 1]:
             raise UserError(f"{option} {twice[0]} is given twice; give it once")
@@ -175,4 +177,5 @@ def _in_words_of(name: str) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
+            named = name in str(error) or shown(name) in str(error)
+            raise UserError(str(error) if named else f"{shown(name)}: {error}") from None

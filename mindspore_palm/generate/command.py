@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.data.border import Prompt, at_border
+from mindspore_palm.data.corpus import BOM
+from mindspore_palm.data.files import shown
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.generate import cpu_step
@@ -69,16 +71,16 @@ def prompt_of(data: bytes, name: str) -> str:
 
 
 def read_prompt(file: str) -> str:
-    """A prompt from a file, or from standard input for "-".
+    """A prompt from a file, or from standard input for "-"; a byte order mark before it is no text, as in a corpus.
 
     Raises:
         UserError: as ``prompt_of``.
         OSError: it cannot be read.
     """
     if file == "-":
-        return prompt_of(sys.stdin.buffer.read(LONGEST), "the prompt on standard input")
+        return prompt_of(sys.stdin.buffer.read(LONGEST).removeprefix(BOM), "the prompt on standard input")
     with open(file, "rb") as opened:
-        return prompt_of(opened.read(LONGEST), f"the prompt in {file}")
+        return prompt_of(opened.read(LONGEST).removeprefix(BOM), f"the prompt in {shown(Path(file))}")
 
 
 def run(request: Request, command: Sequence[str]) -> None:
@@ -117,6 +119,10 @@ def _settings_of(request: Request) -> Settings:
     """
     settings, _ = load_settings(find_model(request.checkpoint) / CONFIG)
     trained = settings.data.seq_len
+    if request.context < 0 or request.context == 1:
+        raise UserError(
+            f"--context {request.context}: a prompt and a token of text need 2 or more; leave it out for {trained:,}"
+        )
     if request.context > trained:
         raise UserError(
             f"--context {request.context}: the model was trained on {trained} tokens and knows no longer distances; "

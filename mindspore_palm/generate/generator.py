@@ -114,7 +114,10 @@ class Generator:
                 raise UserError(f"{name} is empty; write what the text begins with")
             if len(prompt) > self.context * int(self.tokenizer.piece_bytes.max()):  # not worth being read
                 raise UserError(f"{name} has {len(prompt):,} characters, {self._too_long}")
-            text = at_border(self.tokenizer, prompt)
+            try:
+                text = at_border(self.tokenizer, prompt)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
             prompt = Prompt((self.tokenizer.eod, *text.context), text.white_space)
         elif not isinstance(prompt, Prompt):
             prompt = Prompt(tuple(int(token) for token in prompt))

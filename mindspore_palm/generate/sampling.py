@@ -11,6 +11,8 @@ import numpy as np
 from mindspore_palm.data.border import Prompt
 from mindspore_palm.errors import UserError
 
+LARGEST = 1e300  # of a logit after the penalty
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -47,11 +49,18 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0; 1 is no penalty"),
             "seed": (self.seed >= 0, "0 or more"),
-            "stop": (all(self.stop), "texts that are not empty"),
         }
         for name, (is_fine, wanted) in fine.items():
             if not is_fine:
                 raise UserError(f"{name} = {getattr(self, name)!r}: must be {wanted}")
+        for text in self.stop:
+            if not _is_text(text):
+                raise UserError(f"stop = {text!r}: must be a text in UTF-8 that is not empty; no other text comes")
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text is not empty and holds whole characters; half of one comes from an argument that is not UTF-8."""
+    return bool(text) and not any("\ud800" <= character < "\ue000" for character in text)
 
 
 def number_of(prompt: Prompt, repetition: int) -> int:
@@ -86,9 +95,12 @@ class Sampler:
         """
         settings = self._sampling
         if settings.repetition_penalty != 1.0:
-            logits, seen = logits.copy(), np.fromiter(there, np.int64)
-            penalty = np.where(logits[seen] > 0, 1.0 / settings.repetition_penalty, settings.repetition_penalty)
-            logits[seen] *= penalty
+            logits, seen = logits.astype(np.float64), np.fromiter(there, np.int64)
+            with np.errstate(over="ignore"):  # an extreme penalty: as far as numbers go, and no infinity less infinity
+                penalty = np.where(
+                    logits[seen] > 0, 1.0 / np.float64(settings.repetition_penalty), settings.repetition_penalty
+                )
+                logits[seen] = np.clip(logits[seen] * penalty, -LARGEST, LARGEST)
         if allowed is not None:
             return int(allowed[self._choose(logits[allowed])])
         return self._choose(logits)
@@ -98,7 +110,8 @@ class Sampler:
         settings = self._sampling
         if settings.temperature == 0.0:
             return int(logits.argmax())
-        scores = (logits.astype(np.float64) - logits.max()) / settings.temperature
+        with np.errstate(over="ignore"):  # near temperature 0, what is less likely has no probability at all
+            scores = (logits.astype(np.float64) - logits.max()) / settings.temperature
         candidates = np.arange(len(scores))
         if 0 < settings.top_k < len(scores):
             candidates = np.sort(np.argpartition(-scores, settings.top_k - 1)[: settings.top_k])

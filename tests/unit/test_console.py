@@ -168,3 +168,12 @@ def test_a_reader_that_goes_away_does_not_end_a_process_that_has_its_own_streams
     _, err = process.communicate(b"\n", timeout=60)
     assert process.returncode == 7, err
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("read", ["sys.stdin.buffer.read()", "sys.stdin.read()"])
+def test_a_standard_input_that_is_closed_is_at_its_end(read):
+    """Python has no ``sys.stdin`` then."""
+    script = f"import sys; from mindspore_palm import console; console.protect(); print(len({read}))"
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("0\n", "", 0)

@@ -147,6 +147,11 @@ def test_refusals(palm, alone, tokenizer):
         Generator(palm, tokenizer, context=1)
 
 
+def test_a_prompt_that_holds_half_a_character_is_named(together):
+    with pytest.raises(UserError, match=r"^prompt 2: the text holds a lone surrogate \('\\ud83d' at character 1\)"):
+        together(["x", "x\ud83d"], Sampling(max_tokens=1))
+
+
 def test_weights_that_are_not_finite_are_said(palm, tokenizer):
     broken = PaLM(palm.config, seed=6)
     broken.embedding.set_data(Tensor(np.full(broken.embedding.shape, np.nan, np.float32)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,27 @@ def test_values_out_of_range(setting):
 
 def test_one_stop_text_needs_no_tuple():
     assert Sampling(stop="\n").stop == ("\n",)
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300, 1.7e308])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1e300])
+def test_extreme_settings_are_the_limits_of_what_they_do_and_never_a_number_that_is_none(penalty, temperature):
+    """A penalty near 0 makes what is there certain, a vast one makes it impossible; NumPy warns of nothing."""
+    logits = np.array([2.0, 1.0, -1.0, -3.0], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler = Sampler(Sampling(repetition_penalty=penalty, temperature=temperature), 0)
+        drawn = {sampler(logits, {1, 3}) for _ in range(40)}
+    if penalty < 1 and temperature < 1e300:
+        assert drawn == {1}
+    elif temperature == 1.0:
+        assert drawn == {0, 1, 2}  # 1 / penalty is nothing beside the others, and 3 cannot come
+    elif temperature < 1.0:
+        assert drawn == {0}
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "end\udcff"])
+def test_a_stop_text_that_no_text_can_hold_is_refused(text):
+    r"""An argument that is not UTF-8 ("\xff") comes as half a character: it would never stop anything."""
+    with pytest.raises(UserError, match="UTF-8"):
+        Sampling(stop=("\n", text))
