@@ -15,7 +15,9 @@ from mindspore_palm.fields import (
     Contradiction,
     Count,
     CountOrZero,
+    Devices,
     Fraction,
+    Layers,
     Name,
     NonNegative,
     Positive,
@@ -33,7 +35,7 @@ class PaLMConfig(Section):
 
     preset: Literal["", "palm_tiny", "palm_small", "palm_8b", "palm_62b", "palm_540b"] = ""
     """A named size to start from; the other fields of the section then say only what differs. Default: none."""
-    layers: Count = 4
+    layers: Layers = 4
     """Number of blocks. Default 4."""
     d_model: Count = 128
     """Width of the residual stream, in features. Default 128."""
@@ -189,7 +191,7 @@ class DataConfig(Section):
     """Share of the text that is held out: documents by their hash, of long ones the end. Default 0.02."""
     tokenizer: str = ""
     """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
-    tokenizer_megabytes: Positive = 4.0
+    tokenizer_megabytes: Annotated[float, Field(ge=0.001)] = 4.0
     """Text that the tokenizer is trained on at most, in MB, spread over the corpus. Default 4."""
     prepared: Name = "runs/prepared"
     """Folder of the prepared tokens; each corpus and tokenizer gets a subfolder. Default runs/prepared."""
@@ -353,11 +355,11 @@ class FinetuneConfig(Section):
 class ParallelConfig(Section):
     """How a network lies on devices (section 4 of the paper)."""
 
-    pods: Count = 1
+    pods: Devices = 1
     """Pods of devices; only gradients travel between them. Default 1 (PaLM 540B: 2)."""
-    data: Count = 1
+    data: Devices = 1
     """Parts of a batch in one pod. Default 1 (PaLM 540B: 256)."""
-    model: Count = 1
+    model: Devices = 1
     """Parts of every product: of heads, feed-forward features and vocabulary. Default 1 (PaLM 540B: 12)."""
     strategy: Literal["palm", "data", "model"] = "palm"
     """The table of axes: palm; data gives every device sequences of its own; model cuts products only. Default palm."""

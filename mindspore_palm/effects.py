@@ -7,6 +7,7 @@ refused in ``config.py``; what is only useless is noted, since one file may serv
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from glob import iglob
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mindspore_palm.config import Settings
 from mindspore_palm.parallel.workers import speaks
@@ -57,11 +58,14 @@ def useless(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, s
     return found
 
 
-def print_notes(settings: Settings, origins: Mapping[str, str], overrides: Iterable[str] = ()) -> None:
-    """Prints the notes on standard error; of all processes of a command, the first one alone."""
+def print_notes(
+    settings: Settings, origins: Mapping[str, str], overrides: Iterable[str] = (), file: IO[str] | None = None
+) -> None:
+    """Prints the notes, on standard output unless told otherwise; of a command's processes, the first one alone."""
     if STARTED not in os.environ and speaks():
         for note in notes(settings, origins, overrides):
-            print(f"note: {note}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a reader that went away does not end what follows
+                print(f"note: {note}", file=file or sys.stdout, flush=True)
 
 
 def _given_twice(overrides: Iterable[str]) -> list[str]:

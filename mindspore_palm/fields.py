@@ -21,6 +21,8 @@ def off_is_a_word(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(gt=0, lt=LARGEST)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]  # each is built and listed by itself
+Devices = Annotated[int, Field(gt=0, le=1_000_000)]  # along one axis of a mesh
 CountOrZero = Annotated[int, Field(ge=0, lt=LARGEST)]
 Size = Annotated[int, Field(lt=LARGEST)]
 Name = Annotated[str, AfterValidator(_named)]

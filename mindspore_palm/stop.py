@@ -26,13 +26,13 @@ ADDRESS = "MINDSPORE_PALM_BOARD"  # tells a process where the board of the one t
 
 
 class Board:
-    """Two facts that a process shares with those that it starts, so that it knows what killing them would lose.
+    """Facts that a process shares with those that it starts, so that it knows what killing them would lose.
 
     Args:
         address: of a board that another process made; None makes one.
     """
 
-    UNSAVED, BEGUN = 0, 1
+    UNSAVED, BEGUN, DONE = 0, 1, 2
 
     def __init__(self, address: str | None = None) -> None:
         if address is not None:
@@ -43,7 +43,7 @@ class Board:
             self._file, address = tempfile.mkstemp(prefix="mindspore_palm_board_")
         if os.fstat(self._file).st_size == 0:
             os.ftruncate(self._file, mmap.PAGESIZE)
-        self._bytes = mmap.mmap(self._file, 2)
+        self._bytes = mmap.mmap(self._file, 3)
         self.address = address or f"/proc/{os.getpid()}/fd/{self._file}"
 
     @property
@@ -55,6 +55,11 @@ class Board:
     def begun(self) -> bool:
         """Whether the run's folder is that of this run: an earlier run that had to go is deleted."""
         return bool(self._bytes[self.BEGUN])
+
+    @property
+    def left(self) -> bool:
+        """Whether a run was begun and is not finished."""
+        return self.begun and not self._bytes[self.DONE]
 
     def note(self, fact: int) -> None:
         """Has all processes see that a fact is true."""
@@ -202,6 +207,8 @@ def begun() -> None:
 def done() -> None:
     """The run is finished: who asks for it to stop now gets what it has come to."""
     _state.done = True
+    if _state.board:
+        _state.board.note(Board.DONE)
 
 
 def on_leaving(sentence: Callable[[], str]) -> None:

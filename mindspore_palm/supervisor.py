@@ -31,7 +31,7 @@ def supervise() -> None:
 
     A process that somebody watches already, and one of a system without ``fork``, goes on by itself.
     """
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
+    if os.environ.get("MS_ROLE") == "MS_SCHED":  # MS-45
         stop.block()  # msrun's scheduler ends with the workers
         return
     watched = LAUNCHER in os.environ or "MS_ROLE" in os.environ

@@ -15,6 +15,7 @@ from mindspore_palm.errors import UserError
 
 MEMORY = 512 << 20  # bytes: less than any command takes, and enough for OpenBLAS, which otherwise tries forever
 GRAPH_THREADS = 16  # that MindSpore starts for a graph, at least; without them it aborts
+# MS-34: there is no type for this error
 NO_MEMORY = re.compile(
     r"(?i)out of memory|memory (is)?(n't| ?not) enough|bad_alloc|(malloc|alloc\w*)( \w+)* (memory )?fail"
     r"|cannot allocate memory|failed to map segment"

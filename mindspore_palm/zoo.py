@@ -45,7 +45,7 @@ class _PaLMOnDemand(PaLM):
     """A PaLM whose weights are drawn before it is compiled, wherever it stands.
 
     MindSpore draws the weights of a Cell that is called, and of its parts. Those of a Cell that stands in a function
-    under ``ms.jit`` or ``ms.grad`` it leaves undrawn, and reads zeros.
+    under ``ms.jit`` or ``ms.grad`` it leaves undrawn, and reads zeros (MS-21).
     """
 
     @property

@@ -28,7 +28,7 @@ def command(arguments: list[str] | None = None) -> None:
 
     refuse_workers("the preparation")
     settings, origins = load_settings(options.config, options.overrides)
-    print_notes(settings, origins, options.overrides)
+    print_notes(settings, origins, options.overrides, sys.stderr)
     prepared = prepare(settings.data, settings.model.vocab_size)
     print(prepared.summary())
     print(f"folder      {shown(prepared.folder)}")

@@ -15,7 +15,7 @@ from mindspore_palm.parallel.weights import drawn_later
 from mindspore_palm.train.saved import set_weights
 
 SUFFIX = ".mindir"
-MOST = 10**9  # bytes of weights; MindSpore writes larger networks in several files
+MOST = 10**9  # MS-43, bytes of weights; MindSpore writes larger networks in several files
 
 
 class MindIR:

@@ -7,7 +7,6 @@ goes as its three bytes, and nothing is lost.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mindspore_palm.data.files import read_bytes, shown
 from mindspore_palm.data.model_proto import read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
+from mindspore_palm.machine import processors
 
 CHUNK_CHARACTERS = 100_000  # longer text is cut after a line: bounds memory, and threads share one document
 
@@ -106,7 +106,7 @@ class Tokenizer:
                 chunks.append(chunk)
                 owners.append(owner)
         result: list[list[int]] = [[] for _ in texts]
-        threads = max(1, min(os.cpu_count() or 1, len(chunks)))
+        threads = max(1, min(processors(), len(chunks)))
         for owner, chunk, tokens in zip(owners, chunks, self._model.encode(chunks, num_threads=threads), strict=True):
             result[owner].extend(self._literal_space if chunk == SPACE else self._with_spaces(tokens))
         return result

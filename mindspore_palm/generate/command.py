@@ -129,7 +129,9 @@ def _settings_of(request: Request) -> Settings:
 
 def _check_devices(settings: Settings, here: Layout) -> None:
     model, devices = settings.model, here.devices
-    fitting = (n for n in range(1, devices) if model.heads % n == 0 and model.padded_vocab % n == 0)
+    fitting = (
+        n for n in range(1, min(devices, model.heads + 1)) if model.heads % n == 0 and model.padded_vocab % n == 0
+    )
     fits = max((n for n in fitting if partitions_for(n)), default=1)
     if not partitions_for(devices):
         raise UserError(
@@ -149,7 +151,10 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
     build.extension()
     sys.stdout.reconfigure(encoding="utf-8")
     with tempfile.TemporaryDirectory() as logs:
-        Workers(devices, command, Path(logs) / "workers").join()
+        try:
+            Workers(devices, command, Path(logs) / "workers").join()
+        except Interrupted:
+            raise Interrupted("\nstopped") from None
 
 
 def _generate(request: Request, settings: Settings, here: Layout) -> None:

@@ -2,7 +2,7 @@
 //
 // A step reads every weight once and computes little with it, so memory sets its speed, and what counts is how weights
 // are read: several whole rows at a time, side by side, from their beginning to their end. By columns, or by
-// MindSpore's own products, which are made for many rows of x, it takes two to three times as long. Between the
+// MindSpore's own products, which are made for many rows of x (MS-41), it takes two to three times as long. Between the
 // products lies work of microseconds, of which an op of a graph costs as many before it does anything.
 #include <algorithm>
 #include <atomic>
@@ -151,7 +151,7 @@ class Pool {
   }
 
   // How many this process may use, as Python has read it from its container's limits; 16 at most, as memory is no faster
-  // for more. Not OMP_NUM_THREADS: MindSpore itself sets it to 1.
+  // for more. Not OMP_NUM_THREADS: MindSpore itself sets it to 1 (MS-33).
   static int Processors() {
     cpu_set_t cores;
     int count = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;

@@ -1,4 +1,4 @@
-"""A step of one token on one CPU: the network as one C++ function, which MindSpore calls as an op of its graph.
+"""A step of one token on one CPU (MS-41): the network as one C++ function, which MindSpore calls as an op.
 
 It is built at its first use, in seconds, by g++. Without it, MindSpore's own ops do the same, slower; as they do for
 ablations of the block, in other types than float32, on several devices, and on GPU and Ascend.
@@ -30,7 +30,7 @@ from mindspore_palm.parallel.axes import current_layout
 
 SOURCE = Path(__file__).with_suffix(".cc")
 FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
-# MindSpore unloads the library with the last network that calls it, while its threads are in it.
+# MS-32: MindSpore unloads the library with the last network that calls it, while its threads are in it.
 FLAGS += ["-Wl,-z,nodelete"]
 PROCESSORS = "MINDSPORE_PALM_PROCESSORS"  # tells the function how many processors it may use
 
@@ -106,7 +106,7 @@ class CpuStep(nn.Cell):
             for parameter in (block.norm.scale, block.q_wi, block.kv, block.o_wo, cache.keys, cache.values)
         )
         self.phase = (
-            "increment"  # MindSpore's name for decoding: a compiled graph is called without a look at its inputs
+            "increment"  # MS-24, MindSpore's name for decoding: a compiled graph is called without a look at its inputs
         )
         sequences = caches[0].keys.shape[0]
         shapes = [sequences, vocab_size], [sequences]

@@ -50,7 +50,7 @@ class Step(nn.Cell):
             cache = CachedAttention(config, sequences, context)
             block = make_block(config, weights, cache)
             cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"  # and not all the same
-            block.norm.scale = trained.norm.scale  # the Cell itself would be renamed, with its weight
+            block.norm.scale = trained.norm.scale  # MS-25: the Cell itself would be renamed, with its weight
             if not config.parallel:
                 block.mlp_norm.scale = trained.mlp_norm.scale
             self.blocks.append(block)
@@ -67,7 +67,7 @@ class Step(nn.Cell):
 
     @compile_phase.setter
     def compile_phase(self, phase: str) -> None:
-        # MindSpore tells it all Cells inside at every call, which takes 4 ms; they need it while they are compiled
+        # MS-23: MindSpore tells it all Cells inside at every call, in 4 ms; they need it while they are compiled
         if phase not in self.compile_cache:
             nn.Cell.compile_phase.fset(self, phase)
 

@@ -63,6 +63,6 @@ class Block(nn.Cell):
         out = self.project_out(self.attention(q, k, v, where), self.swiglu(gate, up), o_wo)
         if keep is not None:
             out = self.dropout(out, keep)
-        # the detour by Depend: MindSpore marks what it keeps of x in slices by x's first user, and were that this sum,
-        # it would take this block's own result for kept already, and slice every other block's only
+        # MS-06, the detour by Depend: MindSpore marks what it keeps of x in slices by x's first user, and were that
+        # this sum, it would take this block's own result for kept already, and slice every other block's only
         return self.add(self.depend(x, y), self.reshape(out, (-1, self.width)))

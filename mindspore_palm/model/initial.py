@@ -1,4 +1,4 @@
-"""Initial weights, drawn from (seed, name) over the global shape, so that any slice can be drawn alone.
+"""Initial weights, drawn from (seed, name) over the global shape, so that any slice can be drawn alone (MS-15).
 
 Element i of a weight depends on nothing but the seed, the weight's name and i: a counter-based generator (Philox,
 "Parallel random numbers: as easy as 1, 2, 3", 2011) starts at any i.

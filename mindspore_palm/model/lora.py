@@ -48,7 +48,7 @@ def adapt(palm: PaLM, rank: int, alpha: float = 16.0, seed: int = 0) -> None:
     for i, block in enumerate(palm.blocks):
         block.lora = AdaptedKernels(f"blocks.{i}", axes, shapes, alpha / rank, seed)
         for part in block.lora.get_parameters():
-            part.name = placement_of(part).name  # the block has put its own name for the Cell before it
+            part.name = placement_of(part).name  # MS-25: the block has put its own name before it
 
 
 class AdaptedKernels(nn.Cell):

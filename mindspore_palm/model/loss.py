@@ -1,4 +1,4 @@
-"""Next-token loss with z-loss (section 5 of the paper), written so that the vocabulary may be cut over devices."""
+"""Next-token loss with z-loss (section 5 of the paper), written so that the vocabulary may be sharded (MS-12)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TokenLoss(nn.Cell):
             self.padding = Tensor(padding.astype(np.float32))
             self.forbid = shard(ops.Add(), logits, ("vocab",))
         self.vocab_is_cut = current_layout().shards("vocab") > 1
-        # the value that comes with the position of the maximum: 5 times faster on CPU than ReduceMax, but only the
-        # latter goes over a vocabulary that is cut
+        # MS-35, the value that comes with the position of the maximum: 5 times faster on CPU than ReduceMax, but only
+        # the latter goes over a vocabulary that is cut
         maximum = ops.ReduceMax(keep_dims=True) if self.vocab_is_cut else ops.ArgMaxWithValue(axis=-1, keep_dims=True)
         self.maximum = shard(maximum, logits)
         self.shift = shard(ops.Sub(), logits, column)

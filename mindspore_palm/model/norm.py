@@ -35,15 +35,15 @@ class RMSNorm(nn.Cell):
         self.to_float32 = ToFloat32(rows)
         if learned_scale:
             self.scale = make_weight("scale", (d_model,), ("embed",), _constant(config), fully_sharded=False)
-        # On one device x*x: the gradient of Square is slow on CPU. On several, the gradient of x*x is x*g + x*g, and
-        # where x comes from an all-reduce (the embedding's), MindSpore 2.10 takes the sum for a weight decay and
+        # MS-38, on one device x*x: the gradient of Square is slow on CPU. MS-05, on several, that of x*x is x*g + x*g,
+        # and where x comes from an all-reduce (the embedding's), MindSpore 2.10 takes the sum for a weight decay and
         # rewrites it to something else (AdjustAllReduceMulAdd): a silently wrong gradient, which a parity test found.
         self.several = current_layout().devices > 1
         self.square = shard(ops.Square(), rows) if self.several else shard(ops.Mul(), rows, rows)
         self.sum = shard(ops.ReduceSum(keep_dims=True), rows)
         self.mean = shard(
             ops.Mul(), column, ()
-        )  # a sum times 1/D: the gradient of ReduceMean divides D numbers, not one
+        )  # MS-39, a sum times 1/D: the gradient of ReduceMean divides D numbers, not one
         self.add_epsilon = shard(ops.Add(), column, ())
         self.rsqrt = shard(ops.Rsqrt(), column)
         self.normalise = shard(ops.Mul(), rows, column)

@@ -44,7 +44,7 @@ class PaLM(nn.Cell):
             own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
             self.blocks.append(make_block(config, own))
         for name, parameter in self.parameters_and_names():
-            parameter.name = name  # what a Cell is called inside its list is part of the name
+            parameter.name = name  # MS-25: what a Cell is called inside its list is part of the name
         self.residual_width = residual_width(config.d_model)
         self.final_norm = make_norm(config, learned_scale=config.final_norm_scale)
         self.look_up = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))

@@ -7,7 +7,7 @@ all-reduce.
 Either the kernel is taken apart or the activation is. A kernel has D rows, an activation B*S: on one device, what moves
 less memory is done, the former in training, the latter in decoding. On several, a kernel goes into one product as it
 lies, sharded by rows and columns, and that product's output is taken apart: one gathering of each kernel, one
-all-reduce of each block.
+all-reduce of each block. What is taken apart is split, not sliced (MS-40).
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class Adafactor(nn.Optimizer):
         self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverSlices(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
         self.m, self.v = zeros_like(self.parameters, "m"), self.zero_second_moments()
-        # maps and no loops: MindSpore unrolls a loop into calls within calls, and where those write Parameters, time to
-        # compile grows faster than the square of their number; at 118 layers it was most of all
+        # MS-20, maps and no loops: MindSpore unrolls a loop into calls within calls, and where those write Parameters,
+        # time to compile grows faster than the square of their number; at 118 layers it was most of all
         self.map, self.partial = ops.HyperMap(), ops.Partial()
         self.sum_rows, self.sum, self.stack, self.unstack = SumRows(), ops.ReduceSum(), ops.Stack(), ops.Unstack()
         self.mul, self.add, self.sub = ops.Mul(), ops.Add(), ops.Sub()
@@ -87,7 +87,7 @@ class Adafactor(nn.Optimizer):
         return self.add(self.mul(old, 1.0 - fresh), self.mul(new, fresh))
 
     def next_step(self) -> Tensor:
-        """k, float32 []: the count that was raised; one that is read beside it may be old in a partitioned graph."""
+        """k, float32 []: the count that was raised (MS-16: one that is read beside it may be old if partitioned)."""
         count = self.assignadd(self.global_step, self.global_step_increase_tensor)
         return self.cast(self.reshape(count, ()), ms.float32)
 

@@ -41,10 +41,7 @@ def meshes(mesh: Mesh) -> Iterator[Change]:
     names = ("parallel.pods", "parallel.data", "parallel.model")
     sizes = list(mesh.sizes.values())
     tried = [
-        sorted(
-            {1, *range(max(1, size - NEAR), size + NEAR + 1 if size > 1 else 2), *(2**n for n in range(13))}
-            & set(range(1, 2 * size))
-        )
+        sorted(n for n in {1, *range(max(1, size - NEAR), size + NEAR + 1), *(2**n for n in range(13))} if n < 2 * size)
         for size in sizes
     ]
 

@@ -116,7 +116,7 @@ def layout(new: Layout) -> Iterator[Layout]:
 
 
 def shard(op: Op, *inputs: Axes) -> Op:
-    """Declares the logical axes of each input of a Primitive; its strategy follows from the current layout.
+    """Declares the logical axes of each input of a Primitive; its strategy follows from the current layout (MS-52).
 
     Raises:
         KeyError: an axis is not in the table; also on one device, so that a laptop finds it.

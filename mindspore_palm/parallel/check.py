@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from math import prod
 
 from mindspore_palm.config import PaLMConfig, Settings
@@ -19,6 +19,7 @@ from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
 from mindspore_palm.parallel.placement import Placement
 
 SERVER = 8  # Ascend devices of a server, and what MindSpore wants a large number of devices to be a multiple of
+REPEATS = 64  # members of a group, from which on a longer one says nothing more about servers
 FEW = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
 WHOLE_AT_MOST = 0.02  # of all bytes of weights may be replicated on every device when weights are to be sharded
 SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
@@ -101,7 +102,7 @@ def check_layout(
 
 def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> Misfit | None:
     """The first thing that does not fit; None where all does. Arguments as ``check_layout``."""
-    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":
+    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":  # MS-31
         text = "train.compute_dtype = bfloat16: MindSpore's CPU has no bfloat16 matmul"
         return Misfit("dtype", text, ({"train.compute_dtype": "float32"},))
     if layout.devices == 1:
@@ -122,7 +123,7 @@ def partitions_for(devices: int) -> bool:
 
 
 def check_servers(mesh: Mesh) -> None:
-    """Ascend's groups must take the same places in every server of 8 that they touch.
+    """Ascend's groups must take the same places in every server of 8 that they touch (MS-13).
 
     Raises:
         UserError: names the axis and sizes that work.
@@ -142,19 +143,23 @@ def _devices(layout: Layout) -> Misfit | None:
 
 
 def _servers(mesh: Mesh) -> Misfit | None:
+    stride = 1
     for axis, setting in reversed(SETTINGS.items()):
-        for rank in range(min(mesh.devices, SERVER * mesh.model)):  # from there on, places repeat
-            group = mesh.group(rank, [axis])
+        size = mesh.sizes[axis]
+        length = size if size <= REPEATS else REPEATS + size % SERVER  # places repeat after 8 members
+        starts = (outer * stride * size + inner for outer, inner in product(range(SERVER), range(min(stride, SERVER))))
+        for start in (start for start in starts if start < mesh.devices):  # and after 8 groups, or 8 ranks beside
             places: dict[int, set[int]] = {}
-            for member in group:
+            for member in range(start, start + length * stride, stride):
                 places.setdefault(member // SERVER, set()).add(member % SERVER)
             if len({frozenset(taken) for taken in places.values()}) > 1:
                 text = (
-                    f"{setting} = {mesh.sizes[axis]}: on Ascend, the ranks of a group must take the same places in "
-                    f"every server of {SERVER}, and {group[0]}, {group[1]} ... {group[-1]} do not, as they do with "
+                    f"{setting} = {size}: on Ascend, the ranks of a group must take the same places in every server "
+                    f"of {SERVER}, and {start}, {start + stride} ... {start + (size - 1) * stride} do not, as with "
                     "parallel.model 1, 2, 4 or a multiple of 8, such as 8, 16 or 24"
                 )
                 return Misfit("servers", text, ())
+        stride *= size
     return None
 
 
@@ -240,7 +245,7 @@ def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) ->
     def numbers(placement: Placement) -> int:
         return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
 
-    replicated = [p for p in placements if p.data_slices == 1]
+    replicated = [p for p in placements if p.data_slices == 1]  # MS-08: MindSpore would not say so
     found, total = sum(map(numbers, replicated)), sum(map(numbers, placements))
     if found <= WHOLE_AT_MOST * total:
         return None

@@ -18,7 +18,7 @@ from mindspore_palm.parallel.workers import check_workers, is_worker
 from mindspore_palm.surroundings import GRAPH_THREADS, NO_MEMORY, check_threads
 
 KINDS = ("Ascend", "GPU", "CPU")
-DEPTH = 100_000  # calls within calls of a graph that MindSpore follows; its own 1,000 end at some 100 layers
+DEPTH = 100_000  # MS-19: calls within calls of a graph; MindSpore's own 1,000 end at some 100 layers
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
 
 _rank = 0
@@ -36,7 +36,7 @@ class Device:
 def use_graphs() -> None:
     """Has networks compiled when they are called, on whatever device.
 
-    MindSpore starts in eager mode, which in 2.10 fails beside NumPy 2, and in which no sharding strategy counts.
+    MindSpore starts in eager mode, which fails beside NumPy 2 (MS-18), and in which no sharding strategy counts.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_recursion_limit(DEPTH)
@@ -155,8 +155,8 @@ def partition(cell: nn.Cell, *inputs: Axes) -> nn.Cell:
 
     The settings are PaLM's, and each has been seen to matter: ``gradients_mean`` stays off, as the loss is a mean over
     the whole batch already (on, gradients are silently divided by the data shards); full sharding has no threshold
-    (64 KB are left whole by default), and its groups stay inside a pod unless told otherwise; every worker brings its
-    own rows of a batch.
+    (MS-09), and its groups stay inside a pod unless told otherwise; every worker brings its
+    own rows of a batch. MS-03: some have no public setter. MS-52: all of this is announced to go.
     """
     layout = current_layout()
     if layout.devices == 1:
@@ -181,6 +181,7 @@ def parallel_settings(layout: Layout) -> dict[str, object]:
     if layout.weight_shards > 1:
         # level3 gathers weights a second time for the backward pass, level1 keeps them from the forward pass
         level = "level3" if layout.recompute == "block" else "level1"
+        # MS-09: by default, weights of less than 64 KB stay whole
         settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": level}
     return settings
 

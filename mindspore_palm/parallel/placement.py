@@ -35,7 +35,7 @@ class Placement:
 
     @property
     def data_slices(self) -> int:
-        """Into how many slices the first dimension is cut beyond the table; 1 where that does not come out even."""
+        """Into how many slices the first dimension is cut beyond the table; 1 where that is not even (MS-08)."""
         count, rows = self.layout.weight_shards, self.shape[0] // self.pieces[0]
         holders = self.layout.devices // prod(self.pieces)
         return count if self.fully_sharded and rows % count == 0 and holders % count == 0 else 1

@@ -33,7 +33,7 @@ def residual_width(d_model: int) -> int:
     """Columns in which the residual stream goes from block to block.
 
     D, but where a block's input is kept in slices over the model axis: MindSpore cuts by rows, and T need not divide
-    (2,048 tokens by 12 ranks). As [T*m, D/m], the same numbers do.
+    (MS-07; 2,048 tokens by 12 ranks). As [T*m, D/m], the same numbers do.
     """
     layout = current_layout()
     parts = layout.shards("heads") if layout.recompute == "block" else 1

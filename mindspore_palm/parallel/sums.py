@@ -1,4 +1,4 @@
-"""Sums over tensors of which a device holds a slice: what the optimizer and the clip see."""
+"""Sums over tensors of which a device holds a slice: what the optimizer and the clip see (MS-10)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def replicas(weight: Parameter) -> int:
 
 
 class SumOverDevices(nn.Cell):
-    """Adds up what every device brings, float32 of any shape; on one device, what it brings."""
+    """Adds up what every device brings, float32 of any shape; on one device, what it brings.
+
+    MS-53: a tensor that is summed here is reduced in no other way.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ def make_weight(
         weight = Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
     else:
         values = initializer(_Slice(draw, placement.window(this_rank())), shape, ms.float32)
-        with no_init_parameters():  # drawn at the first compilation, when the slice is known to MindSpore as well
+        with no_init_parameters():  # MS-51: drawn at the first compilation, when MindSpore knows the slice as well
             weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
     weight.placement = placement
     return weight

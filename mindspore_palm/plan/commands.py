@@ -22,6 +22,8 @@ from mindspore_palm.plan.search import candidate, check_fits, search
 from mindspore_palm.plan.step_time import step_time
 from mindspore_palm.plan.workload import Workload
 
+MOST_DEVICES = 1_000_000
+
 
 def published() -> str:
     """The article's table, and published times beside the cost model's."""
@@ -60,7 +62,9 @@ def search_meshes(
     """
     machine = load_machine(machine_name)
     count = devices if devices is not None else settings.parallel.devices
-    if count < 1 or count % settings.parallel.pods:
+    if not 1 <= count <= MOST_DEVICES:
+        raise UserError(f"--devices {count}: set it to 1 or more, and to {MOST_DEVICES:,} at most")
+    if count % settings.parallel.pods:
         raise UserError(
             f"--devices {count} cannot be cut into parallel.pods = {settings.parallel.pods} equal pods; change one"
         )

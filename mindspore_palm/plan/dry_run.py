@@ -34,7 +34,7 @@ from mindspore_palm.settings import read_yaml, settings_to_yaml
 from mindspore_palm.train.build import build_step
 
 GRAPH = "validate"  # the last pass before the back end
-ALLOCATORS = ("jemalloc", "tcmalloc_minimal")  # with either, MindSpore compiles a quarter faster: it allocates nodes
+ALLOCATORS = ("jemalloc", "tcmalloc_minimal")  # MS-28: with either, it compiles a quarter faster
 FEW = (2, 3)
 """Layers from which all others follow: in both, a layer has one beside it and one more is the same again."""
 
@@ -125,7 +125,7 @@ def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
 def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:
     """The text of the step's graph behind the partitioner, for one rank, and the bytes that compiling took at most.
 
-    In a process of its own: MindSpore reads only once whether to write graphs, and where.
+    In a process of its own: MindSpore reads only once whether to write graphs, and where (MS-26).
 
     Raises:
         UserError: what partitions on CPU cannot be built here, or MindSpore refuses the layout; behind the sentence,

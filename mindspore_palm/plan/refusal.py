@@ -1,4 +1,4 @@
-"""What MindSpore says when it does not partition a network, as a sentence a user can act on."""
+"""What MindSpore says when it does not partition a network (MS-34), as a sentence a user can act on."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _sentence(said: str, settings: Settings, layout: Layout) -> str:
             f"{layout.target} has no group of the ranks {ranks[0]}, {ranks[min(1, len(ranks) - 1)]} ... {ranks[-1]}, "
             f"which {setting} = {len(ranks)} asks for; set it to another size"
         )
-    if "device_num" in said:
+    if "device_num" in said:  # MS-14
         count = layout.devices
         return f"MindSpore partitions for 1, 2 or 4 devices or a multiple of 8, not for {count:,}; change parallel"
     return f"MindSpore does not partition this step for {layout.mesh}; change parallel, or see what it says"

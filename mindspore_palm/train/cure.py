@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mindspore_palm.console import say
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.train.checkpoint import steps_in
 from mindspore_palm.train.progress import Rewind, write_rewinds
+from mindspore_palm.train.run import Run
 from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries
 from mindspore_palm.train.standing import CHECKPOINTS, batches_of, segments_from
-
-if TYPE_CHECKING:
-    from mindspore_palm.train.loop import Run
 
 
 def go_back(run: Run, spike: Spike) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from mindspore_palm.train.checkpoint import (
     steps_in,
 )
 from mindspore_palm.train.finetune import check_text
-from mindspore_palm.train.identity import is_model_of, other_rows
+from mindspore_palm.train.identity import is_model_of, other_rows, unread_lines
 from mindspore_palm.train.keeper import clear
 from mindspore_palm.train.ours import delete_ours, free_name
 from mindspore_palm.train.progress import REWINDS
@@ -149,8 +150,34 @@ def start_run_folder(folder: Path, settings: Settings, found: Found) -> None:
         for name in MODELS:
             delete_ours(folder / name, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
+    else:
+        keep_edited_settings(folder, settings)
     with write_atomically(folder / "config.yaml") as file:
         file.write(settings_to_yaml(settings).encode())
+
+
+def keep_edited_settings(folder: Path, settings: Settings) -> None:
+    """Keeps a copy of a config.yaml that somebody has changed: a run writes its settings there, and reads none.
+
+    Raises:
+        OSError: it could not be copied.
+    """
+    file, newest = folder / "config.yaml", standing(folder)
+    if not file.exists() or newest is None:
+        return
+    try:
+        found = load_settings(file)[0]
+        known = (settings, load_settings(newest.folder / "config.yaml")[0])
+        edited = all(differences(found, other) for other in known)
+    except UserError:
+        edited = True
+    if edited:
+        aside = free_name(folder / "config.yaml.other")
+        shutil.copyfile(file, aside)
+        say(
+            f"{file} was changed by somebody: it records the settings of the run, and none are read from it; it is "
+            f"kept as {aside.name}"
+        )
 
 
 def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> None:
@@ -168,6 +195,10 @@ def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> Non
         aside = free_name(folder / "metrics.csv.other")
         os.replace(table, aside)
         say(f"{table} has other losses than this run: it is set aside as {aside.name}")
+    elif unread_lines(table) > 1:  # one may have been cut off by a kill
+        aside = free_name(folder / "metrics.csv.other")
+        shutil.copyfile(table, aside)
+        say(f"{table} has lines that are not its next rows: it is kept as {aside.name}, and they are taken out")
 
 
 def delete_checkpoints(folder: Path) -> None:
@@ -207,8 +238,9 @@ def check_places(folder: Path) -> None:
         path = folder / name
         if path.is_symlink():
             raise UserError(f"{path} is a link to {os.readlink(path)}, which a run would replace; remove the link")
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, and a run keeps a file there; move it away")
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"{path} is {what}, and a run keeps a file there; move it away")
 
 
 def check_nothing_is_elsewhere(folder: Path) -> None:

@@ -85,6 +85,14 @@ def other_rows(table: Path, losses: Iterable[tuple[int, str]]) -> bool:
     return any(rows.get(step, loss) != loss for step, loss in losses)
 
 
+def unread_lines(table: Path) -> int:
+    """Lines of metrics.csv that are not read as rows."""
+    if not table.exists():
+        return 0
+    lines = sum(bool(line.strip()) for line in table.read_bytes().splitlines()[1:])
+    return lines - len(read_rows(table))
+
+
 def _blocks(weight: np.ndarray | Reader, shape: tuple[int, ...]) -> Iterable[np.ndarray]:
     if isinstance(weight, np.ndarray):
         return (weight,)

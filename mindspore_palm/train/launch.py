@@ -37,14 +37,14 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mindspore_palm import console, stop
 console.protect()  # a full disk, where its log is, must not end it
-stop.block()  # who ends a job may tell all its processes; workers save first
+stop.block()  # MS-48: who ends a job may tell all its processes; workers save first
 from mindspore_palm.train.restart import end_with_launcher
 end_with_launcher()
 from mindspore.parallel.cluster.run import main
 main()
 """
 LOOK = 0.1  # seconds between two looks at what the workers say
-GRACE = 3.0  # seconds that the others have when one has failed; msrun's own scheduler would take half a minute
+GRACE = 3.0  # MS-46: seconds that the others have when one has failed; msrun's scheduler would take half a minute
 PATIENCE = 60.0  # seconds for processes that were killed to be gone
 ATTEMPT = "attempt_"
 KEPT = 10  # attempts whose logs are kept
@@ -66,7 +66,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
     if is_worker():
         try:
             train(settings, start)
-        except Interrupted as stopped:  # saved and done: msrun would take another exit code for a failure
+        except Interrupted as stopped:  # MS-49, saved: msrun would take another exit code for a failure
             print(stopped, flush=True)
     elif devices == 1 and (not restarts or LAUNCHER in os.environ):
         train(settings, start)
@@ -80,7 +80,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     else:
-        check_memory(settings, check_settings(settings, "CPU"))
+        check_memory(settings, check_settings(settings, "CPU", start))
         folder = Path(settings.train.output)
         with only_run(folder):  # from the look to the end: workers do not take the lock again
             if check_run_folder(settings, start) is Found.FINISHED:
@@ -131,10 +131,10 @@ class Workers:
             "master_port": _free_port(),
             "log_dir": logs,
             "join": True,
-            "tail_worker_log": count,  # there is no such worker, so msrun repeats nobody's log
+            "tail_worker_log": count,  # MS-47: there is no such worker, so msrun repeats nobody's log
         }
         msrun = [sys.executable, "-c", MSRUN]
-        # msrun starts scripts by the first python of the path, which need not be this one
+        # MS-44: msrun starts scripts by the first python of the path, which need not be this one
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
         environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}
@@ -175,6 +175,8 @@ class Workers:
             self._end_all()
         if stopped := self._words(r"^stopped .*$"):  # also if a worker alone was told to
             raise Interrupted(stopped)
+        if self.msrun.returncode == 0 and self._board.left:  # a worker was told to, and its log is on a full disk
+            raise Interrupted(stopped_early())
         if self.msrun.returncode == 0:
             return
         problem = self._problem()

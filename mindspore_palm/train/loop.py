@@ -7,13 +7,12 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from mindspore_palm import stop
 from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
-from mindspore_palm.data import Batches, Prepared
+from mindspore_palm.data import Prepared
 from mindspore_palm.errors import Interrupted, UserError, same_command
 from mindspore_palm.files import check_links
 from mindspore_palm.model.initial import placements
@@ -46,8 +45,7 @@ from mindspore_palm.train.folder import (
     set_other_rows_aside,
     start_run_folder,
 )
-from mindspore_palm.train.held_out import evaluate, held_out, is_due
-from mindspore_palm.train.identity import last_losses
+from mindspore_palm.train.held_out import held_out, is_due
 from mindspore_palm.train.keeper import Keeper, clear
 from mindspore_palm.train.lost import advice, check_not_lost
 from mindspore_palm.train.memory import check_memory
@@ -55,53 +53,14 @@ from mindspore_palm.train.peak import measure_peak
 from mindspore_palm.train.progress import Progress
 from mindspore_palm.train.records import UNWRITTEN, Records, Row
 from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, discard_after, is_free, restore
+from mindspore_palm.train.run import Run
 from mindspore_palm.train.saved import export
 from mindspore_palm.train.spikes import Spike, watch
 from mindspore_palm.train.standing import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
-from mindspore_palm.train.state import fingerprint, state_of
-from mindspore_palm.train.step import StepResult, TrainStep
+from mindspore_palm.train.state import fingerprint
+from mindspore_palm.train.step import StepResult
 
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
-
-
-@dataclass
-class Run:
-    """What a run works with; built anew each time that it goes back to a checkpoint."""
-
-    settings: Settings
-    folder: Path
-    prepared: Prepared
-    batches: Batches
-    progress: Progress
-    step: TrainStep
-    evaluator: Evaluator
-    records: Records | None
-    """Kept by the first worker; None on the others."""
-    keeper: Keeper
-    agreement: Agreement
-    peak: float
-    """FLOP/s of all devices."""
-    result: Evaluation | None = None
-    """Of all held-out text, after the last step."""
-
-    def evaluate(self) -> Evaluation | None:
-        """Held-out loss; of all held-out text after the last step. None if the run shall stop."""
-        train = self.settings.train
-        last = self.progress.step == train.steps
-        found = evaluate(
-            self.evaluator, self.settings, self.prepared, self.agreement, None if last else train.eval_sequences
-        )
-        self.result = found if last else None
-        return found
-
-    def save(self) -> None:
-        """Begins a checkpoint of the last step."""
-        state = state_of(self.settings, self.prepared, self.progress, self.batches)
-        if self.records:
-            state["losses"] = last_losses(self.records.rows)
-            if unwritten := self.records.unwritten():
-                state[UNWRITTEN] = unwritten
-        self.keeper.save(self.progress.step, state, self.progress.sound)
 
 
 def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
@@ -213,7 +172,7 @@ def assemble(
     """Network, newest checkpoint and records: the run as it stands.
 
     A network that has run keeps its own copies of the weights, which MindSpore does not give new values: so going back
-    is starting again.
+    is starting again (MS-22).
     """
     lead = this_rank() == 0
     palm, step = build_step(settings)
@@ -233,8 +192,8 @@ def assemble(
         records = Records(folder, gzip9, marks, until=progress.step, unwritten=before.get(UNWRITTEN, []))
     if progress.step:
         say(f"going on from step {progress.step}")
-        if records and (not records.rows or records.rows[-1].step < progress.step):
-            say("metrics.csv lacks the last rows before that step: somebody has taken them out")
+        if records and len(records.rows) < progress.step:
+            say("metrics.csv lacks rows before that step: somebody has taken them out")
     if known and progress.segments != known:
         say(what_changed(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized

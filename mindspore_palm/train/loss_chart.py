@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindspore_palm.figures import new_figure, save_figure
-
-if TYPE_CHECKING:
-    from mindspore_palm.train.records import Row
+from mindspore_palm.train.row import Row
 
 
 def draw_loss(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from math import prod
 
-import psutil
-
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
+from mindspore_palm.machine import available_memory
 from mindspore_palm.model.initial import placements
 from mindspore_palm.model.lora import KERNELS, adapter_shapes
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes
+PROCESS = 300_000_000  # bytes of a worker before it has a network: Python, MindSpore and what they share with nobody
 LANES = 128  # of a TPU's vector register
 UNROLLED_RANKS = 4  # at most so many: XLA unrolls a product's ring; seen with 2 and 4, and loops with 8, 12 and 16
 
@@ -206,12 +206,16 @@ def check_memory(settings: Settings, layout: Layout | None = None) -> dict[str, 
     kinds = memory_by_kind(settings, layout)
     if layout.target != "CPU":  # an accelerator's memory is not this machine's
         return kinds
-    needed, there = sum(kinds.values()) * layout.devices, psutil.virtual_memory().available
+    needed, there = sum(kinds.values()) * layout.devices, available_memory()
+    if layout.devices > 1:
+        needed += PROCESS * layout.devices  # each worker is a MindSpore of its own
     if needed > there:
         largest = max(kinds, key=kinds.__getitem__)
         of_the_batch = kinds["activations"] + kinds["temporaries"]
         fits_without_batch = needed - of_the_batch * layout.devices < there
         fix = "train.micro_batch, train.batch_size or data.seq_len" if fits_without_batch else "the model"
+        if layout.devices > 1 and PROCESS * layout.devices > there:
+            fix = f"the mesh (a worker takes {readable(PROCESS)} without a network)"
         where = "on one device" if layout.devices == 1 else f"for {layout.devices:,} workers on this machine"
         raise UserError(
             f"this run needs about {readable(needed)} {where} ({largest}: {readable(kinds[largest])}"

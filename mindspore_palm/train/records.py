@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +26,13 @@ from mindspore_palm.train.clock import Clock
 from mindspore_palm.train.growing_file import GrowingFile
 from mindspore_palm.train.loss_chart import draw_loss
 from mindspore_palm.train.ours import delete_ours
+from mindspore_palm.train.row import Row
 
 TABLE, BOARD, CHART = "metrics.csv", "tensorboard", "loss.png"
 UNWRITTEN = "rows_not_in_metrics"  # in a checkpoint's state: the rows that the file did not take
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
 """Names of the files that a run writes into tensorboard/: all others are somebody else's."""
 EVENT_HEAD, EVENT_TAIL = 12, 4  # bytes around an event in TensorBoard's files: length and its checksum, checksum
-
-
-@dataclass
-class Row:
-    """One row of metrics.csv: one optimizer step."""
-
-    step: int
-    """Counts from 1: how many steps had been taken when the row was written."""
-    loss: float
-    """What is trained on: cross-entropy + z-loss, in nats a token."""
-    cross_entropy: float
-    """Nats a token on this step's batch, before its update."""
-    learning_rate: float
-    gradient_norm: float
-    """Global norm before the clip."""
-    skipped: int
-    """1 if the loss or a gradient was not finite and nothing was changed."""
-    tokens: int
-    """Trained on since the start."""
-    seconds: float
-    """Of this step, reading the batch included."""
-    tokens_per_second: float
-    mfu: float
-    """Model FLOPs utilisation, as a fraction of the machine's peak."""
-    hfu: float
-    """Hardware FLOPs utilisation: with what the backward pass computes again."""
-    validation_loss: float | None = None
-    """Held-out cross-entropy after this step, nats a token; empty where none was measured."""
-    validation_bits_per_byte: float | None = None
 
 
 class Records:
@@ -207,7 +179,7 @@ def read_rows(table: Path) -> list[Row]:
     if not table.exists():
         return []
     rows: list[Row] = []
-    with open(table, newline="", encoding="utf-8") as file, suppress(ValueError, csv.Error):
+    with open(table, newline="", encoding="utf-8-sig") as file, suppress(ValueError, csv.Error):
         for values in csv.DictReader(file):
             row = Row(**{field.name: _number(values.get(field.name), field) for field in fields(Row)})
             if row.step != (rows[-1].step + 1 if rows else row.step) or None in values.values():

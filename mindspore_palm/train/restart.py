@@ -40,6 +40,7 @@ def with_restarts(attempt: Callable[[Sequence[str], stop.Board], None], command:
     """
     if OVERWRITE in command:
         os.environ[OVERWRITES] = "1"  # attempts that are started without it still name the user's command
+    stop.on_leaving(stopped_early)
     for number in range(restarts + 1):
         board = stop.Board()
         try:
@@ -127,7 +128,7 @@ def end_processes(process: subprocess.Popen) -> None:
 
 
 def end_with_launcher() -> None:
-    """Has this process end when the one that started it is gone, which a kill leaves no time to see to.
+    """Has this process end when the one that started it is gone, which a kill leaves no time to see to (MS-48).
 
     Linux kills it when the thread that started it is gone: a worker's is msrun, msrun's is the launcher, and all ask
     for that. Nothing of this process must run then: a worker may wait in C++ for others and keep Python's lock, and a

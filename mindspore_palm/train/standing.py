@@ -133,7 +133,11 @@ def segments_from(
 
 def same_text(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether two fingerprints are of one text, as far as both say; versions differ in what they say."""
-    return all(before[name] == now[name] for name in before.keys() & now.keys())
+    for name in before.keys() & now.keys():
+        one, other = before[name], now[name]
+        if not (same_text(one, other) if isinstance(one, Mapping) and isinstance(other, Mapping) else one == other):
+            return False
+    return True
 
 
 def what_changed(segments: Sequence[Segment], batches: Batches) -> str:

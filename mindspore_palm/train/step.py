@@ -15,7 +15,7 @@ from mindspore_palm.parallel.context import partition
 from mindspore_palm.parallel.weights import zeros_like
 
 BATCH = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
-KEEP = ("batch", "one", "embed")  # of what dropout leaves: an input more, or none (MindSpore partitions no None)
+KEEP = ("batch", "one", "embed")  # of what dropout leaves: an input more, or none (MS-11: no None)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Objective(nn.Cell):
     """What is differentiated: the loss over the number of devices, and beside it the loss and the cross-entropy.
 
     Every device of a mesh computes the whole loss, and the backward pass adds up what all of them send back: without
-    the division, gradients would be as many times too large as there are devices.
+    the division, gradients would be as many times too large as there are devices (MS-04).
     """
 
     def __init__(self, loss: Loss) -> None:

@@ -259,8 +259,7 @@ def test_a_device_that_is_not_there(command, no_work, tmp_path):
 def test_a_model_that_does_not_fit(command, no_work, tmp_path, monkeypatch):
     from mindspore_palm.train import memory
 
-    free = type("Memory", (), {"available": 20 * 10**9})
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
     spare = [f"model.{name}" for name in ("layers=32", "d_model=4096", "heads=16", "head_dim=256", "d_ff=16384")]
     result = command(tmp_path / "run", "model.preset=palm_8b", "model.vocab_size=256000", *spare)
     check_refused(result, "snapshot to save: 104 GB", "20 GB", "free", "make the model smaller")  # 8.63e9 * 12
@@ -297,7 +296,7 @@ def wait_for_rows(process, folder, rows):
     pytest.fail(f"no {rows} rows came: {process.communicate(timeout=5)}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_everything_so_far(number, home, finished, tmp_path):
     from mindspore_palm import load
 
@@ -311,23 +310,12 @@ def test_a_signal_saves_everything_so_far(number, home, finished, tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     rows = rows_of(tmp_path / "run")
-    assert f"stopped after step {len(rows)}; the same command goes on from there" in err
+    assert f"stopped after step {len(rows)}; the same command resumes from there" in err
     assert "Ctrl-C again" in out
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{len(rows):06d}"]
     assert load(tmp_path / "run").config.d_model == 32
     assert not (tmp_path / "run" / "final").exists()
     assert (tmp_path / "run" / "loss.png").exists()
-
-
-def test_a_reader_that_goes_away_does_not_end_the_run():
-    script = "from mindspore_palm.train.loop import say\nimport sys\ninput()\nsay('a')\nsay('b')\nsys.exit(7)"
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
-    process.stdout.close()
-    process.stdout = None
-    _, err = process.communicate(b"\n", timeout=60)
-    assert process.returncode == 7, err
-    assert b"Traceback" not in err
 
 
 def limit_files_to(size):

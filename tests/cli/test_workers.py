@@ -166,7 +166,7 @@ def test_sigterm_to_all_processes_saves_and_ends(home):
     _, err = finish(process, 120)
     assert process.returncode == 130, err
     steps = len(rows_of(home / "ended"))
-    assert f"stopped after step {steps}; the same command goes on from there" in err
+    assert f"stopped after step {steps}; the same command resumes from there" in err
     assert (home / "ended" / "checkpoints" / f"step_{steps:06d}").is_dir()
     assert not psutil.wait_procs(members, timeout=10)[1]
 
@@ -180,7 +180,7 @@ def test_ctrl_c_saves_once_and_ends(home):
     _, err = finish(process, 120)
     assert process.returncode == 130, err
     steps = len(rows_of(home / "stopped"))
-    assert f"stopped after step {steps}; the same command goes on from there" in err
+    assert f"stopped after step {steps}; the same command resumes from there" in err
     assert [path.name for path in (home / "stopped" / "checkpoints").iterdir()] == [f"step_{steps:06d}"]
     assert not psutil.wait_procs(members, timeout=10)[1]
 

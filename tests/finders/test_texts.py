@@ -16,6 +16,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 import unicodedata
 from collections import Counter
@@ -29,7 +30,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspore_palm.config import DataConfig
-from mindspore_palm.data import prepare
+from mindspore_palm.data import corpus, prepare
+from mindspore_palm.data import tokenizer as tokenizer_module
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 
@@ -282,7 +284,10 @@ def foreign(tmp_path_factory):
 @pytest.mark.parametrize(
     "number", [pytest.param(SAMPLE, id="sample"), pytest.param(ALL, id="all", marks=pytest.mark.slow)]
 )
-def test_any_text_is_prepared_losslessly_or_refused_with_its_place(number, foreign):
+def test_any_text_is_prepared_losslessly_or_refused_with_its_place(number, foreign, monkeypatch):
+    monkeypatch.setattr(corpus, "PART_BYTES", 1000)  # small texts come in many parts and shards, as large ones do
+    monkeypatch.setattr(sys.modules["mindspore_palm.data.prepare"], "SHARD_BYTES", 3000)
+    monkeypatch.setattr(tokenizer_module, "CHUNK_CHARACTERS", 400)
     counts: Counter[str] = Counter()
 
     @settings(

@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 from parallel.cases import Case
 
+from mindspore_palm.native import with_interpreter
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 START, EACH = 120.0, 60.0  # seconds that a start and each case may take: about eight times what they need alone
@@ -41,35 +43,41 @@ def run_workers(script: str, devices: int, folder: Path, jobs: int) -> None:
     from mindspore_palm.parallel.host import build
 
     build.extension()  # not in the workers' time
+    run(msrun_command(devices, folder / "log", HERE / script, folder), folder, START + EACH * jobs)
+
+
+def msrun_command(workers: int, logs: Path, *command: Path | str) -> list[str]:
+    """The command by which msrun of this interpreter's environment has workers run a script."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    workers = f"--worker_num={devices} --local_worker_num={devices} --join=True --master_port={port}".split()
-    msrun = str(Path(sys.executable).with_name("msrun"))
-    command = [msrun, *workers, f"--log_dir={folder / 'log'}", str(HERE / script), str(folder)]
-    run(command, folder, START + EACH * jobs)
+    counts = f"--worker_num={workers} --local_worker_num={workers} --join=True --master_port={port}".split()
+    msrun = [sys.executable, "-c", "from mindspore.parallel.cluster.run import main; main()"]
+    return [*msrun, *counts, f"--log_dir={logs}", *map(str, command)]
 
 
-def run_python(script: Path | str, folder: Path, jobs: int, environment: Mapping[str, str] | None = None) -> None:
+def environment(**more: str) -> dict[str, str]:
+    """Variables for processes of the tests, whether this interpreter's environment is activated or not."""
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return {**os.environ, "PYTHONPATH": paths, "PATH": with_interpreter(os.environ.get("PATH")), **more}
+
+
+def run_python(script: Path | str, folder: Path, jobs: int, more: Mapping[str, str] | None = None) -> None:
     """Runs a script that does ``jobs`` things and is told ``folder``; as ``run``."""
-    run([sys.executable, str(script), str(folder)], folder, START + EACH * jobs, environment)
+    run([sys.executable, str(script), str(folder)], folder, START + EACH * jobs, more)
 
 
-def run(command: Sequence[str], folder: Path, limit: float, environment: Mapping[str, str] | None = None) -> None:
+def run(command: Sequence[str], folder: Path, limit: float, more: Mapping[str, str] | None = None) -> None:
     """Runs a command in ``folder`` until it ends, and then ends all that it has started.
 
     Raises:
         AssertionError: it has failed, or not ended in ``limit`` seconds; with the ends of all logs.
     """
-    paths = {
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),  # msrun starts "python"
-    }
     with open(folder / "main.log", "w") as log:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **paths, **(environment or {})},
+            env=environment(**(more or {})),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

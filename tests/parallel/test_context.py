@@ -11,7 +11,6 @@ from mindspore_palm.parallel import host
 from mindspore_palm.parallel.axes import Layout, layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.context import (
-    WORKER,
     join_workers,
     lost_workers,
     out_of_memory,
@@ -19,6 +18,7 @@ from mindspore_palm.parallel.context import (
     partition,
 )
 from mindspore_palm.parallel.mesh import Mesh
+from mindspore_palm.parallel.workers import ROLE, WORKER
 
 
 class Net(nn.Cell):
@@ -64,6 +64,7 @@ def test_one_device_gets_the_network_itself(device):
 
 def test_a_mesh_of_another_size_than_the_workers(monkeypatch):
     monkeypatch.setenv(WORKER, "4")
+    monkeypatch.setenv(ROLE, "MS_WORKER")
     with pytest.raises(UserError, match="is 8, and msrun started 4 workers; set the three to a product of 4"):
         join_workers(8, "CPU")
 

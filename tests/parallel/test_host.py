@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,17 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parallel import host_worker as worker
+from parallel.msrun import environment, msrun_command
 
 from mindspore_palm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("host_worker.py")
 RANKS = range(worker.WORKERS)
 LIMIT = 120.0  # seconds for all that the workers do; alone they need a fifth of that
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
 def end_group(pid: int) -> None:
@@ -44,12 +39,7 @@ def run(tmp_path_factory):
     from mindspore_palm.parallel.host import build
 
     build.extension()  # not on the workers' time, which is limited
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    msrun, count = str(Path(sys.executable).with_name("msrun")), str(worker.WORKERS)
-    command = [msrun, "--worker_num", count, "--local_worker_num", count, "--master_port", str(port)]
-    command += ["--log_dir", str(out / "log"), "--join", "True", str(WORKER), str(out)]
+    command = msrun_command(worker.WORKERS, out / "log", WORKER, out)
     with open(out / "msrun.log", "w") as log:
         process = subprocess.Popen(command, cwd=out, env=environment(), stdout=log, stderr=log, start_new_session=True)
     try:
@@ -345,3 +335,27 @@ def test_what_is_in_the_cache_and_no_library(tmp_path, monkeypatch):
     (folder / "mindspore_palm_host.so").write_text("half a file")
     with pytest.raises(UserError, match=f"does not load: .*; delete {folder}"):
         build.extension()
+
+
+@pytest.mark.parametrize(
+    ("cxx", "said"),
+    [
+        ("", "there is no g++ in PATH: install it"),
+        ("   ", "there is no g++ in PATH: install it"),
+        ("no-such-compiler -O1", "there is no no-such-compiler in PATH: CXX names it: set CXX to a C++ compiler"),
+    ],
+)
+def test_a_compiler_that_cxx_does_not_name(tmp_path, cxx, said):
+    assert said in broken("pass", tmp_path, PATH=str(tmp_path), CXX=cxx)
+
+
+def test_a_compiler_that_says_nothing_and_writes_nothing(tmp_path):
+    program(tmp_path / "bin" / "quiet", "exit 0")
+    text = broken("pass", tmp_path, CXX=str(tmp_path / "bin" / "quiet"))
+    assert "was not built" in text and "build.log tells why" in text
+
+
+def test_ninja_beside_the_interpreter_is_found_without_an_activated_environment(tmp_path):
+    program(tmp_path / "bin" / "g++", "echo 'kernels.cc:1: error: no such luck' >&2; exit 1")
+    text = broken("pass", tmp_path, PATH=str(tmp_path / "bin"))
+    assert text.endswith("kernels.cc:1: error: no such luck")

@@ -161,7 +161,7 @@ def test_fields_of_a_folder_are_looked_for_in_it(tmp_path):
 def test_notes_are_printed_once_of_all_processes(monkeypatch, capsys):
     settings, origins = load_settings(None, ["optimizer.warmup_steps=5"])
     print_notes(settings, origins)
-    assert capsys.readouterr().err.startswith("note: optimizer.warmup_steps = 5")
+    assert capsys.readouterr().out.startswith("note: optimizer.warmup_steps = 5")
     for name, value in (("MINDSPORE_PALM_LAUNCHER", "1"), ("MS_ROLE", "MS_SCHED")):
         with monkeypatch.context() as context:
             context.setenv(name, value)
@@ -170,7 +170,7 @@ def test_notes_are_printed_once_of_all_processes(monkeypatch, capsys):
         context.setenv("MS_WORKER_NUM", "2")
         context.setenv("RANK_ID", "1")
         print_notes(settings, origins)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_print_config_says_it_beside_the_setting():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mindspore_palm.config import Settings
@@ -16,6 +17,23 @@ from mindspore_palm.train.resume import Start
 @pytest.fixture
 def settings(tmp_path):
     return Settings.model_validate({"train": {"output": str(tmp_path / "run")}})
+
+
+@pytest.fixture
+def make_checkpoint(device, tmp_path):
+    """Gives the run a checkpoint with its settings."""
+    from mindspore import Parameter, Tensor
+
+    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.train.keeper import Keeper
+
+    def make(settings):
+        weight = Parameter(Tensor(np.zeros((4, 3), np.float32)), name="weight")
+        keeper = Keeper(tmp_path / "run" / "checkpoints", [weight], settings, b"", Agreement(), lambda: None)
+        keeper.save(5, {})
+        assert keeper.finish()
+
+    return make
 
 
 def test_one_run_at_a_time(tmp_path, monkeypatch):
@@ -161,3 +179,19 @@ def test_rows_of_another_run_are_set_aside_and_not_cut(tmp_path, capsys):
     module.set_other_rows_aside(tmp_path, [(4, "5.6"), (5, "5.4")])
     assert (tmp_path / "metrics.csv.other").read_text() == table.replace("\r\n", "\n")
     assert "has other losses than this run: it is set aside as metrics.csv.other" in capsys.readouterr().out
+
+
+def test_settings_that_somebody_edited_are_kept_and_not_read(make_checkpoint, settings, tmp_path, capsys):
+    run = tmp_path / "run"
+    make_checkpoint(settings)
+    for content in (settings_to_yaml(settings), settings_to_yaml(settings).replace("steps: 1000", "steps: 2000")):
+        (run / "config.yaml").write_text(content)
+        start_run_folder(run, settings, Found.CHECKPOINTS)
+        assert not (run / "config.yaml.other").exists()
+    for number, content in enumerate((settings_to_yaml(settings).replace("seed: 0", "seed: 7"), "{", "")):
+        (run / "config.yaml").write_text(content)
+        start_run_folder(run, settings, Found.CHECKPOINTS)
+        kept = run / ("config.yaml.other" if number == 0 else f"config.yaml.other.{number + 1}")
+        assert kept.exists() == bool(content) and (not content or kept.read_text() == content)
+    assert (run / "config.yaml").read_text() == settings_to_yaml(settings)
+    assert "none are read from it; it is kept as config.yaml.other" in capsys.readouterr().out

@@ -104,6 +104,31 @@ def test_ascend_refuses_others(model):
         check_servers(Mesh(pods=2, data=256, model=model))
 
 
+def test_the_short_look_at_groups_finds_what_a_look_at_all_of_them_does():
+    draw = random.Random(3)
+    for _ in range(120):
+        mesh = Mesh(*(draw.choice([1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 80, 83]) for _ in range(3)))
+        patterns = set()
+        for rank in range(min(mesh.devices, 8 * mesh.model * mesh.data)) if mesh.devices < 2_000 else ():
+            for axis in mesh.sizes:
+                places = {}
+                for member in mesh.group(rank, [axis]):
+                    places.setdefault(member // 8, set()).add(member % 8)
+                patterns.add(len({frozenset(taken) for taken in places.values()}) == 1)
+            if False in patterns:
+                break
+        if patterns and False in patterns:
+            with pytest.raises(UserError):
+                check_servers(mesh)
+        elif patterns:
+            check_servers(mesh)
+
+
+def test_a_mesh_of_a_million_devices_along_each_axis_is_answered_at_once():
+    for target in ("CPU", "GPU", "Ascend"):
+        refused(target, parallel={"pods": 10**6, "data": 10**6, "model": 10**6 - 1})
+
+
 def test_the_table_to_read():
     settings = Settings.model_validate({"model": MODEL, "parallel": {"pods": 2, "data": 2, "model": 2}})
     place = layout_of(settings, "GPU")

@@ -131,8 +131,8 @@ except Interrupted:
 @pytest.mark.parametrize(
     ("late", "then", "code"),
     [
-        (0, "time.sleep(100)", 130),  # with nothing to save, it ends at once
-        (2, "time.sleep(100)", 130),  # it is told when it does not listen yet
+        (0, "while True: time.sleep(0.1)", 130),  # with nothing to save, it ends at once
+        (1, "while True: time.sleep(0.1)", 130),  # it is told when it does not listen yet
         (0, HANGS, 99),  # it cannot hear, and is ended
     ],
     ids=["waits", "starts", "computes in C"],

@@ -104,3 +104,18 @@ def test_the_next_step(make, tmp_path):
 def test_fingerprints_of_two_versions_are_compared_as_far_as_both_say():
     assert same_text({}, {"a": 1}) and same_text({"a": 1, "b": 2}, {"a": 1, "c": 3})
     assert not same_text({"a": 1}, {"a": 2, "c": 3})
+
+
+def test_another_text_begins_with_its_first_epoch():
+    """Whatever the old one was: none of it has been trained on."""
+    from mindspore_palm.train.standing import segments_from
+
+    settings = Settings.model_validate({"train": RAMP})
+    old = (Segment(0, ((0, 2), (5, 4), (20, 8)), 256, 0), Segment(9, ((0, 4),), 256, 0, position=26))
+    progress = Progress(step=15, segments=old)
+    *before, after = segments_from(15, progress, settings, None, ({"sha": 1}, {"sha": 2}))
+    assert tuple(before) == old and (after.step, after.position, after.rest_of) == (15, 0, None) and after.text
+    other = segments_from(15, progress, settings, None, ({"sha": 1}, {"sha": 3}))[-1]
+    assert other.text != after.text
+    # as long as the segment has not begun, it is decided anew
+    assert segments_from(9, progress, settings, None, ({"sha": 1}, {"sha": 2}))[:1] == old[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,10 @@ def test_with_nothing_to_save_a_command_ends_at_once(number):
     with command("ready(); time.sleep(100)") as process:
         started(process).send_signal(number)
         _, err = process.communicate(timeout=10)
-        assert (process.returncode, err) == (130, "stopped before training began\n")
+        assert process.returncode == 130
+        assert re.fullmatch(
+            "stopped before training began\n|stopped; .*\n", err
+        )  # the second: sleep was just beginning
 
 
 @pytest.mark.parametrize("number", SIGNALS)

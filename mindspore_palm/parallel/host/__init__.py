@@ -1,6 +1,6 @@
 """MindSpore's semi-auto parallel in worker processes on CPU, and dry runs of it for any number of devices.
 
-MindSpore partitions networks for Ascend and GPU alone. Here its own partitioner runs on a machine that has neither: in
+MS-01: MindSpore partitions networks for Ascend and GPU alone. Here it does on a machine that has neither: in
 several processes, which train the parts on CPU, or in one, which partitions as if it were one of thousands and stops.
 For development, tests and dry runs: it is not fast, all workers must be on one machine, and it leans on internals of
 MindSpore 2.10. The first use builds a C++ library (half a minute; needs g++ and ninja), which is kept.
@@ -54,7 +54,7 @@ def install(rank: int, devices: int, target: str = "GPU") -> None:
         UserError: the library cannot be built or does not fit this MindSpore, there is no such target, or the workers
             cannot reach each other.
     """
-    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun runs the script in its scheduler, too
+    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun runs the script in its scheduler, too (MS-45)
         return
     _check(rank, devices, target)
     extension = build.extension()

@@ -21,7 +21,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.native import CACHE, cache_root, compiler, missing_tool, path_of_interpreter
 
 VERSION = "2.10."
-"""Releases of MindSpore whose internals the C++ part was written for."""
+"""Releases of MindSpore whose internals the C++ part was written for (MS-51)."""
 
 _NAME = "mindspore_palm_host"
 _HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """MindSpore logs all that the compiler says; it goes into a file instead."""
+    """MS-50: MindSpore logs all that the compiler says; it goes into a file instead."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -106,7 +106,7 @@ def _build(folder: Path, library: Path) -> None:
                 f"the C++ part of the host back end must be built once, and there is no {tool} in PATH: {fix}"
             )
     work = folder / "build"
-    shutil.rmtree(work, ignore_errors=True)  # what a killed build left; MindSpore's builder would wait for its lock
+    shutil.rmtree(work, ignore_errors=True)  # MS-50, what a killed build left: MindSpore's builder would wait
     log = folder / "build.log"
     # Here and not at the top: another MindSpore may not have it, and is told so by _check_version.
     from mindspore.ops import CustomOpBuilder

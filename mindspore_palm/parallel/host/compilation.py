@@ -24,7 +24,7 @@ class DryRunComplete(Exception):
 
 @functools.cache
 def _replaced() -> list[tuple[object, str, Any]]:
-    """What is replaced in MindSpore: where, its name, and what was there."""
+    """What is replaced in MindSpore (MS-51): where, its name, and what was there."""
     # Here and not at the top: another MindSpore may not have them, and is told so when the C++ part is asked for.
     from mindspore._c_expression import GraphExecutor_, JitExecutor_
 
@@ -43,7 +43,7 @@ class Target:
 
 
 def take_over(target: Target) -> None:
-    """Compiles every network that is partitioned for `target`, and all others for CPU as before.
+    """Compiles every network that is partitioned for `target`, and all others for CPU as before (MS-01).
 
     Raises:
         UserError: MindSpore does not take the step between its front end and its back end.
@@ -57,7 +57,7 @@ def take_over(target: Target) -> None:
     if target.dry:  # without init(), MindSpore's own would say that this is worker 0 of 1
         management._get_rank_helper = _answer(target.extension.group_rank)
         management._get_size_helper = _answer(target.extension.group_size)
-        _setters()["global_rank"] = lambda rank: _context_handle().set_global_rank(rank)  # Python stops at 4095
+        _setters()["global_rank"] = lambda rank: _context_handle().set_global_rank(rank)  # MS-02: Python stops at 4095
 
 
 def give_back() -> None:
@@ -78,7 +78,7 @@ def _context_handle() -> Any:
     return auto_parallel_context()._context_handle
 
 
-@functools.cache  # MindSpore would take the step once more for each time that it is told
+@functools.cache  # MS-17: MindSpore would take the step once more for each time that it is told
 def _hand_over(extension: ModuleType) -> None:
     """Has MindSpore's front end, when it is done with a network that is partitioned, leave it to the CPU's back end."""
     from mindspore.graph import CustomPassType, register_custom_pass

@@ -32,7 +32,7 @@ constexpr int kYields = 16;                  // turns given up before going to s
 
 double Seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-// MindSpore holds an error back for three seconds, and msrun kills all workers within one when the first has ended: the
+// MS-34: MindSpore holds an error back for three seconds, and msrun kills all workers within one when the first has ended: the
 // log is told at once.
 [[noreturn]] void Fail(const std::string &what) {
   std::cerr << "mindspore_palm: " << what << std::endl;

@@ -134,7 +134,7 @@ class Handover : public mindspore::opt::Pass {
   bool Run(const mindspore::FuncGraphPtr &graph) override {
     if (g_part.dry || DeviceManagerConf::GetInstance()->GetDeviceTarget() == "CPU") return false;
     AimAtCpu();
-    // MindSpore notes on Load, UpdateState and their like the target that it found for them. If that is another one
+    // MS-16: MindSpore notes on Load, UpdateState and their like the target that it found for them. If that is another one
     // than the kernels', the back end cuts the graph in a hundred places, and the order of reads and writes of a
     // weight, which these nodes alone keep, is lost between the pieces.
     for (const auto &node : graph->manager()->all_nodes()) {
