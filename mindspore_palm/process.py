@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 
-from mindspore_palm import console, stop, supervisor
-from mindspore_palm.errors import run_command
+from mindspore_palm import console, stop, supervisor, surroundings
+from mindspore_palm.errors import UserError, run_command
 
 
 def run_process(main: Callable[[], None], *, trains: bool = False, results: bool = True) -> int:
@@ -17,10 +20,41 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
         results: whether it exists for what it prints, and fails if that cannot be written; else that is a record.
     """
     console.protect(results)
-    if trains:
-        supervisor.supervise()
-    else:
-        stop.release()
-    code = run_command(main)
+
+    def begin() -> None:
+        surroundings.check()
+        if not trains:
+            stop.release()
+            return
+        try:
+            supervisor.supervise()
+        except OSError as error:
+            raise UserError(f"the process that trains cannot be started: {error.strerror}; see ulimit -a") from None
+
+    if code := run_command(begin):
+        return console.flush(code)
+    limited = False
+
+    def command() -> None:
+        nonlocal limited
+        try:
+            main()
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if said := surroundings.explain(error):
+                limited = True
+                raise UserError(said) from None
+            raise
+
+    code = run_command(command)
     stop.deafen()
-    return console.flush(code)
+    code = console.flush(code)
+    if limited or _imported_in_part():  # MindSpore would abort where it is unloaded
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _imported_in_part() -> bool:
+    """Whether the import of MindSpore ended in an error, which leaves its C++ part behind."""
+    return "mindspore" not in sys.modules and any(name.startswith("mindspore.") for name in sys.modules)

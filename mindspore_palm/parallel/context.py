@@ -15,12 +15,11 @@ from mindspore_palm import console
 from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
+from mindspore_palm.surroundings import GRAPH_THREADS, NO_MEMORY, check_threads
 
 KINDS = ("Ascend", "GPU", "CPU")
 DEPTH = 100_000  # MS-19: calls within calls of a graph; MindSpore's own 1,000 end at some 100 layers
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
-# MS-34: there is no type for this error
-NO_MEMORY = re.compile(r"(?i)out of memory|memory not enough|bad_alloc|(malloc|alloc\w*)( \w+)* (memory )?fail")
 
 _rank = 0
 
@@ -52,8 +51,9 @@ def open_device(wanted: str = "auto", setting: str = "train.device") -> Device:
     """Chooses the device and sets graph mode. Nobody else touches MindSpore's context. Arguments as ``choose_device``.
 
     Raises:
-        UserError: the wanted device is not there.
+        UserError: the wanted device is not there, or MindSpore could not start its threads.
     """
+    check_threads(GRAPH_THREADS)
     use_graphs()
     kind, reason = choose_device(wanted, setting)
     ms.set_device(kind)
