@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import run_command
+from mindspore_palm.parallel.workers import check_workers
 from mindspore_palm.settings import describe, load_settings
 
 
@@ -43,6 +44,7 @@ def main() -> None:
 
         print_layout(settings)
         return
+    check_workers(settings.parallel.devices)
     print_notes(settings, origins, arguments.overrides)
     from mindspore_palm.train.launch import run  # starts MindSpore: not needed for what is above
     from mindspore_palm.train.resume import start_from
