@@ -64,7 +64,8 @@ SAMPLES = {
     "data.text_field": ["text"],
     "data.tokenizer": ["model/tokenizer.model"],
     "data.prepared": ["elsewhere/ünï"],
-    "data.validation_fraction": [0.3],
+    "data.validation_fraction": [0.1],
+    "data.seq_len": [8, 15],  # of two, a text has so many sequences that it is scored for minutes
     "train.batch_size": [2, [[0, 2], [2, 4]], [[0, 4]]],
     "train.output": ["a b/c"],
     "finetune.prompt_field": ["q"],
@@ -158,7 +159,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("finder")
     draw = random.Random(7)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(200)]
-    lines = [" ".join(draw.choices(words, k=12)) for _ in range(600)]
+    lines = [" ".join(draw.choices(words, k=12)) for _ in range(200)]
     (home / "text.txt").write_text("\n".join(lines))
     (home / "documents.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     pairs = [{"prompt": f"{n}+1=", "target": str(n + 1), "q": f"{n}", "a": str(n)} for n in range(200)]
