@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
     from mindspore_palm.effects import print_notes
+    from mindspore_palm.parallel.workers import check_workers
     from mindspore_palm.settings import describe, load_settings  # takes a while, and signals are heard by now
 
     settings, origins = load_settings(arguments.config, arguments.overrides)
@@ -47,6 +48,7 @@ def main() -> None:
 
         print_layout(settings)
         return
+    check_workers(settings.parallel.devices)
     print_notes(settings, origins, arguments.overrides)
     from mindspore_palm.train.launch import run  # starts MindSpore: not needed for what is above
     from mindspore_palm.train.resume import start_from

@@ -74,11 +74,15 @@ def check_layout(
     misfit = find_misfit(settings, layout, placements_of, from_step)
     if misfit is None:
         return
+    own_sizes = bool(settings.finetune.checkpoint)  # of which a fine-tuned model changes the padding alone
     table = layout.table if layout.table != TABLES[settings.parallel.strategy] else None  # as decoding has it
+
+    def is_choice(name: str) -> bool:
+        return may_change(name) and not (own_sizes and name.startswith("model.") and name != "model.vocab_multiple")
 
     def left(change: Change) -> Misfit | None:
         """What does not fit after a change; the same misfit where the change is no choice."""
-        changed = apply(settings, change) if all(map(may_change, change)) else None
+        changed = apply(settings, change) if all(map(is_choice, change)) else None
         if changed is None:
             return misfit
         other = layout_of(changed, layout.target)

@@ -182,6 +182,7 @@ def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, doo
         (["finetune.target_field=answer"], "set finetune.target_field to one of the fields here (prompt, target)"),
         (["data.seq_len=3"], "set data.seq_len to "),
         (["model.layers=3"], "leave the section model out"),
+        (["model.layers=4"], "model.layers = 4, and base has 2"),  # the default, but somebody wrote it
         (["data.tokenizer=tiny.model"], "keeps its own tokenizer; leave it out"),
         (["train.output=base"], "set train.output to another folder"),
         (["train.output=base", "--overwrite"], "set train.output to another folder"),
@@ -207,6 +208,23 @@ def test_the_model_is_the_checkpoints_in_what_is_printed(home, door):
     code, out, _ = door("train", home, *FULL, "--print-config")
     assert code == 0
     assert "d_model: 64" in out and "# finetune.checkpoint" in out
+
+
+def test_the_table_may_be_padded_as_a_mesh_wants_it(home, door):
+    """A mesh of three or nine would want it; the rows that no token has are zeros at first."""
+    code, _, err = door(
+        "train",
+        home,
+        *FULL[:-1],
+        "train.output=padded",
+        "train.steps=1",
+        "train.eval_every=0",
+        "model.vocab_multiple=9",
+    )
+    assert code == 0, err
+    before, after = (load_file(home / name / "model.safetensors")["embedding"] for name in ("base", "padded/final"))
+    assert before.shape == (280, 64) and after.shape == (288, 64)
+    assert not after[280:].any() and np.abs(after[:280] - before).max() < 0.1
 
 
 @pytest.mark.slow

@@ -92,6 +92,7 @@ def test_numbers_of_workers_that_mindspore_does_not_partition_for(home, train, m
         ({"MS_ROLE": "MS_WORKER"}, "MS_ROLE = MS_WORKER is set and MS_WORKER_NUM is not"),
         ({"RANK_ID": "3", "RANK_SIZE": "4"}, "RANK_SIZE = 4 says that this is one of 4 processes"),
         ({"MS_WORKER_NUM": "1", "MS_ROLE": "MS_WORKER", "RANK_ID": "7"}, "RANK_ID = 7 is not one of 1 workers"),
+        ({"RANK_SIZE": "two"}, "RANK_SIZE = two is not a count of processes"),
         ({"MS_WORKER_NUM": "1", "MS_ROLE": "MS_WORKER", "RANK_SIZE": "2"}, "RANK_SIZE = 2 and MS_WORKER_NUM = 1"),
     ],
 )

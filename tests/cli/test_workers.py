@@ -187,7 +187,7 @@ def test_ctrl_c_saves_once_and_ends(home):
 
 def test_sizes_that_do_not_fit_are_found_before_workers_start(home):
     run = subprocess.run(
-        command(home, "never", "parallel.model=3"), cwd=ROOT, capture_output=True, text=True, timeout=60
+        command(home, "never", "parallel.model=4"), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 2 and "model.heads = 2 cannot be cut" in run.stderr
     assert not (home / "never").exists()

@@ -9,6 +9,9 @@ each would hide all others. What a refusal advises is followed literally.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import json
 import os
 import random
@@ -16,175 +19,131 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
+import numpy as np
 import pytest
+from finders import two_steps
 from finders.all_pairs import all_pairs
+from finders.kinds import FIELDS, ODD, PAIR_ROWS, SEED, TEXT_ROWS, TINY, overrides
 
-from mindspore_palm.config import Settings
-from mindspore_palm.errors import UserError
+from mindspore_palm.config import FinetuneConfig
+from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.model.initial import placements
+from mindspore_palm.parallel import host
+from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
+from mindspore_palm.parallel.context import play_rank
 from mindspore_palm.settings import load_settings
+from mindspore_palm.train import loop
+from mindspore_palm.train.build import build_step
 from mindspore_palm.train.memory import check_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(__file__).with_name("two_steps.py")
-SEED = int(os.environ.get("FINDER_SEED", "0"))
 TRAINED_BY_DEFAULT = 2
 LIMIT = 300  # seconds for a run
+EVERY_PROCESS = 12  # of so many combinations, one is trained in processes of its own as well
 MOST_WORKERS = 2  # that are started for a run; its step on a larger mesh is compiled, as for one rank of it
 ROUNDS = 8  # refusals with advice that are followed
 
-# The smallest network that trains, and a run of three steps: what a setting has where its kind is "not written".
-TINY = {
-    "model.layers": 1,
-    "model.d_model": 16,
-    "model.heads": 2,
-    "model.head_dim": 8,
-    "model.d_ff": 32,
-    "model.vocab_size": 300,
-    "data.seq_len": 16,
-    "data.path": "text.txt",
-    "data.prepared": "prepared",
-    "train.steps": 3,
-    "train.batch_size": 4,
-    "train.peak_tflops": 1,
-    "train.output": "out",
-}
-SIZES = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size")
-# Where a model does not say which values make sense: kinds of valid ones, beside "not written".
-SAMPLES = {
-    "model.preset": ["palm_tiny"],
-    "model.vocab_size": [301, 320],
-    "data.path": ["text.txt", "documents.jsonl", "*.txt"],
-    "data.text_field": ["text"],
-    "data.tokenizer": ["model/tokenizer.model"],
-    "data.prepared": ["elsewhere/ünï"],
-    "data.validation_fraction": [0.3],
-    "train.batch_size": [2, [[0, 2], [2, 4]], [[0, 4]]],
-    "train.output": ["a b/c"],
-    "finetune.prompt_field": ["q"],
-    "finetune.target_field": ["a"],
-    "parallel.pods": [2],
-    "parallel.data": [2],
-    "parallel.model": [2],
-}
-ALONE = ("finetune.checkpoint",)  # decides what the rest means, so each of its kinds has an array of its own
-HUGE = 2**62
-
-
-@dataclass(frozen=True)
-class Field:
-    """A setting with its kinds of values."""
-
-    name: str
-    valid: tuple
-    """Each accepted by itself."""
-    odd: tuple
-    """Wrong, or far beyond what fits."""
-
-
-def bound(field, *names):
-    """A lower bound of a number, and whether it belongs to what is valid."""
-    for metadata in field.metadata:
-        for name in names:
-            if getattr(metadata, name, None) is not None:
-                return getattr(metadata, name)
-    return None
-
-
-def kinds(name, field):
-    """A setting's kinds of values, by its type and bounds."""
-    given = SAMPLES.get(name)
-    if get_origin(field.annotation) is Literal:
-        choices = get_args(field.annotation)
-        return Field(name, tuple(given or (c for c in choices if c != "")), ("nonsense", "", 3, None, [choices[0]]))
-    if field.annotation is bool:
-        return Field(name, (True, False), ("maybe", "", 2, None, [True]))
-    if field.annotation is str:
-        odd = ("", "  ", "nowhere", "/dev/null", "/proc/nowhere", "~nobody/x", "x" * 300, "ünï 漢字", "a\0b", "..", "-")
-        return Field(name, tuple(given or ()), odd)
-    wrong = ("x", "", None, [], {"a": 1}, True, float("nan"), float("inf"), "1e3", -1)
-    if field.annotation is int:
-        least = bound(field, "ge") if bound(field, "ge") is not None else bound(field, "gt") + 1
-        return Field(name, tuple(given or (least, least + 1)), (*wrong, 0.5, HUGE, 2**63, 10**400, least - 1))
-    if field.annotation is float:
-        least = bound(field, "ge") if bound(field, "ge") is not None else 1e-9
-        return Field(name, tuple(given or (least, 0.5)), (*wrong, 1e30, 1e-300, 1.0, 10**400))
-    assert given, f"{name} is of a type that nobody has named kinds of: write some into SAMPLES"
-    return Field(name, tuple(given), (*wrong, 0.5, HUGE, [[0, 0]], [[5, 1]], [[0, HUGE]], [[0, 1], [0, 2]], [1]))
-
-
-FIELDS = [
-    kinds(f"{section}.{name}", field)
-    for section, group in Settings.model_fields.items()
-    for name, field in group.annotation.model_fields.items()
-]
-
-
-def rows(fields, seed=SEED):
-    """Overrides of each row of a covering array over valid values and "not written"."""
-    table = all_pairs([1 + len(field.valid) for field in fields], seed)
-    return [
-        {field.name: field.valid[kind - 1] for field, kind in zip(fields, row, strict=True) if kind} for row in table
-    ]
-
-
-TEXT_FIELDS = [field for field in FIELDS if field.name not in (*ALONE, "finetune.lora_rank")]  # refused without one
-TEXT_ROWS = rows(TEXT_FIELDS)
-PAIR_FIELDS = [
-    field
-    for field in FIELDS
-    if field.name not in (*ALONE, "data.path", "data.tokenizer")  # the latter is refused
-    and field.name.partition(".")[2] not in ("preset", *SIZES)
-    and (field.name == "model.vocab_multiple" or not field.name.startswith("model."))
-]
-PAIR_ROWS = [{**row, "finetune.checkpoint": "model", "data.path": "pairs.jsonl"} for row in rows(PAIR_FIELDS)]
-ODD = [{field.name: value} for field in FIELDS for value in field.odd]
-
-
-def overrides(values):
-    """As a command line has them."""
-    return [f"{name}={json.dumps(v) if isinstance(v, (list, dict, bool)) else v}" for name, v in values.items()]
-
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(device, tmp_path_factory):
     """A folder with texts, pairs, and a model that was trained on one of them."""
     home = tmp_path_factory.mktemp("finder")
     draw = random.Random(7)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(200)]
-    lines = [" ".join(draw.choices(words, k=12)) for _ in range(600)]
+    lines = [" ".join(draw.choices(words, k=12)) for _ in range(200)]
     (home / "text.txt").write_text("\n".join(lines))
     (home / "documents.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     pairs = [{"prompt": f"{n}+1=", "target": str(n + 1), "q": f"{n}", "a": str(n)} for n in range(200)]
     (home / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    outcome, said = train(home, {})
+    outcome, said = train(home, {"train.output": "kept", "train.steps": two_steps.STEPS})
     assert outcome == "trained", said
     shutil.copytree(home / "kept" / "final", home / "model")
     return home
 
 
 def train(home, values):
-    """Has a process of its own train two steps: how it ended, and what it said last."""
+    """Trains two steps, or compiles a step for a mesh, in this process: how that ended, and what was said last.
+
+    A fault counts if it is one in a process of its own as well.
+    """
     values = {**TINY, **values}
     if any("\0" in str(value) for value in values.values()):
         return "refused", "no command line holds a NUL"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    settings = load_settings(None, overrides(values))[0]
+    said = io.StringIO()
+    here = os.getcwd()
+    os.chdir(home)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = compile_here(settings) if settings.parallel.devices > 1 else train_here(values)
+    except Exception:
+        return train_alone(home, values)
+    finally:
+        os.chdir(here)
+    return verdict(code, said.getvalue()) if code in (0, 2) else train_alone(home, values)
+
+
+class Enough(BaseException):
+    """Two steps are done."""
+
+
+def train_here(values):
+    """The exit code of the command in this process, which is left after two steps."""
+    spec = importlib.util.spec_from_file_location("run_train", ROOT / "run" / "train.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    rows = []
+
+    def counted(*arguments, **named):
+        rows.append(row_of(*arguments, **named))
+        if len(rows) == two_steps.STEPS < values["train.steps"]:
+            raise Enough
+        return rows[-1]
+
+    row_of, argv = loop.row_of, sys.argv
+    loop.row_of, sys.argv = counted, ["train.py", "--overwrite", *overrides(values)]
+    try:
+        return run_command(command.main)
+    except Enough:
+        return 0
+    finally:
+        loop.row_of, sys.argv = row_of, argv
+
+
+def compile_here(settings):
+    """The step of the last rank of a mesh, compiled; 0."""
+    place = layout_of(settings, "GPU")
+    host.install_dry_run(place.devices - 1, place.devices, "GPU")
+    play_rank(place.devices - 1)
+    try:
+        with layout(place), contextlib.suppress(host.DryRunComplete):
+            alone = settings.model_copy(update={"finetune": FinetuneConfig()})  # whose weights would be read
+            _, step = build_step(alone, one_pass=True)
+            rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
+            tokens = np.zeros((rows, settings.data.seq_len), np.int32)
+            step(tokens, tokens)
+        return 0
+    finally:
+        play_rank(0)
+        host.uninstall()
+
+
+def train_alone(home, values):
+    """The same in a process of its own, with workers where there are two devices."""
+    values = {**TINY, **values}
     command = [COMMAND, "--overwrite"]
-    if not (home / "model").exists():
-        command, values["train.output"] = [ROOT / "run" / "train.py"], "kept"
     if load_settings(None, overrides(values))[0].parallel.devices > MOST_WORKERS:
         command = [ROOT / "run" / "dry_run.py"]  # compiles the step of one rank
     try:
         done = subprocess.run(
             [sys.executable, *map(str, command), *overrides(values)],
             cwd=home,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             errors="replace",
@@ -192,25 +151,27 @@ def train(home, values):
         )
     except subprocess.TimeoutExpired:
         return "fault", f"not ended after {LIMIT} s"
-    said = done.stderr[-3000:]
-    sentences = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    if "Traceback" in done.stderr + done.stdout:
-        return "fault", said
-    if done.returncode in (0, 130):
-        return "trained", done.stdout
-    if done.returncode == 2 and len(sentences) == 1:
+    return verdict(done.returncode, done.stdout + done.stderr)
+
+
+def verdict(code, said):
+    sentences = [line for line in said.splitlines() if line.startswith("error: ")]
+    if "Traceback" in said:
+        return "fault", said[-3000:]
+    if code in (0, 130):
+        return "trained", said
+    if code == 2 and len(sentences) == 1:
         return "refused", sentences[0].removeprefix("error: ")
-    return "fault", f"exit code {done.returncode}: {said}"
+    return "fault", f"exit code {code}: {said[-3000:]}"
 
 
 def checked(values):
     """The sentence by which settings are refused before anything is started; None where they are not."""
     try:
         settings, _ = load_settings(None, overrides({**TINY, **values}))
-        target = "CPU"
-        layout = layout_of(settings, target)
-        check_layout(settings, layout, placements)
-        check_memory(settings, layout)
+        place = layout_of(settings, "CPU")
+        check_layout(settings, place, placements)
+        check_memory(settings, place)
     except UserError as refusal:
         assert str(refusal).count("\n") <= 1, refusal
         return str(refusal)
@@ -250,12 +211,12 @@ def quickly(values):
     return ("refused", refusal) if refusal else ("accepted", "")
 
 
-def checked_then_trained(home):
+def checked_then(start, home):
     """A run whose refusals before it starts are found in this process, which takes no seconds."""
 
     def run(values):
         refusal = checked(values)
-        return ("refused", refusal) if refusal else train(home, values)
+        return ("refused", refusal) if refusal else start(home, values)
 
     return run
 
@@ -298,7 +259,7 @@ def test_a_few_combinations_train(home):
     one_device = [row for row in TEXT_ROWS if not any(name.startswith("parallel.") for name in row)] or TEXT_ROWS
     for values in draw.sample(one_device, min(TRAINED_BY_DEFAULT, len(one_device))):
         values = {**values, "parallel.pods": 1, "parallel.data": 1, "parallel.model": 1}
-        _, outcome, said = settled(values, checked_then_trained(home))
+        _, outcome, said = settled(values, checked_then(train, home))
         assert outcome != "fault", f"{values}: {said}"
 
 
@@ -308,10 +269,13 @@ def test_all_of_them_train_or_are_refused(home, capsys):
     accepted = [values for values in ODD if not checked(values)]
     counts, faults, refused = {"trained": 0, "refused": 0, "fault": 0}, [], []
     cases = [*TEXT_ROWS, *PAIR_ROWS, *accepted]
-    followed = 0
+    followed, started = 0, 0
     for number, values in enumerate(cases):
         try:
-            refusals, outcome, said = settled(values, checked_then_trained(home))
+            refusals, outcome, said = settled(values, checked_then(train, home))
+            if outcome == "trained" and number % EVERY_PROCESS == 0:
+                started += 1
+                refusals, outcome, said = settled(values, checked_then(train_alone, home))
         except AssertionError as error:
             refusals, outcome, said = [], "fault", str(error)
         counts[outcome] += 1
@@ -325,8 +289,8 @@ def test_all_of_them_train_or_are_refused(home, capsys):
     with capsys.disabled():
         print(
             f"\n{len(cases)} combinations: {counts['trained']} trained ({followed} after a refusal whose advice was "
-            f"followed), {counts['refused']} refused, {counts['fault']} faults; {len(ODD) - len(accepted)} odd values "
-            "refused before"
+            f"followed; {started} of them again in processes of their own), {counts['refused']} refused, "
+            f"{counts['fault']} faults; {len(ODD) - len(accepted)} odd values refused before"
         )
         for sentence in sorted(set(refused)):
             print(f"  {sentence}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -17,7 +19,9 @@ from mindspore_palm.plan import dry_run as module
 from mindspore_palm.plan.dry_run import carried, dry_run
 from mindspore_palm.plan.graph import Node, longest_chain
 from mindspore_palm.plan.ledger import BYTES, added_by_a_layer, show_axes
+from mindspore_palm.plan.machines import load_machine
 from mindspore_palm.plan.refusal import explain
+from mindspore_palm.plan.search import search
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train.memory import memory_by_kind
 
@@ -150,6 +154,32 @@ def test_what_mindspore_refuses_is_a_sentence_with_its_own_words(device, monkeyp
     assert "a vocabulary of 131 cannot be cut into parallel.model = 2 equal parts" in sentence
     assert "model.vocab_size or model.vocab_multiple" in sentence
     assert "MindSpore: " in words and "cannot be divisible by strategy value 2" in words
+
+
+SAMPLED = int(os.environ.get("FINDER_MESHES", "2"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "devices", "sample"),
+    [
+        ("tpu-v4", 8, SAMPLED),
+        *[
+            pytest.param(machine, devices, 6, marks=pytest.mark.slow)
+            for machine in ("a100", "ascend-910b")
+            for devices in (2, 4, 16, 24, 48)
+        ],
+    ],
+)
+def test_meshes_that_a_search_prints_are_compiled_by_the_dry_run(device, machine, devices, sample):
+    """Odd sizes: a vocabulary that must be padded, twelve heads, and micro-batches."""
+    sizes = {"layers": 1, "d_model": 96, "heads": 12, "head_dim": 4, "d_ff": 96, "vocab_size": 301}
+    settings = Settings.model_validate(
+        {"model": sizes, "data": {"seq_len": 16}, "train": {"batch_size": 48}, "parallel": {"shard_weights": "off"}}
+    )
+    machine = load_machine(machine)
+    found = search(settings, machine, devices)
+    for candidate in random.Random(devices).sample(found, min(sample, len(found))):
+        assert dry_run(candidate.settings, machine.target).layers == 1
 
 
 def test_a_group_that_ascend_does_not_have():

@@ -88,6 +88,13 @@ def test_what_does_not_fit(sections, said):
         assert part in message, message
 
 
+def test_a_fine_tuned_model_is_not_advised_to_become_another():
+    said = refused(parallel={"data": 2}, model={**MODEL, "mlp": "relu"}, finetune={"checkpoint": "runs/a"})
+    assert said.endswith("set parallel.pods=1 and parallel.data=1 and parallel.model=1")
+    said = refused(parallel={"model": 2}, model={**MODEL, "vocab_size": 255}, finetune={"checkpoint": "runs/a"})
+    assert said.endswith("set model.vocab_multiple=2")
+
+
 def test_bfloat16_products_are_not_for_cpu():
     assert "set train.compute_dtype=float32" in refused("CPU", train={"compute_dtype": "bfloat16"})
     assert check("GPU").compute_dtype == "bfloat16" and check("CPU").compute_dtype == "float32"
