@@ -9,8 +9,7 @@ import psutil
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
-from mindspore_palm.model.lora import adapter_shapes
-from mindspore_palm.model.weights import KERNELS
+from mindspore_palm.model.lora import KERNELS, adapter_shapes
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes
