@@ -102,7 +102,7 @@ def exchanges(palm, mesh, shape, steps):
             members = mesh.group(this_rank(), [axis])
             groups[axis] = f"{axis}-{members[0]}"
             create_group(groups[axis], members)
-    q_wi = placement_of(palm.blocks[0].q_wi)
+    q_wi = placement_of(palm.block_weights(0)["q_wi"])
     if "data" in groups:
         part = Tensor(np.ones(q_wi.slice_shape, np.float32))
         whole = Tensor(np.ones((q_wi.slice_shape[0] * mesh.data, q_wi.slice_shape[1]), np.float32))

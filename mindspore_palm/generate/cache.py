@@ -10,8 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.model.ablations import MultiHeadAttention
-from mindspore_palm.model.attention import PlainAttention
+from mindspore_palm.model.factory import make_cached_attention
 from mindspore_palm.model.precision import TYPES
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.parallel.axes import current_layout, shard
@@ -29,9 +28,9 @@ class CachedAttention(nn.Cell):
     def __init__(self, config: PaLMConfig, sequences: int, context: int) -> None:
         super().__init__()
         self.heads, self.head_dim, self.kv_heads = config.heads, config.head_dim, config.kv_heads
-        self.rope_q, self.rope_k = Rope("heads"), Rope("kv")
+        self.rope_q, self.rope_k = Rope("heads"), Rope("kv")  # the tables that come in hold 1/sqrt(K)
         multi_query = config.attention == "multi_query"
-        self.attention = PlainAttention() if multi_query else MultiHeadAttention(config)
+        self.attention = make_cached_attention(config)
         shape = (sequences, context, self.head_dim) if multi_query else (sequences, self.heads, context, self.head_dim)
         rows = ("batch", "context", "per_head") if multi_query else ("batch", "heads", "context", "per_head")
         dtype = TYPES[current_layout().compute_dtype]
@@ -41,18 +40,18 @@ class CachedAttention(nn.Cell):
         self.sequences, self.pick = sequences, shard(ops.Gather(), rows, ("one",))
         self.reshape = ops.Reshape()
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor, where: tuple[Tensor, ...]) -> Tensor:
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, positions: tuple[Tensor, ...]) -> Tensor:
         """q [b*Q, H*K], k and v [b*Q, K] (or H*K) to [b*Q, H*K], of some b of the sequences.
 
-        ``where`` is what ``mindspore_palm.generate.decoder`` makes; its last part says which they are.
+        ``Decoder`` makes the positions; their last part says which sequences they are.
         """
-        cos_q, sin_q, cos_k, sin_k, slots, mask, sequences = where
+        cos_q, sin_q, cos_k, sin_k, slots, mask, sequences = positions
         batch, queries = cos_q.shape[0], cos_q.shape[1]
         q = self.reshape(q, (batch, queries, self.heads, self.head_dim))
         k = self.reshape(k, (batch, queries, self.kv_heads, self.head_dim))
-        q, k = self.rope_q.turn(q, cos_q, sin_q), self.rope_k.turn(k, cos_k, sin_k)
+        q, k = self.rope_q.rotate(q, cos_q, sin_q), self.rope_k.rotate(k, cos_k, sin_k)
         keys = self.write(self.keys, slots, self.reshape(k, (-1, self.head_dim)))
         values = self.write(self.values, slots, self.reshape(v, (-1, self.head_dim)))
         if batch != self.sequences:
             keys, values = self.pick(keys, sequences, 0), self.pick(values, sequences, 0)
-        return self.reshape(self.attention.over(q, keys, values, mask), (-1, self.heads * self.head_dim))
+        return self.reshape(self.attention.attend_cached(q, keys, values, mask), (-1, self.heads * self.head_dim))

@@ -29,6 +29,7 @@ from mindspore_palm.native import cache_root, compiler
 from mindspore_palm.parallel.axes import current_layout
 
 SOURCE = Path(__file__).with_suffix(".cc")
+WEIGHTS = ("norm.scale", "q_wi", "kv", "o_wo")  # of a block, in the order of the function's arguments
 FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
 # MS-32: MindSpore unloads the library with the last network that calls it, while its threads are in it.
 FLAGS += ["-Wl,-z,nodelete"]
@@ -102,8 +103,8 @@ class CpuStep(nn.Cell):
         self.embedding, self.final_scale = palm.embedding, final
         self.blocks = ParameterTuple(
             parameter
-            for block, cache in zip(palm.blocks, caches, strict=True)
-            for parameter in (block.norm.scale, block.q_wi, block.kv, block.o_wo, cache.keys, cache.values)
+            for i, cache in enumerate(caches)
+            for parameter in (*(palm.block_weights(i)[name] for name in WEIGHTS), cache.keys, cache.values)
         )
         self.phase = (
             "increment"  # MS-24, MindSpore's name for decoding: a compiled graph is called without a look at its inputs

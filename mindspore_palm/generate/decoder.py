@@ -22,8 +22,9 @@ from mindspore import Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.cache import CachedAttention
-from mindspore_palm.model.ablations import make_block
 from mindspore_palm.model.attention import MASKED
+from mindspore_palm.model.factory import make_block
+from mindspore_palm.model.lora import adapters_of
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.rope import tables
@@ -43,17 +44,12 @@ class Step(nn.Cell):
         super().__init__(auto_prefix=False)
         config = palm.config
         self.palm, self.blocks = palm, nn.CellList(auto_prefix=False)
-        for i, trained in enumerate(palm.blocks):
-            if trained.lora is not None:
-                raise ValueError("a network with adapters is for training; decode what model.lora.merge makes of it")
-            weights = {"q_wi": trained.q_wi, "kv": trained.kv, "o_wo": trained.o_wo}
+        if adapters_of(palm):
+            raise ValueError("a network with adapters is for training; decode the result of model.lora.merge instead")
+        for i in range(config.layers):
             cache = CachedAttention(config, sequences, context)
-            block = make_block(config, weights, cache)
-            cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"  # and not all the same
-            block.norm.scale = trained.norm.scale  # MS-25: the Cell itself would be renamed, with its weight
-            if not config.parallel:
-                block.mlp_norm.scale = trained.mlp_norm.scale
-            self.blocks.append(block)
+            cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"
+            self.blocks.append(make_block(config, palm.block_weights(i), cache))
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
         self.token_loss = TokenLoss(vocabulary)
@@ -88,9 +84,9 @@ class Step(nn.Cell):
             x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask, which))
         if token_ids.shape[1] > 1:
             x = self.pick(x, rows, 0)
-        logits = self.palm.read_out(x)
+        logits = self.palm.unembed(x)
         targets = self.targets if token_ids.shape[0] == self.sequences else self.one_target
-        return self.palm.real(logits), self.token_loss(logits, targets)[1]
+        return self.palm.drop_vocab_padding(logits), self.token_loss(logits, targets)[1]
 
 
 TABLE = ("batch", "length", "one", "per_head")

@@ -10,142 +10,154 @@ from mindspore.ops.auto_generate import FlashAttentionScore
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.precision import ToCompute, ToFloat32
 from mindspore_palm.model.rope import Rope
-from mindspore_palm.parallel.axes import current_layout, shard
+from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.cells import Softmax
 
-MASKED = -1e9  # added to a score that must not count: exp of it is zero beside any real score
-MASK_SIDE, LEFT_UP_CAUSAL = 2048, 2  # the fused primitive's compressed mask, whatever the length, and its name for it
-CHUNK = 64  # shortest run of queries worth its own products; measured on CPU
+MASKED = -1e9  # added to a masked score: its exponential is zero beside that of any other score
+MASK_SIDE, LEFT_UP_CAUSAL = 2048, 2  # the fused primitive's compressed mask, for any length, and its sparse mode
+SHORTEST_HALF = 64  # queries from which on a half gets matmuls of its own; measured on CPU
+
+Positions = int | tuple[Tensor, ...]
+"""Positions of a block's rows, in the form of its attention. Attention over full sequences takes their number: each has
+the positions 0 .. S - 1. Attention to a cache takes the tables of the rotation, the slots to write, and a mask."""
 
 
 @constexpr
-def causal_mask(first: int, queries: int, axis: int = 2) -> Tensor:
-    """What the scores of positions first .. first + queries get: float32 [1, 1, queries, first + queries].
+def causal_mask(first: int, queries: int, query_axis: int = 2) -> Tensor:
+    """Mask of the queries at positions first .. first + Q - 1 over the context 0 .. first + Q - 1: zero or MASKED.
 
     Args:
         first: position of the first query.
-        queries: how many.
-        axis: of the queries in the result; 1 gives [1, queries, 1, first + queries].
+        queries: Q, how many.
+        query_axis: axis of the queries in the result: 2 for float32 [1, 1, Q, C], 1 for [1, Q, 1, C].
     """
-    seen = np.arange(first, first + queries)[:, None] >= np.arange(first + queries)[None, :]
-    return Tensor(np.expand_dims(np.where(seen, 0.0, MASKED).astype(np.float32), (0, 3 - axis)))
-
-
-class Softmax(nn.Cell):
-    """Softmax over the last axis of [B, H*Q, S].
-
-    As a matrix where no axis is cut: the reduction of its gradient is then 17 times faster on CPU (MS-36). An array
-    that is cut along two axes could not be flattened without communication.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        layout = current_layout()
-        self.flatten = layout.shards("batch") * layout.shards("heads") == 1
-        rows = ("length", "context") if self.flatten else ("batch", "heads", "context")
-        self.softmax = shard(ops.Softmax(-1), rows)
-        self.reshape = ops.Reshape()
-
-    def construct(self, scores: Tensor) -> Tensor:
-        if self.flatten:
-            rows = self.reshape(scores, (-1, scores.shape[-1]))
-            return self.reshape(self.softmax(rows), scores.shape)
-        return self.softmax(scores)
+    visible = np.arange(first, first + queries)[:, None] >= np.arange(first + queries)[None, :]
+    return Tensor(np.expand_dims(np.where(visible, 0.0, MASKED).astype(np.float32), (0, 3 - query_axis)))
 
 
 class MultiQueryAttention(nn.Cell):
-    """``softmax(q k^T / sqrt(K) + causal mask) v`` with one k and v for all heads, after the rotation of q and k."""
+    """``softmax(q k^T / sqrt(K) + causal mask) v`` with one k and v for all heads, after the rotation of q and k.
 
-    def __init__(self, config: PaLMConfig) -> None:
+    Args:
+        config: the sizes.
+        attend: the part after the rotation: one of the three Cells below.
+    """
+
+    def __init__(self, config: PaLMConfig, attend: nn.Cell) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.rope_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)
-        self.rope_k = Rope("kv", xpos_base=-config.xpos_base)
-        self.attend = FusedAttention(config) if current_layout().target == "Ascend" else PlainAttention()
-        self.reshape = ops.Reshape()
+        self.scale_and_rotate_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)  # 1/sqrt(K) is in its tables
+        self.rotate_k = Rope("kv", xpos_base=-config.xpos_base)
+        self.attend, self.reshape = attend, ops.Reshape()
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
-        """q [T, H*K], k and v [T, K] to [T, H*K]."""
-        length = q.shape[0] // batch
-        q = self.rope_q(self.reshape(q, (batch, length, self.heads, self.head_dim)))
-        k = self.rope_k(self.reshape(k, (batch, length, 1, self.head_dim)))
-        v = self.reshape(v, (batch, length, 1, self.head_dim))
-        return self.reshape(self.attend(q, k, v), (-1, self.heads * self.head_dim))
+    def construct(self, q_THK: Tensor, k_TK: Tensor, v_TK: Tensor, sequences: int) -> Tensor:
+        length = q_THK.shape[0] // sequences
+        q_BSHK = self.scale_and_rotate_q(self.reshape(q_THK, (sequences, length, self.heads, self.head_dim)))
+        k_BS1K = self.rotate_k(self.reshape(k_TK, (sequences, length, 1, self.head_dim)))
+        v_BS1K = self.reshape(v_TK, (sequences, length, 1, self.head_dim))
+        return self.reshape(self.attend(q_BSHK, k_BS1K, v_BS1K), (-1, self.heads * self.head_dim))
 
 
 class PlainAttention(nn.Cell):
-    """Causal attention in products of its own: q [B, S, H, K], scaled, k and v [B, S, 1, K] to [B, S, H, K].
+    """Attention in matmuls of its own, in one of two orders of heads and positions of the queries.
 
-    Heads and positions of the queries are folded into the rows of one product, because CPU and GPU do not broadcast a
-    batched one (MS-30). On one device positions come first, as the projection leaves them; where heads are cut over
-    devices they must come first, so that a device's rows stay together, and that takes two transpositions.
+    Both are folded into the rows of one matmul, because CPU and GPU do not broadcast a batched one.
 
-    Queries go in two runs where they are long enough: the first half need not look at the second, which saves a quarter
-    of both products.
+    The subclasses have the same interface: ``construct`` is causal attention over full sequences, ``attend_cached``
+    attention to a cache. Queries come scaled by 1/sqrt(K), as the rotation's tables hold the factor.
     """
+
+    order: tuple[str, str]
+    query_axis: int
+    """Axis of the queries in q, in scores and in the mask."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_head = current_layout().shards("heads") > 1
-        self.query_axis = 2 if self.by_head else 1
-        order = ("heads", "length") if self.by_head else ("length", "heads")
-        q, rows, keys = ("batch", *order, "per_head"), ("batch", "heads", "per_head"), ("batch", "context", "per_head")
-        scores = ("batch", *order, "context")
-        mask = ("one", "one", "length", "context") if self.by_head else ("one", "length", "one", "context")
-        self.heads_first = shard(ops.Transpose(), ("batch", "length", "heads", "per_head"))
-        self.heads_last = shard(ops.Transpose(), ("batch", "heads", "length", "per_head"))
-        # MS-40: by Split, whose gradient is fast
+        q, rows = ("batch", *self.order, "per_head"), ("batch", "heads", "per_head")
+        keys = ("batch", "context", "per_head")
+        scores, weights = ("batch", *self.order, "context"), ("batch", "heads", "context")
+        mask = ("one", *(axis if axis == "length" else "one" for axis in self.order), "context")
         self.halve_queries = shard(ops.Split(self.query_axis, 2), q)
         self.join_queries = shard(ops.Concat(self.query_axis), q, q)
-        self.halve_keys = shard(ops.StridedSlice(), keys)
+        self.halve_context = shard(ops.StridedSlice(), keys)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), rows, keys)
-        self.to_float32, self.to_compute = ToFloat32(scores), ToCompute(("batch", "heads", "context"))
-        self.mask = shard(ops.Add(), scores, mask)
-        self.softmax = Softmax()
-        self.mix = shard(ops.BatchMatMul(), ("batch", "heads", "context"), keys)
+        self.to_float32, self.to_compute = ToFloat32(scores), ToCompute(weights)
+        self.mask, self.softmax = shard(ops.Add(), scores, mask), Softmax()
+        self.mix = shard(ops.BatchMatMul(), weights, keys)
         self.reshape = ops.Reshape()
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch, length, _, dim = q.shape
-        if self.by_head:
-            q = self.heads_first(q, (0, 2, 1, 3))
-        k, v = self.reshape(k, (batch, length, dim)), self.reshape(v, (batch, length, dim))
+    def attend_causal(self, q: Tensor, k_BSK: Tensor, v_BSK: Tensor) -> Tensor:
+        """Causal attention of q, in this Cell's order, to q's shape.
+
+        Long queries go in two halves: the early half has no need of the late half of the context, which saves a quarter
+        of both matmuls.
+        """
+        batch, length, dim = k_BSK.shape
         half = length // 2
-        if length % 2 == 0 and half >= CHUNK:
-            early, late = self.halve_queries(q)
-            past, end, step = (0, 0, 0), (batch, half, dim), (1, 1, 1)
-            early = self.causal(early, self.halve_keys(k, past, end, step), self.halve_keys(v, past, end, step))
-            out = self.join_queries((early, self.causal(late, k, v)))
-        else:
-            out = self.causal(q, k, v)
-        return self.heads_last(out, (0, 2, 1, 3)) if self.by_head else out
+        if length % 2 or half < SHORTEST_HALF:
+            return self.attend_last(q, k_BSK, v_BSK)
+        start, end, step = (0, 0, 0), (batch, half, dim), (1, 1, 1)
+        early, late = self.halve_queries(q)
+        early_k, early_v = self.halve_context(k_BSK, start, end, step), self.halve_context(v_BSK, start, end, step)
+        return self.join_queries((self.attend_last(early, early_k, early_v), self.attend_last(late, k_BSK, v_BSK)))
 
-    def over(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q [B, Q, H, K] over k and v [B, C, K] to q's shape; mask [B, Q, 1, C], or [B, 1, Q, C] if query_axis is 2."""
-        if not self.by_head:
-            return self.look(q, k, v, mask)
-        return self.heads_last(self.look(self.heads_first(q, (0, 2, 1, 3)), k, v, mask), (0, 2, 1, 3))
+    def attend_last(self, q: Tensor, k_BCK: Tensor, v_BCK: Tensor) -> Tensor:
+        """Causal attention of queries at the last positions of the context."""
+        queries, context = q.shape[self.query_axis], k_BCK.shape[1]
+        return self.masked_attention(q, k_BCK, v_BCK, causal_mask(context - queries, queries, self.query_axis))
 
-    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The last Q of C positions look at what is not behind them: as ``look``."""
-        queries, context = q.shape[self.query_axis], k.shape[1]
-        return self.look(q, k, v, causal_mask(context - queries, queries, self.query_axis))
-
-    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Q positions look at C: q [B, Q, H, K] (or [B, H, Q, K]), k and v [B, C, K] to q's shape."""
-        batch, outer, inner, dim = q.shape
-        context = k.shape[1]
-        scores = self.scores(self.reshape(q, (batch, outer * inner, dim)), k)
+    def masked_attention(self, scaled_q: Tensor, k_BCK: Tensor, v_BCK: Tensor, mask: Tensor) -> Tensor:
+        """``softmax(q k^T / sqrt(K) + mask) v``: q and the mask in this Cell's order, to q's shape."""
+        batch, outer, inner, dim = scaled_q.shape
+        context = k_BCK.shape[1]
+        scores = self.scores(self.reshape(scaled_q, (batch, outer * inner, dim)), k_BCK)  # 1/sqrt(K) is in q already
         scores = self.to_float32(self.reshape(scores, (batch, outer, inner, context)))
         scores = self.mask(scores, mask)
         weights = self.to_compute(self.softmax(self.reshape(scores, (batch, outer * inner, context))))
-        return self.reshape(self.mix(weights, v), q.shape)
+        return self.reshape(self.mix(weights, v_BCK), scaled_q.shape)
+
+    def one_head(self, x_BS1K: Tensor) -> Tensor:
+        """Keys or values without the axis of their one head: [B, S, K]."""
+        batch, length, _, dim = x_BS1K.shape
+        return self.reshape(x_BS1K, (batch, length, dim))
+
+
+class PositionsFirstAttention(PlainAttention):
+    """Queries as the projection leaves them, [B, S, H, K]: for heads that are not sharded."""
+
+    order, query_axis = ("length", "heads"), 1
+
+    def construct(self, q_BSHK: Tensor, k_BS1K: Tensor, v_BS1K: Tensor) -> Tensor:
+        return self.attend_causal(q_BSHK, self.one_head(k_BS1K), self.one_head(v_BS1K))
+
+    def attend_cached(self, q_BQHK: Tensor, k_BCK: Tensor, v_BCK: Tensor, mask_BQ1C: Tensor) -> Tensor:
+        return self.masked_attention(q_BQHK, k_BCK, v_BCK, mask_BQ1C)
+
+
+class HeadsFirstAttention(PlainAttention):
+    """Queries as [B, H, S, K]: folded rows of a device's heads stay together, for two transpositions."""
+
+    order, query_axis = ("heads", "length"), 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads_first = shard(ops.Transpose(), ("batch", "length", "heads", "per_head"))
+        self.heads_last = shard(ops.Transpose(), ("batch", "heads", "length", "per_head"))
+
+    def construct(self, q_BSHK: Tensor, k_BS1K: Tensor, v_BS1K: Tensor) -> Tensor:
+        q_BHSK = self.heads_first(q_BSHK, (0, 2, 1, 3))
+        attended_BHSK = self.attend_causal(q_BHSK, self.one_head(k_BS1K), self.one_head(v_BS1K))
+        return self.heads_last(attended_BHSK, (0, 2, 1, 3))
+
+    def attend_cached(self, q_BQHK: Tensor, k_BCK: Tensor, v_BCK: Tensor, mask_B1QC: Tensor) -> Tensor:
+        q_BHQK = self.heads_first(q_BQHK, (0, 2, 1, 3))
+        return self.heads_last(self.masked_attention(q_BHQK, k_BCK, v_BCK, mask_B1QC), (0, 2, 1, 3))
 
 
 class FusedAttention(nn.Cell):
-    """The same in Ascend's fused primitive, which never holds the scores: arguments and result as of PlainAttention.
+    """Causal attention in Ascend's fused primitive, which never holds the scores; softmax is float32 inside it.
 
-    Query heads are cut over devices as in the plain path; every device has the one key and value head. Softmax is in
-    float32 inside the primitive.
+    Query heads are sharded as in the plain attention; every device has the one head of keys and values.
     """
 
     def __init__(self, config: PaLMConfig) -> None:
@@ -154,7 +166,7 @@ class FusedAttention(nn.Cell):
         self.fused = shard(
             FlashAttentionScore(
                 config.heads,
-                scale_value=1.0,  # it is in the rotation's tables
+                scale_value=1.0,  # 1/sqrt(K) is in q already, from the rotation's tables
                 input_layout="BSND",
                 sparse_mode=LEFT_UP_CAUSAL,
             ),
@@ -163,7 +175,7 @@ class FusedAttention(nn.Cell):
             kv,
             ("context", "context"),
         )
-        self.seen = Tensor(np.triu(np.ones((MASK_SIDE, MASK_SIDE), np.uint8), k=1))  # 1: not to be seen
+        self.masked = Tensor(np.triu(np.ones((MASK_SIDE, MASK_SIDE), np.uint8), k=1))  # 1: not visible
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.fused(q, k, v, None, None, None, self.seen)[3]
+    def construct(self, q_BSHK: Tensor, k_BS1K: Tensor, v_BS1K: Tensor) -> Tensor:
+        return self.fused(q_BSHK, k_BS1K, v_BS1K, None, None, None, self.masked)[3]

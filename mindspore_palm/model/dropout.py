@@ -1,7 +1,7 @@
-"""Dropout for fine-tuning: what is kept is part of the batch, a function of (seed, step, sequence).
+"""Dropout for fine-tuning. The mask is part of the batch: a function of (seed, step, sequence).
 
-As in T5X, all positions of a sequence keep the same features. So what is kept is small enough to be drawn beside the
-batch, where no compiler, device or mesh changes it, and a run that goes on draws the same again.
+As in T5X, all positions of a sequence drop the same features. So the mask is small enough to be drawn on the host, with
+the batch: no compiler, device or mesh changes it, and a resumed run draws it again.
 """
 
 from __future__ import annotations
@@ -16,45 +16,51 @@ from mindspore_palm.parallel.axes import shard
 
 
 class Dropout(nn.Cell):
-    """``x * keep`` with one ``keep`` for all positions of a sequence: [T, D] and [B, 1, D] to [T, D]."""
+    """``x * mask``, the same mask for all positions of a sequence: [T, D] and [B, 1, D], or None, to [T, D]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.times = shard(ops.Mul(), ("batch", "length", "embed"), ("batch", "one", "embed"))
         self.reshape = ops.Reshape()
 
-    def construct(self, x: Tensor, keep: Tensor) -> Tensor:
-        batch, _, d_model = keep.shape
-        return self.reshape(self.times(self.reshape(x, (batch, -1, d_model)), keep), (-1, d_model))
+    def construct(self, x_TD: Tensor, mask_B1D: Tensor | None) -> Tensor:
+        if mask_B1D is None:
+            return x_TD
+        batch, _, d_model = mask_B1D.shape
+        x_BSD = self.reshape(x_TD, (batch, -1, d_model))
+        return self.reshape(self.times(x_BSD, mask_B1D), (-1, d_model))
 
 
-class Layers(nn.Cell):
-    """What is kept, by layer: [B, layers, D] to as many [B, 1, D], in the compute type."""
+class SplitMask(nn.Cell):
+    """The mask of each place: [B, places, D] to as many [B, 1, D] in the compute dtype; None to as many None."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, places: int) -> None:
         super().__init__()
-        self.split = shard(ops.Split(1, layers), ("batch", "one", "embed"))
+        self.places = places
+        self.split = shard(ops.Split(1, places), ("batch", "one", "embed"))
         self.to_compute = ToCompute(("batch", "one", "embed"))
 
-    def construct(self, keep: Tensor) -> tuple[Tensor, ...]:
-        return self.split(self.to_compute(keep))
+    def construct(self, mask: Tensor | None) -> tuple[Tensor | None, ...]:
+        if mask is None:
+            return (None,) * self.places
+        return self.split(self.to_compute(mask))
 
 
-def draw_keep(seed: int, step: int, rows: range, layers: int, d_model: int, rate: float) -> np.ndarray:
-    """What dropout leaves of some sequences of a batch: float32 [rows, layers, D], zero or 1/(1 - rate).
+def draw_dropout_mask(seed: int, step: int, rows: range, places: int, d_model: int, rate: float) -> np.ndarray:
+    """Dropout masks of some sequences of a batch: float32 [rows, places, D], zero or 1/(1 - rate).
 
     Args:
         seed: of the run.
-        step: whose batch it is.
-        rows: which sequences of it; each is drawn by itself, so that any worker can draw its own.
-        layers: places where features are dropped.
+        step: number of the batch.
+        rows: sequences of the batch. Each is drawn by itself, so any worker can draw its own.
+        places: where features are dropped: after the embedding and after each block.
         d_model: features.
-        rate: the share of features that is dropped.
+        rate: share of the features that is dropped.
     """
-    keep = np.empty((len(rows), layers, d_model), np.float32)
-    for place, row in enumerate(rows):
+    mask = np.empty((len(rows), places, d_model), np.float32)
+    for i, row in enumerate(rows):
         key = hashlib.blake2b(f"{seed}:dropout:{step}:{row}".encode(), digest_size=16).digest()
-        words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(layers * d_model)
-        kept = (words >> np.uint64(11)) * 2.0**-53 >= rate
-        keep[place] = np.where(kept, 1.0 / (1.0 - rate), 0.0).reshape(layers, d_model)
-    return keep
+        words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(places * d_model)
+        retained = (words >> np.uint64(11)) * 2.0**-53 >= rate
+        mask[i] = np.where(retained, 1.0 / (1.0 - rate), 0.0).reshape(places, d_model)
+    return mask

@@ -1,102 +1,96 @@
 """LoRA (arXiv 2106.09685) on PaLM's fused kernels: ``W + alpha/rank * A B`` for q_wi, kv and o_wo of every block.
 
-A and B are trained and W is not. The sum is made before the kernel is used, so every product is the network's own,
-and the merged kernel gives what the two gave apart.
+A and B are trained, W is not. The sum is made before the kernel is used, so every matmul is the network's own, and a
+merged kernel gives the same result.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.model.initial import draw, weight_axes, weight_shapes
+from mindspore_palm.model.initial import initial_parameter
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.model.projection import Kernel
+from mindspore_palm.model.weights import KERNELS, FanIn, Weight, weights
 from mindspore_palm.parallel.axes import shard
-from mindspore_palm.parallel.placement import Window
-from mindspore_palm.parallel.weights import drawn_later, make_weight, placement_of
+from mindspore_palm.parallel.weights import drawn_later, placement_of
 
-KERNELS = ("q_wi", "kv", "o_wo")
 A, B = "lora_a", "lora_b"
 
 
-def adapter_shapes(config: PaLMConfig, rank: int) -> dict[str, tuple[int, int]]:
+def adapter_weights(config: PaLMConfig, rank: int) -> dict[str, tuple[Weight, Weight]]:
+    """A [rows, rank] and B [rank, columns] of every kernel, by the kernel's name: A is N(0, 1/rows), B is zero."""
+    pairs = {}
+    for kernel in weights(config):
+        if kernel.name.endswith(KERNELS):
+            (rows, columns), (row_axis, column_axis) = kernel.shape, kernel.axes
+            a = Weight(f"{kernel.name}.{A}", (rows, rank), (row_axis, "one"), (FanIn(rows, rows),), fully_sharded=False)
+            b = Weight(f"{kernel.name}.{B}", (rank, columns), ("one", column_axis), fully_sharded=False)
+            pairs[kernel.name] = a, b
+    return pairs
+
+
+def adapter_shapes(config: PaLMConfig, rank: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of every A and B: ``blocks.{i}.q_wi.lora_a`` [rows, rank], ``.lora_b`` [rank, columns], ..."""
-    shapes = {}
-    for name, shape in weight_shapes(config).items():
-        if name.endswith(KERNELS):
-            shapes |= {f"{name}.{A}": (shape[0], rank), f"{name}.{B}": (rank, shape[1])}
-    return shapes
+    return {weight.name: weight.shape for pair in adapter_weights(config, rank).values() for weight in pair}
 
 
 def adapt(palm: PaLM, rank: int, alpha: float = 16.0, seed: int = 0) -> None:
     """Gives every kernel of a network its A and B, and leaves these alone to be trained.
 
-    It computes what it did before: A is drawn from N(0, 1/rows), and B is zero.
+    The network computes what it did before, because B is zero.
 
     Args:
         palm: a network that was not called yet.
         rank: columns of A and rows of B.
-        alpha: rank times what A B is multiplied with.
+        alpha: rank times the factor of A B.
         seed: decides A, together with its name.
     """
-    shapes, axes = adapter_shapes(palm.config, rank), weight_axes(palm.config)
+    pairs = adapter_weights(palm.config, rank)
     for weight in palm.get_parameters():
         weight.requires_grad = False
-    for i, block in enumerate(palm.blocks):
-        block.lora = AdaptedKernels(f"blocks.{i}", axes, shapes, alpha / rank, seed)
-        for part in block.lora.get_parameters():
-            part.name = placement_of(part).name  # MS-25: the block has put its own name before it
+    for _, owner in list(palm.cells_and_names()):
+        for name, kernel in list(owner.name_cells().items()):
+            if type(kernel) is Kernel:
+                a, b = (initial_parameter(weight, seed) for weight in pairs[kernel.weight.name])
+                setattr(owner, name, AdaptedKernel(kernel.weight, a, b, alpha / rank))
 
 
-class AdaptedKernels(nn.Cell):
-    """A block's q_wi, kv and o_wo to the same, each with ``scale * A B`` added."""
-
-    def __init__(
-        self, block: str, axes: dict[str, tuple[str, ...]], shapes: dict[str, tuple[int, int]], scale: float, seed: int
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.scale = scale
-        names = [f"{block}.{kernel}" for kernel in KERNELS]
-        self.q_wi, self.kv, self.o_wo = (Adapted(name, axes[name], shapes, scale, seed) for name in names)
-
-    def construct(self, q_wi: Parameter, kv: Parameter, o_wo: Parameter) -> tuple[Tensor, Tensor, Tensor]:
-        return self.q_wi(q_wi), self.kv(kv), self.o_wo(o_wo)
-
-
-class Adapted(nn.Cell):
+class AdaptedKernel(Kernel):
     """``W + scale * A B``."""
 
-    def __init__(
-        self, name: str, axes: tuple[str, ...], shapes: dict[str, tuple[int, int]], scale: float, seed: int
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        a, b, (rows, columns) = f"{name}.{A}", f"{name}.{B}", axes
-        self.a = make_weight(a, shapes[a], (rows, "one"), partial(_draw_a, seed, a, shapes[a]), fully_sharded=False)
-        self.b = make_weight(b, shapes[b], ("one", columns), partial(_zero_b, shapes[b]), fully_sharded=False)
-        self.matmul, self.add = shard(ops.MatMul(), (rows, "one"), ("one", columns)), shard(ops.Add(), axes, axes)
-        self.times, self.scale = shard(ops.Mul(), axes, ()), scale
+    def __init__(self, weight: Parameter, a: Parameter, b: Parameter, scale: float) -> None:
+        super().__init__(weight)
+        (rows, columns), self.scale = placement_of(weight).axes, scale
+        self.a, self.b = a, b
+        self.matmul = shard(ops.MatMul(), (rows, "one"), ("one", columns))
+        self.times, self.add = shard(ops.Mul(), (rows, columns), ()), shard(ops.Add(), (rows, columns), (rows, columns))
 
-    def construct(self, w: Parameter) -> Tensor:
-        return self.add(w, self.times(self.matmul(self.a, self.b), self.scale))
+    def construct(self) -> Tensor:
+        return self.add(self.weight, self.times(self.matmul(self.a, self.b), self.scale))
+
+
+def adapters_of(palm: PaLM) -> list[AdaptedKernel]:
+    """The adapted kernels of a network; none for one that was not adapted."""
+    return [cell for _, cell in palm.cells_and_names() if isinstance(cell, AdaptedKernel)]
 
 
 def merged(w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-    """``W + scale * A B`` of a kernel, or of some of its rows and the same rows of A: float32."""
+    """``W + scale * A B`` of a kernel, or of some rows of it and the same rows of A: float32."""
     return w + np.float32(scale) * (a @ b)
 
 
 def merge(palm: PaLM) -> PaLM:
-    """A network without adapters that computes what an adapted one does: every A B is in its kernel."""
+    """An adapted network as one without adapters that computes the same: every A B is added to its kernel."""
     weights = {weight.name: weight.asnumpy() for weight in palm.get_parameters()}
-    return merged_palm(palm.config, weights, palm.blocks[0].lora.scale)
+    return merged_palm(palm.config, weights, adapters_of(palm)[0].scale)
 
 
 def merged_palm(config: PaLMConfig, weights: dict[str, np.ndarray], scale: float) -> PaLM:
-    """A network of weights and, by the names of ``adapter_shapes``, of A and B of its kernels."""
-    with drawn_later():  # never: all of them are set
+    """A network from weights by name and, by the names of ``adapter_shapes``, A and B of its kernels."""
+    with drawn_later():  # never drawn: all of them are set
         palm = PaLM(config)
     for weight in palm.get_parameters():
         values, name = weights[weight.name], weight.name
@@ -104,11 +98,3 @@ def merged_palm(config: PaLMConfig, weights: dict[str, np.ndarray], scale: float
             values = merged(values, weights[f"{name}.{A}"], weights[f"{name}.{B}"], scale)
         weight.set_data(Tensor(values))
     return palm
-
-
-def _draw_a(seed: int, name: str, shape: tuple[int, int], window: Window | None) -> np.ndarray:
-    return draw(seed, name, shape, window) * np.float32(shape[0] ** -0.5)
-
-
-def _zero_b(shape: tuple[int, int], window: Window | None) -> np.ndarray:
-    return np.zeros(shape, np.float32)[window or slice(None)]

@@ -1,4 +1,4 @@
-"""Next-token loss with z-loss (section 5 of the paper), written so that the vocabulary may be sharded (MS-12)."""
+"""Next-token loss with z-loss (section 5 of the paper), in ops that allow a sharded vocabulary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.parallel.axes import current_layout, shard
+from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.cells import RowMax
 
 PADDING_LOGIT = -1e9  # of rows that only pad the table: they are no tokens and get no probability
 
@@ -16,24 +17,15 @@ PADDING_LOGIT = -1e9  # of rows that only pad the table: they are no tokens and 
 class TokenLoss(nn.Cell):
     """Cross-entropy and log(Z) of every token: logits float32 [T, V], targets int32 [T] to two float32 [T].
 
-    Both are zero where the target is negative: such a token is not real. The row's own maximum is taken off before the
-    exponential, so logits of any size are safe.
+    Both are zero where the target is negative: such a token is not real. The maximum of each row is subtracted before
+    the exponential, so logits of any size are safe.
     """
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         logits, column, row = ("tokens", "vocab"), ("tokens", "one"), ("tokens",)
-        self.vocab_size, self.padded_vocab = config.vocab_size, config.padded_vocab
-        if self.padded_vocab != self.vocab_size:
-            padding = np.where(np.arange(self.padded_vocab) < self.vocab_size, 0.0, PADDING_LOGIT)
-            self.padding = Tensor(padding.astype(np.float32))
-            self.forbid = shard(ops.Add(), logits, ("vocab",))
-        self.vocab_is_cut = current_layout().shards("vocab") > 1
-        # MS-35, the value that comes with the position of the maximum: 5 times faster on CPU than ReduceMax, but only
-        # the latter goes over a vocabulary that is cut
-        maximum = ops.ReduceMax(keep_dims=True) if self.vocab_is_cut else ops.ArgMaxWithValue(axis=-1, keep_dims=True)
-        self.maximum = shard(maximum, logits)
-        self.shift = shard(ops.Sub(), logits, column)
+        self.mask_vocab_padding, self.padded_vocab = MaskVocabPadding(config), config.padded_vocab
+        self.row_max, self.subtract_max = RowMax(logits), shard(ops.Sub(), logits, column)
         self.exp, self.sum = shard(ops.Exp(), logits), shard(ops.ReduceSum(keep_dims=True), logits)
         self.log, self.add = shard(ops.Log(), column), shard(ops.Add(), column, column)
         self.one_hot = shard(ops.OneHot(), logits, (), ())
@@ -43,24 +35,32 @@ class TokenLoss(nn.Cell):
         self.cast, self.reshape = shard(ops.Cast(), row), ops.Reshape()
         self.on, self.off = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
 
-    def construct(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        real = self.cast(self.is_real(targets, 0), ms.float32)
-        if self.padded_vocab != self.vocab_size:
-            logits = self.forbid(logits, self.padding)
-        maximum = ops.stop_gradient(self.row_maximum(logits))
-        shifted = self.shift(logits, maximum)
-        log_sum = self.log(self.sum(self.exp(shifted), -1))
-        hit = self.one_hot(self.at_least_zero(targets, 0), self.padded_vocab, self.on, self.off)
-        target = self.reshape(self.sum(self.pick(shifted, hit), -1), (-1,))
-        log_z = self.reshape(self.add(log_sum, maximum), (-1,))
-        cross_entropy = self.minus(self.reshape(log_sum, (-1,)), target)
-        return self.times(cross_entropy, real), self.times(log_z, real)
+    def construct(self, logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+        real_T = self.cast(self.is_real(targets_T, 0), ms.float32)
+        logits_TV = self.mask_vocab_padding(logits_TV)
+        max_T1 = ops.stop_gradient(self.row_max(logits_TV))
+        shifted_TV = self.subtract_max(logits_TV, max_T1)
+        log_sum_T1 = self.log(self.sum(self.exp(shifted_TV), -1))
+        one_hot_TV = self.one_hot(self.at_least_zero(targets_T, 0), self.padded_vocab, self.on, self.off)
+        target_T = self.reshape(self.sum(self.pick(shifted_TV, one_hot_TV), -1), (-1,))
+        log_z_T = self.reshape(self.add(log_sum_T1, max_T1), (-1,))
+        cross_entropy_T = self.minus(self.reshape(log_sum_T1, (-1,)), target_T)
+        return self.times(cross_entropy_T, real_T), self.times(log_z_T, real_T)
 
-    def row_maximum(self, logits: Tensor) -> Tensor:
-        """The largest logit of every token: [T, V] to [T, 1]."""
-        if self.vocab_is_cut:
-            return self.maximum(logits, -1)
-        return self.maximum(logits)[1]
+
+class MaskVocabPadding(nn.Cell):
+    """Gives rows that pad the table no probability: logits [T, V] to the same."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        self.is_padded = config.padded_vocab != config.vocab_size
+        if self.is_padded:
+            padding = np.where(np.arange(config.padded_vocab) < config.vocab_size, 0.0, PADDING_LOGIT)
+            self.padding = Tensor(padding.astype(np.float32))
+            self.add = shard(ops.Add(), ("tokens", "vocab"), ("vocab",))
+
+    def construct(self, logits_TV: Tensor) -> Tensor:
+        return self.add(logits_TV, self.padding) if self.is_padded else logits_TV
 
 
 class Loss(nn.Cell):
@@ -68,11 +68,11 @@ class Loss(nn.Cell):
 
     Args:
         palm: the network.
-        z_weight: of log(Z)^2; PaLM has 1e-4.
+        z_weight: of log(Z)^2; 1e-4 in PaLM.
 
     ``construct(inputs, targets, count)``: int32 [B, S] twice (a negative target is no real token) and float32 [], the
-    number of real tokens of the whole batch, of which this may be a part. Returns two float32 []: the loss that is
-    trained on, and the cross-entropy alone, in nats a token. ``keep``, if given, is as for ``PaLM.logits``.
+    number of real tokens of the full batch, of which this may be a part. Returns two float32 []: the training loss, and
+    the cross-entropy alone, in nats/token. ``dropout_mask``, if given, is as for ``PaLM.logits``.
     """
 
     def __init__(self, palm: PaLM, z_weight: float = 1e-4) -> None:
@@ -83,7 +83,8 @@ class Loss(nn.Cell):
         self.sum = shard(ops.ReduceSum(), ("tokens",))
         self.reshape = ops.Reshape()
 
-    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, Tensor]:
-        cross_entropy, log_z = self.token_loss(self.palm.logits(inputs, *keep), self.reshape(targets, (-1,)))
-        mean = self.sum(cross_entropy) / count
-        return mean + self.z_weight * (self.sum(self.square(log_z)) / count), mean
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, Tensor]:
+        logits_TV = self.palm.logits(inputs, *dropout_mask)
+        cross_entropy_T, log_z_T = self.token_loss(logits_TV, self.reshape(targets, (-1,)))
+        mean = self.sum(cross_entropy_T) / count
+        return mean + self.z_weight * (self.sum(self.square(log_z_T)) / count), mean

@@ -1,7 +1,7 @@
-"""Where number types change: products inside blocks in the compute type, everything delicate in float32.
+"""Casts between the two dtypes: matmuls inside blocks use the compute dtype, everything delicate float32.
 
-Weights, norms, rotation, softmax, logits and loss are float32; kernels, activations and products inside blocks have
-the layout's ``compute_dtype``. Where that is float32, these Cells are nothing.
+Weights, norms, rotation, softmax, logits and loss are float32. Kernels, activations and matmuls inside blocks have the
+layout's ``compute_dtype``. Where that is float32, these Cells do nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ TYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 
 
 class ToCompute(nn.Cell):
-    """From float32 to the compute type; the argument is the logical axes of what comes."""
+    """Casts float32 to the compute dtype.
+
+    Args:
+        axes: logical axes of the input.
+    """
 
     def __init__(self, axes: Axes) -> None:
         super().__init__()
@@ -28,7 +32,11 @@ class ToCompute(nn.Cell):
 
 
 class ToFloat32(nn.Cell):
-    """From the compute type to float32; the argument is the logical axes of what comes."""
+    """Casts the compute dtype to float32.
+
+    Args:
+        axes: logical axes of the input.
+    """
 
     def __init__(self, axes: Axes) -> None:
         super().__init__()

@@ -1,13 +1,8 @@
 """The fused per-head kernels of PaLM's block (layout of Google's inference code and flaxformer).
 
 ``q_wi`` [D, H*(K + n*F/H)] holds for every head its columns of q, gate and up; ``o_wo`` [H*(K + F/H), D] its rows of
-attention and mlp. Whole heads are together, so that cutting over heads never cuts a slice, and a block needs one
+attention and mlp. All of a head is together, so no shard over heads cuts a part of one, and a block needs one
 all-reduce.
-
-Either the kernel is taken apart or the activation is. A kernel has D rows, an activation B*S: on one device, what moves
-less memory is done, the former in training, the latter in decoding. On several, a kernel goes into one product as it
-lies, sharded by rows and columns, and that product's output is taken apart: one gathering of each kernel, one
-all-reduce of each block. What is taken apart is split, not sliced (MS-40).
 """
 
 from __future__ import annotations
@@ -17,68 +12,114 @@ from mindspore.ops.auto_generate import SplitWithSize
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.precision import ToCompute
+from mindspore_palm.model.weights import sizes_in, sizes_out
 from mindspore_palm.parallel.axes import current_layout, shard
 
 
-def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
-    """Columns of one head in ``q_wi``: q, then each input of the mlp."""
-    return (config.head_dim, *(config.mlp_per_head for _ in range(config.mlp_inputs)))
+class Kernel(nn.Cell):
+    """A weight as projections use it: ``construct()`` gives W. LoRA replaces it (``lora.AdaptedKernel``)."""
 
+    def __init__(self, weight: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.weight = weight
 
-def sizes_out(config: PaLMConfig) -> tuple[int, int]:
-    """Rows of one head in ``o_wo``: attention, then mlp."""
-    return config.head_dim, config.mlp_per_head
+    def construct(self) -> Tensor:
+        return self.weight
 
 
 class ProjectIn(nn.Cell):
-    """``y W`` for W = [q | gate | up] per head: [T, D] to [T, H*K], and [T, F] for each input of the mlp."""
+    """``y [W_q | W_gate | W_up]``: [T, D] to q [T, H*K] and, for each input of the mlp, [T, F]."""
 
-    def __init__(self, config: PaLMConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.sizes = sizes_in(config)
-        self.one_device = current_layout().devices == 1
-        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
-        self.kernel = ToCompute(("embed", "heads"))
-        self.split_kernel = shard(SplitWithSize(), ("embed", "heads", "per_head"))
-        self.split = shard(SplitWithSize(), ("tokens", "heads", "per_head"))
-        self.reshape = ops.Reshape()
+    def __init__(self, config: PaLMConfig, q_wi: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.kernel, self.to_compute = Kernel(q_wi), ToCompute(("embed", "heads"))
+        self.matmul = MatmulThenSplit(config)
 
-    def construct(self, y: Tensor, q_wi: Parameter) -> tuple[Tensor, ...]:
-        out, q_wi = (), self.kernel(q_wi)
-        if self.one_device and y.shape[0] >= q_wi.shape[0]:
-            for kernel in self.split_kernel(self.reshape(q_wi, (q_wi.shape[0], self.heads, -1)), self.sizes, -1):
-                out += (self.matmul(y, self.reshape(kernel, (q_wi.shape[0], -1))),)
-        else:
-            fused = self.reshape(self.matmul(y, q_wi), (y.shape[0], self.heads, -1))
-            for part in self.split(fused, self.sizes, -1):
-                out += (self.reshape(part, (y.shape[0], -1)),)
-        return out
+    def construct(self, y_TD: Tensor) -> tuple[Tensor, ...]:
+        return self.matmul(y_TD, self.to_compute(self.kernel()))
+
+
+class ProjectKv(nn.Cell):
+    """``y [W_k | W_v]``: [T, D] to k and v [T, K], or [T, H*K] for multi-head attention.
+
+    Args:
+        kv: the weight.
+        cast: whether the matmul is in the compute dtype; ablated blocks leave it in float32.
+    """
+
+    def __init__(self, kv: Parameter, cast: bool = True) -> None:
+        super().__init__(auto_prefix=False)
+        self.kernel, self.cast, self.to_compute = Kernel(kv), cast, ToCompute(("embed", "per_head"))
+        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "per_head"))
+        self.split = shard(ops.Split(-1, 2), ("tokens", "per_head"))
+
+    def construct(self, y_TD: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = self.to_compute(self.kernel()) if self.cast else self.kernel()
+        return self.split(self.matmul(y_TD, kernel))
 
 
 class ProjectOut(nn.Cell):
-    """``[attention | mlp] W`` per head: [T, H*K] and [T, F] to [T, D], summed."""
+    """``attended W_o + mlp W``: [T, H*K] and [T, F] to [T, D]."""
+
+    def __init__(self, config: PaLMConfig, o_wo: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.kernel, self.to_compute = Kernel(o_wo), ToCompute(("heads", "embed"))
+        self.matmul = JoinThenMatmul(config)
+
+    def construct(self, attended_THK: Tensor, mlp_TF: Tensor) -> Tensor:
+        return self.matmul(attended_THK, mlp_TF, self.to_compute(self.kernel()))
+
+
+class MatmulThenSplit(nn.Cell):
+    """``y W`` for the fused ``q_wi``, split into its parts.
+
+    Either the kernel is split or the result is. The kernel has D rows and the result T: on one device the smaller one
+    is split, the kernel in training, the result in decoding. On several devices the kernel stays as it is sharded, by
+    rows and columns, and the result is split: one all-gather of the kernel.
+    """
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.sizes = sizes_out(config)
+        self.heads, self.sizes = config.heads, sizes_in(config)
+        self.one_device = current_layout().devices == 1
+        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
+        self.split_kernel = shard(SplitWithSize(), ("embed", "heads", "per_head"))
+        self.split_result = shard(SplitWithSize(), ("tokens", "heads", "per_head"))
+        self.reshape = ops.Reshape()
+
+    def construct(self, y_TD: Tensor, kernel: Tensor) -> tuple[Tensor, ...]:
+        tokens, d_model = y_TD.shape
+        parts = ()
+        if self.one_device and tokens >= d_model:
+            for part in self.split_kernel(self.reshape(kernel, (d_model, self.heads, -1)), self.sizes, -1):
+                parts += (self.matmul(y_TD, self.reshape(part, (d_model, -1))),)
+        else:
+            fused = self.reshape(self.matmul(y_TD, kernel), (tokens, self.heads, -1))
+            for part in self.split_result(fused, self.sizes, -1):
+                parts += (self.reshape(part, (tokens, -1)),)
+        return parts
+
+
+class JoinThenMatmul(nn.Cell):
+    """``[attended | mlp] W`` for the fused ``o_wo``: the counterpart of ``MatmulThenSplit``, with one all-reduce."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        self.heads, self.sizes = config.heads, sizes_out(config)
         self.one_device = current_layout().devices == 1
         by_head = ("tokens", "heads", "per_head")
         self.matmul = shard(ops.MatMul(), ("tokens", "heads"), ("heads", "embed"))
-        self.kernel = ToCompute(("heads", "embed"))
         self.split_kernel = shard(SplitWithSize(), ("heads", "per_head", "embed"))
         self.join = shard(ops.Concat(-1), by_head, by_head)
         self.add = shard(ops.Add(), ("tokens", "embed"), ("tokens", "embed"))
         self.reshape = ops.Reshape()
 
-    def construct(self, attention: Tensor, mlp: Tensor, o_wo: Parameter) -> Tensor:
-        d_model, o_wo = o_wo.shape[1], self.kernel(o_wo)
-        if self.one_device and attention.shape[0] >= d_model:
-            w_o, wo = self.split_kernel(self.reshape(o_wo, (self.heads, -1, d_model)), self.sizes, 1)
-            attention = self.matmul(attention, self.reshape(w_o, (-1, d_model)))
-            return self.add(attention, self.matmul(mlp, self.reshape(wo, (-1, d_model))))
-        tokens = attention.shape[0]
+    def construct(self, attended_THK: Tensor, mlp_TF: Tensor, kernel: Tensor) -> Tensor:
+        tokens, d_model = attended_THK.shape[0], kernel.shape[1]
+        if self.one_device and tokens >= d_model:
+            w_o, w_mlp = self.split_kernel(self.reshape(kernel, (self.heads, -1, d_model)), self.sizes, 1)
+            attended_TD = self.matmul(attended_THK, self.reshape(w_o, (-1, d_model)))
+            return self.add(attended_TD, self.matmul(mlp_TF, self.reshape(w_mlp, (-1, d_model))))
         by_head = (tokens, self.heads, -1)
-        joined = self.join((self.reshape(attention, by_head), self.reshape(mlp, by_head)))
-        return self.matmul(self.reshape(joined, (tokens, -1)), o_wo)
+        joined = self.join((self.reshape(attended_THK, by_head), self.reshape(mlp_TF, by_head)))
+        return self.matmul(self.reshape(joined, (tokens, -1)), kernel)

@@ -13,10 +13,10 @@ BASE = 10000.0
 
 
 def tables(length: int, head_dim: int, scale: float = 1.0, xpos_base: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines times scale, float32 [S, K/2], of position * 10000^(-2i/K).
+    """Cosines and sines of ``position * 10000^(-2i/K)``, times scale: float32 [S, K/2] each.
 
-    With xPos (arXiv 2212.10554), times ``((2i + 0.4K) / 1.4K)^(position / xpos_base)`` as well. Keys take the negative
-    base: in the product with queries, the powers of distance remain.
+    With xPos (arXiv 2212.10554) they are also multiplied by ``((2i + 0.4K) / 1.4K)^(position / xpos_base)``. Keys take
+    the negative base: in the product of a query and a key, the power of their distance remains.
     """
     feature, position = np.arange(0, head_dim, 2), np.arange(length)
     angle = np.outer(position, BASE ** (-feature / head_dim))
@@ -27,17 +27,17 @@ def tables(length: int, head_dim: int, scale: float = 1.0, xpos_base: float = 0.
 
 @constexpr
 def rotation(length: int, head_dim: int, scale: float, xpos_base: float) -> tuple[Tensor, Tensor]:
-    """The tables of positions 0 .. S, [1, S, 1, K/2]: constants of the graph."""
+    """The tables of positions 0 .. S - 1 as constants of the graph, [1, S, 1, K/2]."""
     cos, sin = tables(length, head_dim, scale, xpos_base)
     return Tensor(cos[None, :, None]), Tensor(sin[None, :, None])
 
 
 class Rope(nn.Cell):
-    """Turns each pair (x1[i], x2[i]) of the two halves of a head by its position: [B, S, H, K] to the same.
+    """Rotates each pair (x1[i], x2[i]) of the two halves of a head by its position: [B, S, H, K] to the same.
 
     Args:
-        heads_axis: the logical axis of H: "heads" for queries, "kv" for keys.
-        scale: multiplies the result; it is in the tables and costs nothing.
+        heads_axis: logical axis of H: "heads" for queries, "kv" for the one head of keys.
+        scale: factor of the result. It is in the tables, where it costs nothing.
         xpos_base: as for ``tables``.
     """
 
@@ -51,17 +51,17 @@ class Rope(nn.Cell):
         self.join = shard(ops.Concat(-1), x, x)
         self.to_float32, self.to_compute = ToFloat32(x), ToCompute(x)
 
-    def construct(self, x: Tensor) -> Tensor:
-        cos, sin = rotation(x.shape[1], x.shape[3], self.scale, self.xpos_base)
-        return self.turn(x, cos, sin)
+    def construct(self, x_BSHK: Tensor) -> Tensor:
+        cos, sin = rotation(x_BSHK.shape[1], x_BSHK.shape[3], self.scale, self.xpos_base)
+        return self.rotate(x_BSHK, cos, sin)
 
-    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, S, H, K] at the positions of the tables, [1 or B, S, 1, K/2], which hold the scale."""
-        x1, x2 = self.halves(self.to_float32(x))
-        turned = self.join(
+    def rotate(self, x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotates by tables [1 or B, S, 1, K/2], which hold the scale."""
+        x1, x2 = self.halves(self.to_float32(x_BSHK))
+        rotated_BSHK = self.join(
             (
                 self.minus(self.times(x1, cos), self.times(x2, sin)),
                 self.plus(self.times(x2, cos), self.times(x1, sin)),
             )
         )
-        return self.to_compute(turned)
+        return self.to_compute(rotated_BSHK)

@@ -1,4 +1,4 @@
-"""Adafactor as PaLM used it, AdamW beside it, their schedules, and the global norm of gradients."""
+"""Optimizers: Adafactor as PaLM used it, AdamW, their schedules, and the global norm of gradients."""
 
 from mindspore_palm.optim.adafactor import Adafactor
 from mindspore_palm.optim.adamw import AdamW

@@ -1,7 +1,7 @@
 """Adafactor as PaLM used it (section 5 of the paper, order of operations of T5X).
 
-Without factoring it saves no memory: v and m are as large as the weights. The factored variant does (one row and one
-column instead of v) and is a setting: ``FactoredAdafactor``.
+Unfactored, it saves no memory: v and m are as large as the weights. The factored variant, ``FactoredAdafactor``, keeps
+one row and one column instead of v. It is a setting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mindspore_palm.parallel.weights import zeros_like
 
 MOMENTUM = 0.9
 DECAY_EXPONENT = -0.8
-TINY = 1e-30  # keeps the root of v from zero
+TINY = 1e-30  # added to g*g, so that the root of v is never zero
 SMALLEST_SCALE = 1e-3
 
 
@@ -37,7 +37,7 @@ class Adafactor(nn.Optimizer):
         config: ``update_clip`` and ``lr_squared_decay`` are read here.
         schedule: the learning rate of step k.
 
-    ``construct(gradients)`` changes the weights and returns the learning rate it used, float32 [].
+    ``construct(gradients)`` updates the weights and returns the learning rate of the step, float32 [].
     """
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
@@ -47,8 +47,8 @@ class Adafactor(nn.Optimizer):
         self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverSlices(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
         self.m, self.v = zeros_like(self.parameters, "m"), self.zero_second_moments()
-        # MS-20, maps and no loops: MindSpore unrolls a loop into calls within calls, and where those write Parameters,
-        # time to compile grows faster than the square of their number; at 118 layers it was most of all
+        # HyperMap instead of loops: MindSpore unrolls a loop into nested calls. Where these write Parameters, compile
+        # time grows faster than the square of their number; at 118 layers it dominated
         self.map, self.partial = ops.HyperMap(), ops.Partial()
         self.sum_rows, self.sum, self.stack, self.unstack = SumRows(), ops.ReduceSum(), ops.Stack(), ops.Unstack()
         self.mul, self.add, self.sub = ops.Mul(), ops.Add(), ops.Sub()
@@ -61,19 +61,19 @@ class Adafactor(nn.Optimizer):
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
         k = self.next_step()
         lr, fresh = self.schedule(k), self.pow(k, DECAY_EXPONENT)  # 1 - b
-        keep = 1.0 - lr * lr if self.lr_squared_decay else 1.0
+        decay = 1.0 - lr * lr if self.lr_squared_decay else 1.0
         u = self.map(self.partial(self.direction, fresh), self.numbers, gradients, self.v)
         sizes = lr * self.maximum(self.rms(self.parameters), SMALLEST_SCALE)
         if self.update_clip > 0:
             sizes = sizes / self.maximum(self.rms(u) / self.update_clip, 1.0)
-        self.map(self.partial(self.update, keep), self.unstack(sizes), u, self.parameters, self.m)
+        self.map(self.partial(self.update, decay), self.unstack(sizes), u, self.parameters, self.m)
         return lr
 
-    def update(self, keep: Tensor, size: Tensor, u: Tensor, p: Parameter, m: Parameter) -> bool:
-        """Writes m and p of one weight; ``size`` is lr*s, over the clip of u, and ``keep`` what p keeps."""
+    def update(self, decay: Tensor, size: Tensor, u: Tensor, p: Parameter, m: Parameter) -> bool:
+        """Writes m and p of one weight; ``size`` is lr*s divided by the clip of u, ``decay`` the factor of p."""
         new_m = self.add(self.mul(m, MOMENTUM), self.mul(u, size * (1.0 - MOMENTUM)))
         self.assign(m, new_m)
-        self.assign(p, self.sub(self.mul(p, keep), new_m))
+        self.assign(p, self.sub(self.mul(p, decay), new_m))
         return True
 
     def direction(self, fresh: Tensor, i: int, g: Tensor, v: Parameter) -> Tensor:
@@ -87,34 +87,34 @@ class Adafactor(nn.Optimizer):
         return self.add(self.mul(old, 1.0 - fresh), self.mul(new, fresh))
 
     def next_step(self) -> Tensor:
-        """k, float32 []: the count that was raised (MS-16: one that is read beside it may be old if partitioned)."""
+        """k, float32 []: the result of the increment. A separate read may give the old count in a partitioned graph."""
         count = self.assignadd(self.global_step, self.global_step_increase_tensor)
         return self.cast(self.reshape(count, ()), ms.float32)
 
     def rms(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        """Root mean square of each of some tensors that lie as the weights do, whole: float32 [weights].
+        """Root mean square of each unsharded tensor: float32 [weights]. Tensors are sharded as the weights are.
 
-        All in one exchange: one for each weight took 708 of them at 118 layers, every one waiting for the one before.
+        One all-reduce for all of them. One for each weight came to 708 at 118 layers, each waiting for the last.
         """
         squares = self.over_slices(self.stack(self.map(self.partial(self.sum_of_squares), tensors)))
         return self.sqrt(squares * self.one_by_sizes)
 
     def sum_of_squares(self, x: Tensor) -> Tensor:
-        """Of what this device holds of a tensor."""
+        """Sum of squares of this device's shard of a tensor."""
         return self.sum(self.sum_rows(self.square(x)))
 
 
 class FactoredAdafactor(Adafactor):
-    """The same with v of a matrix as ``row * column / mean(row)``, of the means of g*g over columns and over rows.
+    """Adafactor with v of a matrix as ``row * column / mean(row)``, from the means of g*g over columns and over rows.
 
-    Of a vector, v is whole.
+    Vectors keep an unfactored v.
     """
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
         self.factored = tuple(p.ndim == 2 for p in parameters)
         super().__init__(parameters, config, schedule)
         self.v_column = ParameterTuple(
-            _zeros(f"v_column.{p.name}", p.shape[1:] if factored else ())  # of a whole v, an unused scalar
+            _zeros(f"v_column.{p.name}", p.shape[1:] if factored else ())  # a vector has an unused scalar
             for p, factored in zip(self.parameters, self.factored, strict=True)
         )
         self.mean = ops.ReduceMean()

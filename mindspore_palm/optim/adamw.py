@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101), for users who want it and for comparisons."""
+"""AdamW (arXiv 1711.05101), as an alternative and for comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspore_palm.parallel.weights import zeros_like
 
 
 class AdamW(nn.Optimizer):
-    """Adam with bias correction, and weight decay apart from the gradient: ``p *= 1 - lr*decay`` before the update.
+    """Adam with bias correction and decoupled weight decay: ``p *= 1 - lr*decay`` before the update.
 
     Norm scales are not decayed. Arguments and result are those of ``Adafactor``.
     """
@@ -29,14 +29,14 @@ class AdamW(nn.Optimizer):
         self.betas = Tensor(np.array([self.beta1, self.beta2], np.float32))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        # MS-16, the count that was raised, not one that is read beside: partitioned, it may be raised before it is read
+        # the result of the increment: in a partitioned graph, a separate read may come before or after it
         count = self.assignadd(self.global_step, self.global_step_increase_tensor)
         k = self.cast(self.reshape(count, ()), ms.float32)
         lr = self.schedule(k)
         power1, power2 = self.pow(self.betas[0], k), self.pow(self.betas[1], k)
         for i in range(len(self.decays)):
             p, m, v, g = self.parameters[i], self.m[i], self.v[i], gradients[i]
-            if self.decays[i] > 0:  # p is written once: two writes have no order where MindSpore cuts the graph
+            if self.decays[i] > 0:  # p is written once: two writes have no order in a partitioned graph
                 new_m = self.add(self.mul(m, self.beta1), self.mul(g, 1.0 - self.beta1))
                 new_v = self.add(self.mul(v, self.beta2), self.mul(self.square(g), 1.0 - self.beta2))
                 root = self.add(self.sqrt(self.mul(new_v, 1.0 / (1.0 - power2))), self.eps)
@@ -45,6 +45,6 @@ class AdamW(nn.Optimizer):
                 self.assign(v, new_v)
                 self.assign(p, self.sub(self.mul(p, 1.0 - lr * self.decays[i]), u))
             else:
-                eps = self.sqrt(1.0 - power2) * self.eps  # MS-29: ops.Adam adds it to the root before v is corrected
+                eps = self.sqrt(1.0 - power2) * self.eps  # ops.Adam adds it to the root of v before v is corrected
                 self.adam(p, m, v, power1, power2, lr, self.beta1, self.beta2, eps, g)
         return lr

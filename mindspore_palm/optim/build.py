@@ -1,4 +1,4 @@
-"""From settings to an optimizer."""
+"""Construction of an optimizer from settings."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data import Prepared, prepare, read_pairs
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.dropout import draw_keep
+from mindspore_palm.model.dropout import draw_dropout_mask
 from mindspore_palm.model.lora import adapt, adapter_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
@@ -119,12 +119,12 @@ def drops(settings: Settings) -> bool:
     return bool(settings.finetune.checkpoint and settings.finetune.dropout)
 
 
-def kept(settings: Settings, step: int, rows: range) -> np.ndarray | None:
-    """What dropout leaves of some sequences of a step's batch, for ``TrainStep``; None if there is no dropout."""
+def dropout_mask(settings: Settings, step: int, rows: range) -> np.ndarray | None:
+    """Dropout mask of some sequences of a step's batch, for ``TrainStep``; None without dropout."""
     if not drops(settings):
         return None
-    model = settings.model
-    return draw_keep(settings.train.seed, step, rows, 1 + model.layers, model.d_model, settings.finetune.dropout)
+    model, rate = settings.model, settings.finetune.dropout
+    return draw_dropout_mask(settings.train.seed, step, rows, 1 + model.layers, model.d_model, rate)
 
 
 def summary(settings: Settings) -> str:

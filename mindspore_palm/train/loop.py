@@ -35,7 +35,7 @@ from mindspore_palm.train.build import build_step
 from mindspore_palm.train.checkpoint import steps_in
 from mindspore_palm.train.cure import go_back
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
-from mindspore_palm.train.finetune import kept, open_data
+from mindspore_palm.train.finetune import dropout_mask, open_data
 from mindspore_palm.train.folder import (
     Found,
     check_places,
@@ -224,8 +224,8 @@ def run_steps(run: Run) -> Spike | None:
             own = current_layout().rows(this_rank(), size)
             inputs, targets = run.batches.slice(progress.step, own.start, own.stop - own.start)
             count = run.batches.real_tokens(progress.step)
-            keep = kept(settings, progress.step, range(own.start, own.stop))
-            result = run.step(inputs, targets, count, keep)
+            mask = dropout_mask(settings, progress.step, range(own.start, own.stop))
+            result = run.step(inputs, targets, count, mask)
             stop.unsaved()
             seconds = time.perf_counter() - begun
             progress.step += 1

@@ -15,7 +15,7 @@ from mindspore_palm.parallel.context import partition
 from mindspore_palm.parallel.weights import zeros_like
 
 BATCH = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
-KEEP = ("batch", "one", "embed")  # of what dropout leaves: an input more, or none (MS-11: no None)
+DROPOUT_MASK = ("batch", "one", "embed")  # an input more, or none (MS-11: MindSpore partitions no None)
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ class Objective(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss, self.devices = loss, current_layout().devices
 
-    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, cross_entropy = self.loss(inputs, targets, count, *keep)
+    def construct(
+        self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, cross_entropy = self.loss(inputs, targets, count, *dropout_mask)
         share = loss * (1.0 / self.devices) if self.devices > 1 else loss
         return share, loss, cross_entropy
 
@@ -85,8 +87,8 @@ class WholeStep(nn.Cell):
         self.objective, self.update = Objective(loss), update
         self.gradients = ops.value_and_grad(self.objective, None, update.optimizer.parameters, has_aux=True)
 
-    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, ...]:
-        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *keep)
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, ...]:
+        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *dropout_mask)
         norm, rate, finite = self.update(loss, gradients)
         return loss, cross_entropy, norm, rate, finite
 
@@ -100,8 +102,8 @@ class Accumulate(nn.Cell):
         self.gradients = ops.value_and_grad(self.objective, None, parameters, has_aux=True)
         self.add, self.depend = ops.AssignAdd(), ops.Depend()
 
-    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *keep: Tensor) -> tuple[Tensor, Tensor]:
-        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *keep)
+    def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, Tensor]:
+        (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *dropout_mask)
         done = ()
         for i in range(len(self.sums)):
             done += (self.add(self.sums[i], gradients[i]),)
@@ -137,7 +139,7 @@ class TrainStep:
         optimizer: over its weights.
         clip_norm: global norm to which gradients are clipped; 0 for no clipping.
         micro_batch: sequences of a pass that a worker brings; 0 takes what it brings whole.
-        dropout: whether steps are told what dropout leaves.
+        dropout: whether steps get a dropout mask.
 
     ``state`` is all that the next step needs: weights, their moments, the number of updates.
     """
@@ -147,7 +149,7 @@ class TrainStep:
     ) -> None:
         self.micro_batch = micro_batch
         self.state = _state_of(loss, optimizer)
-        update, batch = Update(optimizer, clip_norm), (*BATCH, KEEP) if dropout else BATCH
+        update, batch = Update(optimizer, clip_norm), (*BATCH, DROPOUT_MASK) if dropout else BATCH
         self._whole = partition(WholeStep(loss, update).set_train(), *batch)
         if micro_batch:
             sums = zeros_like(optimizer.parameters, "gradient_sum")
@@ -159,7 +161,7 @@ class TrainStep:
         inputs: np.ndarray,
         targets: np.ndarray,
         tokens: int | None = None,
-        keep: np.ndarray | None = None,
+        dropout_mask: np.ndarray | None = None,
     ) -> StepResult:
         """One step.
 
@@ -167,20 +169,20 @@ class TrainStep:
             inputs: int32 [B, S], this worker's sequences, pass by pass.
             targets: int32 [B, S]; a negative target is no real token.
             tokens: real tokens of the batch of all workers; None counts those that are given here.
-            keep: float32 [B, 1 + layers, D], what dropout leaves; None for no dropout.
+            dropout_mask: float32 [B, 1 + layers, D]; None for no dropout.
         """
         if tokens is None:
             tokens = int((targets >= 0).sum())
         count = Tensor(np.float32(max(1, tokens)))
         if not self.micro_batch or len(inputs) == self.micro_batch:
-            kept = () if keep is None else (Tensor(keep),)
-            loss, cross_entropy, norm, rate, finite = self._whole(Tensor(inputs), Tensor(targets), count, *kept)
+            mask = () if dropout_mask is None else (Tensor(dropout_mask),)
+            loss, cross_entropy, norm, rate, finite = self._whole(Tensor(inputs), Tensor(targets), count, *mask)
             return _result(loss.asnumpy(), cross_entropy.asnumpy(), norm, rate, finite)
         loss = cross_entropy = np.float32(0.0)
         for start in range(0, len(inputs), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
-            kept = () if keep is None else (Tensor(keep[rows]),)
-            part = self._accumulate(Tensor(inputs[rows]), Tensor(targets[rows]), count, *kept)
+            mask = () if dropout_mask is None else (Tensor(dropout_mask[rows]),)
+            part = self._accumulate(Tensor(inputs[rows]), Tensor(targets[rows]), count, *mask)
             loss, cross_entropy = loss + part[0].asnumpy(), cross_entropy + part[1].asnumpy()
         return _result(loss, cross_entropy, *self._update(Tensor(loss)))
 

@@ -177,7 +177,7 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
 def test_gates_of_any_size_in_cpp(device, rng):
     """Their exponentials go beyond float32 on both sides."""
     palm = network(rng, **{**EVEN, "layers": 1})
-    config, q_wi = palm.config, palm.blocks[0].q_wi
+    config, q_wi = palm.config, palm.block_weights(0)["q_wi"]
     kernels = q_wi.asnumpy().reshape(config.d_model, config.heads, -1).copy()
     gate = slice(config.head_dim, config.head_dim + config.d_ff // config.heads)
     kernels[..., gate] *= 200

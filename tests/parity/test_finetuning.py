@@ -14,11 +14,11 @@ from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.config import OptimizerConfig, Settings
 from mindspore_palm.data.pairs import Pair, Pairs
 from mindspore_palm.generate.decoder import Decoder
-from mindspore_palm.model.dropout import draw_keep
+from mindspore_palm.model.dropout import draw_dropout_mask
 from mindspore_palm.model.lora import adapt, merge
 from mindspore_palm.model.loss import Loss
 from mindspore_palm.optim import make_optimizer
-from mindspore_palm.train.finetune import kept as kept_of
+from mindspore_palm.train.finetune import dropout_mask
 from mindspore_palm.train.step import TrainStep
 
 CONFIG = PaLMConfig(**EVEN)
@@ -40,8 +40,8 @@ def batch(rng):
 
 
 @pytest.fixture(scope="module")
-def kept():
-    return lambda step: draw_keep(0, step, range(4), 1 + CONFIG.layers, CONFIG.d_model, 0.1)
+def mask_of():
+    return lambda step: draw_dropout_mask(0, step, range(4), 1 + CONFIG.layers, CONFIG.d_model, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def dropped(device):
     return weights, trainer(palm, 1e-12, dropout=True)
 
 
-def loss_with(weights, inputs, targets, keep):
-    """PaLM's loss in JAX with ``keep`` behind the embedding and behind each block."""
+def loss_with(weights, inputs, targets, mask):
+    """PaLM's loss in JAX with ``mask`` behind the embedding and behind each block."""
     shape = reference.Shape(CONFIG.layers, CONFIG.d_model, CONFIG.heads, CONFIG.head_dim, CONFIG.d_ff, 64, 64)
-    x = jnp.take(weights["embedding"], inputs, axis=0) * keep[:, :1]
+    x = jnp.take(weights["embedding"], inputs, axis=0) * mask[:, :1]
     for i in range(CONFIG.layers):
         names = ("norm.scale", "q_wi", "kv", "o_wo")
         out = reference.block(x, {name: weights[f"blocks.{i}.{name}"] for name in names}, shape) - x
-        x = x + out * keep[:, i + 1 : i + 2]
+        x = x + out * mask[:, i + 1 : i + 2]
     logits = reference.unembed(x, weights["embedding"], shape)
     mask = jnp.asarray(targets >= 0, jnp.float32)
     return reference.loss_of(logits, jnp.maximum(targets, 0), mask, shape)
@@ -80,13 +80,13 @@ def test_the_loss_is_of_targets_alone(device, batch):
     assert result.gradient_norm == pytest.approx(norm_of(gradients), rel=1e-5)
 
 
-def test_dropout_is_that_of_jax_with_the_same_features_kept(dropped, batch, kept):
+def test_dropout_is_that_of_jax_with_the_same_features_kept(dropped, batch, mask_of):
     weights, step = dropped
     losses = []
     for k in (1, 2, 1):
-        keep = kept(k)
-        (expected, _), gradients = jax.value_and_grad(loss_with, has_aux=True)(weights, *batch, jnp.asarray(keep))
-        result = step(*batch, None, keep)
+        mask = mask_of(k)
+        (expected, _), gradients = jax.value_and_grad(loss_with, has_aux=True)(weights, *batch, jnp.asarray(mask))
+        result = step(*batch, None, mask)
         assert result.loss == pytest.approx(float(expected), rel=2e-6)
         assert result.gradient_norm == pytest.approx(norm_of(gradients), rel=1e-5)
         losses.append(result.loss)
@@ -104,23 +104,23 @@ def test_nothing_dropped_is_no_dropout(dropped, batch):
 
 def test_what_is_kept():
     """One in ten is dropped and the rest is stretched; by seed, step and sequence, whoever draws it."""
-    keep = draw_keep(0, 5, range(64), 3, 100, 0.1)
-    assert keep.dtype == np.float32 and set(np.unique(keep)) == {np.float32(0), np.float32(1 / 0.9)}
-    assert (keep == 0).mean() == pytest.approx(0.1, abs=4 * (0.09 / keep.size) ** 0.5)
-    np.testing.assert_array_equal(draw_keep(0, 5, range(32, 64), 3, 100, 0.1), keep[32:])
-    for other in (draw_keep(0, 6, range(64), 3, 100, 0.1), draw_keep(1, 5, range(64), 3, 100, 0.1)):
-        assert (other != keep).mean() == pytest.approx(0.18, abs=0.02)
-    assert (keep[0] != keep[1]).any() and (keep[:, 0] != keep[:, 1]).any()
+    mask = draw_dropout_mask(0, 5, range(64), 3, 100, 0.1)
+    assert mask.dtype == np.float32 and set(np.unique(mask)) == {np.float32(0), np.float32(1 / 0.9)}
+    assert (mask == 0).mean() == pytest.approx(0.1, abs=4 * (0.09 / mask.size) ** 0.5)
+    np.testing.assert_array_equal(draw_dropout_mask(0, 5, range(32, 64), 3, 100, 0.1), mask[32:])
+    for other in (draw_dropout_mask(0, 6, range(64), 3, 100, 0.1), draw_dropout_mask(1, 5, range(64), 3, 100, 0.1)):
+        assert (other != mask).mean() == pytest.approx(0.18, abs=0.02)
+    assert (mask[0] != mask[1]).any() and (mask[:, 0] != mask[:, 1]).any()
 
 
 def test_a_run_draws_for_its_own_step_and_only_where_it_starts_from_a_model():
     def settings(**finetune):
         return Settings.model_validate({"model": EVEN, "finetune": finetune, "train": {"seed": 7}})
 
-    expected = draw_keep(7, 5, range(2, 4), 1 + CONFIG.layers, CONFIG.d_model, 0.1)
-    np.testing.assert_array_equal(kept_of(settings(checkpoint="runs/some"), 5, range(2, 4)), expected)
+    expected = draw_dropout_mask(7, 5, range(2, 4), 1 + CONFIG.layers, CONFIG.d_model, 0.1)
+    np.testing.assert_array_equal(dropout_mask(settings(checkpoint="runs/some"), 5, range(2, 4)), expected)
     for other in ({}, {"dropout": 0.5}, {"checkpoint": "runs/some", "dropout": 0.0}):
-        assert kept_of(settings(**other), 5, range(2, 4)) is None
+        assert dropout_mask(settings(**other), 5, range(2, 4)) is None
 
 
 def test_lora_trains_a_and_b_alone_and_merges_to_the_same_logits(device, batch):

@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 
 from mindspore_palm import PaLMConfig
-from mindspore_palm.model.projection import ProjectIn
+from mindspore_palm.model.projection import MatmulThenSplit
 from mindspore_palm.parallel.axes import DATA_AXES, TABLES, Layout, current_layout, layout, shard
 from mindspore_palm.parallel.mesh import Mesh
 
@@ -45,6 +45,6 @@ def test_one_device_gets_no_strategy_and_many_do(device):
 
 def test_activations_are_taken_apart_where_heads_are_cut(device):
     config = PaLMConfig()
-    assert ProjectIn(config).one_device
+    assert MatmulThenSplit(config).one_device
     with layout(POD):
-        assert not ProjectIn(config).one_device
+        assert not MatmulThenSplit(config).one_device

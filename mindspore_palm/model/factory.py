@@ -1,0 +1,50 @@
+"""Cells that a configuration and the current layout ask for. No other module of the network imports an ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mindspore import Parameter, nn
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.ablations import MultiHeadAttention, ParallelBlock, SerialBlock
+from mindspore_palm.model.attention import (
+    FusedAttention,
+    HeadsFirstAttention,
+    MultiQueryAttention,
+    PlainAttention,
+    PositionsFirstAttention,
+)
+from mindspore_palm.model.block import Block
+from mindspore_palm.parallel.axes import current_layout
+
+
+def make_block(config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell | None = None) -> nn.Cell:
+    """PaLM's block, or an ablation of it.
+
+    Args:
+        config: the sizes and switches.
+        weights: the block's Parameters, by the last part of their names, such as ``q_wi`` and ``norm.scale``.
+        attention: None for attention over full sequences.
+    """
+    attention = make_attention(config) if attention is None else attention
+    if not config.parallel:
+        return SerialBlock(config, weights, attention)
+    return (Block if config.mlp == "swiglu" else ParallelBlock)(config, weights, attention)
+
+
+def make_attention(config: PaLMConfig) -> nn.Cell:
+    """Causal attention over full sequences."""
+    if config.attention == "multi_head":
+        return MultiHeadAttention(config)
+    fused = current_layout().target == "Ascend"
+    return MultiQueryAttention(config, FusedAttention(config) if fused else _plain_attention())
+
+
+def make_cached_attention(config: PaLMConfig) -> MultiHeadAttention | PlainAttention:
+    """Attention of new tokens to a cache: a Cell with ``attend_cached`` and ``query_axis``."""
+    return MultiHeadAttention(config) if config.attention == "multi_head" else _plain_attention()
+
+
+def _plain_attention() -> PlainAttention:
+    return HeadsFirstAttention() if current_layout().shards("heads") > 1 else PositionsFirstAttention()

@@ -1,0 +1,107 @@
+"""The table of weights: name, shape, logical axes, fan-in and sharding of each, norm scales included.
+
+Initial values, placement, memory, checkpoints, converters and LoRA read it. The names are the checkpoint format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.parallel.axes import Axes, Layout
+from mindspore_palm.parallel.placement import Placement
+
+KERNELS = ("q_wi", "kv", "o_wo")  # the matrices of a block, which LoRA adapts
+
+
+class FanIn(NamedTuple):
+    """Some rows of a weight, and the number of inputs that a sum over them has."""
+
+    rows: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight, unsharded."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: Axes
+    """Logical axis of each dimension."""
+    fan_in: tuple[FanIn, ...] = ()
+    """Initial values are N(0, 1/inputs). The parts alternate down the first axis, as in a kernel that is fused per
+    head. Empty for a constant."""
+    constant: float = 0.0
+    """Initial value where there is no fan-in."""
+    fully_sharded: bool = True
+    """Whether the first dimension may be sharded over data as well."""
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation of the initial values: float32 [1, 1], or [rows, 1] if it differs by row."""
+        stds = np.concatenate([np.full(part.rows, part.inputs**-0.5, np.float32) for part in self.fan_in])
+        if len(self.fan_in) > 1:
+            return np.tile(stds, self.shape[0] // len(stds))[:, None]
+        return stds[:1, None]
+
+    def placement(self, layout: Layout) -> Placement:
+        """The slice of it that each device of a layout holds."""
+        return Placement(self.name, self.shape, self.axes, layout, self.fully_sharded)
+
+
+def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
+    """Columns of one head in ``q_wi``: q, then each input of the mlp."""
+    return (config.head_dim, *(config.mlp_per_head for _ in range(config.mlp_inputs)))
+
+
+def sizes_out(config: PaLMConfig) -> tuple[int, int]:
+    """Rows of one head in ``o_wo``: attention, then mlp."""
+    return config.head_dim, config.mlp_per_head
+
+
+def weights(config: PaLMConfig) -> tuple[Weight, ...]:
+    """All weights of a network, in the order of its checkpoints."""
+    return tuple(_weights(config))
+
+
+def _weights(config: PaLMConfig) -> Iterator[Weight]:
+    d, heads = config.d_model, config.heads
+    mlp_rows, attention_rows = config.mlp_per_head, config.head_dim
+    from_attention, from_mlp = FanIn(attention_rows, heads * config.head_dim), FanIn(mlp_rows, config.d_ff)
+    norms = ("norm",) if config.parallel else ("norm", "mlp_norm")
+    one = 0.0 if config.norm_scale == "around_zero" else 1.0
+
+    def scale(name: str) -> Weight:
+        return Weight(f"{name}.scale", (d,), ("embed",), constant=one, fully_sharded=False)
+
+    yield Weight("embedding", (config.padded_vocab, d), ("vocab", "embed"), (FanIn(config.padded_vocab, 1),))
+    if config.final_norm_scale:
+        yield scale("final_norm")
+    for i in range(config.layers):
+        block, from_d = f"blocks.{i}", (FanIn(d, d),)
+        yield from (scale(f"{block}.{norm}") for norm in norms)
+        yield Weight(f"{block}.q_wi", (d, heads * sum(sizes_in(config))), ("embed", "heads"), from_d)
+        yield Weight(f"{block}.kv", (d, 2 * config.kv_heads * config.head_dim), ("embed", "per_head"), from_d)
+        # a head's attention rows add up with those of all heads, and its mlp rows with those of all d_ff
+        o_wo = (heads * sum(sizes_out(config)), d)
+        yield Weight(f"{block}.o_wo", o_wo, ("heads", "embed"), (from_attention, from_mlp))
+
+
+def placements(config: PaLMConfig, layout: Layout) -> list[Placement]:
+    """Placement of every weight on a layout."""
+    return [weight.placement(layout) for weight in weights(config)]
+
+
+def weight_shapes(config: PaLMConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight that is drawn at random: all but norm scales."""
+    return {weight.name: weight.shape for weight in weights(config) if weight.fan_in}
+
+
+def weight_axes(config: PaLMConfig) -> dict[str, Axes]:
+    """Name and logical axes of every weight, norm scales included."""
+    return {weight.name: weight.axes for weight in weights(config)}

@@ -1,0 +1,62 @@
+"""Small Cells whose ops depend on the layout, so that no equation of the model has to."""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from mindspore_palm.parallel.axes import Axes, current_layout, shard
+
+
+class Square(nn.Cell):
+    """``x * x``.
+
+    On one device as a product: the gradient of Square is slow on CPU. On several devices as Square: the gradient of
+    x * x is x * g + x * g, and where x comes from an all-reduce (the embedding's), MindSpore 2.10 takes that sum for a
+    weight decay and rewrites it (AdjustAllReduceMulAdd): a silently wrong gradient, which a parity test found.
+    """
+
+    def __init__(self, axes: Axes) -> None:
+        super().__init__()
+        self.one_device = current_layout().devices == 1
+        self.times, self.square = shard(ops.Mul(), axes, axes), shard(ops.Square(), axes)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.times(x, x) if self.one_device else self.square(x)
+
+
+class RowMax(nn.Cell):
+    """The maximum of every row: [T, V] to [T, 1].
+
+    ReduceMax works on a sharded vocabulary. On an unsharded one ArgMaxWithValue does, 5 times faster on CPU.
+    """
+
+    def __init__(self, axes: Axes) -> None:
+        super().__init__()
+        self.sharded = current_layout().shards(axes[-1]) > 1
+        maximum = ops.ReduceMax(keep_dims=True) if self.sharded else ops.ArgMaxWithValue(axis=-1, keep_dims=True)
+        self.maximum = shard(maximum, axes)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.maximum(x, -1) if self.sharded else self.maximum(x)[1]
+
+
+class Softmax(nn.Cell):
+    """Softmax over the last axis of [B, H*Q, C].
+
+    Unsharded, the array is flattened to a matrix: the reduction of the gradient is then 17 times faster on CPU. An
+    array that is sharded along two axes could not be flattened without communication.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layout = current_layout()
+        self.flatten = layout.shards("batch") * layout.shards("heads") == 1
+        axes = ("length", "context") if self.flatten else ("batch", "heads", "context")
+        self.softmax = shard(ops.Softmax(-1), axes)
+        self.reshape = ops.Reshape()
+
+    def construct(self, scores: Tensor) -> Tensor:
+        if self.flatten:
+            rows = self.reshape(scores, (-1, scores.shape[-1]))
+            return self.reshape(self.softmax(rows), scores.shape)
+        return self.softmax(scores)
