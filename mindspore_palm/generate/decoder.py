@@ -48,7 +48,7 @@ class Step(nn.Cell):
             raise ValueError("a network with adapters is for training; decode the result of model.lora.merge instead")
         for i in range(config.layers):
             cache = CachedAttention(config, sequences, context)
-            cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"
+            cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"  # MS-25
             self.blocks.append(make_block(config, palm.block_weights(i), cache))
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))

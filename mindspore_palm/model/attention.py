@@ -61,7 +61,7 @@ class MultiQueryAttention(nn.Cell):
 class PlainAttention(nn.Cell):
     """Attention in matmuls of its own, in one of two orders of heads and positions of the queries.
 
-    Both are folded into the rows of one matmul, because CPU and GPU do not broadcast a batched one.
+    Both are folded into the rows of one matmul, because CPU and GPU do not broadcast a batched one (MS-30).
 
     The subclasses have the same interface: ``construct`` is causal attention over full sequences, ``attend_cached``
     attention to a cache. Queries come scaled by 1/sqrt(K), as the rotation's tables hold the factor.
@@ -97,7 +97,7 @@ class PlainAttention(nn.Cell):
         if length % 2 or half < SHORTEST_HALF:
             return self.attend_last(q, k_BSK, v_BSK)
         start, end, step = (0, 0, 0), (batch, half, dim), (1, 1, 1)
-        early, late = self.halve_queries(q)
+        early, late = self.halve_queries(q)  # MS-40: by Split, whose gradient is fast
         early_k, early_v = self.halve_context(k_BSK, start, end, step), self.halve_context(v_BSK, start, end, step)
         return self.join_queries((self.attend_last(early, early_k, early_v), self.attend_last(late, k_BSK, v_BSK)))
 

@@ -42,7 +42,7 @@ class Block(nn.Cell):
     """
 
     def __init__(self, config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
+        super().__init__(auto_prefix=False)  # MS-25: names of weights stay as they are
         # first, as the order of Cells is that of the weights, and so of the sums over all of them
         self.project_in = ProjectIn(config, weights["q_wi"])
         self.project_kv = ProjectKv(weights["kv"])

@@ -1,4 +1,4 @@
-"""Initial weights, a function of (seed, name, index), so that any slice can be drawn alone.
+"""Initial weights, a function of (seed, name, index), so that any slice can be drawn alone (MS-15).
 
 Element i of a weight depends on the seed, the weight's name and i only: a counter-based generator (Philox, "Parallel
 random numbers: as easy as 1, 2, 3", 2011) starts at any i.

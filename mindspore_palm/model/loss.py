@@ -1,4 +1,4 @@
-"""Next-token loss with z-loss (section 5 of the paper), in ops that allow a sharded vocabulary."""
+"""Next-token loss with z-loss (section 5 of the paper), in ops that allow a sharded vocabulary (MS-12)."""
 
 from __future__ import annotations
 

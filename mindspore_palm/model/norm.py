@@ -57,7 +57,7 @@ class LayerNorm(RMSNorm):
 
 
 class RowMean(nn.Cell):
-    """Mean of every row: [T, D] to [T, 1]. A sum times 1/D: the gradient of ReduceMean divides D numbers, not one."""
+    """Mean of every row: [T, D] to [T, 1]. MS-39, a sum times 1/D: the gradient of ReduceMean divides D numbers."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

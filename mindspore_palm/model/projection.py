@@ -71,7 +71,7 @@ class ProjectOut(nn.Cell):
 
 
 class MatmulThenSplit(nn.Cell):
-    """``y W`` for the fused ``q_wi``, split into its parts.
+    """``y W`` for the fused ``q_wi``, split into its parts, not sliced (MS-40).
 
     Either the kernel is split or the result is. The kernel has D rows and the result T: on one device the smaller one
     is split, the kernel in training, the result in decoding. On several devices the kernel stays as it is sharded, by

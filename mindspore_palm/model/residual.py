@@ -28,7 +28,7 @@ class Residual(nn.Cell):
     def add(self, x: Tensor, out_TD: Tensor, after: Tensor) -> Tensor:
         """The stream plus a block's result. The add comes after ``after``, the block's norm of the stream.
 
-        ``recompute_slice_activation`` decides from the first consumer of x which activation to save in slices. If that
-        were this add, MindSpore 2.10 would slice only every other block. Depend makes the norm the first consumer.
+        MS-06: ``recompute_slice_activation`` decides from the first consumer of x which activation to save in slices.
+        If that were this add, MindSpore would slice only every other block. Depend makes the norm the first consumer.
         """
         return self.sum(self.depend(x, after), self.write(out_TD))

@@ -47,8 +47,8 @@ class Adafactor(nn.Optimizer):
         self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverSlices(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
         self.m, self.v = zeros_like(self.parameters, "m"), self.zero_second_moments()
-        # HyperMap instead of loops: MindSpore unrolls a loop into nested calls. Where these write Parameters, compile
-        # time grows faster than the square of their number; at 118 layers it dominated
+        # MS-20, HyperMap instead of loops: MindSpore unrolls a loop into nested calls. Where these write Parameters,
+        # compile time grows faster than the square of their number; at 118 layers it dominated
         self.map, self.partial = ops.HyperMap(), ops.Partial()
         self.sum_rows, self.sum, self.stack, self.unstack = SumRows(), ops.ReduceSum(), ops.Stack(), ops.Unstack()
         self.mul, self.add, self.sub = ops.Mul(), ops.Add(), ops.Sub()
@@ -87,7 +87,7 @@ class Adafactor(nn.Optimizer):
         return self.add(self.mul(old, 1.0 - fresh), self.mul(new, fresh))
 
     def next_step(self) -> Tensor:
-        """k, float32 []: the result of the increment. A separate read may give the old count in a partitioned graph."""
+        """k, float32 []: the result of the increment; a separate read may give the old count if partitioned (MS-16)."""
         count = self.assignadd(self.global_step, self.global_step_increase_tensor)
         return self.cast(self.reshape(count, ()), ms.float32)
 

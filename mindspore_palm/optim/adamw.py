@@ -29,7 +29,7 @@ class AdamW(nn.Optimizer):
         self.betas = Tensor(np.array([self.beta1, self.beta2], np.float32))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        # the result of the increment: in a partitioned graph, a separate read may come before or after it
+        # MS-16, the result of the increment: in a partitioned graph, a separate read may come before or after it
         count = self.assignadd(self.global_step, self.global_step_increase_tensor)
         k = self.cast(self.reshape(count, ()), ms.float32)
         lr = self.schedule(k)
@@ -45,6 +45,6 @@ class AdamW(nn.Optimizer):
                 self.assign(v, new_v)
                 self.assign(p, self.sub(self.mul(p, 1.0 - lr * self.decays[i]), u))
             else:
-                eps = self.sqrt(1.0 - power2) * self.eps  # ops.Adam adds it to the root of v before v is corrected
+                eps = self.sqrt(1.0 - power2) * self.eps  # MS-29: ops.Adam adds it before v is corrected
                 self.adam(p, m, v, power1, power2, lr, self.beta1, self.beta2, eps, g)
         return lr

@@ -10,9 +10,9 @@ from mindspore_palm.parallel.axes import Axes, current_layout, shard
 class Square(nn.Cell):
     """``x * x``.
 
-    On one device as a product: the gradient of Square is slow on CPU. On several devices as Square: the gradient of
-    x * x is x * g + x * g, and where x comes from an all-reduce (the embedding's), MindSpore 2.10 takes that sum for a
-    weight decay and rewrites it (AdjustAllReduceMulAdd): a silently wrong gradient, which a parity test found.
+    On one device as a product: the gradient of Square is slow on CPU (MS-38). On several devices as Square: the
+    gradient of x * x is x * g + x * g, and where x comes from an all-reduce (the embedding's), MindSpore takes that sum
+    for a weight decay and rewrites it (AdjustAllReduceMulAdd): a silently wrong gradient (MS-05).
     """
 
     def __init__(self, axes: Axes) -> None:
@@ -27,7 +27,7 @@ class Square(nn.Cell):
 class RowMax(nn.Cell):
     """The maximum of every row: [T, V] to [T, 1].
 
-    ReduceMax works on a sharded vocabulary. On an unsharded one ArgMaxWithValue does, 5 times faster on CPU.
+    ReduceMax works on a sharded vocabulary. On an unsharded one ArgMaxWithValue does, 5 times faster on CPU (MS-35).
     """
 
     def __init__(self, axes: Axes) -> None:
@@ -43,8 +43,8 @@ class RowMax(nn.Cell):
 class Softmax(nn.Cell):
     """Softmax over the last axis of [B, H*Q, C].
 
-    Unsharded, the array is flattened to a matrix: the reduction of the gradient is then 17 times faster on CPU. An
-    array that is sharded along two axes could not be flattened without communication.
+    Unsharded, the array is flattened to a matrix: the reduction of the gradient is then 17 times faster on CPU
+    (MS-36). An array that is sharded along two axes could not be flattened without communication.
     """
 
     def __init__(self) -> None:
