@@ -33,7 +33,8 @@ def check() -> None:
     fix, some of them while the process ends, so warnings stay warnings here.
 
     Raises:
-        UserError: the working folder is gone, files would be closed to their owner, or memory or threads are too few.
+        UserError: the working folder is gone, files would be closed to their owner, memory or threads are too few, or a
+            variable of tqdm is no number.
     """
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")
@@ -41,6 +42,7 @@ def check() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise UserError("the working folder was deleted; change into a folder that is there (cd)") from None
+    _check_progress()
     mask = os.umask(0o077)
     os.umask(mask)
     if mask & 0o700:
@@ -52,6 +54,17 @@ def check() -> None:
             f"this process may not take {MEMORY >> 20} MB of memory (ulimit -v, ulimit -d); raise the limit"
         ) from None
     check_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+def _check_progress() -> None:
+    """tqdm reads its defaults from variables, and ends the process that imports it if one of them is no number."""
+    names = [name for name in os.environ if name.startswith("TQDM_")]
+    if not names:
+        return
+    try:
+        import tqdm  # noqa: F401 - only then, as it takes time
+    except ValueError as error:
+        raise UserError(f"{' or '.join(names)} is not what tqdm wants ({error}); unset it") from None
 
 
 def check_threads(count: int) -> None:

@@ -112,7 +112,7 @@ class Case:
         self.to = draw.choice(["command", "worker", "all"])
         self.which, self.pick = draw.random(), draw.random()
         # half at any time from exec to exit, the others while the run has something to lose or is just ending
-        self.when = draw.uniform(0, span) if draw.random() < 0.6 else ("rows", draw.randint(0, 23))
+        self.when = draw.uniform(0, span) if draw.random() < 0.6 else ("rows", draw.randint(0, 12))
         self.code, self.out, self.err = None, "", ""
         self.early, self.seconds = False, 0.0
 
@@ -172,11 +172,21 @@ class Case:
             while time.monotonic() < end and process.poll() is None:
                 time.sleep(0.002)
             return
-        table = Path(next(word for word in process.args if word.startswith("train.output=")).split("=", 1)[1])
-        end = time.monotonic() + LAUNCH
-        while process.poll() is None and rows(table / "metrics.csv") < self.when[1]:
+        output = next(word for word in process.args if word.startswith("train.output=")).split("=", 1)[1]
+        table = Path(output) / "metrics.csv"
+        end, before, wanted = time.monotonic() + LAUNCH, inode(table), None
+        while process.poll() is None and (wanted is None or rows(table) < wanted):
+            if wanted is None and inode(table) not in (None, before):  # rows of earlier steps are written anew first
+                wanted = rows(table) + self.when[1]
             assert time.monotonic() < end, "no rows in time"
             time.sleep(0.002)
+
+
+def inode(table):
+    try:
+        return table.stat().st_ino
+    except OSError:
+        return None
 
 
 def rows(table):

@@ -74,6 +74,13 @@ def test_where_it_cannot_work_it_ends_in_a_sentence(tmp_path, prepare, said):
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
 
 
+def test_variables_of_the_progress_bar_are_numbers(tmp_path):
+    code, out, err = start(tmp_path, TQDM_MININTERVAL="often", TQDM_NCOLS="80")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: TQDM_") and "'often'" in err and err.count("\n") == 1
+    assert start(tmp_path, TQDM_MININTERVAL="5", TQDM_DISABLE="1") == (0, "done 1\n", "")
+
+
 def test_threads_that_cannot_be_started_are_told(monkeypatch):
     def fail(thread):
         raise RuntimeError("can't start new thread")
