@@ -77,7 +77,7 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
         tokenizer = load_tokenizer(folder)
     for path in wanted.text:
         with _in_words_of(path):
-            check_text(documents(path, wanted.text_field, "--data", "--text-field"))
+            check_text(documents(path, wanted.text_field))
     for name, questions in tasks.items():
         with _in_words_of(name):
             _check_task(wanted, questions, asked[name], tokenizer, window)
@@ -94,7 +94,7 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
         if left_out := find_files(path, "--data").passed_over():
             say(f"{shown(path)}: left out {left_out}")
         with _in_words_of(path):
-            texts = documents(path, wanted.text_field, "--data", "--text-field")
+            texts = documents(path, wanted.text_field)
             text_results[path] = score_text(scorer, texts, wanted.stride)
         say(f"{shown(path)}: {text_table(text_results[path])}")
     for name, questions in tasks.items():

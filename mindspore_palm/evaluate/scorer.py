@@ -47,13 +47,11 @@ class TokenScores(nn.Cell):
     def __init__(self, palm: PaLM, config: PaLMConfig) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.token_loss, self.reshape = palm, TokenLoss(config), ops.Reshape()
-        self.is_padded = config.padded_vocab != config.vocab_size
         self.most_likely, self.equal = ops.Argmax(-1), ops.Equal()
 
     def construct(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, targets = self.palm.logits(inputs), self.reshape(targets, (-1,))
-        if self.is_padded:
-            logits = self.token_loss.forbid(logits, self.token_loss.padding)
+        logits = self.token_loss.mask_vocab_padding(logits)
         return self.token_loss(logits, targets)[0], self.equal(self.most_likely(logits), targets)
 
 

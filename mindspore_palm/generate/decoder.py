@@ -40,7 +40,7 @@ class Step(nn.Cell):
     The blocks are those of the network, with its own weights, around another attention.
     """
 
-    def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig) -> None:
+    def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig | None = None) -> None:
         super().__init__(auto_prefix=False)
         config = palm.config
         self.palm, self.blocks = palm, nn.CellList(auto_prefix=False)
@@ -52,7 +52,7 @@ class Step(nn.Cell):
             self.blocks.append(make_block(config, palm.block_weights(i), cache))
         self.query_axis = self.blocks[0].attention.attention.query_axis
         self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
-        self.token_loss = TokenLoss(vocabulary)
+        self.token_loss = TokenLoss(vocabulary or palm.config)
         self.targets, self.one_target = (Tensor(np.zeros(n, np.int32)) for n in (sequences, 1))
         self.sequences = sequences
 

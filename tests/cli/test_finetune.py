@@ -178,7 +178,7 @@ def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, doo
         (["finetune.checkpoint=cut"], "cut/model.safetensors: this is not a whole safetensors file"),
         (["finetune.checkpoint=."], "name the folder of a finished run"),
         (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["data.path=tiny.model"], "must end in"),
+        (["data.path=tiny.model"], "learns from a .jsonl of pairs"),
         (["finetune.target_field=answer"], "set finetune.target_field to one of the fields here (prompt, target)"),
         (["data.seq_len=3"], "set data.seq_len to "),
         (["model.layers=3"], "leave the section model out"),

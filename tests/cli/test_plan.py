@@ -95,7 +95,7 @@ REFUSED = {
     "mesh": (["--config", "yaml/palm_540b.yaml", "parallel.model=5"], "model.heads = 48 cannot be cut into"),
     "ascend": (["--config", "yaml/palm_540b.yaml", "--machine", "ascend-910a"], "the ranks of a group must take"),
     "devices": (["--config", "yaml/palm_540b.yaml", "--search", "--devices", "3"], "--devices 3 cannot be cut into"),
-    "none": (["--config", "yaml/palm_8b.yaml", "--search", "--devices", "0"], "--devices 0 cannot be cut into"),
+    "none": (["--config", "yaml/palm_8b.yaml", "--search", "--devices", "0"], "--devices 0: set it to 1 or more"),
     "memory": (["--config", "yaml/palm_62b.yaml", "--search", "--devices", "8"], "GB are there; take more --devices"),
     "no pods": (["--pods", "--machine", "a100"], "a100 has none: take tpu-v4 or tpu-v3"),
     "batch of pods": (["--pods", "train.batch_size=1"], "train.batch_size = 1 cannot be cut into"),

@@ -45,7 +45,7 @@ def test_a_name_that_is_not_utf8_is_prepared_and_shown(tmp_path, settings):
     name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
     os.rename(tmp_path / "a.txt", name)
     for environment in ({}, {"PYTHONIOENCODING": "ascii"}):
-        line = [sys.executable, str(ROOT / "run" / "prepare_data.py"), *settings, b"data.path=caf\xe9.txt"]
+        line = [sys.executable, str(ROOT / "run" / "prepare_data.py"), *settings[1:], b"data.path=caf\xe9.txt"]
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, env={**os.environ, **environment})
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"caf\\xe9.txt: 1 file" in done.stdout
@@ -59,7 +59,7 @@ def test_a_folder_says_what_is_not_read_and_does_not_wait_for_a_pipe(tmp_path, s
     (tmp_path / "a.txt").rename(texts / "a.txt")
     (texts / "cover.png").write_bytes(b"x" * 3000)
     os.mkfifo(texts / "pipe.txt")
-    done = command(tmp_path, *settings, "data.path=texts", timeout=60)
+    done = command(tmp_path, *settings[1:], "data.path=texts", timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "left out    2 files, 3.0 kB, not read: cover.png (.png), pipe.txt (a named pipe)\n" in done.stdout
 
