@@ -6,12 +6,12 @@ import os
 import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import numpy as np
+import pytest
+
 for number in (signal.SIGHUP, signal.SIGINT):  # nohup and the background of a shell leave them ignored, to children too
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
-
-import numpy as np
-import pytest
 
 
 @pytest.fixture(scope="session")

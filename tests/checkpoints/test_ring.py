@@ -18,7 +18,8 @@ TOLERANCE = 1e-5
 
 def go_around(home, ring):
     """Largest relative differences of losses and gradient norms from one process; what was said."""
-    options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=16"]
+    # all held-out text each time, as after the last step: the last step of one mesh is no last step of one process
+    options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=100000"]
     run(home, "one", f"train.steps={STEPS * len(ring)}", *options)
     for number, (pods, data, model) in enumerate(ring, 1):
         mesh = [*RING[pods, data, model], f"parallel.pods={pods}", f"parallel.data={data}", f"parallel.model={model}"]

@@ -96,7 +96,9 @@ def test_with_something_to_save_it_is_waited_for(number):
 def test_a_library_that_hears_nothing_is_ended(number):
     """It keeps Python's lock, as MindSpore while it compiles."""
     with command("ready(); hang()") as process:
-        started(process).send_signal(number)
+        started(process)
+        time.sleep(1)  # until it hangs
+        process.send_signal(number)
         _, err = process.communicate(timeout=15)
         assert process.returncode == 130
         assert "resumes from the last checkpoint, or starts over if there is none" in err
