@@ -26,7 +26,7 @@ from finders.environments import CASES, MISSING, NOBODY, READ_ONLY, Case
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = int(os.environ.get("MINDSPORE_PALM_ENVIRONMENTS", "4"))
 SEED = int(os.environ.get("MINDSPORE_PALM_SEED", "20220405"))
-PATIENCE = 300  # seconds: far more than any of them takes
+PATIENCE = 900  # seconds: far more than any of them takes, on a busy machine, too
 TINY = ["model.layers=1", "model.d_model=16", "model.heads=2", "model.head_dim=8", "model.d_ff=32"]
 TINY += ["model.vocab_size=300", "data.seq_len=16", "data.path=text.txt", "data.prepared=prepared"]
 TRAIN = [*TINY, "train.batch_size=4", "train.steps=2", "train.eval_every=0", "train.checkpoint_every=1"]
