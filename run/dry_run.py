@@ -27,6 +27,10 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     refuse_workers("the dry run")
     settings, origins = load_settings(arguments.config, arguments.overrides)
+    if settings.finetune.checkpoint:
+        from mindspore_palm.train.finetune import with_model_of_checkpoint
+
+        settings = with_model_of_checkpoint(settings, origins)
     print_notes(settings, origins, arguments.overrides, sys.stderr)
     from mindspore_palm.plan.dry_run import dry_run, layer_ledger
     from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run

@@ -48,6 +48,10 @@ def main() -> None:
         return
     config = arguments.config or str(Path(__file__).resolve().parents[1] / "yaml" / "palm_540b.yaml")
     settings, origins = load_settings(config, arguments.overrides)
+    if settings.finetune.checkpoint:
+        from mindspore_palm.train.finetune import with_model_of_checkpoint
+
+        settings = with_model_of_checkpoint(settings, origins)
     print_notes(settings, origins, arguments.overrides, sys.stderr)
     machine = arguments.machine or "tpu-v4"
     charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))

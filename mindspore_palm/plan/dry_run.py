@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import FinetuneConfig, Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel import host
@@ -125,7 +125,8 @@ def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
 def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:
     """The text of the step's graph behind the partitioner, for one rank, and the bytes that compiling took at most.
 
-    In a process of its own: MindSpore reads only once whether to write graphs, and where (MS-26).
+    In a process of its own: MindSpore reads only once whether to write graphs, and where (MS-26). Weights are not read,
+    so a fine-tuned model is partitioned as a new one of its sizes; its dropout has no collectives.
 
     Raises:
         UserError: what partitions on CPU cannot be built here, or MindSpore refuses the layout; behind the sentence,
@@ -139,7 +140,7 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
         child = subprocess.run(  # noqa: S603 - this interpreter, and code from here
             [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
-            input=settings_to_yaml(settings),
+            input=settings_to_yaml(settings.model_copy(update={"finetune": FinetuneConfig()})),
             capture_output=True,
             text=True,
             cwd=folder,

@@ -73,6 +73,14 @@ def test_a_run_that_has_begun_is_advised_only_what_may_still_change(home, train)
     assert advised(err) == ["train.batch_size=8", "model.vocab_multiple=8"]
 
 
+def test_a_dry_run_of_a_fine_tuning_takes_the_sizes_of_the_checkpoint_from_a_relative_path(home, door):
+    """The default sizes have four layers; the compiling process works in a folder of its own."""
+    more = ["finetune.checkpoint=odd", "data.seq_len=16", "train.batch_size=4", "parallel.data=2"]
+    code, out, err = door("dry_run", home, *more, "model.vocab_multiple=2")
+    assert code == 0, err
+    assert re.search(r"layers +1, all of them compiled", out) and "151 x 16" in out, out
+
+
 @pytest.mark.parametrize("mesh", ["parallel.data=3", "parallel.data=5", "parallel.pods=3", "parallel.model=6"])
 def test_numbers_of_workers_that_mindspore_does_not_partition_for(home, train, mesh):
     code, out, err = train(mesh, "train.output=never", "model.heads=6", "model.d_ff=48", "train.batch_size=60")
