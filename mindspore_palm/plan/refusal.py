@@ -14,6 +14,7 @@ _LOG = re.compile(r"^\[ERROR\] \S+ \[.*?\] \w+\] ?(.*)$", re.MULTILINE)
 _OTHER = re.compile(
     r"^(?:MemoryError|OSError|\w+NotFoundError|PermissionError|UserError|mindspore_palm\S+)\b.*$", re.MULTILINE
 )
+OUR_OWN = "mindspore_palm.errors.UserError: "
 _ENDED = re.compile(r"^\w*(?:Error|Exception): .*$", re.MULTILINE)
 
 
@@ -26,7 +27,7 @@ def explain(said: str, settings: Settings, layout: Layout) -> str:
         layout: for which it was compiled.
     """
     if found := _OTHER.search(said):
-        return f"the step was not compiled: {found.group().strip()}"
+        return f"the step was not compiled: {found.group().strip().removeprefix(OUR_OWN)}"
     words = [*_LOG.findall(said), *_ENDED.findall(said)] or said.strip().splitlines()[-1:]
     return f"{_sentence(said, settings, layout)}\n  MindSpore: {' | '.join(word.strip() for word in words[:3])}"
 
