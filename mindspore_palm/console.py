@@ -1,4 +1,4 @@
-"""What a command says. A terminal, pipe or file that takes no more text does not end a run: it is only a record."""
+"""Output of a command. A terminal, pipe or file that takes no more text does not end a run: it is only a record."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def protect(results: bool = False) -> None:
 
 
 def results_follow() -> None:
-    """What is printed from here on is what the command is for: failing to write it is an error."""
+    """Marks later output as results: failing to write them is an error."""
     if isinstance(raw := _raw_stdout(), _Stream):
         raw.results = True
 

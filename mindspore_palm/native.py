@@ -45,15 +45,22 @@ def missing_tool(name: str) -> bool:
 @contextlib.contextmanager
 def path_of_interpreter() -> Iterator[None]:
     """Finds programs beside this interpreter first, as in an activated environment: pip puts ninja there."""
-    before = os.environ.get("PATH")
-    os.environ["PATH"] = with_interpreter(before)
+    with environment("PATH", with_interpreter(os.environ.get("PATH"))):
+        yield
+
+
+@contextlib.contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Gives an environment variable a value for a while; afterwards it is as before, or missing again."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ["PATH"]
+            del os.environ[name]
         else:
-            os.environ["PATH"] = before
+            os.environ[name] = before
 
 
 def with_interpreter(path: str | None) -> str:

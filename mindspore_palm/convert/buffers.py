@@ -31,15 +31,15 @@ def check_frequencies(found: np.ndarray, head_dim: int, where: str) -> str:
 
 
 def check_decay(found: np.ndarray, head_dim: int, where: str) -> str:
-    """What xPos raises to the power of positions, ``scale`` [K/2]: as ``check_frequencies``."""
-    rounded = _compare(found, (np.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim))
+    """Checks the bases of xPos's powers, ``scale`` [K/2], as ``check_frequencies`` does."""
+    rounded = _compare(found, _decay(head_dim))
     if rounded is None:
         raise UserError(f"{where} is not (2i + 0.4 K) / 1.4 K of xPos with K = {head_dim}: the model would be another")
     return rounded
 
 
 def check_cache(leaf: str, found: np.ndarray, head_dim: int, xpos_base: float, where: str) -> None:
-    """What a network once computed and keeps: a causal mask, rotations of positions.
+    """Checks values that a network once computed and keeps: a causal mask, rotations of positions.
 
     Raises:
         UserError: it is not what the network would compute.
@@ -53,13 +53,17 @@ def check_cache(leaf: str, found: np.ndarray, head_dim: int, xpos_base: float, w
         exponent = np.arange(0, head_dim, 2) / head_dim
         half = np.outer(np.arange(length), BASE**-exponent)
         if leaf == "pos_emb_scale":
-            decay = (np.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim)
-            half = decay ** ((np.arange(length) - length // 2) / (xpos_base or np.inf))[:, None]
+            half = _decay(head_dim) ** ((np.arange(length) - length // 2) / (xpos_base or np.inf))[:, None]
         expected = np.concatenate([half, half], axis=-1)
         is_expected = found.shape == expected.shape and np.allclose(found, expected, rtol=1e-5, atol=1e-5)
         said = "not what PaLM's rotation has at these positions"
     if not is_expected:
         raise UserError(f"{where} is {said}; a cache may be left out of the file, but not be another one")
+
+
+def _decay(head_dim: int) -> np.ndarray:
+    """Bases of xPos's powers: (2i + 0.4 K) / 1.4 K, float64 [K/2]."""
+    return (np.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim)
 
 
 def _compare(found: np.ndarray, expected: np.ndarray) -> str | None:
@@ -76,7 +80,7 @@ def _compare(found: np.ndarray, expected: np.ndarray) -> str | None:
 
 
 def _described(found: np.ndarray, expected: np.ndarray) -> str:
-    """What frequencies look like."""
+    """Frequencies in words: their base, or the worst of them."""
     if found.shape != expected.shape:
         return f"is {list(found.shape)}, not {list(expected.shape)}"
     if len(found) > 1 and np.all(found > 0):

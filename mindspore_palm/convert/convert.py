@@ -164,7 +164,7 @@ def _compare(logits: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _check_bits(model: Model, again: Model, path: Path) -> None:
-    """What was written reads as what it was: logits may hide what hardly changes them.
+    """Checks that a written file reads back to the same bits, as logits may hide small changes.
 
     Raises:
         UserError: it does not.

@@ -98,7 +98,7 @@ def test_finetune_yaml_has_the_settings_that_the_readme_names():
     assert number(r"has PaLM's settings: (\S+) at all times") == settings.optimizer.learning_rate
     assert (settings.optimizer.name, settings.optimizer.schedule) == ("adafactor", "constant")
     assert settings.optimizer.warmup_steps == 0
-    assert number(r"and dropout ([\d.]+) behind the embedding") == settings.finetune.dropout
+    assert number(r"and dropout ([\d.]+) after the embedding") == settings.finetune.dropout
     assert settings.finetune.lora_rank == 0  # all weights
 
 

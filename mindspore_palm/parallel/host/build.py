@@ -18,7 +18,7 @@ from types import ModuleType
 import mindspore as ms
 
 from mindspore_palm.errors import UserError
-from mindspore_palm.native import CACHE, cache_root, compiler, missing_tool, path_of_interpreter
+from mindspore_palm.native import CACHE, cache_root, compiler, environment, missing_tool, path_of_interpreter
 
 VERSION = "2.10."
 """Releases of MindSpore whose internals the C++ part was written for (MS-51)."""
@@ -128,7 +128,7 @@ def _build(folder: Path, library: Path) -> None:
         build_dir=str(work),
     )
     try:
-        with _silenced(), path_of_interpreter(), _compiler_named(" ".join(command)):
+        with _silenced(), path_of_interpreter(), environment("CXX", " ".join(command)):  # an empty CXX is none
             built = builder.build()
         os.replace(built, library)
     except (RuntimeError, OSError) as error:  # OSError: a full disk, or a compiler that says nothing and writes nothing
@@ -141,20 +141,6 @@ def _build(folder: Path, library: Path) -> None:
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _compiler_named(command: str) -> Iterator[None]:
-    """CXX for MindSpore's builder, which takes an empty one as it is."""
-    before = os.environ.get("CXX")
-    os.environ["CXX"] = command
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CXX"]
-        else:
-            os.environ["CXX"] = before
 
 
 def _load(library: Path) -> ModuleType:
