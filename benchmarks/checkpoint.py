@@ -28,11 +28,11 @@ KINDS = {"without": None, "background": True, "at once": False}
 
 def measure(shape, rounds, steps):
     """Seconds of each kind of run of steps, of the call that saves, and the bytes of a checkpoint."""
+    from mindspore_palm.checkpoint.manager import Keeper
     from mindspore_palm.config import Settings
     from mindspore_palm.parallel.agree import Agreement
     from mindspore_palm.parallel.context import open_device
     from mindspore_palm.train.build import build_step
-    from mindspore_palm.train.keeper import Keeper
 
     open_device("CPU")
     model = model_config(shape).model_dump()

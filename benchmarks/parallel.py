@@ -128,7 +128,7 @@ def main():
         if os.environ.get("RANK_ID", "0") == "0" and os.environ.get("MS_ROLE") != "MS_SCHED":
             Path(arguments.found).write_text(json.dumps(found))
         return
-    from mindspore_palm.train.launch import Workers
+    from mindspore_palm.launch.workers import Workers
 
     print("d_model, layers, heads, head_dim, vocab, length, batch:", ", ".join(map(str, SHAPES[arguments.shape])))
     for mesh in arguments.meshes:

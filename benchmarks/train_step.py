@@ -135,7 +135,7 @@ def peak_flops():
     from mindspore_palm.parallel.context import open_device
 
     open_device("CPU")
-    from mindspore_palm.train.peak import measure_peak
+    from mindspore_palm.train.log.peak import measure_peak
 
     return statistics.median(measure_peak() for _ in range(3))
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors alone; it reads this once, at its import
 
 if TYPE_CHECKING:
+    from mindspore_palm.checkpoint.model_folder import load
     from mindspore_palm.config import PaLMConfig
     from mindspore_palm.data.tokenizer import Tokenizer
     from mindspore_palm.generate.generator import Generation, Generator
     from mindspore_palm.generate.sampling import Sampling
     from mindspore_palm.model.palm import PaLM
-    from mindspore_palm.train.saved import load
     from mindspore_palm.zoo import create_model, list_models
 
 __all__ = [
@@ -38,7 +38,7 @@ _HOMES = {
     "Tokenizer": "mindspore_palm.data.tokenizer",
     "create_model": "mindspore_palm.zoo",
     "list_models": "mindspore_palm.zoo",
-    "load": "mindspore_palm.train.saved",
+    "load": "mindspore_palm.checkpoint.model_folder",
 }
 
 

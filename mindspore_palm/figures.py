@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspore_palm.data.atomic import write_atomically
+from mindspore_palm.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,11 +1,94 @@
-"""Paths as people write them: with ~, through links, and refused in a sentence where they lead nowhere."""
+"""Paths and files: ~ and links, files that are there in full or not at all, and locks between processes."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from mindspore_palm.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time is then the user's care
+    fcntl = None  # type: ignore[assignment]
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network disks: as on Windows then
+TEMPORARY = ".tmp"  # the ending of a file that is still being written
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for writing that takes its name only once every byte of it is on the disk.
+
+    Raises:
+        OSError: with ``path`` as its file name, also where the system names none (a full disk while writing); or what
+            stands there is no file, and would not be one that takes what is written.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "a folder or a device stands there, not a file", str(path))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically."""
+    with write_atomically(path) as file:
+        try:
+            file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        except UnicodeEncodeError:  # the name of a file that is not UTF-8; escaped, it comes back as it was
+            file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file ``path``; waits, and says so, while another process holds it. A killed process frees it."""
+    with open(path, "ab") as file:
+        if not try_lock(file):
+            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file frees the lock
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Takes the lock of an open file unless another process holds it; where there are no locks, as if nobody did."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """A renamed file survives a power cut only when its folder is on the disk too."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def expanded(path: str | Path, origin: str = "") -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser, as_written
 from mindspore_palm.parallel.workers import refuse_workers
-from mindspore_palm.process import run_process
 
 FORMATS = "mindspore_palm (a folder that training left; need not be named), lucidrains, conceptofmind, flaxformer, "
 FORMATS += "huggingface-safetensors, mindir"

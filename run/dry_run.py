@@ -9,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
-from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
 
 
@@ -32,9 +32,9 @@ def main() -> None:
 
         settings = with_model_of_checkpoint(settings, origins)
     print_notes(settings, origins, arguments.overrides, sys.stderr)
-    from mindspore_palm.plan.dry_run import dry_run, layer_ledger
-    from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
-    from mindspore_palm.plan.ledger import show_ledger
+    from mindspore_palm.dry_run.compile import dry_run, layer_ledger
+    from mindspore_palm.dry_run.ledger import show_ledger
+    from mindspore_palm.dry_run.report import describe_dry_run, write_dry_run
 
     if arguments.layer and (arguments.whole or arguments.json):
         raise UserError("--layer prints a layer's exchanges alone; leave out --whole and --json")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
-from mindspore_palm.process import run_process
 
 MODEL = ("*.safetensors", "config.yaml", "tokenizer.model", "manifest.json")  # files of what training left
 
@@ -35,8 +35,8 @@ def main() -> None:
         read = [*arguments.data, *arguments.task, *([arguments.examples] if arguments.examples else [])]
         read += [file for name in MODEL for file in Path(arguments.checkpoint).rglob(name)]
         check_output("--json", arguments.json, read)
-    from mindspore_palm.data.atomic import write_json
     from mindspore_palm.evaluate.evaluate import Wanted, evaluate  # starts MindSpore
+    from mindspore_palm.files import write_json
 
     wanted = Wanted(
         text=arguments.data,

@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.parallel.workers import refuse_workers
-from mindspore_palm.process import run_process
 
 
 def main() -> None:

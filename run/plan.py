@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.effects import print_notes
 from mindspore_palm.errors import UserError
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
-from mindspore_palm.process import run_process
 from mindspore_palm.settings import load_settings
 
 EXAMPLES = """examples:

@@ -8,8 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import run_command
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser
-from mindspore_palm.process import run_process
 
 
 def command(arguments: list[str] | None = None) -> None:

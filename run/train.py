@@ -8,8 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.console import results_follow
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser
-from mindspore_palm.process import run_process
 
 
 def main() -> None:
@@ -44,14 +44,14 @@ def main() -> None:
         print(describe(settings, origins))
         return
     if arguments.print_sharding:
-        from mindspore_palm.train.sharding import print_layout
+        from mindspore_palm.plan.sharding import print_layout
 
         print_layout(settings)
         return
     check_workers(settings.parallel.devices)
     print_notes(settings, origins, arguments.overrides)
-    from mindspore_palm.train.launch import run  # starts MindSpore: not needed for what is above
-    from mindspore_palm.train.resume import start_from
+    from mindspore_palm.launch.workers import run  # starts MindSpore: not needed for what is above
+    from mindspore_palm.train.continuation import start_from
 
     run(settings, start_from(arguments), sys.argv)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
+from mindspore_palm.checkpoint.model_folder import TOKENIZER, WEIGHTS, set_weights
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
 from mindspore_palm.convert.forward import NUMPY
@@ -26,7 +27,6 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.parallel.weights import drawn_later
-from mindspore_palm.train.saved import TOKENIZER, WEIGHTS, set_weights
 
 NATIVE = "mindspore_palm"
 FORMATS: Mapping[str, Format] = {

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspore_palm.checkpoint.model_folder import read_weights
+from mindspore_palm.checkpoint.safetensors_stream import write_tensors
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.forward import NUMPY, logits
 from mindspore_palm.convert.model import Computed, Model, Options, as_float32, check_scales, require, vocabulary
-from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.errors import UserError
+from mindspore_palm.files import write_atomically
 from mindspore_palm.settings import model_config
-from mindspore_palm.train.saved import read_weights
-from mindspore_palm.train.tensor_file import write_tensors
 
 WHO = "flaxformer's parallel fused decoder"
 ROOTS = ("optimizer/target/", "target/", "")  # of T5X's trees, old and new, and of parameters alone

@@ -8,11 +8,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from mindspore_palm.checkpoint.model_folder import set_weights
 from mindspore_palm.convert.model import Computed, Model, Options
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import drawn_later
-from mindspore_palm.train.saved import set_weights
 
 SUFFIX = ".mindir"
 MOST = 10**9  # MS-43, bytes of weights; MindSpore writes larger networks in several files

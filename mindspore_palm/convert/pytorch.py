@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from mindspore_palm.checkpoint.model_folder import read_metadata, read_weights
 from mindspore_palm.convert.model import as_float32
 from mindspore_palm.convert.shards import find_files, read_files
 from mindspore_palm.errors import UserError
-from mindspore_palm.train.saved import read_metadata, read_weights
 
 SUFFIX = ".safetensors"
 # Modules around a network, whose names stand inside those of its tensors: torch.compile, FSDP, activation

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspore_palm.data.atomic import write_json
 from mindspore_palm.data.files import CorpusFile, opened, shown
 from mindspore_palm.errors import UserError
+from mindspore_palm.files import write_json
 
 BLOCK_BYTES = 2**20
 REMEMBERED_BYTES = 256 * 2**20  # smaller files are read again each time, at about 1 GB/s

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_palm.data.shuffle import permute
 from mindspore_palm.data.tokens import TokenFile, shift
+from mindspore_palm.random import permute
 
 Ranges = tuple[tuple[int, int], ...]
 """Rising (from, up to) of sequences."""

@@ -14,7 +14,6 @@ from typing import Any
 from tqdm import tqdm
 
 from mindspore_palm.config import DataConfig
-from mindspore_palm.data.atomic import TEMPORARY, locked, write_json
 from mindspore_palm.data.batches import Sequences
 from mindspore_palm.data.content import content_of
 from mindspore_palm.data.corpus import Document, documents
@@ -24,6 +23,7 @@ from mindspore_palm.data.survey import Digest, Survey, sample, survey, survey_fr
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.files import TEMPORARY, locked, write_json
 
 FORMAT = 2  # goes up whenever the same corpus would give other bits
 SHARD_BYTES = 4 * 2**20  # text that is encoded between two marks; what a kill costs at most

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mindspore_palm.data.atomic import write_atomically
 from mindspore_palm.data.files import read_bytes, shown
 from mindspore_palm.data.model_proto import read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
+from mindspore_palm.files import write_atomically
 from mindspore_palm.machine import processors
 
 CHUNK_CHARACTERS = 100_000  # longer text is cut after a line: bounds memory, and threads share one document

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from mindspore_palm.data.atomic import write_json
 from mindspore_palm.errors import UserError
+from mindspore_palm.files import write_json
 
 TOKENS, DOCUMENTS, META = "tokens.bin", "documents.bin", "meta.json"
 OFFSET = np.dtype("<i8")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
 from mindspore_palm.data.corpus import documents
 from mindspore_palm.data.files import find_files, shown
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -22,7 +23,6 @@ from mindspore_palm.generate import Generator, Sampling
 from mindspore_palm.options import as_written
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lm_eval.api.model import LM
 
+from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
 from mindspore_palm.data.border import follow
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
@@ -18,7 +19,6 @@ from mindspore_palm.generate import Generator, Sampling
 from mindspore_palm.options import as_written
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

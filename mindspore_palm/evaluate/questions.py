@@ -11,8 +11,8 @@ from typing import Any
 
 from mindspore_palm.data.corpus import check_once, check_text, json_lines, names_of
 from mindspore_palm.data.files import packing_of, shown
-from mindspore_palm.data.shuffle import permute
 from mindspore_palm.errors import UserError
+from mindspore_palm.random import permute
 
 FIELDS = ("prompt", "choices", "answer")
 SEPARATOR = "\n\n"  # between worked examples

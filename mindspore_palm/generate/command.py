@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.data.border import Prompt, at_border
 from mindspore_palm.data.corpus import BOM
 from mindspore_palm.data.files import shown
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
-from mindspore_palm.generate import cpu_step
+from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
+from mindspore_palm.launch.workers import Workers
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
 from mindspore_palm.parallel.check import check_layout, layout_of, partitions_for
@@ -27,8 +29,6 @@ from mindspore_palm.parallel.context import choose_device, is_worker, join_worke
 from mindspore_palm.parallel.host import build
 from mindspore_palm.parallel.workers import check_workers
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.launch import Workers
-from mindspore_palm.train.saved import CONFIG, find_model, load, load_tokenizer
 
 LONGEST = 1 << 26  # bytes of a prompt that are read at all
 TOGETHER = 8  # prompts that are continued at once

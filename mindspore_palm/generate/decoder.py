@@ -20,8 +20,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.generate import cpu_step
 from mindspore_palm.generate.cache import CachedAttention
+from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.model.attention import MASKED
 from mindspore_palm.model.factory import make_block
 from mindspore_palm.model.lora import adapters_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspore_palm.config import Settings
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan import charts as drawn
@@ -20,7 +21,6 @@ from mindspore_palm.plan.report import (
 )
 from mindspore_palm.plan.search import candidate, check_fits, search
 from mindspore_palm.plan.step_time import step_time
-from mindspore_palm.plan.workload import Workload
 
 MOST_DEVICES = 1_000_000
 

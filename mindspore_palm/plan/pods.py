@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.mesh import DATA, MODEL, Mesh
 from mindspore_palm.plan.machines import GB, Machine
 from mindspore_palm.plan.step_time import step_time
-from mindspore_palm.plan.workload import Workload
 
 PODS = tuple(range(1, 9))
 LINKS = (1, 2, 5, 10, 20, 50, 100)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.machines import TERA, load_machine
 from mindspore_palm.plan.step_time import step_time
-from mindspore_palm.plan.workload import Workload
 
 LENGTH = 2048  # tokens of a sequence, of all four
 TOKENS_PER_SECOND = 238.3e3  # of PaLM 540B

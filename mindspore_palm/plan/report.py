@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mindspore_palm.config import PaLMConfig, Settings
-from mindspore_palm.data.atomic import write_json
+from mindspore_palm.cost.memory import readable
+from mindspore_palm.cost.workload import Workload
+from mindspore_palm.files import write_json
 from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.pods import LINKS, PODS, Span
 from mindspore_palm.plan.published import LENGTH, PUBLISHED_FLOPS, RECOMPUTED, Prediction, System
 from mindspore_palm.plan.search import USABLE, Candidate
 from mindspore_palm.plan.step_time import StepTime, step_time
-from mindspore_palm.plan.workload import Workload
 from mindspore_palm.tables import listing, table
-from mindspore_palm.train.memory import readable
 
 DAY = 86400.0
 WAYS = {

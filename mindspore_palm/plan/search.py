@@ -9,6 +9,8 @@ from math import prod
 from typing import get_args
 
 from mindspore_palm.config import Recompute, Settings
+from mindspore_palm.cost.memory import memory_by_kind
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.axes import Layout
@@ -16,8 +18,6 @@ from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, par
 from mindspore_palm.parallel.mesh import DATA, MODEL
 from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.step_time import StepTime, step_time
-from mindspore_palm.plan.workload import Workload
-from mindspore_palm.train.memory import memory_by_kind
 
 USABLE = 0.96
 """Share of a device's memory that a network may take; XLA keeps 1.25 of a TPU v4's 32 GiB."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mindspore_palm.cost.workload import FLOAT, HALF, Product, Workload, gathered_numbers
 from mindspore_palm.parallel.mesh import POD
 from mindspore_palm.plan.links import all_gather, all_reduce, reduce_scatter
 from mindspore_palm.plan.machines import GB, Machine
-from mindspore_palm.plan.workload import FLOAT, HALF, Product, Workload, gathered_numbers
 
 PARTS = ("products", "memory traffic", "model axis", "data axis", "between pods", "pipeline", "optimizer")
 

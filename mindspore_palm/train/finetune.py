@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mindspore_palm.checkpoint.model_folder import (
+    CONFIG,
+    TOKENIZER,
+    find_model,
+    load_tokenizer,
+    read_config,
+    weight_reader,
+)
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data import Prepared, prepare, read_pairs
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.dropout import draw_dropout_mask
-from mindspore_palm.model.lora import adapt, adapter_shapes
+from mindspore_palm.model.lora import adapt
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
-from mindspore_palm.train.resume import Start, check_corpus, kept_text
-from mindspore_palm.train.saved import CONFIG, TOKENIZER, find_model, load_tokenizer, read_config, weight_reader
+from mindspore_palm.train.continuation import Start, check_corpus, kept_text
 from mindspore_palm.train.state import fingerprint
 
 PADDING = "vocab_multiple"  # the one size that is not the checkpoint's own
@@ -125,13 +131,3 @@ def dropout_mask(settings: Settings, step: int, rows: range) -> np.ndarray | Non
         return None
     model, rate = settings.model, settings.finetune.dropout
     return draw_dropout_mask(settings.train.seed, step, rows, 1 + model.layers, model.d_model, rate)
-
-
-def summary(settings: Settings) -> str:
-    """What is trained of which model, for the start of a run."""
-    finetune, all_weights = settings.finetune, settings.model.parameter_count()
-    what = "all weights"
-    if finetune.lora_rank:
-        trained = sum(prod(shape) for shape in adapter_shapes(settings.model, finetune.lora_rank).values())
-        what = f"LoRA of rank {finetune.lora_rank}: {trained:,} numbers beside {all_weights:,} that stay"
-    return f"{finetune.checkpoint}, {what}, dropout {finetune.dropout:g}"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mindspore_palm import stop
 from mindspore_palm.config import Settings, TrainConfig
 from mindspore_palm.data import Prepared, validation_batches
+from mindspore_palm.launch import stop
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.train.evaluate import Evaluation, Evaluator

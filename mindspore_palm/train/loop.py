@@ -9,12 +9,21 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from mindspore_palm import stop
+from mindspore_palm.checkpoint.adapter import ADAPTER, save_adapter
+from mindspore_palm.checkpoint.format import steps_in
+from mindspore_palm.checkpoint.manager import Keeper, clear
+from mindspore_palm.checkpoint.model_folder import export
+from mindspore_palm.checkpoint.progress import Progress
+from mindspore_palm.checkpoint.restore import discard_after, restore
+from mindspore_palm.checkpoint.timeline import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
 from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
+from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.data import Prepared
 from mindspore_palm.errors import Interrupted, UserError, same_command
 from mindspore_palm.files import check_links
+from mindspore_palm.launch import stop
+from mindspore_palm.launch.supervisor import LAUNCHER
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
@@ -27,16 +36,19 @@ from mindspore_palm.parallel.context import (
     out_of_memory,
     this_rank,
 )
-from mindspore_palm.supervisor import LAUNCHER
-from mindspore_palm.train.adapter import ADAPTER, save_adapter
-from mindspore_palm.train.banner import banner
-from mindspore_palm.train.base import check_base
+from mindspore_palm.train.base_model import check_base
 from mindspore_palm.train.build import build_step
-from mindspore_palm.train.checkpoint import steps_in
-from mindspore_palm.train.cure import go_back
+from mindspore_palm.train.continuation import Start, check_corpus, decide_by_hand, is_free
+from mindspore_palm.train.divergence import advice, check_not_lost
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.finetune import dropout_mask, open_data
-from mindspore_palm.train.folder import (
+from mindspore_palm.train.held_out import held_out, is_due
+from mindspore_palm.train.log.banner import banner
+from mindspore_palm.train.log.metrics import UNWRITTEN, Records, Row
+from mindspore_palm.train.log.peak import measure_peak
+from mindspore_palm.train.rewinding import go_back
+from mindspore_palm.train.run import Run
+from mindspore_palm.train.run_folder import (
     Found,
     check_places,
     check_run_folder,
@@ -45,18 +57,7 @@ from mindspore_palm.train.folder import (
     set_other_rows_aside,
     start_run_folder,
 )
-from mindspore_palm.train.held_out import held_out, is_due
-from mindspore_palm.train.keeper import Keeper, clear
-from mindspore_palm.train.lost import advice, check_not_lost
-from mindspore_palm.train.memory import check_memory
-from mindspore_palm.train.peak import measure_peak
-from mindspore_palm.train.progress import Progress
-from mindspore_palm.train.records import UNWRITTEN, Records, Row
-from mindspore_palm.train.resume import Start, check_corpus, decide_by_hand, discard_after, is_free, restore
-from mindspore_palm.train.run import Run
-from mindspore_palm.train.saved import export
 from mindspore_palm.train.spikes import Spike, watch
-from mindspore_palm.train.standing import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
 from mindspore_palm.train.state import fingerprint
 from mindspore_palm.train.step import StepResult
 

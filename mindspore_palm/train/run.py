@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindspore_palm.checkpoint.manager import Keeper
+from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared
 from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.held_out import evaluate
-from mindspore_palm.train.identity import last_losses
-from mindspore_palm.train.keeper import Keeper
-from mindspore_palm.train.progress import Progress
-from mindspore_palm.train.records import UNWRITTEN, Records
+from mindspore_palm.train.log.metrics import UNWRITTEN, Records, last_losses
 from mindspore_palm.train.state import state_of
 from mindspore_palm.train.step import TrainStep
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from mindspore_palm.checkpoint.progress import Progress, Rewind
 from mindspore_palm.config import TrainConfig
-from mindspore_palm.train.progress import Progress, Rewind
 
 LEAST = 16  # steps before which nothing is called unusual
 SIGMA = 1.4826  # standard deviations in a median absolute deviation, for a normal distribution

@@ -9,10 +9,10 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
+from mindspore_palm.checkpoint.progress import Progress, skipped
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared
 from mindspore_palm.data.split import SPLITS
-from mindspore_palm.train.progress import Progress, skipped
 
 
 def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches: Batches) -> dict[str, Any]:

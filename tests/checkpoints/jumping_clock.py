@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mindspore_palm.train.records import Records  # noqa: E402 - found by the path above
+from mindspore_palm.train.log.metrics import Records  # noqa: E402 - found by the path above
 
 JUMPS = {5: -86_400, 9: 90_000}
 real, add, offset = time.time, Records.add, 0

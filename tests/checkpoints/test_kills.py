@@ -21,7 +21,7 @@ from checkpoints.command import (
     write_text,
 )
 
-from mindspore_palm.train.checkpoint import Checkpoint, folder_name
+from mindspore_palm.checkpoint.format import Checkpoint, folder_name
 
 EVERY = 5  # steps between checkpoints: one is being written most of the time
 OPTIONS = [f"train.checkpoint_every={EVERY}", "train.eval_every=7", "train.eval_sequences=16"]

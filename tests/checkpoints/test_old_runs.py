@@ -17,7 +17,7 @@ from checkpoints import command
 from safetensors.numpy import load_file
 
 import mindspore_palm
-from mindspore_palm.train.saved import load_tokenizer
+from mindspore_palm.checkpoint.model_folder import load_tokenizer
 
 OLD = Path(__file__).parents[1] / "data" / "run_0.1.0"
 SIZES = ["model.layers=2", "model.d_model=16", "model.heads=2", "model.head_dim=8", "model.d_ff=32"]

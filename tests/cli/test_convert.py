@@ -15,7 +15,7 @@ SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "voc
 def home(device, tmp_path_factory):
     """A finished run."""
     from mindspore_palm import PaLM
-    from mindspore_palm.train.saved import save_model, weights_of
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 
     home = tmp_path_factory.mktemp("convert")
     settings = Settings.model_validate({"model": SIZES})

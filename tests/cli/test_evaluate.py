@@ -29,7 +29,7 @@ ANSWERS = [{"prompt": "def f", "answer": "1"}, {"prompt": "return a", "answer": 
 def home(device, tmp_path_factory):
     """A finished run, a text, and questions of both kinds."""
     from mindspore_palm import PaLM, Tokenizer
-    from mindspore_palm.train.saved import save_model, weights_of
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 
     home = tmp_path_factory.mktemp("evaluate")
     tokenizer = Tokenizer.train([TEXT], 310, home / "tokenizer.model")
@@ -264,8 +264,8 @@ def test_the_harness_drives_the_model(home, tmp_path, command):
     assert results["palm_answers"]["exact_match,none"] in (0.0, 1.0)
 
     from mindspore_palm import load
+    from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.evaluate.scorer import Scorer, continuation
-    from mindspore_palm.train.saved import load_tokenizer
 
     scorer = Scorer(load(home / "run"), load_tokenizer(home / "run"), window=32)
     ids = np.array(scorer.tokenizer.encode(TEXT[:300]), np.int32)
@@ -293,7 +293,7 @@ def test_the_harness_has_the_same_border(harness, home):
     assert scores[0] == scores[1] and scores[2] == scores[3] and scores[4] == scores[5] == scores[6]
 
     from mindspore_palm import Generator, Sampling, load
-    from mindspore_palm.train.saved import load_tokenizer
+    from mindspore_palm.checkpoint.model_folder import load_tokenizer
 
     generator = Generator(load(home / "run"), load_tokenizer(home / "run"), context=32)
     prompts = ["def f1 ", "def f1", "return a\n    "]

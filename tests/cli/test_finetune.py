@@ -28,8 +28,8 @@ BLIND = np.log(16) / 2
 def home(device, tmp_path_factory):
     """A folder with pairs, and a model with a tokenizer that knows nothing of them yet."""
     from mindspore_palm import PaLM, Tokenizer
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
     from mindspore_palm.config import Settings
-    from mindspore_palm.train.saved import save_model, weights_of
 
     home = tmp_path_factory.mktemp("finetune")
     text = "".join(f"{a} {b}>\n" for a in LETTERS for b in LETTERS)
@@ -50,7 +50,7 @@ def rows_of(folder):
 def learned(folder):
     """Held-out loss of the finished run, in nats a token, and how many of 32 prompts get the right text."""
     from mindspore_palm import Generator, Sampling, load
-    from mindspore_palm.train.saved import load_tokenizer
+    from mindspore_palm.checkpoint.model_folder import load_tokenizer
 
     generator = Generator(load(folder), load_tokenizer(folder), context=8, batch=32)
     asked = [(f"{a} {b}>", LETTERS[(i + 1) % 16]) for a in "cm" for i, b in enumerate(LETTERS)]
@@ -62,10 +62,10 @@ def learned(folder):
 def loss_without_dropout(home):
     """Of the model that all runs start from, on the batch of their first step."""
     from mindspore_palm import load
+    from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.data import Batches, read_pairs
     from mindspore_palm.settings import load_settings
     from mindspore_palm.train.evaluate import Evaluator
-    from mindspore_palm.train.saved import load_tokenizer
 
     settings, tokenizer = load_settings(home / "full" / "config.yaml")[0], load_tokenizer(home / "base")
     pairs = read_pairs(settings.data, settings.finetune, tokenizer).train
@@ -117,7 +117,7 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
     assert same == {name for name in before if not name.endswith(("q_wi", "kv", "o_wo"))}
 
     from mindspore_palm import load
-    from mindspore_palm.train.adapter import with_adapter
+    from mindspore_palm.checkpoint.adapter import with_adapter
 
     adapted = with_adapter(load(home / "base"), home / "lora" / "adapter.safetensors")
     checkpoint = load(home / "lora" / "checkpoints" / "step_000150")  # not merged on the disk
@@ -129,10 +129,10 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
 def test_the_last_row_is_the_evaluation_of_all_held_out_text(home, door):
     """Evaluations on the way are of a sample; the last row, what is printed and the model's own score are of all."""
     from mindspore_palm import load
+    from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.data import read_pairs, validation_batches
     from mindspore_palm.settings import load_settings
     from mindspore_palm.train.evaluate import Evaluator
-    from mindspore_palm.train.saved import load_tokenizer
 
     sample = ["train.eval_sequences=2", "train.steps=4", "train.eval_every=2", "train.output=sampled"]
     code, out, err = door("train", home, *FULL[:-1], *sample)

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mindspore_palm import PaLM, Tokenizer
+from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import run_command
-from mindspore_palm.train.saved import save_model, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "run" / "generate.py"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm import PaLM, Tokenizer
+from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 from mindspore_palm.config import Settings
-from mindspore_palm.train.saved import save_model, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -42,7 +42,7 @@ def test_files_that_the_readme_names_are_there():
 
 
 def test_settings_that_the_readme_names_are_there():
-    from mindspore_palm.train.resume import CONTENT
+    from mindspore_palm.train.continuation import CONTENT
 
     sections = "|".join(Settings.model_fields)
     named = set(re.findall(rf"(?<![\w/.])({sections})\.([a-z_]+)\b(?!/)", TEXT))
@@ -67,7 +67,7 @@ def test_options_that_the_readme_names_are_there():
 
 
 def test_the_columns_of_metrics_csv_are_those_that_are_written():
-    from mindspore_palm.train.records import Row
+    from mindspore_palm.train.log.metrics import Row
 
     (cell,) = re.findall(r"^\| `metrics\.csv` \| (.*) \|$", README, re.MULTILINE)
     assert re.findall(r"`(\w+)`", cell) == [field.name for field in dataclasses.fields(Row)]
@@ -77,8 +77,9 @@ def test_numbers_are_those_of_the_code():
     from mindspore_palm import console
     from mindspore_palm.convert import convert
     from mindspore_palm.generate import decoder
+    from mindspore_palm.launch import workers as launch
     from mindspore_palm.parallel import host
-    from mindspore_palm.train import launch, lost
+    from mindspore_palm.train import divergence as lost
 
     train = Settings().train
     assert number(r"Prompts are read in chunks of (\d+) tokens") == decoder.CHUNK

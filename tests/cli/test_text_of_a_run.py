@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mindspore_palm.train.checkpoint import Checkpoint
+from mindspore_palm.checkpoint.format import Checkpoint
 
 SIZES = ["model.vocab_size=300", "model.d_model=16", "model.layers=1", "model.heads=2", "model.head_dim=8"]
 SIZES += ["model.d_ff=32", "data.seq_len=16", "train.batch_size=4", "train.device=CPU", "train.peak_tflops=1"]

@@ -257,7 +257,7 @@ def test_a_device_that_is_not_there(command, no_work, tmp_path):
 
 
 def test_a_model_that_does_not_fit(command, no_work, tmp_path, monkeypatch):
-    from mindspore_palm.train import memory
+    from mindspore_palm.cost import memory
 
     monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
     spare = [f"model.{name}" for name in ("layers=32", "d_model=4096", "heads=16", "head_dim=256", "d_ff=16384")]

@@ -29,6 +29,7 @@ from finders.all_pairs import all_pairs
 from finders.kinds import FIELDS, ODD, PAIR_ROWS, SEED, TEXT_ROWS, TINY, overrides
 
 from mindspore_palm.config import FinetuneConfig
+from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel import host
@@ -38,7 +39,6 @@ from mindspore_palm.parallel.context import play_rank
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train import loop
 from mindspore_palm.train.build import build_step
-from mindspore_palm.train.memory import check_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(__file__).with_name("two_steps.py")

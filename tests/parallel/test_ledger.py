@@ -20,7 +20,7 @@ YAML = Path(__file__).resolve().parents[2] / "yaml"
 
 def layer_of(config, target="GPU", *overrides):
     """What a layer adds: (part, collective, axes, what, brings, gets) to count."""
-    from mindspore_palm.plan.dry_run import layer_ledger
+    from mindspore_palm.dry_run.compile import layer_ledger
 
     ledger = layer_ledger(load_settings(YAML / f"{config}.yaml", overrides)[0], target).counts
     assert all(count > 0 for count in ledger.values())  # nothing gets fewer
@@ -81,7 +81,7 @@ def test_palm_8b_for_ascend(device):
 
 
 def test_ascend_gets_its_fused_attention_sharded_over_heads(device):
-    from mindspore_palm.plan.dry_run import partitioned_graph
+    from mindspore_palm.dry_run.compile import partitioned_graph
 
     settings, _ = load_settings(YAML / "palm_8b.yaml", ["model.layers=1", "parallel.recompute=none"])
     graph, _ = partitioned_graph(settings, "Ascend", rank=0)
@@ -96,7 +96,7 @@ def test_ascend_gets_its_fused_attention_sharded_over_heads(device):
 
 
 def test_the_axes_of_a_group_are_told_from_its_ranks():
-    from mindspore_palm.plan.ledger import group_axes
+    from mindspore_palm.dry_run.ledger import group_axes
 
     mesh = Mesh(2, 4, 3)
     assert group_axes(mesh, 0, [0, 1, 2]) == "model"

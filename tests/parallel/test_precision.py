@@ -19,7 +19,7 @@ MODEL = {"layers": 1, "d_model": 32, "heads": 2, "head_dim": 8, "d_ff": 64, "voc
 @pytest.fixture(scope="module")
 def types(device):
     """Name of op to the types of its tensors, for every op of a compiled training step in float16."""
-    from mindspore_palm.plan.dry_run import partitioned_graph
+    from mindspore_palm.dry_run.compile import partitioned_graph
 
     settings = Settings.model_validate(
         {

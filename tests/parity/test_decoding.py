@@ -15,7 +15,7 @@ from reference import ablations
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
-from mindspore_palm.generate import cpu_step
+from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.generate.decoder import CHUNK, Decoder, Step
 from mindspore_palm.parallel.axes import Layout, layout
 
@@ -214,7 +214,7 @@ def test_what_is_not_there_is_not_read_in_cpp(device, rng, token, position):
 COMING_AND_GOING = """
 import numpy as np
 from mindspore_palm import PaLM, PaLMConfig
-from mindspore_palm.generate import cpu_step
+from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.generate.decoder import Decoder
 from mindspore_palm.parallel.context import open_device
 open_device("CPU")

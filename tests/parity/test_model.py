@@ -73,7 +73,7 @@ def test_from_a_checkpoint_file(device, tmp_path, rng):
     """The reference reads the file itself, by the names and layouts that are the checkpoint format."""
     from safetensors.numpy import load_file, save_file
 
-    from mindspore_palm.train.saved import read_weights, set_weights
+    from mindspore_palm.checkpoint.model_folder import read_weights, set_weights
 
     config = PaLMConfig(**ODD)
     drawn = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.mesh import Mesh
-from mindspore_palm.plan.workload import Workload
 
 LENGTH, VOCABULARY = 2048, 51200
 # heads, width, layers, model ranks, stages, devices, sequences, TFLOP/s a device

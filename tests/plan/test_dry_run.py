@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm.config import Settings
+from mindspore_palm.cost.memory import memory_by_kind
+from mindspore_palm.dry_run import compile as module
+from mindspore_palm.dry_run.compile import carried, dry_run
+from mindspore_palm.dry_run.graph import Node, longest_chain
+from mindspore_palm.dry_run.ledger import BYTES, added_by_a_layer, show_axes
+from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.check import layout_of
-from mindspore_palm.plan import dry_run as module
-from mindspore_palm.plan.dry_run import carried, dry_run
-from mindspore_palm.plan.graph import Node, longest_chain
-from mindspore_palm.plan.ledger import BYTES, added_by_a_layer, show_axes
 from mindspore_palm.plan.machines import load_machine
-from mindspore_palm.plan.refusal import explain
 from mindspore_palm.plan.search import search
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.memory import memory_by_kind
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
 SMALL = {
@@ -207,7 +207,7 @@ def test_the_longest_chain():
 
 
 def test_json_has_all_of_it(few, tmp_path):
-    from mindspore_palm.plan.dry_run_report import describe_dry_run, write_dry_run
+    from mindspore_palm.dry_run.report import describe_dry_run, write_dry_run
 
     run, settings = few[0], small(2)
     write_dry_run(run, settings, "GPU", 0, tmp_path / "run.json")

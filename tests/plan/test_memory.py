@@ -9,9 +9,9 @@ from tpu import recorded
 from tpu.cases import settings_of
 
 from mindspore_palm.config import Settings
+from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.memory import memory_by_kind
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm.config import Settings
+from mindspore_palm.cost.memory import memory_by_kind
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.check import check_layout, layout_of
@@ -16,9 +18,7 @@ from mindspore_palm.plan.machines import GIB, load_machine
 from mindspore_palm.plan.pods import DISPATCH, host_bytes, one_pod, span
 from mindspore_palm.plan.search import USABLE, check_fits, search
 from mindspore_palm.plan.step_time import step_time
-from mindspore_palm.plan.workload import Workload
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.memory import memory_by_kind
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
 TPU_V4 = load_machine("tpu-v4")

@@ -10,13 +10,13 @@ import pytest
 from plan import megatron
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import DATA_AXES, Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.links import all_gather, all_reduce, bandwidth
 from mindspore_palm.plan.machines import load_machine
 from mindspore_palm.plan.published import MT_NLG, PALM, mt_nlg_seconds, palm_seconds, predictions
 from mindspore_palm.plan.step_time import step_time
-from mindspore_palm.plan.workload import Workload
 from mindspore_palm.settings import load_settings
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from mindspore_palm.config import Settings
+from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.parallel.check import layout_of
-from mindspore_palm.train.memory import memory_by_kind
 
 ONE_PASS = "train.micro_batch=0"  # no gradients of several to add up
 

@@ -110,7 +110,7 @@ def xla_entries(settings: Settings) -> list[Entry]:
 
 def mindspore_entries(settings: Settings) -> list[Entry]:
     """What a layer has in MindSpore's ledger."""
-    from mindspore_palm.plan.dry_run import layer_ledger
+    from mindspore_palm.dry_run.compile import layer_ledger
 
     return sorted(
         Entry(kind.part, kind.weight or "activations", kind.op, kind.axes, kind.dtype.lower(), kind.bytes, count)

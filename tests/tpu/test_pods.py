@@ -103,7 +103,7 @@ def test_the_residual_stays_in_slices_over_model(layer):
 
 def test_mindspore_gathers_the_same(layer, device):
     """The ledger of MindSpore's partitioner for the same configuration: gatherings agree in count, type and bytes."""
-    from mindspore_palm.plan.dry_run import layer_ledger
+    from mindspore_palm.dry_run.compile import layer_ledger
 
     ours = {
         (kind.part, kind.weight): (count, kind.dtype, kind.bytes)

@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mindspore_palm.config import PaLMConfig
-from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
-from mindspore_palm.parallel.axes import TABLES, Layout
-from mindspore_palm.parallel.mesh import Mesh
-from mindspore_palm.parallel.placement import Placement
-from mindspore_palm.train import checkpoint as module
-from mindspore_palm.train.checkpoint import (
+from mindspore_palm.checkpoint import format as module
+from mindspore_palm.checkpoint.format import (
     Checkpoint,
     DamagedCheckpoint,
     Slicing,
@@ -27,7 +21,13 @@ from mindspore_palm.train.checkpoint import (
     steps_in,
     write_slices,
 )
-from mindspore_palm.train.tensor_file import write_tensors
+from mindspore_palm.checkpoint.safetensors_stream import write_tensors
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.errors import UserError
+from mindspore_palm.model.initial import placements
+from mindspore_palm.parallel.axes import TABLES, Layout
+from mindspore_palm.parallel.mesh import Mesh
+from mindspore_palm.parallel.placement import Placement
 
 CONFIG = PaLMConfig(layers=2, d_model=48, heads=4, head_dim=16, d_ff=192, vocab_size=61, vocab_multiple=8)
 SMALL = {"config.yaml": b"model: {}\n", "tokenizer.model": b"tokens"}

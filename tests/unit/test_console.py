@@ -20,7 +20,7 @@ from mindspore_palm import console
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = """
 import sys, time
-from mindspore_palm.process import run_process
+from mindspore_palm.launch.command import run_process
 from mindspore_palm.console import say, Bar
 
 def main():
@@ -86,7 +86,8 @@ def test_a_command_whose_results_cannot_be_written_has_not_succeeded(streams, co
 
 def test_few_results_that_are_written_at_the_very_end_count_as_well(tmp_path):
     """They fit into the buffer, and only its last flush fails."""
-    code = "import sys\nfrom mindspore_palm.process import run_process\nsys.exit(run_process(lambda: print('42')))\n"
+    code = "import sys\nfrom mindspore_palm.launch.command import run_process\n"
+    code += "sys.exit(run_process(lambda: print('42')))\n"
     assert shell("$T > /dev/full", code, tmp_path).returncode == 2
     assert shell("$T | (exec <&-; sleep 1); code=${PIPESTATUS[0]}", code, tmp_path).returncode == 141
     done = shell("$T", code, tmp_path)

@@ -232,7 +232,7 @@ assert "mindspore_palm" not in sys.modules
 
 def test_bfloat16_without_its_package(tmp_path, monkeypatch):
     """NumPy has no such type of its own."""
-    from mindspore_palm.train import saved
+    from mindspore_palm.checkpoint import model_folder as saved
 
     def unknown(file):
         raise TypeError("data type 'bfloat16' not understood")

@@ -260,7 +260,7 @@ LACKING = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F4": 0.5
 
 @pytest.mark.parametrize("kind", LACKING)
 def test_number_types_that_numpy_lacks_are_named(refused, name, tmp_path, kind):
-    from mindspore_palm.train.saved import read_weights
+    from mindspore_palm.checkpoint.model_folder import read_weights
 
     state = state_of(name)
     kernel = first(state, "fused_attn_ff_proj.weight")

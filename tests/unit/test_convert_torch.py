@@ -98,10 +98,10 @@ def test_logits_and_bits(torch, convert, name, tmp_path, rng):
 def test_trained_here_and_used_there(torch, convert, device, tmp_path, name):
     """A network of ours with the other's norms and logits becomes one of theirs."""
     from mindspore_palm import PaLM, PaLMConfig
+    from mindspore_palm.checkpoint.model_folder import weights_of
     from mindspore_palm.convert.fused_linear import SWITCHES
     from mindspore_palm.convert.model import Model, Options
     from mindspore_palm.convert.native import Native
-    from mindspore_palm.train.saved import weights_of
 
     of_package = {"lucidrains": {"norm_scale": "around_one"}, "conceptofmind": {"xpos_base": 512.0}}[name]
     sizes = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 6, "d_ff": 32, "vocab_size": 50, "vocab_multiple": 8}
@@ -121,9 +121,9 @@ def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
     from reference import palm as reference
 
     from mindspore_palm import PaLM, PaLMConfig
+    from mindspore_palm.checkpoint.model_folder import weights_of
     from mindspore_palm.convert.model import Model, Options
     from mindspore_palm.convert.native import Native
-    from mindspore_palm.train.saved import weights_of
 
     sizes = {"layers": 2, "d_model": 16, "heads": 2, "head_dim": 6, "d_ff": 64, "vocab_size": 50}
     palm = PaLM(PaLMConfig(**sizes))

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspore_palm import files as atomic
 from mindspore_palm.config import DataConfig
-from mindspore_palm.data import atomic, tokens
 from mindspore_palm.data import prepare as prepare_function
+from mindspore_palm.data import tokens
 from mindspore_palm.data.corpus import documents
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import Interrupted, UserError, run_command
@@ -28,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys
 from mindspore_palm.config import DataConfig
-from mindspore_palm.data import atomic, prepare, tokens
+from mindspore_palm.data import prepare, tokens
+from mindspore_palm import files as atomic
 module = sys.modules["mindspore_palm.data.prepare"]
 module.SHARD_BYTES = 2000
 corpus, prepared, deadline = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -11,7 +11,8 @@ from mindspore import Tensor
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.errors import UserError
-from mindspore_palm.generate import Generator, Sampling, cpu_step
+from mindspore_palm.generate import Generator, Sampling
+from mindspore_palm.generate.cpu import step as cpu_step
 
 CONTEXT = 48
 DRAWN = Sampling(max_tokens=30, temperature=1.0, top_p=0.95, seed=3)

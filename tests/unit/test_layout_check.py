@@ -14,7 +14,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel.check import check_layout, check_servers, layout_of
 from mindspore_palm.parallel.mesh import Mesh
-from mindspore_palm.train.sharding import describe_layout
+from mindspore_palm.plan.sharding import describe_layout
 
 MODEL = {"layers": 2, "d_model": 64, "heads": 4, "head_dim": 16, "d_ff": 256, "vocab_size": 256}
 

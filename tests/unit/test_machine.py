@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from mindspore_palm.config import Settings
+from mindspore_palm.cost import memory
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory, processors
-from mindspore_palm.train import memory
 
 CORES = len(os.sched_getaffinity(0))
 MB = 2**20

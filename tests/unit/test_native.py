@@ -13,7 +13,7 @@ import pytest
 
 from mindspore_palm import native
 from mindspore_palm.errors import UserError
-from mindspore_palm.generate import cpu_step
+from mindspore_palm.generate.cpu import step as cpu_step
 
 
 @pytest.fixture

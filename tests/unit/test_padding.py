@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindspore_palm.train.padding import with_rows
+from mindspore_palm.checkpoint.padding import with_rows
 
 ROWS = np.arange(15, dtype=np.float32).reshape(5, 3) + 1
 

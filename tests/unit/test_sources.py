@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from collections import defaultdict
-from functools import cache
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
+from unit import imports
+from unit.imports import PACKAGE, ROOT, SHIPPED, imported_by, module_of, tree_of
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "mindspore_palm"
-PATTERNS = (f"{PACKAGE}/**/*.py", "run/*.py", "mindspore_hub_conf.py")
-SHIPPED = [file for pattern in PATTERNS for file in sorted(ROOT.glob(pattern))]
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 NETWORK = {"urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "huggingface_hub", "urllib3"}
-
-
-@cache
-def tree_of(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
-
-
-def module_of(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported_by(file: Path) -> set[str]:
-    """Modules by their full names, wherever in the file they are imported."""
-    own, found = module_of(file), set()
-    package = own if file.name == "__init__.py" else own.rpartition(".")[0]
-    for node in ast.walk(tree_of(file)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            names = {f"{base}.{alias.name}" for alias in node.names}
-            found |= names
-            if base != PACKAGE or not all(is_module(name) for name in names):
-                found.add(base)
-    return found
-
-
-def is_module(name):
-    path = ROOT.joinpath(*name.split("."))
-    return path.with_suffix(".py").exists() or path.is_dir()
 
 
 def calls():
@@ -143,5 +106,5 @@ def test_the_licence_is_apache_2_0():
     ("text", "says"), [("from . import b", {"mindspore_palm", "mindspore_palm.b"}), ("import a.b", {"a.b"})]
 )
 def test_imports_are_read(text, says, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "tree_of", lambda _: ast.parse(text))
+    monkeypatch.setattr(imports, "tree_of", lambda _: ast.parse(text))
     assert imported_by(ROOT / PACKAGE / "x.py") == says

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
+from mindspore_palm.checkpoint.progress import Progress, Rewind, read_rewinds, skipped, write_rewinds
 from mindspore_palm.config import TrainConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.progress import Progress, Rewind, read_rewinds, skipped, write_rewinds
 from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries, watch
 
 PALM = TrainConfig(spikes="palm")

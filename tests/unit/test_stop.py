@@ -14,15 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mindspore_palm import stop
+from mindspore_palm.launch import stop
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 COMMAND = """
 import ctypes, os, subprocess, sys, time
-from mindspore_palm import stop
+from mindspore_palm.launch import stop
 from mindspore_palm.errors import Interrupted
-from mindspore_palm.process import run_process
+from mindspore_palm.launch.command import run_process
 
 def ready():
     print("ready", flush=True)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-from mindspore_palm.process import run_process
+from mindspore_palm.launch.command import run_process
 def main():
     import threading
     print("done", threading.active_count())

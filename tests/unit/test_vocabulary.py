@@ -29,7 +29,7 @@ def palm(device):
 
 @pytest.fixture(scope="module")
 def folder(palm, tokenizer, tmp_path_factory):
-    from mindspore_palm.train.saved import save_model, weights_of
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 
     folder = tmp_path_factory.mktemp("vocabulary") / "final"
     settings = Settings.model_validate({"model": palm.config, "data": {"seq_len": 32}})
@@ -46,7 +46,7 @@ def larger(tokenizer, code, tmp_path_factory):
 @pytest.fixture(scope="module")
 def few(device, larger, tmp_path_factory):
     """A folder of a model that has not as many rows as its tokenizer has tokens."""
-    from mindspore_palm.train.saved import save_model, weights_of
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 
     folder = tmp_path_factory.mktemp("few") / "final"
     config = PaLMConfig(**SIZES, vocab_size=TOKENS, vocab_multiple=16)
@@ -73,7 +73,7 @@ def test_the_rule_itself():
 
 @pytest.mark.parametrize("by", ["one C++ function", "MindSpore's ops"])
 def test_rows_without_a_token_are_never_generated(palm, tokenizer, by, monkeypatch):
-    from mindspore_palm.generate import cpu_step
+    from mindspore_palm.generate.cpu import step as cpu_step
 
     if by == "MindSpore's ops":
         monkeypatch.setattr(cpu_step, "usable", lambda _: False)
@@ -122,11 +122,11 @@ def test_a_conversion_keeps_the_table_and_says_so(folder, tmp_path):
 
 def test_a_tokenizer_with_more_tokens_is_refused_by_one_sentence_everywhere(few, larger, folder, tmp_path):
     from mindspore_palm import load
+    from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.convert.convert import convert
     from mindspore_palm.convert.model import Options
     from mindspore_palm.evaluate.evaluate import Wanted, evaluate
     from mindspore_palm.train.finetune import with_model_of_checkpoint
-    from mindspore_palm.train.saved import load_tokenizer
 
     (tmp_path / "text.txt").write_text("def permute(")
     palm, tuned = load(few), {"finetune": {"checkpoint": str(few)}, "train": {"output": str(tmp_path / "tuned")}}

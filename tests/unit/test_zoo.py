@@ -99,8 +99,8 @@ def test_a_function_around_a_network_sees_its_weights(device, made, tokenizer, t
     import mindspore as ms
 
     from mindspore_palm import PaLM, PaLMConfig, create_model, load
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
     from mindspore_palm.config import Settings
-    from mindspore_palm.train.saved import save_model, weights_of
 
     at_once = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL))
     save_model(tmp_path / "run", weights_of(at_once), tokenizer.serialized, Settings(model=at_once.config), step=1)

@@ -1,0 +1,1 @@
+"""Checkpoints: format, manager, restore, and the folders that models open from."""

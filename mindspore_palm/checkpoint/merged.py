@@ -1,0 +1,69 @@
+"""The weights of the network in a checkpoint: kernels that LoRA adapts are merged as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindspore_palm.checkpoint.format import CONFIG, Checkpoint, Stored
+from mindspore_palm.config import PaLMConfig
+from mindspore_palm.errors import UserError
+from mindspore_palm.model.initial import weight_axes
+from mindspore_palm.model.lora import A, B, merged
+from mindspore_palm.parallel.placement import Window
+from mindspore_palm.settings import load_settings
+
+
+def model_weights(checkpoint: Checkpoint, config: PaLMConfig) -> dict[str, Stored | Merged]:
+    """The weights of the network in a checkpoint, by name; kernels that LoRA adapts, merged.
+
+    Raises:
+        UserError: one is missing: it is of another configuration.
+    """
+    weights: dict[str, Stored | Merged] = {}
+    for name in weight_axes(config):
+        if name not in checkpoint.tensors:
+            raise UserError(f"the weights lack {name}; they are of another configuration")
+        weights[name] = checkpoint.tensors[name]
+        if f"{name}.{A}" in checkpoint.tensors:
+            finetune = load_settings(checkpoint.folder / CONFIG)[0].finetune
+            parts = (checkpoint.tensors[f"{name}.{part}"] for part in (A, B))
+            weights[name] = Merged(weights[name], *parts, finetune.lora_scale)
+    return weights
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A kernel of a checkpoint with its A B added, wherever it is read."""
+
+    kernel: Stored
+    a: Stored
+    b: Stored
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole kernel."""
+        return self.kernel.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the kernel."""
+        return self.kernel.dtype
+
+    def read(self, window: Window | None = None) -> np.ndarray:
+        """A window of it, or all."""
+        rows, columns = window or (slice(0, self.shape[0]), slice(0, self.shape[1]))
+        rank = slice(0, self.b.shape[0])
+        parts = self.kernel.read((rows, columns)), self.a.read((rows, rank)), self.b.read((rank, columns))
+        return merged(*parts, self.scale)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Runs of rows, in order."""
+        start = 0
+        for block in self.kernel.blocks():
+            rows = slice(start, start + len(block))
+            start = rows.stop
+            yield merged(block, self.a.read((rows, slice(0, self.b.shape[0]))), self.b.read(), self.scale)

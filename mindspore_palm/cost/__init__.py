@@ -1,0 +1,1 @@
+"""Bytes and FLOPs of a run, before a machine is named."""

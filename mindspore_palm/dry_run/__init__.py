@@ -1,0 +1,1 @@
+"""MindSpore's own graph of one rank, compiled without its devices."""

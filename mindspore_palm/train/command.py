@@ -1,0 +1,67 @@
+"""``run/train.py``: trains in this process, in a process that is watched, or in one worker per device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindspore_palm.config import Settings
+from mindspore_palm.console import say
+from mindspore_palm.cost.memory import check_memory
+from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.launch.process import OneProcess, end_with_launcher, with_restarts
+from mindspore_palm.launch.supervisor import LAUNCHER
+from mindspore_palm.launch.workers import Workers, next_attempt
+from mindspore_palm.parallel.context import choose_device
+from mindspore_palm.parallel.host import build
+from mindspore_palm.parallel.workers import is_worker
+from mindspore_palm.train.continuation import Start
+from mindspore_palm.train.finetune import open_data
+from mindspore_palm.train.loop import check_settings, train
+from mindspore_palm.train.run_folder import Found, check_run_folder, finished, only_run
+
+
+def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
+    """Trains here, as one of the workers that msrun started, or by workers that are started now.
+
+    Args:
+        settings: all of them.
+        start: how it begins.
+        command: script and arguments, with which workers are started.
+
+    Raises:
+        UserError, Interrupted: as ``train``.
+    """
+    devices, restarts = settings.parallel.devices, start.max_restarts
+    end_with_launcher()
+    if is_worker():
+        try:
+            train(settings, start)
+        except Interrupted as stopped:  # MS-49, saved: msrun would take another exit code for a failure
+            print(stopped, flush=True)
+    elif devices == 1 and (not restarts or LAUNCHER in os.environ):
+        train(settings, start)
+    elif devices == 1:
+        check_memory(settings, check_settings(settings, choose_device(settings.train.device)[0]))
+        with only_run(Path(settings.train.output)):
+            with_restarts(lambda again, board: OneProcess(again, board).join(), command, restarts)
+    elif (kind := choose_device(settings.train.device)[0]) != "CPU":
+        raise UserError(
+            f"parallel asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
+            f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
+        )
+    else:
+        check_memory(settings, check_settings(settings, "CPU", start))
+        folder = Path(settings.train.output)
+        with only_run(folder):  # from the look to the end: workers do not take the lock again
+            if check_run_folder(settings, start) is Found.FINISHED:
+                say(finished(settings))
+                return
+            build.extension()  # what must be built is built once, and what is missing is said once
+            open_data(settings, start.overwrite)
+            with_restarts(
+                lambda again, board: Workers(devices, again, next_attempt(folder / "workers"), board).join(),
+                command,
+                restarts,
+            )

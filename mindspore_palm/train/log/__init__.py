@@ -1,0 +1,1 @@
+"""Records of a run: banner, metrics, clock and peak."""

@@ -1,0 +1,200 @@
+"""Starting again what died, as often as was allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from mindspore_palm.errors import OVERWRITES, Interrupted, UserError, same_command
+from mindspore_palm.launch import stop
+from mindspore_palm.launch.process import Died, OneProcess, with_restarts
+
+
+@pytest.fixture(autouse=True)
+def no_overwrites(monkeypatch):
+    monkeypatch.setenv(OVERWRITES, "")
+    monkeypatch.delenv(OVERWRITES)
+
+
+def attempts(outcomes):
+    """An attempt that ends in each of the outcomes in turn, and the commands that it was given.
+
+    An outcome in a tuple comes after the run's folder was begun.
+    """
+    seen, left = [], iter(outcomes)
+
+    def attempt(command, board):
+        seen.append(list(command))
+        outcome = next(left)
+        if isinstance(outcome, tuple):
+            board.note(board.BEGUN)
+            (outcome,) = outcome
+        if outcome:
+            raise outcome
+
+    return attempt, seen
+
+
+def test_again_until_it_ends_well(capsys):
+    attempt, seen = attempts([(Died("worker 1 died"),), Died("worker 0 died"), None])
+    with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
+    assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "a=b"], ["train.py", "a=b"]]  # deletes once
+    assert "worker 0 died; starting again from the last checkpoint (2 of 5)" in capsys.readouterr().out
+
+
+def test_an_attempt_that_dies_before_it_deletes_the_earlier_run_leaves_that_to_the_next():
+    """Else the second attempt would resume the run that had to go."""
+    attempt, seen = attempts([Died("early"), (Died("late"),), None])
+    with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
+    assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "--overwrite", "a=b"], ["train.py", "a=b"]]
+
+
+def test_attempts_without_overwrite_still_name_the_command_of_the_user(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert same_command() == "the same command"
+    attempt, _ = attempts([(Died("late"),), None])
+    with_restarts(attempt, ["train.py", "--overwrite"], 5)
+    assert same_command() == "the same command without --overwrite"
+
+
+def test_a_process_that_was_to_stop_is_not_started_again(monkeypatch):
+    monkeypatch.setattr(stop, "wished", lambda: True)
+    attempt, seen = attempts([Died("was ended by SIGTERM"), None])
+    with pytest.raises(Interrupted, match="the same command resumes from the last checkpoint"):
+        with_restarts(attempt, ["train.py"], 2)
+    assert len(seen) == 1
+
+
+def test_no_more_than_was_allowed():
+    attempt, seen = attempts([Died("first"), Died("second"), None])
+    with pytest.raises(Died, match="second"):
+        with_restarts(attempt, ["train.py"], 1)
+    assert len(seen) == 2
+    attempt, seen = attempts([Died("first"), None])
+    with pytest.raises(Died):
+        with_restarts(attempt, ["train.py"], 0)
+    assert len(seen) == 1
+
+
+def test_what_the_user_must_mend_is_not_tried_again():
+    attempt, seen = attempts([UserError("no such file"), None])
+    with pytest.raises(UserError, match="no such file"):
+        with_restarts(attempt, ["train.py"], 9)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        ("pass", None),
+        ("raise ValueError", Died),
+        ("import os; os.kill(os.getpid(), 9)", Died),
+        ("import sys; sys.exit(2)", SystemExit),
+    ],
+)
+def test_how_a_process_ends(code, raised):
+    if raised is None:
+        OneProcess(["-c", code]).join()
+        return
+    with pytest.raises(raised) as caught:
+        OneProcess(["-c", code]).join()
+    assert raised is Died or caught.value.code == 2
+
+
+HANGS = "lock, c = ctypes.create_string_buffer(64), ctypes.PyDLL(None); [c.pthread_mutex_lock(lock) for _ in range(2)]"
+LISTENS = """
+import ctypes, sys, time
+from mindspore_palm.launch import stop
+time.sleep({late})
+stop.listen()
+print("ready", flush=True)
+{then}
+"""
+PASSES_ON = """
+import sys
+from mindspore_palm.errors import Interrupted
+from mindspore_palm.launch.process import OneProcess
+try:
+    OneProcess(["-c", sys.argv[1]]).join()
+except Interrupted:
+    sys.exit(99)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("late", "then", "code"),
+    [
+        (0, "while True: time.sleep(0.1)", 130),  # with nothing to save, it ends at once
+        (1, "while True: time.sleep(0.1)", 130),  # it is told when it does not listen yet
+        (0, HANGS, 99),  # it cannot hear, and is ended
+    ],
+    ids=["waits", "starts", "computes in C"],
+)
+def test_a_wish_to_stop_reaches_a_process_whenever_it_comes(number, late, then, code):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", PASSES_ON, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
+    )
+    try:
+        end = time.monotonic() + 30
+        while not (others := psutil.Process(launcher.pid).children()) and time.monotonic() < end:
+            time.sleep(0.02)
+        if not late:
+            assert launcher.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        launcher.send_signal(number)
+        assert launcher.wait(timeout=20) == code
+        assert not psutil.wait_procs(others, timeout=5)[1]
+    finally:
+        for process in (launcher, *others):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        launcher.wait()
+
+
+WAITS = """
+import ctypes, time
+from mindspore_palm.launch.process import end_with_launcher
+time.sleep({late})
+end_with_launcher()
+print("ready", flush=True)
+ctypes.PyDLL(None).sleep(100)  # with Python's lock, as a collective that waits for a worker that is gone
+"""
+STARTS = """
+import subprocess, sys
+from mindspore_palm.launch.process import end_with_launcher
+end_with_launcher()
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+child.wait()
+"""
+LAUNCHES = "import sys; from mindspore_palm.launch.process import OneProcess; OneProcess(sys.argv[1:]).join()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
+@pytest.mark.parametrize("late", [0, 2])
+def test_all_processes_end_with_the_one_that_started_them(late):
+    """The launcher is killed, and its grandchild waits in C, or does not know yet that it has a launcher."""
+    command = [sys.executable, "-c", LAUNCHES, "-c", STARTS, WAITS.format(late=late)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE)
+    others = []
+    try:
+        worker = psutil.Process(int(launcher.stdout.readline()))
+        others = psutil.Process(launcher.pid).children(recursive=True)
+        assert worker in others and len(others) == 2
+        if not late:
+            assert launcher.stdout.readline() == b"ready\n"
+        launcher.kill()
+        _, alive = psutil.wait_procs(others, timeout=20)
+        assert not alive
+    finally:
+        for process in (launcher, *others):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        launcher.wait()
