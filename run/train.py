@@ -50,7 +50,7 @@ def main() -> None:
         return
     check_workers(settings.parallel.devices)
     print_notes(settings, origins, arguments.overrides)
-    from mindspore_palm.launch.workers import run  # starts MindSpore: not needed for what is above
+    from mindspore_palm.train.command import run  # starts MindSpore: not needed for what is above
     from mindspore_palm.train.continuation import start_from
 
     run(settings, start_from(arguments), sys.argv)
