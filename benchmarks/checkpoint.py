@@ -28,10 +28,10 @@ KINDS = {"without": None, "background": True, "at once": False}
 
 def measure(shape, rounds, steps):
     """Seconds of each kind of run of steps, of the call that saves, and the bytes of a checkpoint."""
-    from mindspore_palm.checkpoint.manager import Keeper
+    from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.config import Settings
-    from mindspore_palm.parallel.agree import Agreement
     from mindspore_palm.parallel.context import open_device
+    from mindspore_palm.parallel.votes import Votes
     from mindspore_palm.train.build import build_step
 
     open_device("CPU")
@@ -49,18 +49,18 @@ def measure(shape, rounds, steps):
         number = 0
         for _ in range(rounds):
             for name, kind in KINDS.items():
-                keeper = Keeper(Path(folder), step.state, settings[kind], b"", Agreement(), lambda: None)
+                manager = CheckpointManager(Path(folder), step.state, settings[kind], b"", Votes(), lambda: None)
                 number += 1
                 start = time.perf_counter()
                 if kind is not None:
-                    keeper.save(number, {})
+                    manager.save(number, {})
                 calls[name].append(time.perf_counter() - start)
                 for _ in range(steps):
                     step(inputs, targets)
-                    keeper.hear(*keeper.tell())
-                    keeper.look()
+                    manager.hear(*manager.tell())
+                    manager.look()
                 seconds[name].append(time.perf_counter() - start)
-                assert keeper.finish(), keeper.problem
+                assert manager.finish(), manager.problem
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
     return seconds, calls, size
 

@@ -9,7 +9,7 @@ from typing import Any
 from mindspore_palm.config import PRESETS
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.parallel.weights import deferred_init
 from mindspore_palm.settings import model_config
 
 
@@ -37,7 +37,7 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> PaLM:
         fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
         raise UserError(f"no model is called {name!r}; {fix}")
     config = model_config({**overrides, "preset": name}, f"create_model({name!r})")
-    with drawn_later():
+    with deferred_init():
         return _PaLMOnDemand(config, seed)
 
 

@@ -35,10 +35,10 @@ def main() -> None:
         read = [*arguments.data, *arguments.task, *([arguments.examples] if arguments.examples else [])]
         read += [file for name in MODEL for file in Path(arguments.checkpoint).rglob(name)]
         check_output("--json", arguments.json, read)
-    from mindspore_palm.evaluate.evaluate import Wanted, evaluate  # starts MindSpore
+    from mindspore_palm.evaluate.evaluate import EvaluateOptions, evaluate  # starts MindSpore
     from mindspore_palm.files import write_json
 
-    wanted = Wanted(
+    wanted = EvaluateOptions(
         text=arguments.data,
         text_field=arguments.text_field,
         window=arguments.window,

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "CPU", "GPU", "Ascend"), default="auto", help="where to run")
     parser.add_argument("--devices", type=int, default=1, help="cut heads and vocabulary over so many; 1")
     arguments = parser.parse_intermixed_args()
-    from mindspore_palm.generate.command import Request, prompt_of, read_prompt, run
+    from mindspore_palm.generate.command import GenerateOptions, prompt_of, read_prompt, run
     from mindspore_palm.generate.sampling import Sampling
 
     prompts = [prompt_of(os.fsencode(prompt), "the prompt") for prompt in arguments.prompts]
@@ -51,7 +51,7 @@ def main() -> None:
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     if arguments.devices < 1:
         raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
-    request = Request(
+    request = GenerateOptions(
         checkpoint=Path(arguments.checkpoint),
         prompts=tuple(prompts),
         sampling=sampling,

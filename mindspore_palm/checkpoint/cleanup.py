@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def delete_ours(folder: Path, names: re.Pattern[str]) -> bool:
+def delete_own_files(folder: Path, names: re.Pattern[str]) -> bool:
     """Deletes the files and links of a folder that have such names, and the folder if it is empty then.
 
     A link to a folder is not followed.

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mindspore_palm.checkpoint.cleanup import delete_ours, move_into
+from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
 from mindspore_palm.checkpoint.safetensors_stream import Digest, Digesting, digest_of, write_tensors
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import TEMPORARY, sync_folder, write_atomically
@@ -37,7 +37,7 @@ from mindspore_palm.parallel.placement import Placement, Window
 FORMAT = "mindspore_palm checkpoint 1"
 MANIFEST, STATE, CONFIG, TOKENIZER = "manifest.json", "state.json", "config.yaml", "tokenizer.model"
 GONE = f".gone{TEMPORARY}"  # the ending of a checkpoint that is being deleted
-OURS = re.compile(
+OWN_FILES = re.compile(
     r"(rank_[0-9]+\.(safetensors|json)|state\.json|config\.yaml|tokenizer\.model|manifest\.json)(\.[0-9]+\.tmp)?"
 )
 """Names of a checkpoint's files: no other is ever deleted."""
@@ -270,10 +270,10 @@ def discard(folder: Path) -> None:
         folder.unlink()
     elif folder.is_dir():
         gone = folder.with_name(f"{folder.name}{GONE}")
-        if gone.exists() and not delete_ours(gone, OURS):  # of a deletion that was cut short
+        if gone.exists() and not delete_own_files(gone, OWN_FILES):  # of a deletion that was cut short
             move_into(gone, folder)
         os.replace(folder, gone)
-        if not delete_ours(gone, OURS):
+        if not delete_own_files(gone, OWN_FILES):
             os.replace(gone, folder)
 
 
@@ -291,7 +291,7 @@ def has_our_files(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = [path.name for path in folder.iterdir()]
-    return not names or any(OURS.fullmatch(name) for name in names)
+    return not names or any(OWN_FILES.fullmatch(name) for name in names)
 
 
 def folder_name(step: int) -> str:

@@ -12,14 +12,14 @@ import numpy as np
 from mindspore import Parameter
 
 from mindspore_palm.checkpoint import format as checkpoint
-from mindspore_palm.checkpoint.cleanup import delete_ours, move_into
+from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
 from mindspore_palm.checkpoint.format import CONFIG, STATE, TOKENIZER, Checkpoint
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.files import TEMPORARY
-from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
+from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.parallel.weights import own_slice, placement_of
 from mindspore_palm.settings import settings_to_yaml
 
@@ -40,7 +40,7 @@ def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
             raise NotFinite(f"{name} holds values that are not finite")
 
 
-class Keeper:
+class CheckpointManager:
     """The checkpoints of a run, as one worker sees them.
 
     A checkpoint goes through two hands: every worker writes its slices, and when all have told each other that they
@@ -53,7 +53,7 @@ class Keeper:
         state: everything that a step changes.
         settings: of the run.
         tokenizer: its content.
-        agreement: of the workers.
+        votes: of the workers.
         before: called, in the thread of the first worker, before a checkpoint takes its name: what belongs to the same
             steps goes to the disk first.
     """
@@ -64,10 +64,10 @@ class Keeper:
         state: Sequence[Parameter],
         settings: Settings,
         tokenizer: bytes,
-        agreement: Agreement,
+        votes: Votes,
         before: Callable[[], None],
     ) -> None:
-        self.folder, self.settings, self.agreement, self.before = folder, settings, agreement, before
+        self.folder, self.settings, self.votes, self.before = folder, settings, votes, before
         self.kinds = {p.name: str(p.dtype).lower() for p in state}
         self.slicings = checkpoint.slicings({p.name: placement_of(p) for p in state}) if this_rank() == 0 else {}
         self.own = [p for p in state if placement_of(p).is_first(this_rank())]
@@ -144,10 +144,10 @@ class Keeper:
             Whether the last checkpoint is on the disk; if not, ``problem`` says why.
         """
         self._join()
-        self.hear(*self.agreement(*self.tell()))
+        self.hear(*self.votes(*self.tell()))
         self._join()
         self.look()
-        failed, worthless = self.agreement(bool(self.problem), self.worthless)
+        failed, worthless = self.votes(bool(self.problem), self.worthless)
         self.worthless = bool(worthless)
         if failed and not self.problem:
             self.problem = "the first worker could not complete it; its log tells why"
@@ -212,7 +212,7 @@ class Keeper:
         if this_rank() != 0:
             return
         with suppress(OSError):  # cleared at the next start
-            delete_ours(self._temporary(step), checkpoint.OURS)
+            delete_own_files(self._temporary(step), checkpoint.OWN_FILES)
         there = checkpoint.steps_in(self.folder)
         last = f"the last one is of step {there[0]}" if there else "there is none yet"
         say(f"the checkpoint of step {step} could not be written: {self.problem}; training goes on, {last}")
@@ -231,7 +231,7 @@ def clear(folder: Path) -> None:
             or not found.group("ending")
             or not path.is_dir()
             or path.is_symlink()
-            or delete_ours(path, checkpoint.OURS)
+            or delete_own_files(path, checkpoint.OWN_FILES)
         ):
             continue
         if found.group("ending") == checkpoint.GONE:  # what others put there

@@ -15,13 +15,13 @@ from mindspore import Tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from mindspore_palm.checkpoint.cleanup import delete_ours, move_into
+from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
 from mindspore_palm.checkpoint.format import MANIFEST, Checkpoint, Stored, folder_name, steps_in
 from mindspore_palm.checkpoint.identity import MODEL_OF, WEIGHTS, header_of, is_model_of
 from mindspore_palm.checkpoint.merged import Merged, model_weights
 from mindspore_palm.checkpoint.padding import Repadded, with_rows
 from mindspore_palm.checkpoint.safetensors_stream import FileTensor, Source, file_tensors, write_tensors
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, standing
+from mindspore_palm.checkpoint.timeline import CHECKPOINTS, current_checkpoint
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
@@ -32,7 +32,7 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.placement import Window
-from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.parallel.weights import deferred_init
 from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
 
 TOKENIZER, CONFIG = "tokenizer.model", "config.yaml"
@@ -64,7 +64,7 @@ def save_model(
     """
     about = {"format": "mindspore_palm", "step": str(step)} | ({MODEL_OF: checkpoint} if checkpoint else {})
     temporary = folder.with_name(f"{folder.name}.tmp")
-    delete_ours(temporary, MODEL_FILES)
+    delete_own_files(temporary, MODEL_FILES)
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         with write_atomically(temporary / WEIGHTS) as file:
@@ -74,12 +74,12 @@ def save_model(
                 continue
             with write_atomically(temporary / name) as file:
                 file.write(content)
-        if folder.is_dir() and not delete_ours(folder, MODEL_FILES):
+        if folder.is_dir() and not delete_own_files(folder, MODEL_FILES):
             move_into(folder, temporary)
         os.replace(temporary, folder)
     except BaseException:
         with contextlib.suppress(OSError):
-            delete_ours(temporary, MODEL_FILES)
+            delete_own_files(temporary, MODEL_FILES)
         raise
 
 
@@ -110,7 +110,7 @@ def load(folder: str | Path) -> PaLM:
     weights = _checkpoint_weights(folder, config) if (folder / MANIFEST).exists() else read_weights(folder / WEIGHTS)
     for name, shape in weight_shapes(config).items():  # before a network of these sizes takes its memory
         _check_weight(name, shape, weights)
-    with drawn_later():  # never: all of them are set
+    with deferred_init():  # never: all of them are set
         palm = PaLM(config)
     set_weights(palm, weights)
     return palm
@@ -145,7 +145,7 @@ def find_model(folder: Path) -> Path:
     if (folder / WEIGHTS).exists() or (folder / MANIFEST).exists():
         return folder
     final = folder / "final"
-    newest = standing(folder)
+    newest = current_checkpoint(folder)
     if newest is None:
         if (final / WEIGHTS).exists():
             return final

@@ -14,16 +14,16 @@ from mindspore_palm.checkpoint.cleanup import free_name
 from mindspore_palm.checkpoint.format import Checkpoint, DamagedCheckpoint, Stored, discard, folder_name, steps_in
 from mindspore_palm.checkpoint.padding import Repadded, with_rows
 from mindspore_palm.checkpoint.progress import REWINDS, Progress, Rewind, read_rewinds, write_rewinds
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, decisions, progress_of, standing
+from mindspore_palm.checkpoint.timeline import CHECKPOINTS, current_checkpoint, decisions, progress_of
 from mindspore_palm.console import say
 from mindspore_palm.errors import UserError
-from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
+from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.parallel.weights import placement_of, set_slice
 
 
-def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> tuple[Progress, dict[str, Any]]:
+def restore(folder: Path, state: Sequence[Parameter], votes: Votes) -> tuple[Progress, dict[str, Any]]:
     """Gives weights and optimizer state the values of the newest whole checkpoint, each worker reading its slices.
 
     A checkpoint that a decision to go back has left behind does not count. One that is damaged is set aside, and the
@@ -32,7 +32,7 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
     Args:
         folder: of the run.
         state: everything that a step changes.
-        agreement: of the workers.
+        votes: of the workers.
 
     Returns:
         Where the run stands, and what else the checkpoint knows; at step 0, with the initial weights, nothing.
@@ -45,7 +45,7 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
         say(f"{folder / REWINDS} lacks decisions to go back that the checkpoints know; they are taken from there")
         write_rewinds(folder, rewinds)
     while True:
-        step = agreement.told_by_first(_newest(folder, rewinds) if lead else 0)
+        step = votes.broadcast(_newest(folder, rewinds) if lead else 0)
         if step == 0:
             return Progress(rewinds=rewinds, base=_base_of_newest(folder)), {}
         found, problem = None, ""
@@ -54,12 +54,12 @@ def restore(folder: Path, state: Sequence[Parameter], agreement: Agreement) -> t
             found.verify(found.share_of_files(this_rank(), current_layout().devices))
         except DamagedCheckpoint as error:
             problem = str(error)
-        (damaged,) = agreement(bool(problem))
+        (damaged,) = votes(bool(problem))
         if not damaged:
             break
         if lead:
             _set_aside(folder / CHECKPOINTS / folder_name(step), problem or _what_is_wrong(found))
-        agreement()
+        votes()
     _check_tensors(found, state)
     for parameter in state:
         set_slice(parameter, _as_wanted(found, parameter).read)
@@ -89,7 +89,7 @@ def _base_of_newest(folder: Path) -> str:
 
 def _newest(folder: Path, rewinds: Sequence[Rewind]) -> int:
     """The step of the newest checkpoint that no decision leaves behind; 0 for the initial weights."""
-    if found := standing(folder, rewinds, _set_aside):
+    if found := current_checkpoint(folder, rewinds, _set_aside):
         return found.step
     checkpoints = folder / CHECKPOINTS
     damaged = sorted(checkpoints.glob("*.damaged*"))

@@ -19,7 +19,7 @@ from mindspore_palm.settings import load_settings
 CHECKPOINTS = "checkpoints"
 
 
-def standing(
+def current_checkpoint(
     folder: Path, rewinds: Sequence[Rewind] | None = None, damaged: Callable[[Path, str], None] = lambda *_: None
 ) -> Checkpoint | None:
     """The checkpoint that a run resumes from; None for the initial weights.
@@ -165,7 +165,7 @@ def next_step(folder: Path, overwrite: bool, rewind_to: int | None) -> int:
     if overwrite:
         return 0
     try:
-        found = standing(folder)
+        found = current_checkpoint(folder)
     except (UserError, OSError):  # said later, with all that belongs to it
         return 0
     step = found.step if found else 0

@@ -26,7 +26,7 @@ from mindspore_palm.data.vocabulary import count_tokens, fit_vocabulary, padding
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.context import open_device
-from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.parallel.weights import deferred_init
 
 NATIVE = "mindspore_palm"
 FORMATS: Mapping[str, Format] = {
@@ -151,7 +151,7 @@ def _with_tokenizer(model: Model, file: Path | None, source: Path) -> Model:
 
 def _by_network(model: Model, tokens: np.ndarray) -> Computed:
     """Logits of a model by the network that will be used."""
-    with drawn_later():  # never: all of them are set
+    with deferred_init():  # never: all of them are set
         palm = PaLM(model.config)
     set_weights(palm, model.weights)
     return Computed(palm(Tensor(tokens)).asnumpy(), "the network of this package")

@@ -25,7 +25,7 @@ from mindspore_palm.files import write_atomically, write_json
 from mindspore_palm.settings import model_config
 
 WHO = "a folder in Hugging Face style"
-CONFIG, WEIGHTS, INDEX, OURS = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
+CONFIG, WEIGHTS, INDEX, SECTION = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
 EMBEDDING, FINAL, LOGITS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 TOLD = ("architectures", "model_type", "torch_dtype")  # fields of config.json that change nothing
 # Fields of other models' config.json, which the same names of weights come with.
@@ -93,9 +93,9 @@ class HuggingFace:
     def _open(self, path: Path) -> tuple[PaLMConfig, dict[str, np.ndarray], int | None]:
         """Configuration, tensors by name, and the length of the training."""
         described = read_json(path / CONFIG)
-        if not isinstance(described.get(OURS), dict):
-            raise UserError(f"{path / CONFIG}: there is no section {OURS!r}; this package did not write the folder")
-        config = model_config(described[OURS], f"{path / CONFIG}, {OURS}")
+        if not isinstance(described.get(SECTION), dict):
+            raise UserError(f"{path / CONFIG}: there is no section {SECTION!r}; this package did not write the folder")
+        config = model_config(described[SECTION], f"{path / CONFIG}, {SECTION}")
         _check_described(described, config, path / CONFIG)
         has_index = (path / INDEX).exists() or not (path / WEIGHTS).exists()
         read = read_files(path / (INDEX if has_index else WEIGHTS), read_weights)
@@ -132,10 +132,10 @@ def _check_described(described: dict[str, Any], config: PaLMConfig, file: Path) 
     Raises:
         UserError: two of them differ, or a field stands for what PaLM does not have.
     """
-    ours = {name: value for name, value in _config_json(Model(config, {})).items() if name not in (OURS, *TOLD)}
+    ours = {name: value for name, value in _config_json(Model(config, {})).items() if name not in (SECTION, *TOLD)}
     for name, value in ours.items():
         if name in described and described[name] != value:
-            raise UserError(f"{file}: {name} is {described[name]!r}, and section {OURS!r} stands for {value!r}")
+            raise UserError(f"{file}: {name} is {described[name]!r}, and section {SECTION!r} stands for {value!r}")
     for name in FOREIGN:
         if described.get(name):
             raise UserError(f"{file}: {name} is {described[name]!r}, which PaLM does not have")
@@ -159,7 +159,7 @@ def _config_json(model: Model) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
         **({"max_position_embeddings": model.seq_len} if model.seq_len else {}),
-        OURS: config.model_dump(mode="json"),
+        SECTION: config.model_dump(mode="json"),
     }
 
 

@@ -12,7 +12,7 @@ from mindspore_palm.checkpoint.model_folder import set_weights
 from mindspore_palm.convert.model import Computed, Model, Options
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.parallel.weights import drawn_later
+from mindspore_palm.parallel.weights import deferred_init
 
 SUFFIX = ".mindir"
 MOST = 10**9  # MS-43, bytes of weights; MindSpore writes larger networks in several files
@@ -31,7 +31,7 @@ class MindIR:
             raise UserError(f"{path}: name the file with the ending {SUFFIX}")
         if (size := sum(array.nbytes for array in model.weights.values())) > MOST:
             raise UserError(f"{path}: {size / 1e9:.1f} GB of weights; one MindIR file holds at most {MOST / 1e9:g} GB")
-        with drawn_later():  # never: all of them are set
+        with deferred_init():  # never: all of them are set
             palm = PaLM(model.config)
         set_weights(palm, model.weights)
         palm.set_train(False)

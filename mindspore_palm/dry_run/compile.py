@@ -21,7 +21,7 @@ import numpy as np
 from mindspore_palm.config import FinetuneConfig, Settings
 from mindspore_palm.dry_run import ledger
 from mindspore_palm.dry_run.graph import Slice, read_parameters
-from mindspore_palm.dry_run.ledger import BYTES, Ledger, added_by_a_layer, read_ledger
+from mindspore_palm.dry_run.ledger import BYTES, Ledger, per_layer, read_ledger
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
@@ -35,7 +35,7 @@ from mindspore_palm.train.build import build_step
 
 GRAPH = "validate"  # the last pass before the back end
 ALLOCATORS = ("jemalloc", "tcmalloc_minimal")  # MS-28: with either, it compiles a quarter faster
-FEW = (2, 3)
+COMPILED_DEPTHS = (2, 3)
 """Layers from which all others follow: in both, a layer has one beside it and one more is the same again."""
 
 
@@ -81,19 +81,19 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, whole: bool 
         )
     check_layout(settings, place, placements)
     layers = settings.model.layers
-    if whole or layers <= FEW[-1]:
+    if whole or layers <= COMPILED_DEPTHS[-1]:
         return _compiled(settings, target, rank)
-    two, three = (_compiled(_with_layers(settings, count), target, rank) for count in FEW)
-    return carried(two, three, layers)
+    two, three = (_compiled(_with_layers(settings, count), target, rank) for count in COMPILED_DEPTHS)
+    return extrapolated(two, three, layers)
 
 
 def layer_ledger(settings: Settings, target: str = "GPU", rank: int = 0) -> Ledger:
     """The exchanges of one layer: what the third adds to two. Raises as ``dry_run``."""
-    two, three = (dry_run(_with_layers(settings, count), target, rank) for count in FEW)
-    return added_by_a_layer(two.ledger, three.ledger)
+    two, three = (dry_run(_with_layers(settings, count), target, rank) for count in COMPILED_DEPTHS)
+    return per_layer(two.ledger, three.ledger)
 
 
-def carried(two: DryRun, three: DryRun, layers: int) -> DryRun:
+def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
     """What a network of more layers has, from those of two and of three, its slices and its exchanges."""
     last = f"blocks.{three.layers - 1}."
     own = [s for s in three.slices if last in s.name]
@@ -105,7 +105,7 @@ def carried(two: DryRun, three: DryRun, layers: int) -> DryRun:
     return DryRun(
         layers,
         (*two.compiled, *three.compiled),
-        ledger.carried(two.ledger, three.ledger, layers),
+        ledger.extrapolated(two.ledger, three.ledger, layers),
         (*three.slices, *copies),
         two.seconds + three.seconds,
         max(two.memory, three.memory),

@@ -50,12 +50,12 @@ class Ledger:
     """Those of the longest chain in which each needs what the one before it gave."""
 
 
-def added_by_a_layer(two: Ledger, three: Ledger) -> Ledger:
+def per_layer(two: Ledger, three: Ledger) -> Ledger:
     """What the third of three layers brought, less what is there once and only grew with it."""
     return Ledger(_added(two.counts, three.counts)[0], _added(two.chain, three.chain)[0])
 
 
-def carried(two: Ledger, three: Ledger, layers: int) -> Ledger:
+def extrapolated(two: Ledger, three: Ledger, layers: int) -> Ledger:
     """The ledger of more layers: each beyond the second brings what the third did, and what grew grows on."""
     return Ledger(_carried(two.counts, three.counts, layers - 2), _carried(two.chain, three.chain, layers - 2))
 

@@ -26,7 +26,7 @@ def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) ->
     way = (
         "all of them compiled"
         if run.compiled == (run.layers,)
-        else f"carried from {run.compiled[0]} and {run.compiled[1]}"
+        else f"extrapolated from {run.compiled[0]} and {run.compiled[1]}"
     )
     passes = Workload.of(settings, target).passes
     counts, chain = of_a_step(run.ledger.counts, passes), sum(of_a_step(run.ledger.chain, passes).values())

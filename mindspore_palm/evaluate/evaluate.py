@@ -26,7 +26,7 @@ from mindspore_palm.settings import load_settings
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluateOptions:
     """What to score, and how."""
 
     text: Sequence[str] = ()
@@ -53,7 +53,7 @@ class Wanted:
     """Tokens of a generated answer at most."""
 
 
-def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(checkpoint: str, wanted: EvaluateOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """Scores the model in a folder.
 
     Args:
@@ -110,10 +110,10 @@ def evaluate(checkpoint: str, wanted: Wanted, say: Callable[[str], None]) -> dic
     return as_json(checkpoint, text_results, task_results)
 
 
-def without_effect(wanted: Wanted, tasks: dict[str, list[Question]]) -> list[str]:
+def without_effect(wanted: EvaluateOptions, tasks: dict[str, list[Question]]) -> list[str]:
     """Options that change nothing of what is scored, each with the reason."""
     generated = any(not questions[0].choices for questions in tasks.values())
-    default = Wanted()
+    default = EvaluateOptions()
     asks = {
         "stride": (bool(wanted.text), "is of --data"),
         "text_field": (bool(wanted.text), "is of --data"),
@@ -134,7 +134,7 @@ def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_tasks(wanted: Wanted) -> tuple[dict[str, list[Question]], dict[str, list[str]]]:
+def _read_tasks(wanted: EvaluateOptions) -> tuple[dict[str, list[Question]], dict[str, list[str]]]:
     """The questions of each task, and their prompts."""
     if not wanted.text and not wanted.tasks:
         raise UserError("there is nothing to score; name a text by --data, or a .jsonl of questions by --task")
@@ -160,7 +160,7 @@ def _read_tasks(wanted: Wanted) -> tuple[dict[str, list[Question]], dict[str, li
 
 
 def _check_task(
-    wanted: Wanted, questions: Sequence[Question], asked: Sequence[str], tokenizer: Tokenizer, window: int
+    wanted: EvaluateOptions, questions: Sequence[Question], asked: Sequence[str], tokenizer: Tokenizer, window: int
 ) -> None:
     """Sees that all questions fit the window."""
     if questions[0].choices:

@@ -35,7 +35,7 @@ TOGETHER = 8  # prompts that are continued at once
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerateOptions:
     """What the user asks for."""
 
     checkpoint: Path
@@ -83,7 +83,7 @@ def read_prompt(file: str) -> str:
         return prompt_of(opened.read(LONGEST).removeprefix(BOM), f"the prompt in {shown(Path(file))}")
 
 
-def run(request: Request, command: Sequence[str]) -> None:
+def run(request: GenerateOptions, command: Sequence[str]) -> None:
     """Continues the prompts here, or, for several devices on CPU, in workers that are started now.
 
     Args:
@@ -111,7 +111,7 @@ def run(request: Request, command: Sequence[str]) -> None:
         raise Interrupted("\nstopped") from None
 
 
-def _settings_of(request: Request) -> Settings:
+def _settings_of(request: GenerateOptions) -> Settings:
     """The settings of the checkpoint's run, on the devices that are asked for.
 
     Raises:
@@ -163,7 +163,7 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
             raise Interrupted("\nstopped") from None
 
 
-def _generate(request: Request, settings: Settings, here: Layout) -> None:
+def _generate(request: GenerateOptions, settings: Settings, here: Layout) -> None:
     tokenizer = load_tokenizer(request.checkpoint)
     if note := padding_note(settings.model, tokenizer.vocab_size, tokenizer.model_file):
         print(f"note: {note}", file=sys.stderr)

@@ -15,7 +15,7 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.projection import Kernel
 from mindspore_palm.model.weights import KERNELS, FanIn, Weight, weights
 from mindspore_palm.parallel.axes import shard
-from mindspore_palm.parallel.weights import drawn_later, placement_of
+from mindspore_palm.parallel.weights import deferred_init, placement_of
 
 A, B = "lora_a", "lora_b"
 
@@ -90,7 +90,7 @@ def merge(palm: PaLM) -> PaLM:
 
 def merged_palm(config: PaLMConfig, weights: dict[str, np.ndarray], scale: float) -> PaLM:
     """A network from weights by name and, by the names of ``adapter_shapes``, A and B of its kernels."""
-    with drawn_later():  # never drawn: all of them are set
+    with deferred_init():  # never drawn: all of them are set
         palm = PaLM(config)
     for weight in palm.get_parameters():
         values, name = weights[weight.name], weight.name

@@ -21,7 +21,7 @@ _later = False
 
 
 @contextlib.contextmanager
-def drawn_later() -> Iterator[None]:
+def deferred_init() -> Iterator[None]:
     """Weights that are made in a ``with`` block take no memory yet.
 
     MindSpore draws their initial values when their network is first called, or by ``network.init_parameters_data()``;

@@ -8,7 +8,7 @@ from mindspore_palm.checkpoint.format import DamagedCheckpoint
 from mindspore_palm.checkpoint.identity import weights_identity
 from mindspore_palm.checkpoint.model_folder import find_model, weight_reader
 from mindspore_palm.checkpoint.progress import Progress
-from mindspore_palm.checkpoint.timeline import progress_of, standing
+from mindspore_palm.checkpoint.timeline import current_checkpoint, progress_of
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import weight_shapes
@@ -28,7 +28,7 @@ def base_identity(settings: Settings) -> str:
 def has_moved(folder: Path, settings: Settings) -> bool:
     """Whether a run's ``finetune.checkpoint`` has another path, and is the model that the run started from."""
     try:
-        newest = standing(folder)
+        newest = current_checkpoint(folder)
         base = progress_of(newest).base if newest else ""
         return bool(base) and base == base_identity(settings)
     except (UserError, DamagedCheckpoint, OSError):

@@ -16,13 +16,13 @@ from mindspore_palm.launch.workers import Workers, next_attempt
 from mindspore_palm.parallel.context import choose_device
 from mindspore_palm.parallel.host import build
 from mindspore_palm.parallel.workers import is_worker
-from mindspore_palm.train.continuation import Start
+from mindspore_palm.train.continuation import StartOptions
 from mindspore_palm.train.finetune import open_data
 from mindspore_palm.train.loop import check_settings, train
-from mindspore_palm.train.run_folder import Found, check_run_folder, finished, only_run
+from mindspore_palm.train.run_folder import RunFolderState, check_run_folder, finished, only_run
 
 
-def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
+def run(settings: Settings, start: StartOptions, command: Sequence[str]) -> None:
     """Trains here, as one of the workers that msrun started, or by workers that are started now.
 
     Args:
@@ -55,7 +55,7 @@ def run(settings: Settings, start: Start, command: Sequence[str]) -> None:
         check_memory(settings, check_settings(settings, "CPU", start))
         folder = Path(settings.train.output)
         with only_run(folder):  # from the look to the end: workers do not take the lock again
-            if check_run_folder(settings, start) is Found.FINISHED:
+            if check_run_folder(settings, start) is RunFolderState.FINISHED:
                 say(finished(settings))
                 return
             build.extension()  # what must be built is built once, and what is missing is said once

@@ -20,7 +20,14 @@ from mindspore_palm.checkpoint.format import (
     steps_in,
 )
 from mindspore_palm.checkpoint.progress import Progress, Rewind, write_rewinds
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, batches_of, decisions, progress_of, segments_from, standing
+from mindspore_palm.checkpoint.timeline import (
+    CHECKPOINTS,
+    batches_of,
+    current_checkpoint,
+    decisions,
+    progress_of,
+    segments_from,
+)
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
@@ -55,7 +62,7 @@ BASE = "finetune.checkpoint"
 
 
 @dataclass(frozen=True)
-class Start:
+class StartOptions:
     """How a run begins, apart from its settings."""
 
     overwrite: bool = False
@@ -77,7 +84,7 @@ class Start:
         return f"{back} {skip}".strip()
 
 
-def start_from(arguments: argparse.Namespace) -> Start:
+def start_from(arguments: argparse.Namespace) -> StartOptions:
     """What a command's arguments ask for.
 
     Raises:
@@ -99,7 +106,9 @@ def start_from(arguments: argparse.Namespace) -> Start:
         batches = (int(found.group(1)), int(found.group(2))) if found else (0, 0)
         if batches[0] >= batches[1]:
             raise UserError(f"--skip-batches {arguments.skip_batches}: write FROM:TO, for example 200:400")
-    return Start(arguments.overwrite, tuple(arguments.accept), arguments.rewind_to, batches, arguments.max_restarts)
+    return StartOptions(
+        arguments.overwrite, tuple(arguments.accept), arguments.rewind_to, batches, arguments.max_restarts
+    )
 
 
 def is_free(name: str) -> bool:
@@ -125,7 +134,7 @@ def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def check_same(before: Settings, now: Settings, start: Start, folder: Path) -> None:
+def check_same(before: Settings, now: Settings, start: StartOptions, folder: Path) -> None:
     """Sees that a run goes on with what it was begun with.
 
     Raises:
@@ -145,7 +154,7 @@ def check_same(before: Settings, now: Settings, start: Start, folder: Path) -> N
         )
 
 
-def decide_by_hand(folder: Path, start: Start, settings: Settings, prepared: Prepared) -> None:
+def decide_by_hand(folder: Path, start: StartOptions, settings: Settings, prepared: Prepared) -> None:
     """Writes down what ``--rewind-to`` and ``--skip-batches`` ask for, once: the same command again resumes.
 
     Args:
@@ -161,7 +170,7 @@ def decide_by_hand(folder: Path, start: Start, settings: Settings, prepared: Pre
     if any(rewind.asked == start.asked for rewind in rewinds):
         say(f"{start.asked}: was done before; going on")
         return
-    newest = standing(folder, rewinds)
+    newest = current_checkpoint(folder, rewinds)
     at, to = max(steps, default=0), newest.step if newest else 0
     steps = [step for step in steps if step <= to]
     if start.rewind_to is not None:
@@ -199,7 +208,7 @@ def decide_by_hand(folder: Path, start: Start, settings: Settings, prepared: Pre
     say(f"{start.asked}: going on from step {to}")
 
 
-def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start, settings: Settings) -> None:
+def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: StartOptions, settings: Settings) -> None:
     """Sees that tokenizer and text are those that the run was begun with, by their content: wherever they lie.
 
     Of a run of an earlier version, which kept no hash of its tokens, their numbers are compared.

@@ -24,7 +24,7 @@ from mindspore_palm.model.dropout import draw_dropout_mask
 from mindspore_palm.model.lora import adapt
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import placement_of, set_slice
-from mindspore_palm.train.continuation import Start, check_corpus, kept_text
+from mindspore_palm.train.continuation import StartOptions, check_corpus, kept_text
 from mindspore_palm.train.state import fingerprint
 
 PADDING = "vocab_multiple"  # the one size that is not the checkpoint's own
@@ -90,7 +90,7 @@ def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
     return read_pairs(settings.data, finetune, load_tokenizer(finetune.checkpoint))
 
 
-def check_text(settings: Settings, start: Start, state: Mapping[str, Any]) -> None:
+def check_text(settings: Settings, start: StartOptions, state: Mapping[str, Any]) -> None:
     """Sees that the text is the one that a run was begun with.
 
     Args:

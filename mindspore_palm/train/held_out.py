@@ -9,8 +9,8 @@ import numpy as np
 from mindspore_palm.config import Settings, TrainConfig
 from mindspore_palm.data import Prepared, validation_batches
 from mindspore_palm.launch import stop
-from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 
 
@@ -33,7 +33,7 @@ def held_out(
 
 
 def evaluate(
-    evaluator: Evaluator, settings: Settings, prepared: Prepared, agreement: Agreement, limit: int | None = None
+    evaluator: Evaluator, settings: Settings, prepared: Prepared, votes: Votes, limit: int | None = None
 ) -> Evaluation | None:
     """Held-out loss; None if a worker was asked to stop: all leave it together, between two batches.
 
@@ -41,7 +41,7 @@ def evaluate(
         evaluator: of the network.
         settings: of the run.
         prepared: its text.
-        agreement: of the workers.
+        votes: of the workers.
         limit: sequences at most; None for all.
     """
     stopped = False
@@ -49,7 +49,7 @@ def evaluate(
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal stopped
         for batch in held_out(settings, prepared, limit):
-            if stopped := any(agreement(stop.wished())):
+            if stopped := any(votes(stop.wished())):
                 return
             yield batch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mindspore_palm.checkpoint.adapter import ADAPTER, save_adapter
 from mindspore_palm.checkpoint.format import steps_in
-from mindspore_palm.checkpoint.manager import Keeper, clear
+from mindspore_palm.checkpoint.manager import CheckpointManager, clear
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.checkpoint.restore import discard_after, restore
@@ -25,7 +25,6 @@ from mindspore_palm.files import check_links
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import LAUNCHER
 from mindspore_palm.model.initial import placements
-from mindspore_palm.parallel.agree import Agreement
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import (
@@ -36,9 +35,10 @@ from mindspore_palm.parallel.context import (
     out_of_memory,
     this_rank,
 )
+from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.train.base_model import check_base
 from mindspore_palm.train.build import build_step
-from mindspore_palm.train.continuation import Start, check_corpus, decide_by_hand, is_free
+from mindspore_palm.train.continuation import StartOptions, check_corpus, decide_by_hand, is_free
 from mindspore_palm.train.divergence import advice, check_not_lost
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.finetune import dropout_mask, open_data
@@ -49,7 +49,7 @@ from mindspore_palm.train.log.peak import measure_peak
 from mindspore_palm.train.rewinding import go_back
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import (
-    Found,
+    RunFolderState,
     check_places,
     check_run_folder,
     finished,
@@ -64,7 +64,7 @@ from mindspore_palm.train.step import StepResult
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
 
 
-def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
+def train(settings: Settings, start: StartOptions | None = None) -> Evaluation | None:
     """Trains a PaLM from text to a folder that opens alone, or goes on with it; returns its held-out loss.
 
     On several devices, all workers call this; rank 0 alone speaks, and writes all but the slices of the others.
@@ -80,7 +80,7 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
         UserError: something about settings, text or machine must be mended; nothing was lost but steps.
         Interrupted: the user stopped the run; says where it goes on.
     """
-    start = start or Start()
+    start = start or StartOptions()
     device = open_device(settings.train.device)
     place = check_settings(settings, device.name, start)
     memory = check_memory(settings, place)
@@ -92,7 +92,7 @@ def train(settings: Settings, start: Start | None = None) -> Evaluation | None:
         return _train(settings, start, device, memory, folder)
 
 
-def check_settings(settings: Settings, kind: str, start: Start | None = None) -> Layout:
+def check_settings(settings: Settings, kind: str, start: StartOptions | None = None) -> Layout:
     """The layout of a run on a kind of device, if all sizes that are still to come fit it.
 
     A run that has begun is not advised to become another one.
@@ -104,45 +104,47 @@ def check_settings(settings: Settings, kind: str, start: Start | None = None) ->
     check_places(folder)
     check_links(Path(settings.data.prepared), "data.prepared")
     place = layout_of(settings, kind)
-    start = start or Start()
+    start = start or StartOptions()
     begun = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
     step = next_step(folder, start.overwrite, start.rewind_to)
     check_layout(settings, place, placements, step, may_change=is_free if begun else lambda _: True)
     return place
 
 
-def _train(settings: Settings, start: Start, device: Device, memory: dict[str, int], folder: Path) -> Evaluation | None:
-    lead, agreement = this_rank() == 0, Agreement()
-    found = Found(agreement.told_by_first(check_run_folder(settings, start) if lead else 0))
-    if found is Found.FINISHED:
+def _train(
+    settings: Settings, start: StartOptions, device: Device, memory: dict[str, int], folder: Path
+) -> Evaluation | None:
+    lead, votes = this_rank() == 0, Votes()
+    found = RunFolderState(votes.broadcast(check_run_folder(settings, start) if lead else 0))
+    if found is RunFolderState.FINISHED:
         say(finished(settings))
         return None
     prepared = open_data(settings, start.overwrite)
-    step = agreement.told_by_first(next_step(folder, start.overwrite, start.rewind_to) if lead else 0)
+    step = votes.broadcast(next_step(folder, start.overwrite, start.rewind_to) if lead else 0)
     batches_of(ahead_of(settings, step), prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()
     peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
     say(banner(settings, device, prepared, memory, peak))
-    if found is Found.BEGUN:
+    if found is RunFolderState.BEGUN:
         say(f"an earlier run in {folder} ended before its first checkpoint; beginning anew")
     if lead:
         start_run_folder(folder, settings, found)
         clear(folder / CHECKPOINTS)
         if start.asked:
             decide_by_hand(folder, start, settings, prepared)
-    agreement()
+    votes()
     stop.begun()
     stop.on_leaving(lambda: f"stopped at once; {where_it_resumes(folder)}")
     with stop.training():
         try:
-            return train_and_go_back(settings, start, folder, prepared, agreement, peak)
+            return train_and_go_back(settings, start, folder, prepared, votes, peak)
         except KeyboardInterrupt:  # in a process that is not the command's own
             raise Interrupted(f"stopped at once; {where_it_resumes(folder)}") from None
 
 
 def train_and_go_back(
-    settings: Settings, start: Start, folder: Path, prepared: Prepared, agreement: Agreement, peak: float
+    settings: Settings, start: StartOptions, folder: Path, prepared: Prepared, votes: Votes, peak: float
 ) -> Evaluation:
     """Trains to the end, going back to a checkpoint as often as the loss spikes.
 
@@ -150,13 +152,13 @@ def train_and_go_back(
         UserError, Interrupted: as ``train``.
     """
     while True:
-        run = assemble(settings, start, folder, prepared, agreement, peak)
+        run = assemble(settings, start, folder, prepared, votes, peak)
         with run.records or nullcontext():
             spike = run_steps(run)
             if spike is None:
                 return finish(run)
         go_back(run, spike)
-        if any(agreement(stop.wished())):
+        if any(votes(stop.wished())):
             raise Interrupted(f"stopped after going back; {where_it_resumes(folder)}")
         del run
         gc.collect()  # its network makes room for the next one
@@ -164,10 +166,10 @@ def train_and_go_back(
 
 def assemble(
     settings: Settings,
-    start: Start,
+    start: StartOptions,
     folder: Path,
     prepared: Prepared,
-    agreement: Agreement,
+    votes: Votes,
     peak: float,
 ) -> Run:
     """Network, newest checkpoint and records: the run as it stands.
@@ -177,7 +179,7 @@ def assemble(
     """
     lead = this_rank() == 0
     palm, step = build_step(settings)
-    progress, before = restore(folder, step.state, agreement)
+    progress, before = restore(folder, step.state, votes)
     corpus = before.get("corpus", {}), fingerprint(prepared)
     check_corpus(*corpus, start, settings)
     check_layout(settings, current_layout(), placements, progress.step, is_free)
@@ -198,11 +200,11 @@ def assemble(
     if known and progress.segments != known:
         say(what_changed(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
-    keeper = Keeper(
-        folder / CHECKPOINTS, step.state, settings, tokenizer, agreement, records.sync if records else nullcontext
+    manager = CheckpointManager(
+        folder / CHECKPOINTS, step.state, settings, tokenizer, votes, records.sync if records else nullcontext
     )
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
-    return Run(settings, folder, prepared, batches, progress, step, evaluator, records, keeper, agreement, peak)
+    return Run(settings, folder, prepared, batches, progress, step, evaluator, records, manager, votes, peak)
 
 
 def run_steps(run: Run) -> Spike | None:
@@ -213,7 +215,7 @@ def run_steps(run: Run) -> Spike | None:
     hardware_flops = settings.model.hardware_flops_per_token(length, recompute)
     utilised = "MFU {mfu:.1%}" if recompute == "none" else "MFU {mfu:.1%}, HFU {hfu:.1%}"
     owed = records is not None and records.lacks_evaluation() and is_due(progress.step, train)
-    if run.agreement.told_by_first(int(owed)):  # the run was stopped in the midst of it
+    if run.votes.broadcast(int(owed)):  # the run was stopped in the midst of it
         if (evaluation := run.evaluate()) is None:
             return None
         if records:
@@ -235,9 +237,9 @@ def run_steps(run: Run) -> Spike | None:
             progress.sound = progress.sound if result.skipped else progress.step - 1
             spike = watch(progress, result.loss, result.gradient_norm, train)
             # asked once a step, of all workers: a later stop takes one more step
-            stopped, written, failed = run.agreement(stop.wished(), *run.keeper.tell())
-            run.keeper.hear(written, failed)
-            run.keeper.look()
+            stopped, written, failed = run.votes(stop.wished(), *run.manager.tell())
+            run.manager.hear(written, failed)
+            run.manager.look()
 
             rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
@@ -290,11 +292,12 @@ def finish(run: Run) -> Evaluation:
     step, lead = run.progress.step, this_rank() == 0
     if step not in steps_in(run.folder / CHECKPOINTS):
         run.save()
-    if not run.keeper.finish():
-        if run.keeper.worthless:
+    if not run.manager.finish():
+        if run.manager.worthless:
             raise UserError(f"the weights after step {step:,} are not finite: {advice(run.settings, run.progress)}")
         raise UserError(
-            f"step {step:,} could not be saved: {run.keeper.problem}; {same_command()} resumes from the last checkpoint"
+            f"step {step:,} could not be saved: {run.manager.problem}; {same_command()} resumes from the last "
+            "checkpoint"
         )
     if step < run.settings.train.steps:
         raise Interrupted(f"stopped after step {step}; {same_command()} resumes from there")
@@ -308,9 +311,9 @@ def finish(run: Run) -> Evaluation:
     if lead:
         finetune = run.settings.finetune
         if finetune.lora_rank:
-            save_adapter(run.keeper.newest(), run.folder / ADAPTER, run.settings.model, finetune)
-        export(run.keeper.newest(), run.folder / "final", run.settings)
-        run.keeper.prune(step, step)
+            save_adapter(run.manager.newest(), run.folder / ADAPTER, run.settings.model, finetune)
+        export(run.manager.newest(), run.folder / "final", run.settings)
+        run.manager.prune(step, step)
     stop.done()
     if run.records:
         say(report(result, run))

@@ -19,7 +19,7 @@ def go_back(run: Run, spike: Spike) -> None:
         UserError: the same spike came back too often.
     """
     train, rewinds = run.settings.train, run.progress.rewinds
-    run.keeper.finish()
+    run.manager.finish()
     count = tries(rewinds, spike, train)
     if count >= train.spike_tries:
         raise UserError(
@@ -27,7 +27,7 @@ def go_back(run: Run, spike: Spike) -> None:
             "by --rewind-to and --skip-batches, or let it try more often by train.spike_tries"
         )
     there = steps_in(run.folder / CHECKPOINTS)
-    to = run.agreement.told_by_first(step_to_go_back_to(there, spike, train.spike_look_back))
+    to = run.votes.broadcast(step_to_go_back_to(there, spike, train.spike_look_back))
     batches = batches_to_skip(train, count, spike.last - to)
     segments = segments_from(to, run.progress, run.settings, run.prepared)
     after = batches_of(run.settings, run.prepared, segments, rewinds)
@@ -39,4 +39,4 @@ def go_back(run: Run, spike: Spike) -> None:
         write_rewinds(run.folder, [*rewinds, Rewind(str(spike), spike.last, to, skip, order=after.order_name)])
     nth = f"try {count + 1} of {train.spike_tries}"
     say(f"{spike}; going back to step {to:,} and leaving out {batches:,} batches ({nth})")
-    run.agreement()
+    run.votes()

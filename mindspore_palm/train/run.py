@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspore_palm.checkpoint.manager import Keeper
+from mindspore_palm.checkpoint.manager import CheckpointManager
 from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared
-from mindspore_palm.parallel.agree import Agreement
+from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.held_out import evaluate
 from mindspore_palm.train.log.metrics import UNWRITTEN, Records, last_losses
@@ -30,8 +30,8 @@ class Run:
     evaluator: Evaluator
     records: Records | None
     """Kept by the first worker; None on the others."""
-    keeper: Keeper
-    agreement: Agreement
+    manager: CheckpointManager
+    votes: Votes
     peak: float
     """FLOP/s of all devices."""
     result: Evaluation | None = None
@@ -42,7 +42,7 @@ class Run:
         train = self.settings.train
         last = self.progress.step == train.steps
         found = evaluate(
-            self.evaluator, self.settings, self.prepared, self.agreement, None if last else train.eval_sequences
+            self.evaluator, self.settings, self.prepared, self.votes, None if last else train.eval_sequences
         )
         self.result = found if last else None
         return found
@@ -54,4 +54,4 @@ class Run:
             state["losses"] = last_losses(self.records.rows)
             if unwritten := self.records.unwritten():
                 state[UNWRITTEN] = unwritten
-        self.keeper.save(self.progress.step, state, self.progress.sound)
+        self.manager.save(self.progress.step, state, self.progress.sound)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mindspore_palm.checkpoint.adapter import ADAPTER
-from mindspore_palm.checkpoint.cleanup import delete_ours, free_name
+from mindspore_palm.checkpoint.cleanup import delete_own_files, free_name
 from mindspore_palm.checkpoint.format import (
     ALL,
     Checkpoint,
@@ -25,13 +25,13 @@ from mindspore_palm.checkpoint.identity import is_model_of
 from mindspore_palm.checkpoint.manager import clear
 from mindspore_palm.checkpoint.model_folder import MODEL_FILES
 from mindspore_palm.checkpoint.progress import REWINDS
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, standing
+from mindspore_palm.checkpoint.timeline import CHECKPOINTS, current_checkpoint
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import check_links, try_lock, write_atomically
 from mindspore_palm.settings import load_settings, settings_to_yaml
-from mindspore_palm.train.continuation import NAMES, Start, check_same, differences
+from mindspore_palm.train.continuation import NAMES, StartOptions, check_same, differences
 from mindspore_palm.train.finetune import check_text
 from mindspore_palm.train.log.metrics import EVENT_FILES, other_rows, unread_lines
 
@@ -42,7 +42,7 @@ MODELS = ("final", "interrupted")  # what is hours of work by itself; earlier ve
 PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
 
 
-class Found(enum.IntEnum):
+class RunFolderState(enum.IntEnum):
     """What is in the folder of a run."""
 
     NOTHING = 0
@@ -74,7 +74,7 @@ def only_run(folder: Path) -> Iterator[None]:
         yield  # closing the file frees the lock; so does a kill
 
 
-def check_run_folder(settings: Settings, start: Start) -> Found:
+def check_run_folder(settings: Settings, start: StartOptions) -> RunFolderState:
     """What a run finds in its folder; changes nothing there.
 
     Raises:
@@ -84,7 +84,7 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
     check_places(folder)
     if start.overwrite:
         check_nothing_is_elsewhere(folder)
-        return Found.NOTHING
+        return RunFolderState.NOTHING
     there = steps_in(folder / CHECKPOINTS)
     if not there:
         if start.rewind_to is not None:
@@ -95,10 +95,10 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
                 "folder, or delete that run by --overwrite"
             )
         if not any(holds_something(folder / name) for name in BEGUN):
-            return Found.NOTHING
+            return RunFolderState.NOTHING
         if (folder / "config.yaml").exists():
             check_same(load_settings(folder / "config.yaml")[0], settings, start, folder)
-        return Found.BEGUN
+        return RunFolderState.BEGUN
     for step in there:
         try:
             config = Checkpoint(folder / CHECKPOINTS / folder_name(step)).folder / "config.yaml"
@@ -108,18 +108,18 @@ def check_run_folder(settings: Settings, start: Start) -> Found:
         check_same(before, settings, start, folder)
         break
     if start.asked:
-        return Found.CHECKPOINTS
+        return RunFolderState.CHECKPOINTS
     if there[0] > steps:
         raise UserError(
             f"{folder} has taken {there[0]:,} steps, and train.steps is {steps:,}; set train.steps higher to go on, "
             "or go back by --rewind-to"
         )
-    newest = standing(folder) if there[0] == steps else None
+    newest = current_checkpoint(folder) if there[0] == steps else None
     if not (newest and newest.step == steps and is_model_of(folder / "final", newest)):
-        return Found.CHECKPOINTS
+        return RunFolderState.CHECKPOINTS
     if set(differences(before, settings)) & set(NAMES):  # else a run on another text would be said to be finished
         check_text(settings, start, newest.state)
-    return Found.FINISHED
+    return RunFolderState.FINISHED
 
 
 def finished(settings: Settings) -> str:
@@ -131,7 +131,7 @@ def finished(settings: Settings) -> str:
     )
 
 
-def start_run_folder(folder: Path, settings: Settings, found: Found) -> None:
+def start_run_folder(folder: Path, settings: Settings, found: RunFolderState) -> None:
     """Deletes an earlier run that is not resumed, now that this one is sure to start, and writes the settings.
 
     What others put there stays, and nothing outside the folder is deleted.
@@ -139,15 +139,15 @@ def start_run_folder(folder: Path, settings: Settings, found: Found) -> None:
     Raises:
         OSError: a file could not be deleted or written.
     """
-    if found in (Found.NOTHING, Found.BEGUN):
-        kept = (REWINDS,) if found is Found.BEGUN else ()
+    if found in (RunFolderState.NOTHING, RunFolderState.BEGUN):
+        kept = (REWINDS,) if found is RunFolderState.BEGUN else ()
         for name in FILES:
             if name not in kept and not (folder / name).is_dir():
                 (folder / name).unlink(missing_ok=True)
         for name in BOARDS:
-            delete_ours(folder / name, EVENT_FILES)
+            delete_own_files(folder / name, EVENT_FILES)
         for name in MODELS:
-            delete_ours(folder / name, MODEL_FILES)
+            delete_own_files(folder / name, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
     else:
         keep_edited_settings(folder, settings)
@@ -161,7 +161,7 @@ def keep_edited_settings(folder: Path, settings: Settings) -> None:
     Raises:
         OSError: it could not be copied.
     """
-    file, newest = folder / "config.yaml", standing(folder)
+    file, newest = folder / "config.yaml", current_checkpoint(folder)
     if not file.exists() or newest is None:
         return
     try:

@@ -36,11 +36,11 @@ FOREIGN += [
     "metrics (1).csv",
     "\u2028",
 ]
-OURS = ["metrics.csv", "loss.png", "config.yaml", "lock", "rewinds.json", "adapter.safetensors", "checkpoints"]
-OURS += ["tensorboard", "final", "final/model.safetensors", "final/config.yaml", "final/tokenizer.model"]
-OURS += [f"checkpoints/{step}" for step in ("step_000005", "step_000010")]
+OWN_FILES = ["metrics.csv", "loss.png", "config.yaml", "lock", "rewinds.json", "adapter.safetensors", "checkpoints"]
+OWN_FILES += ["tensorboard", "final", "final/model.safetensors", "final/config.yaml", "final/tokenizer.model"]
+OWN_FILES += [f"checkpoints/{step}" for step in ("step_000005", "step_000010")]
 FILES = ("manifest.json", "state.json", "config.yaml", "tokenizer.model", "rank_0.safetensors")
-OURS += [f"checkpoints/{step}/{name}" for step in ("step_000005", "step_000010") for name in FILES]
+OWN_FILES += [f"checkpoints/{step}/{name}" for step in ("step_000005", "step_000010") for name in FILES]
 Mutation = Callable[["Case"], str]
 
 
@@ -65,7 +65,7 @@ class Case:
 
     def pick(self, *kinds: str) -> Path:
         """Something of the run's that is there."""
-        there = [self.run / name for name in OURS if os.path.lexists(self.run / name)]
+        there = [self.run / name for name in OWN_FILES if os.path.lexists(self.run / name)]
         fits = {"file": lambda p: p.is_file() and p.name != "lock", "folder": Path.is_dir}
         return self.draw.choice([path for path in there if not kinds or any(fits[kind](path) for kind in kinds)])
 

@@ -14,9 +14,9 @@ import pytest
 from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.dry_run import compile as module
-from mindspore_palm.dry_run.compile import carried, dry_run
+from mindspore_palm.dry_run.compile import dry_run, extrapolated
 from mindspore_palm.dry_run.graph import Node, longest_chain
-from mindspore_palm.dry_run.ledger import BYTES, added_by_a_layer, show_axes
+from mindspore_palm.dry_run.ledger import BYTES, per_layer, show_axes
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.initial import placements
@@ -44,7 +44,7 @@ def few(device):
 
 
 def test_few_layers_say_what_many_have(few):
-    five, by_rule = dry_run(small(5)), carried(*few, 5)
+    five, by_rule = dry_run(small(5)), extrapolated(*few, 5)
     assert by_rule.ledger == five.ledger
     assert sorted(by_rule.slices, key=str) == sorted(five.slices, key=str)
     assert sum(five.ledger.chain.values()) > sum(few[0].ledger.chain.values())
@@ -69,7 +69,7 @@ def test_the_state_is_what_memory_says(few):
 
 def test_the_chain_goes_through_every_layer_both_ways(few):
     # a layer's sum over model waits for the layer before it; so do its gradient's, the other way
-    added = added_by_a_layer(few[0].ledger, few[1].ledger).chain
+    added = per_layer(few[0].ledger, few[1].ledger).chain
     over_model = Counter({k.part: n for k, n in added.items() if k.axes == "model" and k.op == "all-reduce"})
     assert over_model == {"forward": 1, "backward": 1}
 

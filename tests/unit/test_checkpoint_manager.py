@@ -14,10 +14,10 @@ from mindspore_palm.config import Settings
 
 @pytest.fixture
 def make(device, tmp_path):
-    """A keeper of two tensors, and a way to change them."""
+    """A manager of two tensors, and a way to change them."""
     from mindspore import Parameter, Tensor
 
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.parallel.votes import Votes
 
     state = [Parameter(Tensor(np.zeros((4, 3), np.float32)), name="weight")]
     state += [Parameter(Tensor(np.zeros(1, np.int32)), name="global_step")]
@@ -28,50 +28,50 @@ def make(device, tmp_path):
 
     def make(**train):
         settings = Settings.model_validate({"train": train})
-        keeper = module.Keeper(tmp_path / "checkpoints", state, settings, b"tokens", Agreement(), lambda: None)
-        keeper.state = state
-        return keeper, set_to
+        manager = module.CheckpointManager(tmp_path / "checkpoints", state, settings, b"tokens", Votes(), lambda: None)
+        manager.state = state
+        return manager, set_to
 
     return make
 
 
-def value(keeper, step):
-    return Checkpoint(keeper.folder / folder_name(step)).tensors["weight"].read()
+def value(manager, step):
+    return Checkpoint(manager.folder / folder_name(step)).tensors["weight"].read()
 
 
 @pytest.mark.parametrize(
     ("train", "kept"), [({}, [10, 9, 8]), ({"keep_last": 1}, [10]), ({"keep_last": 2, "keep_every": 4}, [10, 9, 8, 4])]
 )
 def test_which_are_kept(train, kept, make):
-    keeper, set_to = make(**train)
+    manager, set_to = make(**train)
     for step in range(1, 11):
         set_to(step)
-        keeper.save(step, {"step": step})
-    assert keeper.finish()
-    assert steps_in(keeper.folder) == kept
+        manager.save(step, {"step": step})
+    assert manager.finish()
+    assert steps_in(manager.folder) == kept
     for step in kept:
-        assert (value(keeper, step) == step).all()
-        assert Checkpoint(keeper.folder / folder_name(step)).state == {"step": step}
+        assert (value(manager, step) == step).all()
+        assert Checkpoint(manager.folder / folder_name(step)).state == {"step": step}
 
 
 def test_a_snapshot_is_of_one_moment(make, monkeypatch):
     """Weights that change while it is being written do not change it."""
     go, write = threading.Event(), module.checkpoint.write_slices
     monkeypatch.setattr(module.checkpoint, "write_slices", lambda *a: (go.wait(10), write(*a)))
-    keeper, set_to = make()
+    manager, set_to = make()
     set_to(5)
-    keeper.save(5, {})
+    manager.save(5, {})
     set_to(6)
-    assert keeper.tell() == (False, False) and steps_in(keeper.folder) == []
+    assert manager.tell() == (False, False) and steps_in(manager.folder) == []
     go.set()
-    assert keeper.finish()
-    assert (value(keeper, 5) == 5).all()
+    assert manager.finish()
+    assert (value(manager, 5) == 5).all()
 
 
 def test_at_once_is_at_once(make):
-    keeper, _ = make(checkpoint_in_background=False)
-    keeper.save(3, {})
-    assert steps_in(keeper.folder) == [3]
+    manager, _ = make(checkpoint_in_background=False)
+    manager.save(3, {})
+    assert steps_in(manager.folder) == [3]
 
 
 def test_there_is_never_a_second_writer(make, monkeypatch):
@@ -84,96 +84,96 @@ def test_there_is_never_a_second_writer(make, monkeypatch):
         busy.pop()
 
     monkeypatch.setattr(module.checkpoint, "write_slices", slow)
-    keeper, _ = make()
+    manager, _ = make()
     for step in range(20):
-        keeper.save(step, {})
-    keeper.finish()
+        manager.save(step, {})
+    manager.finish()
     assert len(most) == 20 and max(most) == 1
 
 
 @pytest.mark.parametrize("where", ["write_slices", "publish"])
 def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, capsys):
-    keeper, _ = make()
-    keeper.save(1, {})
-    assert keeper.finish()
+    manager, _ = make()
+    manager.save(1, {})
+    assert manager.finish()
 
     def fail(*_):
         raise OSError(28, "No space left on device", "the/file")
 
     with monkeypatch.context() as patch:
         patch.setattr(module.checkpoint, where, fail)
-        keeper.save(2, {})
-        while keeper._thread.is_alive():
+        manager.save(2, {})
+        while manager._thread.is_alive():
             pass
         for _ in range(3):  # as after steps
-            keeper.hear(*keeper.tell())
-            keeper._thread.join()
-            keeper.look()
-        assert not keeper.finish()
+            manager.hear(*manager.tell())
+            manager._thread.join()
+            manager.look()
+        assert not manager.finish()
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "the checkpoint of step 2 could not be written: No space left on device (the/file)" in said
     assert "the last one is of step 1" in said
-    assert [path.name for path in keeper.folder.iterdir()] == ["step_000001"]
-    keeper.save(3, {})
-    assert keeper.finish() and steps_in(keeper.folder) == [3, 1]
+    assert [path.name for path in manager.folder.iterdir()] == ["step_000001"]
+    manager.save(3, {})
+    assert manager.finish() and steps_in(manager.folder) == [3, 1]
 
 
 def test_what_was_never_completed_is_cleared(make):
-    keeper, _ = make()
-    keeper.save(1, {})
-    keeper.finish()
-    (keeper.folder / "step_000002.tmp").mkdir()
-    (keeper.folder / "step_000002.tmp" / "rank_0.safetensors").write_bytes(b"half")
-    module.clear(keeper.folder)
-    assert [path.name for path in keeper.folder.iterdir()] == ["step_000001"]
-    module.clear(keeper.folder / "nowhere")
+    manager, _ = make()
+    manager.save(1, {})
+    manager.finish()
+    (manager.folder / "step_000002.tmp").mkdir()
+    (manager.folder / "step_000002.tmp" / "rank_0.safetensors").write_bytes(b"half")
+    module.clear(manager.folder)
+    assert [path.name for path in manager.folder.iterdir()] == ["step_000001"]
+    module.clear(manager.folder / "nowhere")
 
 
 def test_state_that_is_not_finite_is_no_checkpoint(make, capsys):
-    keeper, set_to = make(keep_last=1)
+    manager, set_to = make(keep_last=1)
     set_to(1)
-    keeper.save(1, {})
+    manager.save(1, {})
     for value_ in (np.nan, np.inf, -np.inf):
-        keeper.state[0].asnumpy()[2, 1] = value_
-        keeper.save(2, {})
-        assert not keeper.finish() and keeper.worthless
-    assert steps_in(keeper.folder) == [1] and (value(keeper, 1) == 1).all()
+        manager.state[0].asnumpy()[2, 1] = value_
+        manager.save(2, {})
+        assert not manager.finish() and manager.worthless
+    assert steps_in(manager.folder) == [1] and (value(manager, 1) == 1).all()
     assert capsys.readouterr().out.count("step 2 could not be written: weight holds values that are not finite") == 3
-    keeper.state[0].asnumpy()[2, 1] = 3.0e38  # huge, and finite
-    keeper.save(3, {})
-    assert keeper.finish() and not keeper.worthless
+    manager.state[0].asnumpy()[2, 1] = 3.0e38  # huge, and finite
+    manager.save(3, {})
+    assert manager.finish() and not manager.worthless
 
 
 def test_the_newest_sound_checkpoint_outlives_those_in_doubt(make):
     """A checkpoint is sound once a later step has found a finite loss with its weights."""
-    keeper, _ = make(keep_last=1)
+    manager, _ = make(keep_last=1)
     for step, sound, kept in ((5, 4, [5]), (10, 9, [10, 5]), (15, 9, [15, 5]), (20, 9, [20, 5]), (25, 24, [25, 20])):
-        keeper.save(step, {}, sound)
-        assert keeper.finish() and steps_in(keeper.folder) == kept
-    keeper.prune(25, 25)
-    assert steps_in(keeper.folder) == [25]
+        manager.save(step, {}, sound)
+        assert manager.finish() and steps_in(manager.folder) == kept
+    manager.prune(25, 25)
+    assert steps_in(manager.folder) == [25]
 
 
 def test_what_others_put_into_a_checkpoint_outlives_it(make):
-    keeper, _ = make(keep_last=1)
-    keeper.save(1, {})
-    keeper.finish()
-    note = keeper.folder / "step_000001" / "notes.txt"
+    manager, _ = make(keep_last=1)
+    manager.save(1, {})
+    manager.finish()
+    note = manager.folder / "step_000001" / "notes.txt"
     note.write_text("mine")
-    (keeper.folder / "step_000001" / ".ipynb_checkpoints").mkdir()
-    keeper.save(2, {})
-    keeper.finish()
-    assert steps_in(keeper.folder) == [2] and note.read_text() == "mine"
+    (manager.folder / "step_000001" / ".ipynb_checkpoints").mkdir()
+    manager.save(2, {})
+    manager.finish()
+    assert steps_in(manager.folder) == [2] and note.read_text() == "mine"
     assert {path.name for path in note.parent.iterdir()} == {"notes.txt", ".ipynb_checkpoints"}
-    module.clear(keeper.folder)
-    keeper.save(1, {})  # as after going back: the place is taken by what others left
-    keeper.finish()
+    module.clear(manager.folder)
+    manager.save(1, {})  # as after going back: the place is taken by what others left
+    manager.finish()
     assert Checkpoint(note.parent).step == 1 and note.read_text() == "mine"
 
 
 def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
-    keeper, _ = make(keep_last=1)
+    manager, _ = make(keep_last=1)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "rank_0.safetensors").write_text("of another disk")
     names = [
@@ -184,39 +184,39 @@ def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
         "step_" + 5 * "\u0660" + "\u0661",
     ]
     for name in names:
-        (keeper.folder / name).mkdir(parents=True)
-        (keeper.folder / name / "rank_0.safetensors").write_text("mine")
+        (manager.folder / name).mkdir(parents=True)
+        (manager.folder / name / "rank_0.safetensors").write_text("mine")
     for name in ("step_000010.zip", ".DS_Store", "Thumbs.db", "step_000003"):
-        (keeper.folder / name).write_text("mine")
+        (manager.folder / name).write_text("mine")
         names.append(name)
-    (keeper.folder / "step_000002.tmp").symlink_to(tmp_path / "elsewhere")
-    (keeper.folder / "step_000004").symlink_to(tmp_path / "nowhere")
-    module.clear(keeper.folder)
+    (manager.folder / "step_000002.tmp").symlink_to(tmp_path / "elsewhere")
+    (manager.folder / "step_000004").symlink_to(tmp_path / "nowhere")
+    module.clear(manager.folder)
     for step in (1, 5, 6):
-        keeper.save(step, {})
-    assert keeper.finish() and steps_in(keeper.folder) == [6]
-    assert {path.name for path in keeper.folder.iterdir()} == {*names, "step_000002.tmp", "step_000004", "step_000006"}
+        manager.save(step, {})
+    assert manager.finish() and steps_in(manager.folder) == [6]
+    assert {path.name for path in manager.folder.iterdir()} == {*names, "step_000002.tmp", "step_000004", "step_000006"}
     assert (tmp_path / "elsewhere" / "rank_0.safetensors").read_text() == "of another disk"
 
 
 def test_of_a_link_to_a_checkpoint_the_link_alone_is_deleted(make, tmp_path):
-    keeper, _ = make(keep_last=1)
-    keeper.save(1, {})
-    keeper.finish()
-    (keeper.folder / "step_000001").rename(tmp_path / "other_disk")
-    (keeper.folder / "step_000001").symlink_to(tmp_path / "other_disk")
-    assert steps_in(keeper.folder) == [1]
-    keeper.save(2, {})
-    assert keeper.finish() and steps_in(keeper.folder) == [2]
-    assert not (keeper.folder / "step_000001").is_symlink() and Checkpoint(tmp_path / "other_disk").step == 1
+    manager, _ = make(keep_last=1)
+    manager.save(1, {})
+    manager.finish()
+    (manager.folder / "step_000001").rename(tmp_path / "other_disk")
+    (manager.folder / "step_000001").symlink_to(tmp_path / "other_disk")
+    assert steps_in(manager.folder) == [1]
+    manager.save(2, {})
+    assert manager.finish() and steps_in(manager.folder) == [2]
+    assert not (manager.folder / "step_000001").is_symlink() and Checkpoint(tmp_path / "other_disk").step == 1
 
 
 @pytest.mark.parametrize("ending", [".gone.tmp", ".tmp", ".damaged.gone.tmp"])
 def test_a_deletion_that_was_cut_short_is_ended(ending, make):
-    keeper, _ = make()
-    half = keeper.folder / f"step_000007{ending}"
+    manager, _ = make()
+    half = manager.folder / f"step_000007{ending}"
     half.mkdir(parents=True)
     (half / "rank_0.safetensors").write_bytes(b"half")
     (half / "state.json.4711.tmp").write_bytes(b"half")
-    module.clear(keeper.folder)
-    assert list(keeper.folder.iterdir()) == []
+    module.clear(manager.folder)
+    assert list(manager.folder.iterdir()) == []

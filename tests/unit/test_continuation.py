@@ -12,7 +12,7 @@ from mindspore_palm.data.prepare import Kept
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train import continuation as resume
-from mindspore_palm.train.continuation import Start, check_corpus, check_same, differences, kept_text, start_from
+from mindspore_palm.train.continuation import StartOptions, check_corpus, check_same, differences, kept_text, start_from
 
 FREE = ["train.steps=9", "train.eval_every=3", "train.checkpoint_every=7", "train.keep_last=9", "train.output=b"]
 FREE += ["train.micro_batch=4", "train.device=GPU", "train.peak_tflops=3", "data.prepared=b", "train.spike_steps=9"]
@@ -29,7 +29,7 @@ def changed(*overrides):
 @pytest.mark.parametrize("override", FREE)
 def test_what_may_change(override):
     assert differences(Settings(), changed(override)) == {}
-    check_same(Settings(), changed(override), Start(), "run")
+    check_same(Settings(), changed(override), StartOptions(), "run")
 
 
 @pytest.mark.parametrize("override", MATTERS)
@@ -37,13 +37,15 @@ def test_what_is_refused_unless_it_is_accepted_by_name(override):
     name = override.split("=")[0]
     assert list(differences(Settings(), changed(override))) == [name]
     with pytest.raises(UserError, match=f"{name} was .* and is .* now"):
-        check_same(Settings(), changed(override), Start(accept=("train.steps",)), "run")
-    check_same(Settings(), changed(override), Start(accept=(name,)), "run")
+        check_same(Settings(), changed(override), StartOptions(accept=("train.steps",)), "run")
+    check_same(Settings(), changed(override), StartOptions(accept=(name,)), "run")
 
 
 def test_every_difference_is_shown():
     with pytest.raises(UserError) as caught:
-        check_same(Settings(), changed("train.seed=4", "data.path=new.txt", "train.eval_every=1"), Start(), "runs/a")
+        check_same(
+            Settings(), changed("train.seed=4", "data.path=new.txt", "train.eval_every=1"), StartOptions(), "runs/a"
+        )
     said = str(caught.value)
     assert said.splitlines()[0] == "runs/a was trained with other settings:"
     assert (
@@ -82,9 +84,9 @@ def old(fingerprint):
 
 
 def test_the_same_text_is_known_wherever_it_lies():
-    check_corpus({}, fingerprint_of(), Start(), Settings())
-    check_corpus(fingerprint_of(), fingerprint_of(), Start(), changed("data.path=moved"))
-    check_corpus(old(fingerprint_of()), fingerprint_of(), Start(), Settings())
+    check_corpus({}, fingerprint_of(), StartOptions(), Settings())
+    check_corpus(fingerprint_of(), fingerprint_of(), StartOptions(), changed("data.path=moved"))
+    check_corpus(old(fingerprint_of()), fingerprint_of(), StartOptions(), Settings())
 
 
 @pytest.mark.parametrize(
@@ -112,21 +114,21 @@ def test_the_same_text_is_known_wherever_it_lies():
 def test_another_text_is_refused_unless_the_text_itself_is_accepted(before, now, said):
     for accept in ((), ("data.path",), ("train.seed", "data.text_field")):
         with pytest.raises(UserError, match="its text changed since the run began") as caught:
-            check_corpus(before, now, Start(accept=accept), Settings())
+            check_corpus(before, now, StartOptions(accept=accept), Settings())
         assert said in str(caught.value) and "--accept data.content" in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-    check_corpus(before, now, Start(accept=("data.content",)), Settings())
+    check_corpus(before, now, StartOptions(accept=("data.content",)), Settings())
 
 
 def test_another_tokenizer_is_refused_whatever_is_accepted_of_the_text():
     now = {**fingerprint_of(tokens=50, sha256="a2"), "tokenizer": "t1"}
     for accept in ((), ("data.path",), ("data.content",)):
         with pytest.raises(UserError, match="not the tokenizer that the run was begun with"):
-            check_corpus(fingerprint_of(), now, Start(accept=accept), Settings())
-    check_corpus(fingerprint_of(), now, Start(accept=("data.tokenizer",)), Settings())
+            check_corpus(fingerprint_of(), now, StartOptions(accept=accept), Settings())
+    check_corpus(fingerprint_of(), now, StartOptions(accept=("data.tokenizer",)), Settings())
     other = {**fingerprint_of(bytes=99), "tokenizer": "t1"}
     with pytest.raises(UserError, match="train had 90 bytes and has 99 now"):
-        check_corpus(fingerprint_of(), other, Start(accept=("data.tokenizer",)), Settings())
+        check_corpus(fingerprint_of(), other, StartOptions(accept=("data.tokenizer",)), Settings())
 
 
 class StoredCheckpoint:
@@ -157,11 +159,11 @@ def stored(tmp_path, monkeypatch):
 
 def test_a_moved_text_needs_no_word_where_its_content_is_known(stored):
     moved = changed("data.path=moved", "data.tokenizer=x", "data.text_field=body")
-    check_same(Settings(), moved, Start(), stored(fingerprint_of()))
+    check_same(Settings(), moved, StartOptions(), stored(fingerprint_of()))
     with pytest.raises(UserError, match=r"train\.seed was 0 and is 1 now"):
-        check_same(Settings(), changed("data.path=moved", "train.seed=1"), Start(), stored(fingerprint_of()))
+        check_same(Settings(), changed("data.path=moved", "train.seed=1"), StartOptions(), stored(fingerprint_of()))
     with pytest.raises(UserError, match=r"data\.path was python-stdlib and is moved now"):
-        check_same(Settings(), moved, Start(), stored(old(fingerprint_of())))  # counts do not know a text
+        check_same(Settings(), moved, StartOptions(), stored(old(fingerprint_of())))  # counts do not know a text
 
 
 def test_a_run_keeps_the_tokenizer_of_its_checkpoints(stored, tmp_path):
@@ -181,7 +183,7 @@ def parse(**given):
 def test_arguments():
     assert parse(accept=["data.content"]).accept == ("data.content",)
     start = parse(accept=["data.path"], rewind_to=200, skip_batches="200:400", max_restarts=3)
-    assert start == Start(False, ("data.path",), 200, (200, 400), 3)
+    assert start == StartOptions(False, ("data.path",), 200, (200, 400), 3)
     assert start.asked == "--rewind-to 200 --skip-batches 200:400"
     assert (parse().asked, parse(rewind_to=0).asked) == ("", "--rewind-to 0")
 

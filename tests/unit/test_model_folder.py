@@ -73,14 +73,14 @@ def test_a_run_opens_by_its_own_folder(folder, settings):
 @pytest.fixture
 def run(palm, settings, tokenizer, tmp_path):
     """A run that has a checkpoint, and no model yet."""
-    from mindspore_palm.checkpoint.manager import Keeper
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.checkpoint.manager import CheckpointManager
+    from mindspore_palm.parallel.votes import Votes
 
     (tmp_path / "run").mkdir()
     state, place = palm.trainable_params(), tmp_path / "run" / "checkpoints"
-    keeper = Keeper(place, state, settings, tokenizer.serialized, Agreement(), lambda: None)
-    keeper.save(7, {"a": 1})
-    assert keeper.finish()
+    manager = CheckpointManager(place, state, settings, tokenizer.serialized, Votes(), lambda: None)
+    manager.save(7, {"a": 1})
+    assert manager.finish()
     return tmp_path / "run"
 
 
@@ -291,15 +291,17 @@ def test_a_model_that_an_earlier_version_exported_is_known_by_its_weights(run, p
 
 def test_a_run_opens_where_it_went_back_to(run, palm, settings, tokenizer):
     """Also before the next start has deleted what it left behind."""
-    from mindspore_palm.checkpoint.manager import Keeper
+    from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.checkpoint.model_folder import find_model
     from mindspore_palm.checkpoint.progress import Rewind, write_rewinds
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.parallel.votes import Votes
 
     checkpoints = run / "checkpoints"
-    keeper = Keeper(checkpoints, palm.trainable_params(), settings, tokenizer.serialized, Agreement(), lambda: None)
-    keeper.save(9, {})
-    assert keeper.finish() and find_model(run) == checkpoints / "step_000009"
+    manager = CheckpointManager(
+        checkpoints, palm.trainable_params(), settings, tokenizer.serialized, Votes(), lambda: None
+    )
+    manager.save(9, {})
+    assert manager.finish() and find_model(run) == checkpoints / "step_000009"
     write_rewinds(run, [Rewind("by hand", 9, 7, (0, 0), "--rewind-to 7")])
     assert find_model(run) == checkpoints / "step_000007"
 
@@ -324,17 +326,19 @@ def test_a_home_is_followed(folder, settings, monkeypatch):
 def adapted(tokenizer, tmp_path, device):
     """A network, LoRA on it in a checkpoint, and its settings."""
     from mindspore_palm import PaLM
-    from mindspore_palm.checkpoint.manager import Keeper
+    from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.model.lora import adapt
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.parallel.votes import Votes
 
     tuned = Settings.model_validate({"model": SIZES, "finetune": {"checkpoint": "base", "lora_rank": 2}})
     network = PaLM(tuned.model, seed=3)
     adapt(network, 2, 16.0, 0)
-    keeper = Keeper(tmp_path / "c", list(network.get_parameters()), tuned, tokenizer.serialized, Agreement(), bool)
-    keeper.save(1, {})
-    assert keeper.finish(), keeper.problem
-    return keeper.newest(), tuned
+    manager = CheckpointManager(
+        tmp_path / "c", list(network.get_parameters()), tuned, tokenizer.serialized, Votes(), bool
+    )
+    manager.save(1, {})
+    assert manager.finish(), manager.problem
+    return manager.newest(), tuned
 
 
 def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
@@ -351,12 +355,12 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
 
 def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_path):
     """Moved, it is the same; trained further, it is another one, which matters to a run that goes back to its start."""
-    from mindspore_palm.checkpoint.manager import Keeper
+    from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of
     from mindspore_palm.checkpoint.progress import Progress
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.parallel.votes import Votes
     from mindspore_palm.train.base_model import base_identity, check_base
-    from mindspore_palm.train.continuation import Start, check_same
+    from mindspore_palm.train.continuation import StartOptions, check_same
 
     def tuned(base):
         return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint": str(base)})})
@@ -373,13 +377,15 @@ def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_p
     progress.step = 7
     state = {"progress": progress.to_json()}
     place, parameters = tmp_path / "run" / "checkpoints", palm.trainable_params()
-    keeper = Keeper(place, parameters, tuned(tmp_path / "base"), tokenizer.serialized, Agreement(), lambda: None)
-    keeper.save(7, state)
-    assert keeper.finish()
+    manager = CheckpointManager(
+        place, parameters, tuned(tmp_path / "base"), tokenizer.serialized, Votes(), lambda: None
+    )
+    manager.save(7, state)
+    assert manager.finish()
     before = tuned(tmp_path / "base")
-    check_same(before, tuned(tmp_path / "moved"), Start(), tmp_path / "run")
+    check_same(before, tuned(tmp_path / "moved"), StartOptions(), tmp_path / "run")
     with pytest.raises(UserError, match=r"finetune\.checkpoint was .*base and is .*other now"):
-        check_same(before, tuned(tmp_path / "other"), Start(), tmp_path / "run")
+        check_same(before, tuned(tmp_path / "other"), StartOptions(), tmp_path / "run")
 
     check_base(tuned(tmp_path / "other"), progress)  # it has weights of its own
     progress.step = 0

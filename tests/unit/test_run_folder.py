@@ -10,8 +10,8 @@ from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import settings_to_yaml
 from mindspore_palm.train import run_folder as module
-from mindspore_palm.train.continuation import Start
-from mindspore_palm.train.run_folder import Found, check_run_folder, only_run, start_run_folder
+from mindspore_palm.train.continuation import StartOptions
+from mindspore_palm.train.run_folder import RunFolderState, check_run_folder, only_run, start_run_folder
 
 
 @pytest.fixture
@@ -24,14 +24,14 @@ def make_checkpoint(device, tmp_path):
     """Gives the run a checkpoint with its settings."""
     from mindspore import Parameter, Tensor
 
-    from mindspore_palm.checkpoint.manager import Keeper
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.checkpoint.manager import CheckpointManager
+    from mindspore_palm.parallel.votes import Votes
 
     def make(settings):
         weight = Parameter(Tensor(np.zeros((4, 3), np.float32)), name="weight")
-        keeper = Keeper(tmp_path / "run" / "checkpoints", [weight], settings, b"", Agreement(), lambda: None)
-        keeper.save(5, {})
-        assert keeper.finish()
+        manager = CheckpointManager(tmp_path / "run" / "checkpoints", [weight], settings, b"", Votes(), lambda: None)
+        manager.save(5, {})
+        assert manager.finish()
 
     return make
 
@@ -50,12 +50,12 @@ def test_one_run_at_a_time(tmp_path, monkeypatch):
 
 
 def test_nothing_is_there(settings, tmp_path):
-    assert check_run_folder(settings, Start()) is Found.NOTHING
+    assert check_run_folder(settings, StartOptions()) is RunFolderState.NOTHING
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
-    assert check_run_folder(settings, Start(skip_batches=(3, 4))) is Found.NOTHING
+    assert check_run_folder(settings, StartOptions(skip_batches=(3, 4))) is RunFolderState.NOTHING
     with pytest.raises(UserError, match="--rewind-to 7: there is no checkpoint"):
-        check_run_folder(settings, Start(rewind_to=7))
+        check_run_folder(settings, StartOptions(rewind_to=7))
 
 
 def test_a_run_that_ended_before_its_first_checkpoint(settings, tmp_path):
@@ -64,15 +64,15 @@ def test_a_run_that_ended_before_its_first_checkpoint(settings, tmp_path):
     (run / "metrics.csv").write_text("step\n1\n")
     (run / "config.yaml").write_text(settings_to_yaml(settings))
     (run / "notes.txt").write_text("mine")
-    assert check_run_folder(settings, Start()) is Found.BEGUN
+    assert check_run_folder(settings, StartOptions()) is RunFolderState.BEGUN
     other = Settings.model_validate({"train": {"output": str(run), "seed": 4}})
     with pytest.raises(UserError, match=r"train\.seed was 0 and is 4 now"):  # somebody else's
-        check_run_folder(other, Start())
-    assert check_run_folder(other, Start(overwrite=True)) is Found.NOTHING
+        check_run_folder(other, StartOptions())
+    assert check_run_folder(other, StartOptions(overwrite=True)) is RunFolderState.NOTHING
     write_rewinds(run, [Rewind("by hand", 0, 0, (8, 16), "--skip-batches 1:2")])
-    start_run_folder(run, settings, Found.BEGUN)
+    start_run_folder(run, settings, RunFolderState.BEGUN)
     assert not (run / "metrics.csv").exists() and read_rewinds(run) and (run / "notes.txt").exists()
-    start_run_folder(run, other, Found.NOTHING)
+    start_run_folder(run, other, RunFolderState.NOTHING)
     assert not read_rewinds(run) and "seed: 4" in (run / "config.yaml").read_text()
 
 
@@ -81,8 +81,8 @@ def test_a_model_without_checkpoints_is_not_touched(name, settings, tmp_path):
     """As an earlier version left it."""
     (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.raises(UserError, match="holds a run already, which left no checkpoint"):
-        check_run_folder(settings, Start())
-    start_run_folder(tmp_path / "run", settings, Found.CHECKPOINTS)
+        check_run_folder(settings, StartOptions())
+    start_run_folder(tmp_path / "run", settings, RunFolderState.CHECKPOINTS)
     assert (tmp_path / "run" / name).exists()
 
 
@@ -112,12 +112,12 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(settings, tmp_path)
     for name in ours:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("ours")
-    assert check_run_folder(settings, Start(overwrite=True)) is Found.NOTHING
-    start_run_folder(run, settings, Found.NOTHING)
+    assert check_run_folder(settings, StartOptions(overwrite=True)) is RunFolderState.NOTHING
+    start_run_folder(run, settings, RunFolderState.NOTHING)
     left = {path: path.read_text() for path in run.rglob("*") if path.is_file()}
     assert left.pop(run / "config.yaml") == settings_to_yaml(settings)
     assert left == foreign
-    assert check_run_folder(settings, Start()) is Found.NOTHING  # what others put there is no run
+    assert check_run_folder(settings, StartOptions()) is RunFolderState.NOTHING  # what others put there is no run
 
 
 def test_links_that_would_be_replaced_or_lead_nowhere_are_refused_first(settings, tmp_path):
@@ -127,20 +127,20 @@ def test_links_that_would_be_replaced_or_lead_nowhere_are_refused_first(settings
     for name in ("metrics.csv", "final", "checkpoints", "config.yaml", "tensorboard", "loss.png"):
         (run / name).symlink_to(tmp_path / "nowhere")
         with pytest.raises(UserError, match=f"run/{name} is a link to .*nowhere.*remove the link"):
-            check_run_folder(settings, Start())
+            check_run_folder(settings, StartOptions())
         (run / name).unlink()
     (run / "final").symlink_to(tmp_path / "shared")
     with pytest.raises(UserError, match="and a run replaces what is there; remove the link"):
-        check_run_folder(settings, Start(overwrite=True))
+        check_run_folder(settings, StartOptions(overwrite=True))
     (run / "final").unlink()
     for name in ("checkpoints", "final", "tensorboard"):
         (run / name).write_text("a file")
         with pytest.raises(UserError, match=f"run/{name} is a file, and a run keeps a folder there; move it away"):
-            check_run_folder(settings, Start())
+            check_run_folder(settings, StartOptions())
         (run / name).unlink()
     (run / "metrics.csv").mkdir()
     with pytest.raises(UserError, match="is a folder, and a run keeps a file there; move it away"):
-        check_run_folder(settings, Start())
+        check_run_folder(settings, StartOptions())
 
 
 def test_nothing_is_deleted_through_a_link(settings, tmp_path):
@@ -150,23 +150,23 @@ def test_nothing_is_deleted_through_a_link(settings, tmp_path):
     (disk / "step_000005").mkdir(parents=True)
     (disk / "step_000005" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"--overwrite: .*checkpoints is a link to .*disk, and nothing outside"):
-        check_run_folder(settings, Start(overwrite=True))
-    start_run_folder(run, settings, Found.NOTHING)
+        check_run_folder(settings, StartOptions(overwrite=True))
+    start_run_folder(run, settings, RunFolderState.NOTHING)
     assert (disk / "step_000005" / "manifest.json").exists()
     (disk / "step_000005" / "manifest.json").unlink()
     (disk / "step_000005").rmdir()
-    assert check_run_folder(settings, Start(overwrite=True)) is Found.NOTHING  # it is followed, then
-    start_run_folder(run, settings, Found.NOTHING)
+    assert check_run_folder(settings, StartOptions(overwrite=True)) is RunFolderState.NOTHING  # it is followed, then
+    start_run_folder(run, settings, RunFolderState.NOTHING)
     assert (run / "checkpoints").is_symlink()
 
 
 def test_an_output_that_is_a_link_to_another_disk(settings, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    assert check_run_folder(settings, Start()) is Found.NOTHING
+    assert check_run_folder(settings, StartOptions()) is RunFolderState.NOTHING
     (tmp_path / "disk").rmdir()
     with pytest.raises(UserError, match=r"train\.output = .*run: .*run is a link to .*disk, and nothing is there"):
-        check_run_folder(settings, Start())
+        check_run_folder(settings, StartOptions())
 
 
 def test_rows_of_another_run_are_set_aside_and_not_cut(tmp_path, capsys):
@@ -186,11 +186,11 @@ def test_settings_that_somebody_edited_are_kept_and_not_read(make_checkpoint, se
     make_checkpoint(settings)
     for content in (settings_to_yaml(settings), settings_to_yaml(settings).replace("steps: 1000", "steps: 2000")):
         (run / "config.yaml").write_text(content)
-        start_run_folder(run, settings, Found.CHECKPOINTS)
+        start_run_folder(run, settings, RunFolderState.CHECKPOINTS)
         assert not (run / "config.yaml.other").exists()
     for number, content in enumerate((settings_to_yaml(settings).replace("seed: 0", "seed: 7"), "{", "")):
         (run / "config.yaml").write_text(content)
-        start_run_folder(run, settings, Found.CHECKPOINTS)
+        start_run_folder(run, settings, RunFolderState.CHECKPOINTS)
         kept = run / ("config.yaml.other" if number == 0 else f"config.yaml.other.{number + 1}")
         assert kept.exists() == bool(content) and (not content or kept.read_text() == content)
     assert (run / "config.yaml").read_text() == settings_to_yaml(settings)

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 
 from mindspore_palm.checkpoint.progress import Progress, Rewind, write_rewinds
-from mindspore_palm.checkpoint.timeline import ahead_of, decisions, next_step, progress_of, same_text, standing
+from mindspore_palm.checkpoint.timeline import (
+    ahead_of,
+    current_checkpoint,
+    decisions,
+    next_step,
+    progress_of,
+    same_text,
+)
 from mindspore_palm.config import Settings
 from mindspore_palm.data.order import Segment, sizes_from
 from mindspore_palm.errors import UserError
-from mindspore_palm.train.continuation import Start
+from mindspore_palm.train.continuation import StartOptions
 
 RAMP = {"batch_size": [[0, 2], [5, 4], [20, 8]]}
 
@@ -20,17 +27,17 @@ def make(device, tmp_path):
     """Gives the run in ``tmp_path`` a checkpoint of a step, with what its state says of the run."""
     from mindspore import Parameter, Tensor
 
-    from mindspore_palm.checkpoint.manager import Keeper
-    from mindspore_palm.parallel.agree import Agreement
+    from mindspore_palm.checkpoint.manager import CheckpointManager
+    from mindspore_palm.parallel.votes import Votes
 
     weight = Parameter(Tensor(np.zeros((4, 3), np.float32)), name="weight")
     settings = Settings.model_validate({"train": {"output": str(tmp_path), **RAMP}})
 
     def make(step, progress=None):
         progress = progress or Progress(step=step)
-        keeper = Keeper(tmp_path / "checkpoints", [weight], settings, b"", Agreement(), lambda: None)
-        keeper.save(step, {"progress": progress.to_json()})
-        assert keeper.finish()
+        manager = CheckpointManager(tmp_path / "checkpoints", [weight], settings, b"", Votes(), lambda: None)
+        manager.save(step, {"progress": progress.to_json()})
+        assert manager.finish()
 
     make.settings = settings
     return make
@@ -57,16 +64,16 @@ def test_small_sizes_that_are_over_do_not_forbid_a_larger_mesh(make, tmp_path):
     make(20)
     eight = make.settings.model_copy(update={"parallel": make.settings.parallel.model_copy(update={"data": 8})})
     assert check_settings(eight, "CPU").devices == 8
-    for start in (Start(rewind_to=0), Start(rewind_to=4), Start(overwrite=True)):
+    for start in (StartOptions(rewind_to=0), StartOptions(rewind_to=4), StartOptions(overwrite=True)):
         with pytest.raises(UserError, match=r"train\.batch_size"):
             check_settings(eight, "CPU", start)
     with pytest.raises(UserError, match=r"train\.batch_size"):
-        check_settings(eight, "CPU", Start(rewind_to=5))  # with 4 sequences, of which 8 devices have none
+        check_settings(eight, "CPU", StartOptions(rewind_to=5))  # with 4 sequences, of which 8 devices have none
 
 
 def test_an_old_checkpoint_says_by_its_settings_which_text_it_had(make, tmp_path):
     make(7, Progress(step=7, not_finite=2))
-    progress = progress_of(standing(tmp_path))
+    progress = progress_of(current_checkpoint(tmp_path))
     assert progress.segments == (Segment(0, ((0, 2), (5, 4), (20, 8)), 256, 0),)
     values = progress.to_json()
     del values["sound"], values["segments"], values["base"]
@@ -80,11 +87,11 @@ def test_decisions_are_compared_by_content(make, tmp_path):
     make(9, Progress(step=9, rewinds=[theirs]))
     write_rewinds(tmp_path, [ours])
     with pytest.raises(UserError, match=r"knows decisions to go back that .*rewinds\.json does not hold"):
-        standing(tmp_path)
+        current_checkpoint(tmp_path)
     (tmp_path / "rewinds.json").unlink()  # lost: the checkpoint knows them
     assert decisions(tmp_path) == [theirs]
-    assert standing(tmp_path, [theirs]).step == 9
-    assert standing(tmp_path, [theirs, Rewind("c", 9, 6, (0, 0))]).step == 5
+    assert current_checkpoint(tmp_path, [theirs]).step == 9
+    assert current_checkpoint(tmp_path, [theirs, Rewind("c", 9, 6, (0, 0))]).step == 5
 
 
 def test_the_next_step(make, tmp_path):

@@ -125,7 +125,7 @@ def test_a_tokenizer_with_more_tokens_is_refused_by_one_sentence_everywhere(few,
     from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.convert.convert import convert
     from mindspore_palm.convert.model import Options
-    from mindspore_palm.evaluate.evaluate import Wanted, evaluate
+    from mindspore_palm.evaluate.evaluate import EvaluateOptions, evaluate
     from mindspore_palm.train.finetune import with_model_of_checkpoint
 
     (tmp_path / "text.txt").write_text("def permute(")
@@ -135,7 +135,7 @@ def test_a_tokenizer_with_more_tokens_is_refused_by_one_sentence_everywhere(few,
         lambda: Generator(palm, larger),
         lambda: Scorer(palm, larger, 32),
         lambda: load_tokenizer(few),
-        lambda: evaluate(str(few), Wanted(text=[str(tmp_path / "text.txt")]), print),
+        lambda: evaluate(str(few), EvaluateOptions(text=[str(tmp_path / "text.txt")]), print),
         lambda: with_model_of_checkpoint(Settings.model_validate(tuned)),
         lambda: convert(*places, Options(), print),
         lambda: convert(*places, Options(), print, tokenizer=larger.model_file),

@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from mindspore_palm.checkpoint.cleanup import delete_ours
+from mindspore_palm.checkpoint.cleanup import delete_own_files
 from mindspore_palm.console import say
 from mindspore_palm.files import write_atomically
 from mindspore_palm.train.log.clock import Clock
@@ -229,7 +229,7 @@ def cut_records(folder: Path, step: int) -> None:
         table.unlink(missing_ok=True)
     if new_board.exists() and not board.exists():  # a cut was ended between its last two lines
         os.replace(new_board, board)
-    delete_ours(new_board, EVENT_FILES)
+    delete_own_files(new_board, EVENT_FILES)
     files = sorted(path for path in board.iterdir() if _is_ours(path)) if board.exists() else []
     if files:
         # a cut that was ended before the last line has left some events twice

@@ -11,8 +11,8 @@ from mindspore_palm.parallel.sums import SumOverDevices
 LARGEST = 2**24  # whole numbers up to here are exact in float32
 
 
-class Agreement:
-    """``agreement(wish, ...)`` says for each wish how many workers of the current layout have it.
+class Votes:
+    """``votes(wish, ...)`` says for each wish how many workers of the current layout have it.
 
     All of them must call it equally often, with equally many wishes. None returns before all have called.
     """
@@ -23,7 +23,7 @@ class Agreement:
     def __call__(self, *wishes: bool) -> tuple[int, ...]:
         return self._add(wishes or (False,))
 
-    def told_by_first(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """The number that rank 0 gives, at most 2^24, on all workers."""
         if not 0 <= number <= LARGEST:
             raise ValueError(f"{number} is not between 0 and {LARGEST}")
