@@ -15,7 +15,6 @@ from mindspore_palm.files import expanded, write_atomically
 from mindspore_palm.model.lora import adapter_shapes, merged_palm
 from mindspore_palm.model.palm import PaLM
 
-ADAPTER = "adapter.safetensors"
 FORMAT = "mindspore_palm LoRA 1"
 
 

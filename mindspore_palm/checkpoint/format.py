@@ -31,17 +31,20 @@ from safetensors import SafetensorError, safe_open
 from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
 from mindspore_palm.checkpoint.safetensors_stream import Digest, Digesting, digest_of, write_tensors
 from mindspore_palm.errors import UserError
-from mindspore_palm.files import TEMPORARY, sync_folder, write_atomically
+from mindspore_palm.file_names import CONFIG, DAMAGED, GONE, MANIFEST, STATE, TEMPORARY, TOKENIZER
+from mindspore_palm.files import names_pattern, sync_folder, write_atomically
 from mindspore_palm.parallel.placement import Placement, Window
 
 FORMAT = "mindspore_palm checkpoint 1"
-MANIFEST, STATE, CONFIG, TOKENIZER = "manifest.json", "state.json", "config.yaml", "tokenizer.model"
-GONE = f".gone{TEMPORARY}"  # the ending of a checkpoint that is being deleted
-OWN_FILES = re.compile(
-    r"(rank_[0-9]+\.(safetensors|json)|state\.json|config\.yaml|tokenizer\.model|manifest\.json)(\.[0-9]+\.tmp)?"
+CHECKPOINT_FILES = names_pattern(
+    r"rank_[0-9]+\.(safetensors|json)", *map(re.escape, (STATE, CONFIG, TOKENIZER, MANIFEST))
 )
 """Names of a checkpoint's files: no other is ever deleted."""
-ALL = re.compile(rf"(?P<name>step_[0-9]{{6,}}(\.damaged(\.[0-9]+)?)?)(?P<ending>((\.gone)?{TEMPORARY})?)")
+CHECKPOINT_FOLDER = re.compile(
+    rf"(?P<name>step_[0-9]{{6,}}({re.escape(DAMAGED)}(\.[0-9]+)?)?)"
+    rf"(?P<ending>({re.escape(TEMPORARY)}|{re.escape(GONE)})?)"
+)
+"""Names of a checkpoint's folder: complete, set aside as damaged, being written, or being deleted."""
 BLOCK = 2**26  # bytes of a tensor that are in memory at a time when it is copied
 
 
@@ -270,10 +273,10 @@ def discard(folder: Path) -> None:
         folder.unlink()
     elif folder.is_dir():
         gone = folder.with_name(f"{folder.name}{GONE}")
-        if gone.exists() and not delete_own_files(gone, OWN_FILES):  # of a deletion that was cut short
+        if gone.exists() and not delete_own_files(gone, CHECKPOINT_FILES):  # of a deletion that was cut short
             move_into(gone, folder)
         os.replace(folder, gone)
-        if not delete_own_files(gone, OWN_FILES):
+        if not delete_own_files(gone, CHECKPOINT_FILES):
             os.replace(gone, folder)
 
 
@@ -291,7 +294,7 @@ def has_our_files(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = [path.name for path in folder.iterdir()]
-    return not names or any(OWN_FILES.fullmatch(name) for name in names)
+    return not names or any(CHECKPOINT_FILES.fullmatch(name) for name in names)
 
 
 def folder_name(step: int) -> str:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mindspore_palm.checkpoint.format import BLOCK, CONFIG, Checkpoint
+from mindspore_palm.checkpoint.format import BLOCK, Checkpoint
 from mindspore_palm.checkpoint.merged import model_weights
 from mindspore_palm.checkpoint.safetensors_stream import file_tensors
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CONFIG, WEIGHTS
 from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.parallel.placement import Window
 from mindspore_palm.settings import load_settings
 
-WEIGHTS = "model.safetensors"
 MODEL_OF = "checkpoint"  # in the header of a model: the identity of the checkpoint that it was exported from
 
 

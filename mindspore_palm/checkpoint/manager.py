@@ -13,10 +13,10 @@ from mindspore import Parameter
 
 from mindspore_palm.checkpoint import format as checkpoint
 from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
-from mindspore_palm.checkpoint.format import CONFIG, STATE, TOKENIZER, Checkpoint
+from mindspore_palm.checkpoint.format import Checkpoint
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
-from mindspore_palm.files import TEMPORARY
+from mindspore_palm.file_names import CONFIG, GONE, STATE, TEMPORARY, TOKENIZER
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.votes import Votes
@@ -230,7 +230,7 @@ class CheckpointManager:
         if this_rank() != 0:
             return
         with suppress(OSError):  # cleared at the next start
-            delete_own_files(self._temporary(step), checkpoint.OWN_FILES)
+            delete_own_files(self._temporary(step), checkpoint.CHECKPOINT_FILES)
         there = checkpoint.steps_in(self.folder)
         last = f"the last one is of step {there[0]}" if there else "there is none yet"
         say(f"the checkpoint of step {step} could not be written: {self.problem}; training goes on, {last}")
@@ -243,14 +243,14 @@ def clear(folder: Path) -> None:
         OSError: a file could not be deleted.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        found = checkpoint.ALL.fullmatch(path.name)
+        found = checkpoint.CHECKPOINT_FOLDER.fullmatch(path.name)
         if (
             not found
             or not found.group("ending")
             or not path.is_dir()
             or path.is_symlink()
-            or delete_own_files(path, checkpoint.OWN_FILES)
+            or delete_own_files(path, checkpoint.CHECKPOINT_FILES)
         ):
             continue
-        if found.group("ending") == checkpoint.GONE:  # what others put there
+        if found.group("ending") == GONE:  # what others put there
             move_into(path, folder / found.group("name"))

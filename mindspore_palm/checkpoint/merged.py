@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspore_palm.checkpoint.format import CONFIG, Checkpoint, Stored
+from mindspore_palm.checkpoint.format import Checkpoint, Stored
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CONFIG
 from mindspore_palm.model.initial import weight_axes
 from mindspore_palm.model.lora import A, B, merged
 from mindspore_palm.parallel.placement import Window

@@ -16,17 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
-from mindspore_palm.checkpoint.format import MANIFEST, Checkpoint, Stored, folder_name, steps_in
-from mindspore_palm.checkpoint.identity import MODEL_OF, WEIGHTS, header_of, is_model_of
+from mindspore_palm.checkpoint.format import Checkpoint, Stored, folder_name, steps_in
+from mindspore_palm.checkpoint.identity import MODEL_OF, header_of, is_model_of
 from mindspore_palm.checkpoint.merged import Merged, model_weights
 from mindspore_palm.checkpoint.padding import Repadded, with_rows
 from mindspore_palm.checkpoint.safetensors_stream import FileTensor, Source, file_tensors, write_tensors
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, current_checkpoint
+from mindspore_palm.checkpoint.timeline import current_checkpoint
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
-from mindspore_palm.files import expanded, write_atomically
+from mindspore_palm.file_names import CHECKPOINTS, CONFIG, FINAL, MANIFEST, TEMPORARY, TOKENIZER, WEIGHTS
+from mindspore_palm.files import expanded, names_pattern, write_atomically
 from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout
@@ -35,8 +36,7 @@ from mindspore_palm.parallel.placement import Window
 from mindspore_palm.parallel.weights import deferred_init
 from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
 
-TOKENIZER, CONFIG = "tokenizer.model", "config.yaml"
-MODEL_FILES = re.compile(r"(model\.safetensors|tokenizer\.model|config\.yaml)(\.[0-9]+\.tmp)?")
+MODEL_FILES = names_pattern(*map(re.escape, (WEIGHTS, TOKENIZER, CONFIG)))
 """Names of a model's files: no other is ever deleted."""
 LACKING = ("F8", "F6", "F4")  # how safetensors' names of types begin that NumPy has not
 
@@ -63,7 +63,7 @@ def save_model(
         OSError: a file could not be written; nothing is left behind.
     """
     about = {"format": "mindspore_palm", "step": str(step)} | ({MODEL_OF: checkpoint} if checkpoint else {})
-    temporary = folder.with_name(f"{folder.name}.tmp")
+    temporary = folder.with_name(f"{folder.name}{TEMPORARY}")
     delete_own_files(temporary, MODEL_FILES)
     temporary.mkdir(parents=True, exist_ok=True)
     try:
@@ -144,7 +144,7 @@ def find_model(folder: Path) -> Path:
         raise UserError(f"there is no folder {folder}")
     if (folder / WEIGHTS).exists() or (folder / MANIFEST).exists():
         return folder
-    final = folder / "final"
+    final = folder / FINAL
     newest = current_checkpoint(folder)
     if newest is None:
         if (final / WEIGHTS).exists():
@@ -152,8 +152,8 @@ def find_model(folder: Path) -> Path:
         if steps := steps_in(folder / CHECKPOINTS):  # none is whole: opening one says what is wrong with it
             return folder / CHECKPOINTS / folder_name(steps[0])
         raise UserError(
-            f"{folder}: neither {WEIGHTS} nor final/{WEIGHTS} nor a checkpoint is there; name the folder of a finished "
-            "run"
+            f"{folder}: neither {WEIGHTS} nor {FINAL}/{WEIGHTS} nor a checkpoint is there; name the folder of a "
+            "finished run"
         )
     if not (final / WEIGHTS).exists():
         return newest.folder

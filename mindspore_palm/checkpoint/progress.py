@@ -10,9 +10,8 @@ from typing import Any
 
 from mindspore_palm.data.order import Segment, merged
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import REWINDS
 from mindspore_palm.files import write_json
-
-REWINDS = "rewinds.json"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from mindspore import Parameter
 from mindspore_palm.checkpoint.cleanup import free_name
 from mindspore_palm.checkpoint.format import Checkpoint, DamagedCheckpoint, Stored, discard, folder_name, steps_in
 from mindspore_palm.checkpoint.padding import Repadded, with_rows
-from mindspore_palm.checkpoint.progress import REWINDS, Progress, Rewind, read_rewinds, write_rewinds
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, current_checkpoint, decisions, progress_of
+from mindspore_palm.checkpoint.progress import Progress, Rewind, read_rewinds, write_rewinds
+from mindspore_palm.checkpoint.timeline import current_checkpoint, decisions, progress_of
 from mindspore_palm.console import say
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CHECKPOINTS, DAMAGED, REWINDS
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.votes import Votes
@@ -92,7 +93,7 @@ def _newest(folder: Path, rewinds: Sequence[Rewind]) -> int:
     if found := current_checkpoint(folder, rewinds, _set_aside):
         return found.step
     checkpoints = folder / CHECKPOINTS
-    damaged = sorted(checkpoints.glob("*.damaged*"))
+    damaged = sorted(checkpoints.glob(f"*{DAMAGED}*"))
     if damaged and not any(rewind.to == 0 for rewind in rewinds):
         raise UserError(
             f"no checkpoint in {checkpoints} is whole; begin anew by --overwrite or in another train.output"
@@ -101,7 +102,7 @@ def _newest(folder: Path, rewinds: Sequence[Rewind]) -> int:
 
 
 def _set_aside(checkpoint: Path, problem: str) -> None:
-    aside = free_name(checkpoint.with_name(f"{checkpoint.name}.damaged"))
+    aside = free_name(checkpoint.with_name(f"{checkpoint.name}{DAMAGED}"))
     say(f"{problem}; {checkpoint.name} is set aside as {aside.name}, going back to the one before")
     with suppress(FileNotFoundError):
         os.replace(checkpoint, aside)

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.checkpoint.format import CONFIG, Checkpoint, DamagedCheckpoint, folder_name, steps_in
-from mindspore_palm.checkpoint.progress import REWINDS, Progress, Rewind, read_rewinds, skipped
+from mindspore_palm.checkpoint.format import Checkpoint, DamagedCheckpoint, folder_name, steps_in
+from mindspore_palm.checkpoint.progress import Progress, Rewind, read_rewinds, skipped
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared
 from mindspore_palm.data.order import Segment, order_name, sizes_from
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CHECKPOINTS, CONFIG, REWINDS
 from mindspore_palm.settings import load_settings
-
-CHECKPOINTS = "checkpoints"
 
 
 def current_checkpoint(

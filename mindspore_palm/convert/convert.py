@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_palm.checkpoint.model_folder import TOKENIZER, WEIGHTS, set_weights
+from mindspore_palm.checkpoint.model_folder import set_weights
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
 from mindspore_palm.convert.forward import NUMPY
@@ -24,6 +24,7 @@ from mindspore_palm.convert.widen import widen
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import count_tokens, fit_vocabulary, padding_note
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TOKENIZER, WEIGHTS
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.parallel.weights import deferred_init

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_palm.checkpoint.model_folder import TOKENIZER, read_weights
+from mindspore_palm.checkpoint.model_folder import read_weights
 from mindspore_palm.checkpoint.safetensors_stream import write_tensors
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.forward import NUMPY, logits
@@ -21,6 +21,7 @@ from mindspore_palm.convert.model import Computed, Model, Options, as_float32, r
 from mindspore_palm.convert.parts import put_together, take_apart
 from mindspore_palm.convert.shards import read_files, read_json
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TOKENIZER
 from mindspore_palm.files import write_atomically, write_json
 from mindspore_palm.settings import model_config
 

@@ -23,11 +23,12 @@ from mindspore_palm.data.survey import Digest, Survey, sample, survey, survey_fr
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import Interrupted, UserError
-from mindspore_palm.files import TEMPORARY, locked, write_json
+from mindspore_palm.file_names import LOCK, TEMPORARY, TOKENIZER
+from mindspore_palm.files import locked, write_json
 
 FORMAT = 2  # goes up whenever the same corpus would give other bits
 SHARD_BYTES = 4 * 2**20  # text that is encoded between two marks; what a kill costs at most
-LOCK, MODEL, SURVEY, PROGRESS, META = "lock", "tokenizer.model", "survey.json", "progress.json", "meta.json"
+SURVEY, PROGRESS, META = "survey.json", "progress.json", "meta.json"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, kept: Kept
     work = _Work(data, vocab_size, given, files, any_share, content_of(files.read, root))
     if given is None and kept is not None:
         done = work.finished(root)
-        if done is None or (done / MODEL).read_bytes() != kept.tokenizer:
+        if done is None or (done / TOKENIZER).read_bytes() != kept.tokenizer:
             given = Tokenizer(root / "tokenizer of the run", kept.tokenizer)
             work = dataclasses.replace(work, given=given)
     folder = work.finished(root)
@@ -148,7 +149,7 @@ def _open(folder: Path, data: DataConfig, files: Files) -> Prepared:
         train, validation = (TokenFile(folder / name) for name in SPLITS)
         for name, split_tokens in zip(SPLITS, (train, validation), strict=True):
             meta[name]["sha256"] = split_tokens.sha256
-        tokenizer = Tokenizer(folder / MODEL)
+        tokenizer = Tokenizer(folder / TOKENIZER)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / META}: not readable; delete {folder} and prepare again") from None
     except UserError as error:
@@ -245,7 +246,7 @@ class _Preparation:
             return result
 
     def _tokenizer(self, found: Survey) -> Tokenizer:
-        file = self.folder / MODEL
+        file = self.folder / TOKENIZER
         if self.given is not None:
             self.given.write(file)
             return Tokenizer(file)
@@ -297,7 +298,7 @@ class _Preparation:
             return 0, open_at({name: Mark() for name in SPLITS})
 
     def _text_changed(self) -> None:
-        for name in (SURVEY, MODEL, PROGRESS):  # they may be of neither the old text nor the new
+        for name in (SURVEY, TOKENIZER, PROGRESS):  # they may be of neither the old text nor the new
             (self.folder / name).unlink(missing_ok=True)
         raise UserError(f"data.path = {shown(self.data.path)}: the text changed while it was prepared; start again")
 

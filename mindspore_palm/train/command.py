@@ -10,6 +10,7 @@ from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.file_names import WORKERS
 from mindspore_palm.launch.process import OneProcess, end_with_launcher, with_restarts
 from mindspore_palm.launch.supervisor import LAUNCHER
 from mindspore_palm.launch.workers import Workers, next_attempt
@@ -61,7 +62,7 @@ def run(settings: Settings, start: StartOptions, command: Sequence[str]) -> None
             build.extension()  # what must be built is built once, and what is missing is said once
             open_data(settings, start.overwrite)
             with_restarts(
-                lambda again, board: Workers(devices, again, next_attempt(folder / "workers"), board).join(),
+                lambda again, board: Workers(devices, again, next_attempt(folder / WORKERS), board).join(),
                 command,
                 restarts,
             )

@@ -12,28 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.checkpoint.format import (
-    TOKENIZER,
-    Checkpoint,
-    DamagedCheckpoint,
-    folder_name,
-    steps_in,
-)
+from mindspore_palm.checkpoint.format import Checkpoint, DamagedCheckpoint, folder_name, steps_in
 from mindspore_palm.checkpoint.progress import Progress, Rewind, write_rewinds
-from mindspore_palm.checkpoint.timeline import (
-    CHECKPOINTS,
-    batches_of,
-    current_checkpoint,
-    decisions,
-    progress_of,
-    segments_from,
-)
+from mindspore_palm.checkpoint.timeline import batches_of, current_checkpoint, decisions, progress_of, segments_from
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
 from mindspore_palm.data.files import shown
 from mindspore_palm.data.prepare import Kept
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CHECKPOINTS, TOKENIZER
 from mindspore_palm.train.base_model import has_moved
 from mindspore_palm.train.state import fingerprint
 
@@ -257,9 +245,9 @@ def _changes(name: str, before: Any, now: Any, without: Sequence[str]) -> list[s
 
 def kept_text(folder: Path) -> Kept | None:
     """What a run in a folder keeps of how its text was prepared; None if there is no checkpoint that knows it."""
-    for step in steps_in(folder / "checkpoints"):
+    for step in steps_in(folder / CHECKPOINTS):
         try:
-            checkpoint = Checkpoint(folder / "checkpoints" / folder_name(step))
+            checkpoint = Checkpoint(folder / CHECKPOINTS / folder_name(step))
             tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
             corpus = checkpoint.state["corpus"]
         except (DamagedCheckpoint, OSError, KeyError):
@@ -271,9 +259,9 @@ def kept_text(folder: Path) -> Kept | None:
 
 def _knows_content(folder: Path) -> bool:
     """Whether the newest checkpoint of a run has a hash of what it was trained on."""
-    for step in steps_in(folder / "checkpoints"):
+    for step in steps_in(folder / CHECKPOINTS):
         with suppress(DamagedCheckpoint):
-            return _has_hash(Checkpoint(folder / "checkpoints" / folder_name(step)).state.get("corpus", {}))
+            return _has_hash(Checkpoint(folder / CHECKPOINTS / folder_name(step)).state.get("corpus", {}))
     return False
 
 

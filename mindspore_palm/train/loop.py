@@ -9,18 +9,19 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from mindspore_palm.checkpoint.adapter import ADAPTER, save_adapter
+from mindspore_palm.checkpoint.adapter import save_adapter
 from mindspore_palm.checkpoint.format import steps_in
 from mindspore_palm.checkpoint.manager import CheckpointManager, clear
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.checkpoint.restore import discard_after, restore
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
+from mindspore_palm.checkpoint.timeline import ahead_of, batches_of, next_step, segments_from, what_changed
 from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
 from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.data import Prepared
 from mindspore_palm.errors import Interrupted, UserError, same_command
+from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL, LOSS_CHART, METRICS, REWINDS, TENSORBOARD
 from mindspore_palm.files import check_links
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import LAUNCHER
@@ -196,7 +197,7 @@ def assemble(
     if progress.step:
         say(f"going on from step {progress.step}")
         if records and len(records.rows) < progress.step:
-            say("metrics.csv lacks rows before that step: somebody has taken them out")
+            say(f"{METRICS} lacks rows before that step: somebody has taken them out")
     if known and progress.segments != known:
         say(what_changed(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
@@ -309,7 +310,7 @@ def finish(run: Run) -> Evaluation:
         finetune = run.settings.finetune
         if finetune.lora_rank:
             save_adapter(run.manager.newest(), run.folder / ADAPTER, run.settings.model, finetune)
-        export(run.manager.newest(), run.folder / "final", run.settings)
+        export(run.manager.newest(), run.folder / FINAL, run.settings)
         run.manager.prune(step, step)
     stop.done()
     if run.records:
@@ -350,7 +351,7 @@ def report(result: Evaluation, run: Run) -> str:
         f"{result.bits_per_byte:.4f} bits a byte\n"
         + (f"gzip -9 on the same text: {gzip9:.4f} bits a byte\n" if gzip9 is not None else "")
         + f"skipped steps: {sum(row.skipped for row in run.records.rows)}\n"
-        + (f"decisions to go back or to leave out batches: {decisions}, in rewinds.json\n" if decisions else "")
-        + f"the run is in {run.folder}: final/ opens alone, loss.png shows it, "
-        "metrics.csv and tensorboard/ hold every step"
+        + (f"decisions to go back or to leave out batches: {decisions}, in {REWINDS}\n" if decisions else "")
+        + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
+        f"{METRICS} and {TENSORBOARD}/ hold every step"
     )

@@ -178,6 +178,7 @@ def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
     names = [
         "step_000010 (copy)",
         "step_000001.bak",
+        "step_000001_tmp",
         "notes.tmp",
         ".nfs00001",
         "step_" + 5 * "\u0660" + "\u0661",
