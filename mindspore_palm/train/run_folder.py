@@ -49,7 +49,6 @@ from mindspore_palm.train.log.metrics import EVENT_FILES, other_rows, unread_lin
 FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
 BOARDS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")
 BEGUN = (*FILES, *BOARDS, CHECKPOINTS)
-MODELS = (FINAL, "interrupted")  # what is hours of work by itself; earlier versions left the second one
 PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
 
 
@@ -100,7 +99,7 @@ def check_run_folder(settings: Settings, start: StartOptions) -> RunFolderState:
     if not there:
         if start.rewind_to is not None:
             raise UserError(f"--rewind-to {start.rewind_to}: there is no checkpoint in {folder / CHECKPOINTS}")
-        if any(holds_something(folder / name) for name in MODELS):
+        if holds_something(folder / FINAL):
             raise UserError(
                 f"{folder} holds a run already, which left no checkpoint to go on from; set train.output to another "
                 "folder, or delete that run by --overwrite"
@@ -157,8 +156,7 @@ def start_run_folder(folder: Path, settings: Settings, found: RunFolderState) ->
                 (folder / name).unlink(missing_ok=True)
         for name in BOARDS:
             delete_own_files(folder / name, EVENT_FILES)
-        for name in MODELS:
-            delete_own_files(folder / name, MODEL_FILES)
+        delete_own_files(folder / FINAL, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
     else:
         keep_edited_settings(folder, settings)
@@ -237,9 +235,9 @@ def check_places(folder: Path) -> None:
         UserError: names the link, or the file that is in the way.
     """
     check_links(folder, "train.output")
-    for name in (CHECKPOINTS, TENSORBOARD, *MODELS[:1]):
+    for name in (CHECKPOINTS, TENSORBOARD, FINAL):
         path = folder / name
-        if path.is_symlink() and (name in MODELS or not path.is_dir()):
+        if path.is_symlink() and (name == FINAL or not path.is_dir()):
             what = "and a run replaces what is there" if path.is_dir() else "where there is no folder"
             raise UserError(f"{path} is a link to {os.readlink(path)}, {what}; remove the link")
         if path.exists() and not path.is_dir():
@@ -276,4 +274,4 @@ def holds_something(path: Path) -> bool:
         return any(CHECKPOINT_FOLDER.fullmatch(entry.name) and has_our_files(entry) for entry in path.iterdir())
     names = EVENT_FILES if path.name in BOARDS else MODEL_FILES
     entries = [entry.name for entry in path.iterdir()]
-    return (not entries and path.name in MODELS) or any(names.fullmatch(name) for name in entries)
+    return (not entries and path.name == FINAL) or any(names.fullmatch(name) for name in entries)
