@@ -120,7 +120,7 @@ def segments_from(
     if not record:
         return first
     now = first[0]
-    if not same_text(*corpus):
+    if text_differences(*corpus):
         text = hashlib.sha256(json.dumps(corpus[1], sort_keys=True, default=str).encode()).hexdigest()[:16]
         return (*record, Segment(step, now.ramp, now.seq_len, now.seed, text=text))
     last = record[-1]
@@ -130,13 +130,19 @@ def segments_from(
     return before.continued(step, now.ramp, now.seq_len, now.seed)
 
 
-def same_text(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two fingerprints are of one text, as far as both say; versions differ in what they say."""
-    for name in before.keys() & now.keys():
-        one, other = before[name], now[name]
-        if not (same_text(one, other) if isinstance(one, Mapping) and isinstance(other, Mapping) else one == other):
-            return False
-    return True
+def text_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Entries in which two fingerprints of a text differ, such as ``train.tokens``, each with its two values.
+
+    Only entries that both have are compared: versions record different ones.
+    """
+    differing: dict[str, tuple[Any, Any]] = {}
+    for name in now:
+        old, new = before.get(name), now[name]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            differing |= {f"{name}.{entry}": values for entry, values in text_differences(old, new).items()}
+        elif old is not None and old != new:
+            differing[name] = old, new
+    return differing
 
 
 def what_changed(segments: Sequence[Segment], batches: Batches) -> str:

@@ -12,7 +12,7 @@ from mindspore_palm.checkpoint.timeline import (
     decisions,
     next_step,
     progress_of,
-    same_text,
+    text_differences,
 )
 from mindspore_palm.config import Settings
 from mindspore_palm.data.order import Segment, sizes_from
@@ -109,8 +109,9 @@ def test_the_next_step(make, tmp_path):
 
 
 def test_fingerprints_of_two_versions_are_compared_as_far_as_both_say():
-    assert same_text({}, {"a": 1}) and same_text({"a": 1, "b": 2}, {"a": 1, "c": 3})
-    assert not same_text({"a": 1}, {"a": 2, "c": 3})
+    assert not text_differences({}, {"a": 1}) and not text_differences({"a": 1, "b": 2}, {"a": 1, "c": 3})
+    assert text_differences({"a": 1}, {"a": 2, "c": 3}) == {"a": (1, 2)}
+    assert text_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == {"a.c": (2, 3)}
 
 
 def test_another_text_begins_with_its_first_epoch():
