@@ -49,7 +49,7 @@ from mindspore_palm.train.log.metrics import EVENT_FILES, other_rows, unread_lin
 FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
 BOARDS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")
 BEGUN = (*FILES, *BOARDS, CHECKPOINTS)
-PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
+LOCK_TIMEOUT = 20.0  # seconds for the processes of a command that was killed to be gone
 
 
 class RunFolderState(enum.IntEnum):
@@ -72,7 +72,7 @@ def only_run(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "ab") as file:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + LOCK_TIMEOUT
         while not try_lock(file):
             if time.monotonic() > end:
                 raise UserError(f"another process is training in {folder}; set train.output to another folder")
