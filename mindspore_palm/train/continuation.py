@@ -15,9 +15,9 @@ from typing import Any
 from mindspore_palm.checkpoint.format import Checkpoint, DamagedCheckpoint, folder_name, steps_in
 from mindspore_palm.checkpoint.progress import Progress, Rewind, write_rewinds
 from mindspore_palm.checkpoint.timeline import (
+    all_rewinds,
     batches_of,
     current_checkpoint,
-    decisions,
     progress_of,
     segments_from,
     text_differences,
@@ -161,7 +161,7 @@ def decide_by_hand(folder: Path, start: StartOptions, settings: Settings, prepar
     Raises:
         UserError: there is no such checkpoint, or the batches were trained on before it.
     """
-    rewinds, steps = decisions(folder), steps_in(folder / CHECKPOINTS)
+    rewinds, steps = all_rewinds(folder), steps_in(folder / CHECKPOINTS)
     if any(rewind.asked == start.asked for rewind in rewinds):
         say(f"{start.asked}: was done before; going on")
         return

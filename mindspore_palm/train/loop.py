@@ -11,11 +11,17 @@ from pathlib import Path
 
 from mindspore_palm.checkpoint.adapter import save_adapter
 from mindspore_palm.checkpoint.format import steps_in
-from mindspore_palm.checkpoint.manager import CheckpointManager, clear
+from mindspore_palm.checkpoint.manager import CheckpointManager, delete_incomplete
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.checkpoint.restore import discard_after, restore
-from mindspore_palm.checkpoint.timeline import ahead_of, batches_of, next_step, segments_from, what_changed
+from mindspore_palm.checkpoint.timeline import (
+    batches_of,
+    describe_change,
+    resume_step,
+    segments_from,
+    with_remaining_ramp,
+)
 from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
 from mindspore_palm.cost.memory import check_memory
@@ -107,7 +113,7 @@ def check_settings(settings: Settings, kind: str, start: StartOptions | None = N
     place = layout_of(settings, kind)
     start = start or StartOptions()
     begun = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
-    step = next_step(folder, start.overwrite, start.rewind_to)
+    step = resume_step(folder, start.overwrite, start.rewind_to)
     check_layout(settings, place, placements, step, may_change=is_free if begun else lambda _: True)
     return place
 
@@ -121,8 +127,8 @@ def _train(
         say(finished(settings))
         return None
     prepared = open_data(settings, start.overwrite)
-    step = votes.broadcast(next_step(folder, start.overwrite, start.rewind_to) if lead else 0)
-    batches_of(ahead_of(settings, step), prepared)
+    step = votes.broadcast(resume_step(folder, start.overwrite, start.rewind_to) if lead else 0)
+    batches_of(with_remaining_ramp(settings, step), prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()
     peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
@@ -131,13 +137,13 @@ def _train(
         say(f"an earlier run in {folder} ended before its first checkpoint; beginning anew")
     if lead:
         start_run_folder(folder, settings, found)
-        clear(folder / CHECKPOINTS)
+        delete_incomplete(folder / CHECKPOINTS)
         if start.asked:
             decide_by_hand(folder, start, settings, prepared)
     votes()
-    stop.begun()
-    stop.on_leaving(lambda: f"stopped at once; {where_it_resumes(folder)}")
-    with stop.training():
+    stop.mark_started()
+    stop.set_exit_message(lambda: f"stopped at once; {where_it_resumes(folder)}")
+    with stop.handlers():
         try:
             return train_and_go_back(settings, start, folder, prepared, votes, peak)
         except KeyboardInterrupt:  # in a process that is not the command's own
@@ -159,7 +165,7 @@ def train_and_go_back(
             if spike is None:
                 return finish(run)
         go_back(run, spike)
-        if any(votes(stop.wished())):
+        if any(votes(stop.requested())):
             raise Interrupted(f"stopped after going back; {where_it_resumes(folder)}")
         del run
         gc.collect()  # its network makes room for the next one
@@ -199,7 +205,7 @@ def assemble(
         if records and len(records.rows) < progress.step:
             say(f"{METRICS} lacks rows before that step: somebody has taken them out")
     if known and progress.segments != known:
-        say(what_changed(progress.segments, batches))
+        say(describe_change(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
     manager = CheckpointManager(
         folder / CHECKPOINTS, step.state, settings, tokenizer, votes, records.sync if records else nullcontext
@@ -230,14 +236,14 @@ def run_steps(run: Run) -> Spike | None:
             count = run.batches.real_tokens(progress.step)
             mask = dropout_mask(settings, progress.step, range(own.start, own.stop))
             result = run.step(inputs, targets, count, mask)
-            stop.unsaved()
+            stop.mark_unsaved()
             seconds = time.perf_counter() - begun
             progress.step += 1
             progress.tokens += count
             progress.not_finite = progress.not_finite + 1 if result.skipped else 0
             progress.sound = progress.sound if result.skipped else progress.step - 1
             spike = watch(progress, result.loss, result.gradient_norm, train)
-            stopped = run.manager.poll(stop.wished())  # once per step: a later wish takes one more step
+            stopped = run.manager.poll(stop.requested())  # once per step: a later wish takes one more step
 
             rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
@@ -291,7 +297,7 @@ def finish(run: Run) -> Evaluation:
     if step not in steps_in(run.folder / CHECKPOINTS):
         run.save()
     if not run.manager.finish():
-        if run.manager.worthless:
+        if run.manager.state_not_finite:
             raise UserError(f"the weights after step {step:,} are not finite: {advice(run.settings, run.progress)}")
         raise UserError(
             f"step {step:,} could not be saved: {run.manager.problem}; {same_command()} resumes from the last "
@@ -312,7 +318,7 @@ def finish(run: Run) -> Evaluation:
             save_adapter(run.manager.newest(), run.folder / ADAPTER, run.settings.model, finetune)
         export(run.manager.newest(), run.folder / FINAL, run.settings)
         run.manager.prune(step, step)
-    stop.done()
+    stop.mark_done()
     if run.records:
         say(report(result, run))
     return result

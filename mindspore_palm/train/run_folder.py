@@ -21,7 +21,7 @@ from mindspore_palm.checkpoint.format import (
     steps_in,
 )
 from mindspore_palm.checkpoint.identity import is_model_of
-from mindspore_palm.checkpoint.manager import clear
+from mindspore_palm.checkpoint.manager import delete_incomplete
 from mindspore_palm.checkpoint.model_folder import MODEL_FILES
 from mindspore_palm.checkpoint.timeline import current_checkpoint
 from mindspore_palm.config import Settings
@@ -217,7 +217,7 @@ def delete_checkpoints(folder: Path) -> None:
     """
     if folder.is_symlink() or not folder.is_dir():
         return
-    clear(folder)
+    delete_incomplete(folder)
     for path in folder.iterdir():
         if CHECKPOINT_FOLDER.fullmatch(path.name):
             discard(path)

@@ -15,11 +15,11 @@ from mindspore_palm.checkpoint import format as module
 from mindspore_palm.checkpoint.format import (
     Checkpoint,
     DamagedCheckpoint,
-    Slicing,
+    Sharding,
     publish,
-    slicings,
+    shardings,
     steps_in,
-    write_slices,
+    write_shards,
 )
 from mindspore_palm.checkpoint.safetensors_stream import write_tensors
 from mindspore_palm.config import PaLMConfig
@@ -55,9 +55,9 @@ def write(folder, there, read, step=7):
     for rank in range(devices):
         own = {name: read(name, p.window(rank)) for name, p in there.items() if p.is_first(rank)}
         if own:
-            write_slices(temporary, rank, own)
+            write_shards(temporary, rank, own)
     kinds = {name: "int32" if name == "global_step" else "float32" for name in there}
-    return publish(temporary, slicings(there), kinds, step, {**SMALL, "state.json": b'{"step": %d}' % step})
+    return publish(temporary, shardings(there), kinds, step, {**SMALL, "state.json": b'{"step": %d}' % step})
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_any_mesh_from_any_other(before, after, whole, tmp_path):
         for rank in range(placement.layout.devices):
             window = placement.window(rank)
             np.testing.assert_array_equal(stored[name].read(window), whole[name][window])
-            opened |= {holder for holder, _ in stored[name].slicing.overlapping(window)}
+            opened |= {holder for holder, _ in stored[name].sharding.overlapping(window)}
     assert opened == {int(file.stem.split("_")[1]) for file in folder.glob("rank_*.safetensors")}
 
 
@@ -107,9 +107,9 @@ def test_a_slice_is_written_once_and_read_from_where_it_lies(whole, tmp_path):
     assert not (folder / "rank_4.safetensors").exists()  # the second pod holds copies
     assert sum(part.size for file in written.values() for part in file.values()) == sum(v.size for v in whole.values())
     q_wi = Checkpoint(folder).tensors["blocks.1.q_wi"]
-    assert q_wi.slicing == Slicing((48, 448), (24, 224), (0, 1, 2, 3))
-    assert [rank for rank, _ in q_wi.slicing.overlapping((slice(0, 24), slice(0, 448)))] == [0, 1]
-    assert [rank for rank, _ in q_wi.slicing.overlapping((slice(30, 31), slice(223, 225)))] == [2, 3]
+    assert q_wi.sharding == Sharding((48, 448), (24, 224), (0, 1, 2, 3))
+    assert [rank for rank, _ in q_wi.sharding.overlapping((slice(0, 24), slice(0, 448)))] == [0, 1]
+    assert [rank for rank, _ in q_wi.sharding.overlapping((slice(30, 31), slice(223, 225)))] == [2, 3]
 
 
 def test_palm_540b_is_read_slice_by_slice():
@@ -117,14 +117,14 @@ def test_palm_540b_is_read_slice_by_slice():
     big = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
     old, new = (Layout(Mesh(pods, data, model)) for pods, data, model in ((2, 256, 12), (1, 128, 24)))
     before, after = ({p.name: p for p in placements(big, place)} for place in (old, new))
-    slicing = Slicing.of(before["blocks.0.q_wi"])
-    assert len(slicing.ranks) == 3072 and slicing.slice_shape == (72, 13_312)
-    parts = list(slicing.overlapping(after["blocks.0.q_wi"].window(29)))
+    sharding = Sharding.of(before["blocks.0.q_wi"])
+    assert len(sharding.ranks) == 3072 and sharding.shard_shape == (72, 13_312)
+    parts = list(sharding.overlapping(after["blocks.0.q_wi"].window(29)))
     assert [rank for rank, _ in parts] == [2 * 12 + 2, 3 * 12 + 2]  # rows 144 to 288, the sixth part of 24 columns
 
 
 def test_a_tensor_is_copied_in_blocks(two, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 1000)  # bytes: less than six rows of the embedding
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1000)  # bytes: less than six rows of the embedding
     stored = Checkpoint(two / "step_000007").tensors
     sizes = [block.nbytes for block in stored["embedding"].blocks()]
     assert len(sizes) > 10 and max(sizes) <= 1000
@@ -136,7 +136,7 @@ def test_a_tensor_is_copied_in_blocks(two, whole, tmp_path, monkeypatch):
 
 def test_neither_reading_nor_exporting_holds_a_tensor_whole(tmp_path, monkeypatch):
     """A tensor of 8 MB in two slices: a window of it takes its own bytes, an export no more than some blocks."""
-    monkeypatch.setattr(module, "BLOCK", 2**17)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 2**17)
     shape = (8192, 256)
     there = {"embedding": Placement("embedding", shape, ("vocab", "embed"), Layout(Mesh(1, 1, 2)))}
     folder = write(tmp_path, there, lambda name, window: np.full((4096, 256), window[0].start, np.float32))

@@ -56,8 +56,8 @@ def test_which_are_kept(train, kept, make):
 
 def test_a_snapshot_is_of_one_moment(make, monkeypatch):
     """Weights that change while it is being written do not change it."""
-    go, write = threading.Event(), module.checkpoint.write_slices
-    monkeypatch.setattr(module.checkpoint, "write_slices", lambda *a: (go.wait(10), write(*a)))
+    go, write = threading.Event(), module.checkpoint.write_shards
+    monkeypatch.setattr(module.checkpoint, "write_shards", lambda *a: (go.wait(10), write(*a)))
     manager, set_to = make()
     set_to(5)
     manager.save(5, {})
@@ -75,7 +75,7 @@ def test_at_once_is_at_once(make):
 
 
 def test_there_is_never_a_second_writer(make, monkeypatch):
-    busy, most, write = [], [], module.checkpoint.write_slices
+    busy, most, write = [], [], module.checkpoint.write_shards
 
     def slow(*arguments):
         busy.append(1)
@@ -83,7 +83,7 @@ def test_there_is_never_a_second_writer(make, monkeypatch):
         write(*arguments)
         busy.pop()
 
-    monkeypatch.setattr(module.checkpoint, "write_slices", slow)
+    monkeypatch.setattr(module.checkpoint, "write_shards", slow)
     manager, _ = make()
     for step in range(20):
         manager.save(step, {})
@@ -91,7 +91,7 @@ def test_there_is_never_a_second_writer(make, monkeypatch):
     assert len(most) == 20 and max(most) == 1
 
 
-@pytest.mark.parametrize("where", ["write_slices", "publish"])
+@pytest.mark.parametrize("where", ["write_shards", "publish"])
 def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, capsys):
     manager, _ = make()
     manager.save(1, {})
@@ -124,9 +124,9 @@ def test_what_was_never_completed_is_cleared(make):
     manager.finish()
     (manager.folder / "step_000002.tmp").mkdir()
     (manager.folder / "step_000002.tmp" / "rank_0.safetensors").write_bytes(b"half")
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     assert [path.name for path in manager.folder.iterdir()] == ["step_000001"]
-    module.clear(manager.folder / "nowhere")
+    module.delete_incomplete(manager.folder / "nowhere")
 
 
 def test_state_that_is_not_finite_is_no_checkpoint(make, capsys):
@@ -136,12 +136,12 @@ def test_state_that_is_not_finite_is_no_checkpoint(make, capsys):
     for value_ in (np.nan, np.inf, -np.inf):
         manager.state[0].asnumpy()[2, 1] = value_
         manager.save(2, {})
-        assert not manager.finish() and manager.worthless
+        assert not manager.finish() and manager.state_not_finite
     assert steps_in(manager.folder) == [1] and (value(manager, 1) == 1).all()
     assert capsys.readouterr().out.count("step 2 could not be written: weight holds values that are not finite") == 3
     manager.state[0].asnumpy()[2, 1] = 3.0e38  # huge, and finite
     manager.save(3, {})
-    assert manager.finish() and not manager.worthless
+    assert manager.finish() and not manager.state_not_finite
 
 
 def test_the_newest_sound_checkpoint_outlives_those_in_doubt(make):
@@ -165,7 +165,7 @@ def test_what_others_put_into_a_checkpoint_outlives_it(make):
     manager.finish()
     assert steps_in(manager.folder) == [2] and note.read_text() == "mine"
     assert {path.name for path in note.parent.iterdir()} == {"notes.txt", ".ipynb_checkpoints"}
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     manager.save(1, {})  # as after going back: the place is taken by what others left
     manager.finish()
     assert Checkpoint(note.parent).step == 1 and note.read_text() == "mine"
@@ -191,7 +191,7 @@ def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
         names.append(name)
     (manager.folder / "step_000002.tmp").symlink_to(tmp_path / "elsewhere")
     (manager.folder / "step_000004").symlink_to(tmp_path / "nowhere")
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     for step in (1, 5, 6):
         manager.save(step, {})
     assert manager.finish() and steps_in(manager.folder) == [6]
@@ -218,5 +218,5 @@ def test_a_deletion_that_was_cut_short_is_ended(ending, make):
     half.mkdir(parents=True)
     (half / "rank_0.safetensors").write_bytes(b"half")
     (half / "state.json.4711.tmp").write_bytes(b"half")
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     assert list(manager.folder.iterdir()) == []

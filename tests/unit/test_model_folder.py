@@ -180,12 +180,12 @@ def test_an_earlier_model_outlives_a_failed_write(folder, palm, settings, monkey
 def test_a_truncated_file(keep, folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    assert "model.safetensors: this is not a whole safetensors file" in refused(folder)
+    assert "model.safetensors: this is not a complete safetensors file" in refused(folder)
 
 
 def test_garbage(folder):
     (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
-    assert "not a whole safetensors file" in refused(folder)
+    assert "not a complete safetensors file" in refused(folder)
 
 
 def test_weights_that_are_a_folder(folder):
@@ -286,7 +286,7 @@ def test_a_model_that_an_earlier_version_exported_is_known_by_its_weights(run, p
     weights = weights_of(palm) | {"embedding": palm.embedding.asnumpy() + 1}
     save_model(run / "final", weights, tokenizer.serialized, settings, step=7)
     assert find_model(run) == run / "checkpoints" / "step_000007"
-    assert "holds the model of step 7, and the run stands at another one" in capsys.readouterr().err
+    assert "holds the model of step 7, and the run is at another checkpoint" in capsys.readouterr().err
 
 
 def test_a_run_opens_where_it_went_back_to(run, palm, settings, tokenizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindspore_palm.checkpoint.padding import with_rows
+from mindspore_palm.checkpoint.padding import with_padding
 
 ROWS = np.arange(15, dtype=np.float32).reshape(5, 3) + 1
 
@@ -22,7 +22,7 @@ class InMemory:
 def test_rows_are_cut_off_or_zeros(name, rows):
     wanted = np.zeros((rows, 3), np.float32)
     wanted[: min(rows, 5)] = ROWS[:rows]
-    tensor = with_rows(name, InMemory(), (rows, 3))
+    tensor = with_padding(name, InMemory(), (rows, 3))
     assert tensor.shape == (rows, 3)
     np.testing.assert_array_equal(tensor.read(), wanted)
     for first in range(rows):
@@ -35,4 +35,4 @@ def test_rows_are_cut_off_or_zeros(name, rows):
 
 @pytest.mark.parametrize(("name", "shape"), [("blocks.0.kv", (8, 3)), ("embedding", (5, 4)), ("embedding", (5,))])
 def test_whatever_else_differs_stays_as_it_is(name, shape):
-    assert with_rows(name, InMemory(), shape).shape == ROWS.shape
+    assert with_padding(name, InMemory(), shape).shape == ROWS.shape

@@ -34,7 +34,7 @@ def hang():
 
 def wait():
     for _ in range(600):
-        if stop.wished():
+        if stop.requested():
             raise Interrupted("stopped after step 7")
         time.sleep(0.05)
 
@@ -85,7 +85,7 @@ def test_with_nothing_to_save_a_command_ends_at_once(number):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_with_something_to_save_it_is_waited_for(number):
-    with command("stop.unsaved(); ready(); time.sleep(3); wait()") as process:
+    with command("stop.mark_unsaved(); ready(); time.sleep(3); wait()") as process:
         started(process).send_signal(number)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (130, "stopped after step 7\n")
@@ -113,9 +113,9 @@ def test_a_signal_that_waits_since_before_the_first_line_is_followed(number):
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with command("stop.unsaved(); ready(); time.sleep(100)") as process:
+    with command("stop.mark_unsaved(); ready(); time.sleep(100)") as process:
         started(process).send_signal(signal.SIGINT)
-        time.sleep(stop.INSIST + 0.5)
+        time.sleep(stop.FORCE_AFTER + 0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
@@ -123,7 +123,7 @@ def test_a_second_ctrl_c_does_not_wait():
 
 
 def test_one_ctrl_c_that_comes_to_all_processes_is_one_wish():
-    with command("stop.unsaved(); ready(); time.sleep(2); wait()") as process:
+    with command("stop.mark_unsaved(); ready(); time.sleep(2); wait()") as process:
         started(process)
         for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             member.send_signal(signal.SIGINT)
@@ -143,7 +143,7 @@ def test_a_hangup_that_the_user_ignores_stays_ignored():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_finished_run_is_a_finished_run(number):
-    with command("stop.unsaved(); stop.done(); ready(); time.sleep(2)") as process:
+    with command("stop.mark_unsaved(); stop.mark_done(); ready(); time.sleep(2)") as process:
         started(process).send_signal(number)
         assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == 0
@@ -173,11 +173,11 @@ def test_a_command_that_is_killed_takes_its_work_with_it():
 def test_in_a_process_of_others_a_wish_is_an_exception_and_handlers_are_given_back():
     """A notebook's process is not ended, and has its own handlers again after the run."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stop.training():
+    with pytest.raises(KeyboardInterrupt), stop.handlers():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
-        assert stop.wished() and not stop.insisted()
-        time.sleep(stop.INSIST + 0.1)
+        assert stop.requested() and not stop.forced()
+        time.sleep(stop.FORCE_AFTER + 0.1)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-    assert signal.getsignal(signal.SIGINT) is before and not stop.wished()
+    assert signal.getsignal(signal.SIGINT) is before and not stop.requested()

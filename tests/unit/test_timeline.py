@@ -7,12 +7,12 @@ import pytest
 
 from mindspore_palm.checkpoint.progress import Progress, Rewind, write_rewinds
 from mindspore_palm.checkpoint.timeline import (
-    ahead_of,
+    all_rewinds,
     current_checkpoint,
-    decisions,
-    next_step,
     progress_of,
+    resume_step,
     text_differences,
+    with_remaining_ramp,
 )
 from mindspore_palm.config import Settings
 from mindspore_palm.data.order import Segment, sizes_from
@@ -49,8 +49,8 @@ def test_sizes_that_are_still_to_come():
         [2, 4, 8], [2, 4, 8], [4, 8], [4, 8], [8], [8]
     ]  # fmt: skip
     settings = Settings.model_validate({"train": RAMP})
-    assert ahead_of(settings, 7).train.batch_ramp() == [(0, 4), (20, 8)]
-    assert ahead_of(settings, 3) is settings
+    assert with_remaining_ramp(settings, 7).train.batch_ramp() == [(0, 4), (20, 8)]
+    assert with_remaining_ramp(settings, 3) is settings
 
 
 def test_small_sizes_that_are_over_do_not_forbid_a_larger_mesh(make, tmp_path):
@@ -89,23 +89,23 @@ def test_decisions_are_compared_by_content(make, tmp_path):
     with pytest.raises(UserError, match=r"knows decisions to go back that .*rewinds\.json does not hold"):
         current_checkpoint(tmp_path)
     (tmp_path / "rewinds.json").unlink()  # lost: the checkpoint knows them
-    assert decisions(tmp_path) == [theirs]
+    assert all_rewinds(tmp_path) == [theirs]
     assert current_checkpoint(tmp_path, [theirs]).step == 9
     assert current_checkpoint(tmp_path, [theirs, Rewind("c", 9, 6, (0, 0))]).step == 5
 
 
 def test_the_next_step(make, tmp_path):
-    assert next_step(tmp_path, False, None) == 0
+    assert resume_step(tmp_path, False, None) == 0
     make(5)
     make(9)
-    assert [next_step(tmp_path, *asked) for asked in ((False, None), (True, None), (False, 8), (False, 2))] == [
+    assert [resume_step(tmp_path, *asked) for asked in ((False, None), (True, None), (False, 8), (False, 2))] == [
         9,
         0,
         5,
         0,
     ]
     (tmp_path / "checkpoints" / "step_000009" / "state.json").write_text("{}")
-    assert next_step(tmp_path, False, None) == 5
+    assert resume_step(tmp_path, False, None) == 5
 
 
 def test_fingerprints_of_two_versions_are_compared_as_far_as_both_say():
