@@ -45,7 +45,7 @@ def test_killed_before_the_first_checkpoint(home, straight):
     assert not same_bits(home / "early", straight)
 
 
-def test_damage_is_named_and_the_one_before_taken(home, straight):
+def test_damage_is_named_and_the_previous_checkpoint_used(home, straight):
     """Also when the run was finished, and its last two checkpoints are damaged."""
     run(home, "damaged", "train.steps=12", *EVERY)
     checkpoints = home / "damaged" / "checkpoints"
@@ -100,7 +100,7 @@ def test_nothing_is_finite_from_the_first_step(home, straight):
     assert out.count("; skipped") == 25
 
 
-def test_a_process_that_dies_is_started_again(home, straight):
+def test_a_process_that_dies_is_restarted(home, straight):
     process = start(home, "again", "train.steps=18", *EVERY, "--max-restarts", "1", "--overwrite")
     wait_for_rows(process, home / "again", 5)
     child = family(process)[-1]  # it trains; the two before it wait for it

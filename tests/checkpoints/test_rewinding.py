@@ -75,7 +75,7 @@ def test_the_poison_is_real(home):
 
 
 @pytest.mark.slow
-def test_killed_after_the_decision_the_cure_goes_on(home, cured):
+def test_killed_after_the_decision_the_run_resumes_the_cure(home, cured):
     """As soon as it is written down, whatever checkpoints are still there."""
     process = start(home, "killed", *OPTIONS, *PALM, script=POISONED, env=ENVIRONMENT)
     while not (home / "killed" / "rewinds.json").exists():

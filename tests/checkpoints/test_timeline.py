@@ -41,7 +41,7 @@ def begun(home, train):
 
 
 @pytest.mark.parametrize(("size", "end"), [(8, 80), (2, 50)])
-def test_another_batch_size_resumes_where_the_text_stands(size, end, begun, train):
+def test_a_new_batch_size_resumes_at_the_same_position_in_the_text(size, end, begun, train):
     run = begun(f"size_{size}")
     change = ["train.steps=15", f"train.batch_size={size}"]
     code, out, err = train(run, *change, "--accept", "train.batch_size")
@@ -52,7 +52,7 @@ def test_another_batch_size_resumes_where_the_text_stands(size, end, begun, trai
     assert code == 0 and "is finished" in out
 
 
-def test_another_sequence_length_has_the_rest_of_the_epoch(begun, train):
+def test_a_new_sequence_length_trains_on_the_rest_of_the_epoch(begun, train):
     run = begun("length")
     code, out, err = train(run, "train.steps=15", "data.seq_len=32", "--accept", "data.seq_len")
     assert code == 0, err
@@ -112,7 +112,7 @@ def test_a_run_that_is_lost_from_its_start_is_started_over_as_advised(train, hom
     assert np.isfinite(load_file(home / "lost" / "final" / "model.safetensors")["embedding"]).all()
 
 
-def test_a_model_of_another_past_is_not_the_runs_own(begun, train, capsys):
+def test_a_model_of_another_past_is_not_the_runs_model(begun, train, capsys):
     """The run was extended, or went back and trained again to the same step, and its ``final`` is still the old one."""
     from mindspore_palm import load
 

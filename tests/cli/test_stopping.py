@@ -67,7 +67,7 @@ def test_a_log_without_a_terminal_gets_lines_and_no_bar(home):
 
 
 @pytest.mark.parametrize("more", [[], ["--max-restarts", "1"], ["parallel.data=2"]], ids=["one", "restarts", "workers"])
-def test_head_behind_a_run_does_not_end_it(more, home, straight):
+def test_head_after_a_run_does_not_end_it(more, home, straight):
     output = f"head-{'-'.join(more)}"
     line = f"{' '.join(words_of(home, output, *more))} 2>&1 | head -2; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -86,7 +86,7 @@ def test_the_backend_of_a_notebook_and_a_full_log_end_nothing(home, straight):
     assert not same_bits(home / "notebook", straight) and (home / "notebook" / "loss.png").exists()
 
 
-def test_rows_that_could_not_be_written_are_there_in_the_end(home, straight):
+def test_rows_that_could_not_be_written_are_written_later(home, straight):
     """The folder's records are taken away while it trains: a folder stands where metrics.csv was."""
     process = start(home, "rows")
     try:
@@ -102,7 +102,7 @@ def test_rows_that_could_not_be_written_are_there_in_the_end(home, straight):
     assert not same_bits(home / "rows", straight)
 
 
-def test_an_evaluation_is_left_at_once_and_made_up_for(home):
+def test_an_evaluation_is_interrupted_at_once_and_repeated(home):
     """Scoring all of the held-out text again and again: no batch is waited for, and the row gets its number later."""
     more = ["train.steps=9", "train.eval_every=4", "train.checkpoint_every=0"]
     long = [*more, "data.validation_fraction=0.5", "train.eval_sequences=2000000", "train.micro_batch=1"]
@@ -128,7 +128,7 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(home):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_workers_that_are_still_starting_do_not_train_on(number, home):
+def test_workers_that_are_still_starting_stop_as_well(number, home):
     process = start(home, "starting", *FOREVER, "parallel.data=2", "--max-restarts", "2")
     try:
         end = time.monotonic() + 120
@@ -159,7 +159,7 @@ def test_after_overwrite_another_command_resumes(home):
     assert "; the same command without --overwrite resumes from there" in err
 
 
-def test_of_two_launches_into_one_folder_the_second_gets_a_sentence(home):
+def test_a_second_launch_into_one_folder_is_refused(home):
     """The first one has not even started its workers; it trains on as if nothing had happened."""
     first = start(home, "twice", "parallel.data=2")
     try:

@@ -105,7 +105,7 @@ def test_four_workers_write_what_one_process_writes(both):
                 assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
 
 
-def test_the_folder_opens_alone_with_whole_weights(both):
+def test_the_model_folder_is_self_contained_with_full_weights(both):
     from safetensors.numpy import load_file
 
     one, four, _ = both
@@ -117,7 +117,7 @@ def test_the_folder_opens_alone_with_whole_weights(both):
     assert len(list((four / "checkpoints" / "step_000008").glob("rank_*.safetensors"))) == 4
 
 
-def test_only_the_first_worker_speaks(both):
+def test_only_the_first_worker_prints(both):
     *_, out = both
     assert "1 pods x 2 data x 2 model" in out and "gradients_mean=False" in out
     assert out.count("bits a byte\n") and out.count("the run is in") == 1

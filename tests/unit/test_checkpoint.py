@@ -100,7 +100,7 @@ def test_any_mesh_from_any_other(before, after, whole, tmp_path):
     assert opened == {int(file.stem.split("_")[1]) for file in folder.glob("rank_*.safetensors")}
 
 
-def test_a_slice_is_written_once_and_read_from_where_it_lies(whole, tmp_path):
+def test_each_shard_is_stored_once_and_read_from_its_file(whole, tmp_path):
     there = placed((2, 2, 2))
     folder = write(tmp_path, there, lambda name, window: whole[name][window])
     written = {rank: load_file(folder / f"rank_{rank}.safetensors") for rank in range(4)}
@@ -112,7 +112,7 @@ def test_a_slice_is_written_once_and_read_from_where_it_lies(whole, tmp_path):
     assert [rank for rank, _ in q_wi.sharding.overlapping((slice(30, 31), slice(223, 225)))] == [2, 3]
 
 
-def test_palm_540b_is_read_slice_by_slice():
+def test_palm_540b_is_read_shard_by_shard():
     """Where a worker of another mesh finds its q_wi, of 6,144 files, without opening any."""
     big = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
     old, new = (Layout(Mesh(pods, data, model)) for pods, data, model in ((2, 256, 12), (1, 128, 24)))
@@ -134,7 +134,7 @@ def test_a_tensor_is_copied_in_blocks(two, whole, tmp_path, monkeypatch):
     assert all(np.array_equal(again[name], value) and again[name].dtype == value.dtype for name, value in whole.items())
 
 
-def test_neither_reading_nor_exporting_holds_a_tensor_whole(tmp_path, monkeypatch):
+def test_neither_reading_nor_exporting_holds_a_full_tensor(tmp_path, monkeypatch):
     """A tensor of 8 MB in two slices: a window of it takes its own bytes, an export no more than some blocks."""
     monkeypatch.setattr(module, "BLOCK_BYTES", 2**17)
     shape = (8192, 256)
@@ -200,7 +200,7 @@ def test_200_altered_files(two, tmp_path):
     assert len(caught) == 200 and set(caught) == {"flip", "cut", "grow", "lose", "swap"}
 
 
-def test_bytes_of_the_manifest_count(two, tmp_path):
+def test_every_byte_of_the_manifest_is_verified(two, tmp_path):
     """Also those that change nothing of what it says."""
     content, file = (two / "step_000007" / "manifest.json").read_bytes(), tmp_path / "manifest.json"
     for place in range(0, len(content), 5):
@@ -213,7 +213,7 @@ def test_bytes_of_the_manifest_count(two, tmp_path):
     assert module._read_manifest(file)["step"] == 7
 
 
-def test_a_checkpoint_under_another_ones_name(two, tmp_path):
+def test_a_checkpoint_under_the_name_of_another_is_refused(two, tmp_path):
     shutil.copytree(two / "step_000007", tmp_path / "step_000014")
     assert believed(tmp_path / "step_000014") == (
         False,
@@ -221,7 +221,7 @@ def test_a_checkpoint_under_another_ones_name(two, tmp_path):
     )
 
 
-def test_what_is_not_complete_is_not_seen(two, tmp_path):
+def test_incomplete_checkpoints_are_ignored(two, tmp_path):
     assert steps_in(two) == [14, 7]
     assert steps_in(tmp_path / "nowhere") == []
     for name in ("step_000009.tmp", "step_000007.damaged", "step_12", "other"):
@@ -229,7 +229,7 @@ def test_what_is_not_complete_is_not_seen(two, tmp_path):
     assert steps_in(tmp_path) == []
 
 
-def test_a_write_that_fails_leaves_nothing_that_is_seen(whole, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_visible_checkpoint(whole, tmp_path, monkeypatch):
     """At any of the files."""
     write_one, there = module.write_atomically, placed((1, 2, 1))
     names = []
@@ -252,12 +252,12 @@ def test_a_write_that_fails_leaves_nothing_that_is_seen(whole, tmp_path, monkeyp
     assert {"rank_1.safetensors", "state.json", "manifest.json"} <= set(names)
 
 
-def test_formats_of_another_time_are_refused_by_name(two, tmp_path, monkeypatch):
+def test_other_versions_of_the_format_are_refused_by_name(two, tmp_path, monkeypatch):
     folder = shutil.copytree(two / "step_000007", tmp_path / "step_000007")
     monkeypatch.setattr(module, "CHECKPOINT_FORMAT", "mindspore_palm checkpoint 2")
     with pytest.raises(UserError, match="is of the format 'mindspore_palm checkpoint 1'"):
         Checkpoint(folder)
 
 
-def test_rings_are_made_of_neighbours():
+def test_neighbours_on_the_ring_differ():
     assert all(a != b for a, b in pairwise(RING)) and len(set(RING)) == 7

@@ -42,7 +42,7 @@ def value(manager, step):
 @pytest.mark.parametrize(
     ("train", "kept"), [({}, [10, 9, 8]), ({"keep_last": 1}, [10]), ({"keep_last": 2, "keep_every": 4}, [10, 9, 8, 4])]
 )
-def test_which_are_kept(train, kept, make):
+def test_which_checkpoints_are_kept(train, kept, make):
     manager, set_to = make(**train)
     for step in range(1, 11):
         set_to(step)
@@ -54,7 +54,7 @@ def test_which_are_kept(train, kept, make):
         assert Checkpoint(manager.folder / folder_name(step)).state == {"step": step}
 
 
-def test_a_snapshot_is_of_one_moment(make, monkeypatch):
+def test_a_snapshot_is_consistent(make, monkeypatch):
     """Weights that change while it is being written do not change it."""
     go, write = threading.Event(), module.checkpoint.write_shards
     monkeypatch.setattr(module.checkpoint, "write_shards", lambda *a: (go.wait(10), write(*a)))
@@ -68,7 +68,7 @@ def test_a_snapshot_is_of_one_moment(make, monkeypatch):
     assert (value(manager, 5) == 5).all()
 
 
-def test_at_once_is_at_once(make):
+def test_saving_in_the_foreground_waits(make):
     manager, _ = make(checkpoint_in_background=False)
     manager.save(3, {})
     assert steps_in(manager.folder) == [3]
@@ -92,7 +92,7 @@ def test_there_is_never_a_second_writer(make, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["write_shards", "publish"])
-def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, capsys):
+def test_a_full_disk_is_logged_and_the_last_checkpoint_stays(where, make, monkeypatch, capsys):
     manager, _ = make()
     manager.save(1, {})
     assert manager.finish()
@@ -118,7 +118,7 @@ def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, ca
     assert manager.finish() and steps_in(manager.folder) == [3, 1]
 
 
-def test_what_was_never_completed_is_cleared(make):
+def test_incomplete_checkpoints_are_deleted(make):
     manager, _ = make()
     manager.save(1, {})
     manager.finish()
@@ -129,7 +129,7 @@ def test_what_was_never_completed_is_cleared(make):
     module.delete_incomplete(manager.folder / "nowhere")
 
 
-def test_state_that_is_not_finite_is_no_checkpoint(make, capsys):
+def test_state_that_is_not_finite_is_not_saved(make, capsys):
     manager, set_to = make(keep_last=1)
     set_to(1)
     manager.save(1, {})
@@ -154,7 +154,7 @@ def test_the_newest_sound_checkpoint_outlives_those_in_doubt(make):
     assert steps_in(manager.folder) == [25]
 
 
-def test_what_others_put_into_a_checkpoint_outlives_it(make):
+def test_users_files_in_a_checkpoint_survive_its_deletion(make):
     manager, _ = make(keep_last=1)
     manager.save(1, {})
     manager.finish()
@@ -171,7 +171,7 @@ def test_what_others_put_into_a_checkpoint_outlives_it(make):
     assert Checkpoint(note.parent).step == 1 and note.read_text() == "mine"
 
 
-def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
+def test_folders_with_similar_names_are_left_alone(make, tmp_path):
     manager, _ = make(keep_last=1)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "rank_0.safetensors").write_text("of another disk")
@@ -199,7 +199,7 @@ def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
     assert (tmp_path / "elsewhere" / "rank_0.safetensors").read_text() == "of another disk"
 
 
-def test_of_a_link_to_a_checkpoint_the_link_alone_is_deleted(make, tmp_path):
+def test_deleting_a_linked_checkpoint_deletes_only_the_link(make, tmp_path):
     manager, _ = make(keep_last=1)
     manager.save(1, {})
     manager.finish()
@@ -212,7 +212,7 @@ def test_of_a_link_to_a_checkpoint_the_link_alone_is_deleted(make, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".gone.tmp", ".tmp", ".damaged.gone.tmp"])
-def test_a_deletion_that_was_cut_short_is_ended(ending, make):
+def test_an_interrupted_deletion_is_completed(ending, make):
     manager, _ = make()
     half = manager.folder / f"step_000007{ending}"
     half.mkdir(parents=True)

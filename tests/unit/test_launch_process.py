@@ -41,14 +41,14 @@ def attempts(outcomes):
     return attempt, seen
 
 
-def test_again_until_it_ends_well(capsys):
+def test_restarts_until_it_succeeds(capsys):
     attempt, seen = attempts([(ProcessDied("worker 1 died"),), ProcessDied("worker 0 died"), None])
     with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
     assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "a=b"], ["train.py", "a=b"]]  # deletes once
     assert "worker 0 died; starting again from the last checkpoint (2 of 5)" in capsys.readouterr().out
 
 
-def test_an_attempt_that_dies_before_it_deletes_the_earlier_run_leaves_that_to_the_next():
+def test_an_attempt_that_dies_before_deleting_the_earlier_run_leaves_that_to_the_next():
     """Else the second attempt would resume the run that had to go."""
     attempt, seen = attempts([ProcessDied("early"), (ProcessDied("late"),), None])
     with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
@@ -63,7 +63,7 @@ def test_attempts_without_overwrite_still_name_the_command_of_the_user(monkeypat
     assert same_command() == "the same command without --overwrite"
 
 
-def test_a_process_that_was_to_stop_is_not_started_again(monkeypatch):
+def test_a_process_that_was_asked_to_stop_is_not_restarted(monkeypatch):
     monkeypatch.setattr(stop, "requested", lambda: True)
     attempt, seen = attempts([ProcessDied("was ended by SIGTERM"), None])
     with pytest.raises(Interrupted, match="the same command resumes from the last checkpoint"):
@@ -71,7 +71,7 @@ def test_a_process_that_was_to_stop_is_not_started_again(monkeypatch):
     assert len(seen) == 1
 
 
-def test_no_more_than_was_allowed():
+def test_no_more_restarts_than_allowed():
     attempt, seen = attempts([ProcessDied("first"), ProcessDied("second"), None])
     with pytest.raises(ProcessDied, match="second"):
         with_restarts(attempt, ["train.py"], 1)
@@ -82,7 +82,7 @@ def test_no_more_than_was_allowed():
     assert len(seen) == 1
 
 
-def test_what_the_user_must_mend_is_not_tried_again():
+def test_user_errors_are_not_retried():
     attempt, seen = attempts([UserError("no such file"), None])
     with pytest.raises(UserError, match="no such file"):
         with_restarts(attempt, ["train.py"], 9)
@@ -137,7 +137,7 @@ except Interrupted:
     ],
     ids=["waits", "starts", "computes in C"],
 )
-def test_a_wish_to_stop_reaches_a_process_whenever_it_comes(number, late, then, code):
+def test_a_stop_request_reaches_a_process_at_any_time(number, late, then, code):
     launcher = subprocess.Popen(
         [sys.executable, "-c", PASSES_ON, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
     )
@@ -179,7 +179,7 @@ LAUNCHES = "import sys; from mindspore_palm.launch.process import ChildProcess; 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
 @pytest.mark.parametrize("late", [0, 2])
-def test_all_processes_end_with_the_one_that_started_them(late):
+def test_all_processes_end_with_their_launcher(late):
     """The launcher is killed, and its grandchild waits in C, or does not know yet that it has a launcher."""
     command = [sys.executable, "-c", LAUNCHES, "-c", STARTS, WAITS.format(late=late)]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -3,7 +3,7 @@
 from mindspore_palm.launch.workers import KEPT_ATTEMPTS, next_attempt
 
 
-def test_attempts_get_folders_of_their_own_and_old_ones_go(tmp_path):
+def test_each_attempt_gets_a_folder_and_old_ones_are_deleted(tmp_path):
     logs = tmp_path / "workers"
     for number in range(1, KEPT_ATTEMPTS + 4):
         folder = next_attempt(logs)
@@ -14,7 +14,7 @@ def test_attempts_get_folders_of_their_own_and_old_ones_go(tmp_path):
     assert {path.name for path in logs.iterdir()} == kept
 
 
-def test_what_others_put_there_stays(tmp_path):
+def test_users_files_beside_logs_stay(tmp_path):
     logs = tmp_path / "workers"
     for name in ("attempt_mine", "attempt_²", "notes"):
         (logs / name).mkdir(parents=True)

@@ -130,7 +130,7 @@ def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm
             np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy(), strict=True)
 
 
-def test_what_people_import():
+def test_public_imports():
     from mindspore_palm import PaLM, PaLMConfig, Tokenizer, load
 
     assert [thing.__name__ for thing in (load, Tokenizer, PaLM, PaLMConfig)] == [
@@ -218,7 +218,7 @@ def test_a_wrong_shape(name, folder):
     assert "wants float32 [16" in said
 
 
-def test_a_wrong_type(folder):
+def test_a_wrong_dtype(folder):
     said = changed(folder, lambda weights: weights.update(embedding=weights["embedding"].astype(np.float16)))
     assert "embedding is float16 [320, 16]" in said
 
@@ -235,7 +235,7 @@ def test_a_refused_file_changes_no_weight(palm):
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
 
-def test_weights_are_compared_before_a_network_is_made(folder, monkeypatch):
+def test_weights_are_checked_before_the_network_is_built(folder, monkeypatch):
     from mindspore_palm.checkpoint import model_folder as saved
 
     (folder / "config.yaml").write_text("model: {preset: palm_540b}")
@@ -277,7 +277,7 @@ def test_missing_files(folder, tmp_path):
     assert "there is no folder" in refused(tmp_path / "nowhere")
 
 
-def test_a_model_that_an_earlier_version_exported_is_known_by_its_weights(run, palm, settings, tokenizer, capsys):
+def test_a_model_exported_by_an_earlier_version_is_identified_by_its_weights(run, palm, settings, tokenizer, capsys):
     """It does not say which checkpoint it is of: the same weights are, and a number of steps is not."""
     from mindspore_palm.checkpoint.model_folder import find_model, save_model, weights_of
 
@@ -306,7 +306,7 @@ def test_a_run_opens_where_it_went_back_to(run, palm, settings, tokenizer):
     assert find_model(run) == checkpoints / "step_000007"
 
 
-def test_what_others_put_beside_a_model_outlives_it(folder, palm, settings, tokenizer):
+def test_users_files_beside_a_model_survive(folder, palm, settings, tokenizer):
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 
     (folder / "notes.txt").write_text("mine")
@@ -315,7 +315,7 @@ def test_what_others_put_beside_a_model_outlives_it(folder, palm, settings, toke
     assert (folder / "notes.txt").read_text() == "mine" and (folder / ".ipynb_checkpoints").is_dir()
 
 
-def test_a_home_is_followed(folder, settings, monkeypatch):
+def test_a_home_directory_is_expanded(folder, settings, monkeypatch):
     from mindspore_palm import load
 
     monkeypatch.setenv("HOME", str(folder.parent))
@@ -341,7 +341,7 @@ def adapted(tokenizer, tmp_path, device):
     return manager.newest(), tuned
 
 
-def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
+def test_an_adapter_is_tied_to_the_weights_it_was_trained_on(adapted, tmp_path):
     """By their content: a network of the same sizes is another one."""
     from mindspore_palm import PaLM
     from mindspore_palm.checkpoint.adapter import save_adapter, with_adapter
@@ -353,7 +353,7 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
         with_adapter(PaLM(tuned.model, seed=4), tmp_path / "adapter.safetensors")
 
 
-def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_path):
+def test_fine_tuning_identifies_its_model_by_content(palm, settings, tokenizer, tmp_path):
     """Moved, it is the same; trained further, it is another one, which matters to a run that goes back to its start."""
     from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of

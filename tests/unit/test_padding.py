@@ -19,7 +19,7 @@ class InMemory:
 
 @pytest.mark.parametrize("rows", [3, 4, 5, 6, 8])
 @pytest.mark.parametrize("name", ["embedding", "m.embedding"])
-def test_rows_are_cut_off_or_zeros(name, rows):
+def test_padding_rows_are_removed_or_zero(name, rows):
     wanted = np.zeros((rows, 3), np.float32)
     wanted[: min(rows, 5)] = ROWS[:rows]
     tensor = with_padding(name, InMemory(), (rows, 3))
@@ -34,5 +34,5 @@ def test_rows_are_cut_off_or_zeros(name, rows):
 
 
 @pytest.mark.parametrize(("name", "shape"), [("blocks.0.kv", (8, 3)), ("embedding", (5, 4)), ("embedding", (5,))])
-def test_whatever_else_differs_stays_as_it_is(name, shape):
+def test_other_tensors_stay_unchanged(name, shape):
     assert with_padding(name, InMemory(), shape).shape == ROWS.shape

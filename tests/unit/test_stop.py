@@ -84,7 +84,7 @@ def test_with_nothing_to_save_a_command_ends_at_once(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_with_something_to_save_it_is_waited_for(number):
+def test_a_command_with_something_to_save_is_given_time(number):
     with command("stop.mark_unsaved(); ready(); time.sleep(3); wait()") as process:
         started(process).send_signal(number)
         out, err = process.communicate(timeout=20)
@@ -93,7 +93,7 @@ def test_with_something_to_save_it_is_waited_for(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_library_that_hears_nothing_is_ended(number):
+def test_a_process_that_hangs_in_a_library_is_killed(number):
     """It keeps Python's lock, as MindSpore while it compiles."""
     with command("ready(); hang()") as process:
         started(process)
@@ -105,7 +105,7 @@ def test_a_library_that_hears_nothing_is_ended(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_waits_since_before_the_first_line_is_followed(number):
+def test_a_signal_pending_from_before_the_first_line_is_handled(number):
     with stop.blocked(), command("ready(); time.sleep(100)") as process:
         process.send_signal(number)
         process.communicate(timeout=10)
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_does_not_wait():
         assert process.returncode == 130
 
 
-def test_one_ctrl_c_that_comes_to_all_processes_is_one_wish():
+def test_one_ctrl_c_received_by_all_processes_is_one_request():
     with command("stop.mark_unsaved(); ready(); time.sleep(2); wait()") as process:
         started(process)
         for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
@@ -142,7 +142,7 @@ def test_a_hangup_that_the_user_ignores_stays_ignored():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_finished_run_is_a_finished_run(number):
+def test_a_finished_run_ignores_stop_requests(number):
     with command("stop.mark_unsaved(); stop.mark_done(); ready(); time.sleep(2)") as process:
         started(process).send_signal(number)
         assert process.communicate(timeout=20) == ("", "")
@@ -161,7 +161,7 @@ def test_nothing_that_a_command_has_started_outlives_it(ends, code):
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_command_that_is_killed_takes_its_work_with_it():
+def test_a_killed_command_takes_its_worker_with_it():
     with command("ready(); time.sleep(100)") as process:
         started(process)
         members = psutil.Process(process.pid).children(recursive=True)
@@ -170,7 +170,7 @@ def test_a_command_that_is_killed_takes_its_work_with_it():
         assert not psutil.wait_procs(members, timeout=10)[1]
 
 
-def test_in_a_process_of_others_a_wish_is_an_exception_and_handlers_are_given_back():
+def test_in_a_notebook_a_stop_request_is_an_exception_and_handlers_are_restored():
     """A notebook's process is not ended, and has its own handlers again after the run."""
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop.handlers():

@@ -43,7 +43,7 @@ def make(device, tmp_path):
     return make
 
 
-def test_sizes_that_are_still_to_come():
+def test_remaining_batch_sizes():
     ramp = [(0, 2), (5, 4), (20, 8)]
     assert [sizes_from(ramp, step) for step in (0, 4, 5, 19, 20, 99)] == [
         [2, 4, 8], [2, 4, 8], [4, 8], [4, 8], [8], [8]
@@ -53,7 +53,7 @@ def test_sizes_that_are_still_to_come():
     assert with_remaining_ramp(settings, 3) is settings
 
 
-def test_small_sizes_that_are_over_do_not_forbid_a_larger_mesh(make, tmp_path):
+def test_past_batch_sizes_do_not_rule_out_a_larger_mesh(make, tmp_path):
     from mindspore_palm.train.loop import check_settings
 
     wide = make.settings.model_copy(update={"parallel": make.settings.parallel.model_copy(update={"data": 4})})
@@ -71,7 +71,7 @@ def test_small_sizes_that_are_over_do_not_forbid_a_larger_mesh(make, tmp_path):
         check_settings(eight, "CPU", StartOptions(rewind_to=5))  # with 4 sequences, of which 8 devices have none
 
 
-def test_an_old_checkpoint_says_by_its_settings_which_text_it_had(make, tmp_path):
+def test_segments_of_an_old_checkpoint_come_from_its_settings(make, tmp_path):
     make(7, Progress(step=7, not_finite=2))
     progress = progress_of(current_checkpoint(tmp_path))
     assert progress.segments == (Segment(0, ((0, 2), (5, 4), (20, 8)), 256, 0),)
@@ -94,7 +94,7 @@ def test_decisions_are_compared_by_content(make, tmp_path):
     assert current_checkpoint(tmp_path, [theirs, Rewind("c", 9, 6, (0, 0))]).step == 5
 
 
-def test_the_next_step(make, tmp_path):
+def test_resume_step(make, tmp_path):
     assert resume_step(tmp_path, False, None) == 0
     make(5)
     make(9)
@@ -108,7 +108,7 @@ def test_the_next_step(make, tmp_path):
     assert resume_step(tmp_path, False, None) == 5
 
 
-def test_fingerprints_of_two_versions_are_compared_as_far_as_both_say():
+def test_fingerprints_are_compared_by_the_entries_that_both_have():
     assert not text_differences({}, {"a": 1}) and not text_differences({"a": 1, "b": 2}, {"a": 1, "c": 3})
     assert text_differences({"a": 1}, {"a": 2, "c": 3}) == {"a": (1, 2)}
     assert text_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == {"a.c": (2, 3)}
