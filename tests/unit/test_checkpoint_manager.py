@@ -1,4 +1,4 @@
-"""The writer of checkpoints: one consistent snapshot, which are kept, and what happens when the disk refuses."""
+"""CheckpointManager: a consistent snapshot, which checkpoints are kept, and a disk that is full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspore_palm.config import Settings
 
 @pytest.fixture
 def make(device, tmp_path):
-    """A manager of two tensors, and a way to change them."""
+    """Makes a manager of two tensors, and a function that sets them."""
     from mindspore import Parameter, Tensor
 
     from mindspore_palm.parallel.votes import Votes
@@ -24,7 +24,7 @@ def make(device, tmp_path):
 
     def set_to(number):
         for p in state:
-            p.asnumpy()[...] = number  # where it lies, as a step does
+            p.asnumpy()[...] = number  # in place, as a step does
 
     def make(**train):
         settings = Settings.model_validate({"train": train})
@@ -55,7 +55,7 @@ def test_which_checkpoints_are_kept(train, kept, make):
 
 
 def test_a_snapshot_is_consistent(make, monkeypatch):
-    """Weights that change while it is being written do not change it."""
+    """Weights that change while a checkpoint is being written do not change it."""
     go, write = threading.Event(), module.checkpoint.write_shards
     monkeypatch.setattr(module.checkpoint, "write_shards", lambda *a: (go.wait(10), write(*a)))
     manager, set_to = make()
@@ -105,14 +105,14 @@ def test_a_full_disk_is_logged_and_the_last_checkpoint_stays(where, make, monkey
         manager.save(2, {})
         while manager._thread.is_alive():
             pass
-        for _ in range(3):  # as after steps
+        for _ in range(3):  # as after each step
             manager.poll()
             manager._thread.join()
         assert not manager.finish()
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "the checkpoint of step 2 could not be written: No space left on device (the/file)" in said
-    assert "the last one is of step 1" in said
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "the checkpoint of step 2 could not be written: No space left on device (the/file)" in out
+    assert "the last one is of step 1" in out
     assert [path.name for path in manager.folder.iterdir()] == ["step_000001"]
     manager.save(3, {})
     assert manager.finish() and steps_in(manager.folder) == [3, 1]
@@ -166,7 +166,7 @@ def test_users_files_in_a_checkpoint_survive_its_deletion(make):
     assert steps_in(manager.folder) == [2] and note.read_text() == "mine"
     assert {path.name for path in note.parent.iterdir()} == {"notes.txt", ".ipynb_checkpoints"}
     module.delete_incomplete(manager.folder)
-    manager.save(1, {})  # as after going back: the place is taken by what others left
+    manager.save(1, {})  # as after going back: users' own files are in its folder
     manager.finish()
     assert Checkpoint(note.parent).step == 1 and note.read_text() == "mine"
 

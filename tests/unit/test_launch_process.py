@@ -1,4 +1,4 @@
-"""Starting again what died, as often as was allowed."""
+"""Processes that die are restarted, as often as allowed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def no_overwrites(monkeypatch):
 
 
 def attempts(outcomes):
-    """An attempt that ends in each of the outcomes in turn, and the commands that it was given.
+    """An attempt that ends with each of the outcomes in turn, and the commands that it was given.
 
-    An outcome in a tuple comes after the run's folder was begun.
+    An outcome in a tuple comes after the run was started in its folder.
     """
     seen, left = [], iter(outcomes)
 
@@ -49,7 +49,7 @@ def test_restarts_until_it_succeeds(capsys):
 
 
 def test_an_attempt_that_dies_before_deleting_the_earlier_run_leaves_that_to_the_next():
-    """Else the second attempt would resume the run that had to go."""
+    """Otherwise the second attempt would resume the run that was to be deleted."""
     attempt, seen = attempts([ProcessDied("early"), (ProcessDied("late"),), None])
     with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
     assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "--overwrite", "a=b"], ["train.py", "a=b"]]
@@ -116,7 +116,7 @@ stop.listen()
 print("ready", flush=True)
 {then}
 """
-PASSES_ON = """
+FORWARDS = """
 import sys
 from mindspore_palm.errors import Interrupted
 from mindspore_palm.launch.process import ChildProcess
@@ -132,14 +132,14 @@ except Interrupted:
     ("late", "then", "code"),
     [
         (0, "while True: time.sleep(0.1)", 130),  # with nothing to save, it ends at once
-        (1, "while True: time.sleep(0.1)", 130),  # it is told when it does not listen yet
-        (0, HANGS, 99),  # it cannot hear, and is ended
+        (1, "while True: time.sleep(0.1)", 130),  # it is signalled before it listens
+        (0, HANGS, 99),  # it cannot handle signals, and is killed
     ],
     ids=["waits", "starts", "computes in C"],
 )
 def test_a_stop_request_reaches_a_process_at_any_time(number, late, then, code):
     launcher = subprocess.Popen(
-        [sys.executable, "-c", PASSES_ON, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
+        [sys.executable, "-c", FORWARDS, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
     )
     try:
         end = time.monotonic() + 30
@@ -164,7 +164,7 @@ from mindspore_palm.launch.process import exit_with_launcher
 time.sleep({late})
 exit_with_launcher()
 print("ready", flush=True)
-ctypes.PyDLL(None).sleep(100)  # with Python's lock, as a collective that waits for a worker that is gone
+ctypes.PyDLL(None).sleep(100)  # holding Python's lock, as a collective that waits for a worker that is gone
 """
 STARTS = """
 import subprocess, sys
@@ -180,7 +180,7 @@ LAUNCHES = "import sys; from mindspore_palm.launch.process import ChildProcess; 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
 @pytest.mark.parametrize("late", [0, 2])
 def test_all_processes_end_with_their_launcher(late):
-    """The launcher is killed, and its grandchild waits in C, or does not know yet that it has a launcher."""
+    """The launcher is killed while its grandchild waits in C, or before the grandchild has asked to end with it."""
     command = [sys.executable, "-c", LAUNCHES, "-c", STARTS, WAITS.format(late=late)]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE)
     others = []

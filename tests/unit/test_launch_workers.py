@@ -1,4 +1,4 @@
-"""The logs of attempts: new ones get new folders, a bounded number stays, and nothing of others is touched."""
+"""Logs of attempts: each gets a new folder, a bounded number is kept, and users' own files are not touched."""
 
 from mindspore_palm.launch.workers import KEPT_ATTEMPTS, next_attempt
 

@@ -1,4 +1,4 @@
-"""A wish to stop, from the first line of a command to its last, and the process that sees to it."""
+"""Stop requests from the first line of a command to its last, and the supervisor that enforces them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ready():
     print("ready", flush=True)
 
 def hang():
-    lock, library = ctypes.create_string_buffer(64), ctypes.PyDLL(None)  # with Python's lock
+    lock, library = ctypes.create_string_buffer(64), ctypes.PyDLL(None)  # holding Python's lock
     library.pthread_mutex_lock(lock)
     library.pthread_mutex_lock(lock)
 
@@ -80,7 +80,7 @@ def test_with_nothing_to_save_a_command_ends_at_once(number):
         started(process).send_signal(number)
         _, err = process.communicate(timeout=10)
         assert process.returncode == 130
-        assert re.fullmatch("stopped before training began\n|stopped; .*\n", err)  # or it slept already
+        assert re.fullmatch("stopped before training began\n|stopped; .*\n", err)  # or it was asleep already
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -94,7 +94,7 @@ def test_a_command_with_something_to_save_is_given_time(number):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_process_that_hangs_in_a_library_is_killed(number):
-    """It keeps Python's lock, as MindSpore while it compiles."""
+    """It holds Python's lock, as MindSpore does while it compiles."""
     with command("ready(); hang()") as process:
         started(process)
         time.sleep(1)  # until it hangs
@@ -153,7 +153,7 @@ def test_a_finished_run_ignores_stop_requests(number):
     ("ends", "code"), [("", 0), ("; os._exit(3)", 3), ("; os.kill(os.getpid(), 9)", -9), ("; os.abort()", -6)]
 )
 def test_nothing_that_a_command_has_started_outlives_it(ends, code):
-    """However it ends; and its caller sees how."""
+    """However it ends; and the exit code says how."""
     body = "print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid, flush=True)" + ends
     with command(body) as process:
         child = psutil.Process(int(process.stdout.readline()))
@@ -171,7 +171,7 @@ def test_a_killed_command_takes_its_worker_with_it():
 
 
 def test_in_a_notebook_a_stop_request_is_an_exception_and_handlers_are_restored():
-    """A notebook's process is not ended, and has its own handlers again after the run."""
+    """The process is not ended, and has its own handlers again after the run."""
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop.handlers():
         os.kill(os.getpid(), signal.SIGINT)

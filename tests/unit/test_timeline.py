@@ -1,4 +1,4 @@
-"""Where a run stands: from its folder, before anything is computed."""
+"""The timeline of a run, read from its folder before anything is computed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RAMP = {"batch_size": [[0, 2], [5, 4], [20, 8]]}
 
 @pytest.fixture
 def make(device, tmp_path):
-    """Gives the run in ``tmp_path`` a checkpoint of a step, with what its state says of the run."""
+    """Makes a checkpoint of a step in the run of ``tmp_path``, with progress."""
     from mindspore import Parameter, Tensor
 
     from mindspore_palm.checkpoint.manager import CheckpointManager
@@ -68,7 +68,7 @@ def test_past_batch_sizes_do_not_rule_out_a_larger_mesh(make, tmp_path):
         with pytest.raises(UserError, match=r"train\.batch_size"):
             check_settings(eight, "CPU", start)
     with pytest.raises(UserError, match=r"train\.batch_size"):
-        check_settings(eight, "CPU", StartOptions(rewind_to=5))  # with 4 sequences, of which 8 devices have none
+        check_settings(eight, "CPU", StartOptions(rewind_to=5))  # 4 sequences are too few for 8 devices
 
 
 def test_segments_of_an_old_checkpoint_come_from_its_settings(make, tmp_path):
@@ -81,14 +81,14 @@ def test_segments_of_an_old_checkpoint_come_from_its_settings(make, tmp_path):
 
 
 def test_decisions_are_compared_by_content(make, tmp_path):
-    """Not by their number: a checkpoint of another run may know as many."""
+    """Not by their number: a checkpoint of another run may have as many."""
     ours, theirs = Rewind("a", 9, 5, (0, 0)), Rewind("b", 8, 6, (0, 0))
     make(5)
     make(9, Progress(step=9, rewinds=[theirs]))
     write_rewinds(tmp_path, [ours])
     with pytest.raises(UserError, match=r"knows decisions to go back that .*rewinds\.json does not hold"):
         current_checkpoint(tmp_path)
-    (tmp_path / "rewinds.json").unlink()  # lost: the checkpoint knows them
+    (tmp_path / "rewinds.json").unlink()  # lost: they are in the checkpoint
     assert all_rewinds(tmp_path) == [theirs]
     assert current_checkpoint(tmp_path, [theirs]).step == 9
     assert current_checkpoint(tmp_path, [theirs, Rewind("c", 9, 6, (0, 0))]).step == 5
@@ -115,7 +115,7 @@ def test_fingerprints_are_compared_by_the_entries_that_both_have():
 
 
 def test_another_text_begins_with_its_first_epoch():
-    """Whatever the old one was: none of it has been trained on."""
+    """Whatever the old text was: none of the new one has been trained on."""
     from mindspore_palm.checkpoint.timeline import segments_from
 
     settings = Settings.model_validate({"train": RAMP})
@@ -125,5 +125,5 @@ def test_another_text_begins_with_its_first_epoch():
     assert tuple(before) == old and (after.step, after.position, after.rest_of) == (15, 0, None) and after.text
     other = segments_from(15, progress, settings, None, ({"sha": 1}, {"sha": 3}))[-1]
     assert other.text != after.text
-    # as long as the segment has not begun, it is decided anew
+    # as long as no step has used the segment, it is decided again
     assert segments_from(9, progress, settings, None, ({"sha": 1}, {"sha": 2}))[:1] == old[:1]
