@@ -1,4 +1,4 @@
-"""Runs that are stopped, and runs whose records cannot be written: commands as a user types them, from start to end."""
+"""Runs that are stopped, and runs whose records cannot be written: commands as a user types them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def home(tmp_path_factory):
 
 
 def words_of(home, output, *more):
-    places = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
-    return [sys.executable, str(ROOT / "run" / "train.py"), *SIZES, *places, *more]
+    paths = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
+    return [sys.executable, str(ROOT / "run" / "train.py"), *SIZES, *paths, *more]
 
 
 def start(home, output, *more, **options):
@@ -51,7 +51,7 @@ def wait_for(process, folder, rows=1, limit=200):
 
 @pytest.fixture(scope="module")
 def straight(home):
-    """A run that nobody disturbs."""
+    """An uninterrupted run."""
     code, out, err = finish(start(home, "straight"))
     assert code == 0, err + out
     return home / "straight"
@@ -87,7 +87,7 @@ def test_the_backend_of_a_notebook_and_a_full_log_end_nothing(home, straight):
 
 
 def test_rows_that_could_not_be_written_are_written_later(home, straight):
-    """The folder's records are taken away while it trains: a folder stands where metrics.csv was."""
+    """While the run trains, metrics.csv is replaced by a folder for a while."""
     process = start(home, "rows")
     try:
         wait_for(process, home / "rows", 2)
@@ -103,7 +103,7 @@ def test_rows_that_could_not_be_written_are_written_later(home, straight):
 
 
 def test_an_evaluation_is_interrupted_at_once_and_repeated(home):
-    """Scoring all of the held-out text again and again: no batch is waited for, and the row gets its number later."""
+    """Each evaluation scores all held-out text. It stops between two batches, and the row gets its loss later."""
     more = ["train.steps=9", "train.eval_every=4", "train.checkpoint_every=0"]
     long = [*more, "data.validation_fraction=0.5", "train.eval_sequences=2000000", "train.micro_batch=1"]
     code, out, err = finish(start(home, "evaluated", *long))
@@ -120,7 +120,7 @@ def test_an_evaluation_is_interrupted_at_once_and_repeated(home):
         kill(process)
     assert process.returncode == 130, err
     assert "stopped after step 4; the same command resumes from there" in err
-    assert lines_of(home / "left")[4].endswith(",,")  # no number yet
+    assert lines_of(home / "left")[4].endswith(",,")  # no held-out loss yet
     code, out, err = finish(start(home, "left", *long))
     assert code == 0, err
     assert "going on from step 4\n" in out
@@ -147,7 +147,7 @@ def test_workers_that_are_still_starting_stop_as_well(number, home):
 
 
 def test_after_overwrite_another_command_resumes(home):
-    """With --overwrite once more, the run would be deleted."""
+    """A second --overwrite would delete the run."""
     process = start(home, "again", *FOREVER, "--overwrite")
     try:
         wait_for(process, home / "again", 3)
@@ -160,7 +160,7 @@ def test_after_overwrite_another_command_resumes(home):
 
 
 def test_a_second_launch_into_one_folder_is_refused(home):
-    """The first one has not even started its workers; it trains on as if nothing had happened."""
+    """The first one has not even started its workers, and trains on undisturbed."""
     first = start(home, "twice", "parallel.data=2")
     try:
         end = time.monotonic() + 120
@@ -178,7 +178,7 @@ def test_a_second_launch_into_one_folder_is_refused(home):
 
 
 def test_attempts_keep_their_logs(home):
-    """The message points to the log of the attempt that died, and it is still there after the next one."""
+    """The message names the log of the attempt that died, and the log still exists after the next attempt."""
     process = start(home, "attempts", *FOREVER, "parallel.data=2", "--max-restarts", "1")
     try:
         wait_for(process, home / "attempts", 2)
