@@ -199,7 +199,7 @@ class Workers:
 
 def _content(log: Path) -> str:
     try:
-        return log.read_text(errors="replace")
+        return log.read_text(encoding="utf-8", errors="replace")
     except OSError:  # a user has deleted it
         return ""
 
