@@ -39,4 +39,4 @@ LOCK = "lock"  # also of prepared text
 TEMPORARY = ".tmp"  # ending of what is still being written
 GONE = f".gone{TEMPORARY}"  # ending of a checkpoint that is being deleted
 DAMAGED = ".damaged"  # ending of a damaged checkpoint that was set aside
-OTHER = ".other"  # ending of a file of another run, or edited by somebody, that was set aside
+OTHER = ".other"  # ending of a file of another run, or one that a user edited, which was set aside

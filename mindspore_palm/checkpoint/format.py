@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
-from mindspore_palm.checkpoint.safetensors_stream import Digest, Digesting, digest_of, write_tensors
+from mindspore_palm.checkpoint.safetensors_stream import Digest, Digesting, digest_of, row_windows, write_tensors
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CONFIG, DAMAGED, GONE, MANIFEST, STATE, TEMPORARY, TOKENIZER
 from mindspore_palm.files import names_pattern, sync_folder, write_atomically
@@ -133,10 +132,8 @@ class StoredTensor:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Blocks of rows, in order."""
-        rows = max(1, BLOCK_BYTES // max(1, prod(self.shape[1:]) * self.dtype.itemsize))
-        rest = tuple(slice(0, size) for size in self.shape[1:])
-        for start in range(0, self.shape[0], rows):
-            yield self.read((slice(start, min(start + rows, self.shape[0])), *rest))
+        for window in row_windows(self.shape, self.dtype.itemsize, BLOCK_BYTES):
+            yield self.read(window)
 
 
 class Checkpoint:

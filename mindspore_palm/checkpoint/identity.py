@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from mindspore_palm.checkpoint.format import BLOCK_BYTES, Checkpoint
 from mindspore_palm.checkpoint.merged import model_weights
-from mindspore_palm.checkpoint.safetensors_stream import file_tensors
+from mindspore_palm.checkpoint.safetensors_stream import file_tensors, row_windows
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CONFIG, WEIGHTS
@@ -74,6 +73,4 @@ def is_model_of(folder: Path, checkpoint: Checkpoint) -> bool:
 def _blocks(weight: np.ndarray | Reader, shape: tuple[int, ...]) -> Iterable[np.ndarray]:
     if isinstance(weight, np.ndarray):
         return (weight,)
-    rows = max(1, BLOCK_BYTES // max(1, 4 * prod(shape[1:])))
-    rest = tuple(slice(0, size) for size in shape[1:])
-    return (weight((slice(at, min(at + rows, shape[0])), *rest)) for at in range(0, shape[0], rows))
+    return map(weight, row_windows(shape, np.dtype(np.float32).itemsize, BLOCK_BYTES))

@@ -45,7 +45,7 @@ class CheckpointManager:
 
     A checkpoint is written in two phases, each in a thread: every worker writes its shards, and once all have, the
     first worker completes it. Workers learn how far the others are by the one vote after each step (``poll``), which
-    also carries the wish to stop. A checkpoint that cannot be written is given up with a message, and training
+    also carries requests to stop. A checkpoint that cannot be written is given up with a message, and training
     continues.
 
     Args:
@@ -125,10 +125,10 @@ class CheckpointManager:
         Returns:
             How many workers were asked to stop.
         """
-        wishes_to_stop, written, failed = self.votes(stop, *self._phase())
+        stopping, written, failed = self.votes(stop, *self._phase())
         self._advance(written, failed)
         self._check_completion()
-        return wishes_to_stop
+        return stopping
 
     def _phase(self) -> tuple[bool, bool]:
         """Whether this worker has written its shards of the pending checkpoint, and whether that failed."""

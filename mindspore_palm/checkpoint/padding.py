@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from mindspore_palm.checkpoint.safetensors_stream import row_windows
 from mindspore_palm.parallel.placement import Window
 
 EMBEDDING = "embedding"  # the weight with a row per token; its optimizer state has this name with a prefix
@@ -59,10 +59,8 @@ class Repadded:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Blocks of rows, in order."""
-        count = max(1, BLOCK_BYTES // max(1, prod(self.shape[1:]) * self.dtype.itemsize))
-        rest = tuple(slice(0, size) for size in self.shape[1:])
-        for start in range(0, self.shape[0], count):
-            yield self.read((slice(start, min(start + count, self.shape[0])), *rest))
+        for window in row_windows(self.shape, self.dtype.itemsize, BLOCK_BYTES):
+            yield self.read(window)
 
 
 def with_padding(name: str, tensor: AnyTensor, shape: Sequence[int]) -> AnyTensor | Repadded:

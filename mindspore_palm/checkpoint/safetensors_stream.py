@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,14 @@ from mindspore_palm.errors import UserError
 DTYPES = {"float32": "F32", "int32": "I32"}  # NumPy's name of a dtype: the format's
 ALIGNMENT = 8  # bytes: alignment of the data in the format
 READ_BYTES = 2**22  # bytes read at a time
+
+
+def row_windows(shape: Sequence[int], itemsize: int, block_bytes: int) -> Iterator[tuple[slice, ...]]:
+    """Windows that cover a tensor in blocks of rows, each of at most ``block_bytes`` or of one row."""
+    rows = max(1, block_bytes // max(1, prod(shape[1:]) * itemsize))
+    rest = tuple(slice(0, size) for size in shape[1:])
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *rest)
 
 
 class Source(Protocol):

@@ -74,14 +74,14 @@ def _watch(worker: int, flags: stop.SharedFlags) -> int:
                 end = min(end or now + GRACE, now + GRACE)
         code = _collect(worker)
         if code is not None:
-            _end_all()
+            _kill_rest()
             return code if requested is None or code >= 0 else _stopped()
         if requested and end is None and not flags.unsaved:
             end = now + GRACE
         if end and now > end:
             _send(worker, signal.SIGKILL)
             os.waitpid(worker, 0)
-            _end_all()
+            _kill_rest()
             return _stopped()
 
 
@@ -100,7 +100,7 @@ def _stopped() -> int:
     return STOPPED
 
 
-def _end_all() -> None:
+def _kill_rest() -> None:
     """Kills the processes that the worker has left running."""
     end = time.monotonic() + KILL_TIMEOUT
     while time.monotonic() < end:

@@ -95,7 +95,7 @@ class Workers:
                 start_new_session=True,  # Ctrl-C reaches this process alone, which signals the workers
             )
         self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
-        self._numbers: dict[int, str] = {}  # of workers, by process id
+        self._ranks: dict[int, str] = {}  # of workers, by process id
         self._signalled: set[int] = set()  # process ids of workers that were asked to stop
 
     def join(self) -> None:
@@ -108,24 +108,23 @@ class Workers:
         """
         try:
             with stop.deferred():
-                ends = None  # once a worker has failed: when the others are killed
-                while self.msrun.poll() is None and (ends is None or time.monotonic() < ends):
+                deadline = None  # once a worker has failed: when the others are killed
+                while self.msrun.poll() is None and (deadline is None or time.monotonic() < deadline):
                     self._show_log()
                     if stop.requested() and (stop.forced() or not self._flags.unsaved):
                         break
                     if stop.requested():
                         self._forward_stop()
-                    if ends is None and FAILED.search(self._msrun_log()):
-                        ends = time.monotonic() + GRACE
+                    if deadline is None and FAILED.search(self._msrun_log()):
+                        deadline = time.monotonic() + GRACE
                     time.sleep(POLL_SECONDS)
                 self._show_log()
         finally:
-            self._end_all()
+            self._kill_all()
         if stopped := self._first_line(r"^stopped .*$"):  # also if only a worker got the signal
             raise Interrupted(stopped)
-        if (
-            self.msrun.returncode == 0 and self._flags.unfinished
-        ):  # a worker got the signal, and its log is on a full disk
+        # a worker got the signal, and its log is on a full disk
+        if self.msrun.returncode == 0 and self._flags.unfinished:
             raise Interrupted(stopped_message())
         if self.msrun.returncode == 0:
             return
@@ -137,7 +136,7 @@ class Workers:
     def _forward_stop(self) -> None:
         """Asks every worker to stop, once each, including those that start later."""
         for process in self._processes:
-            if process.pid in self._numbers and process.pid not in self._signalled:
+            if process.pid in self._ranks and process.pid not in self._signalled:
                 self._signalled.add(process.pid)
                 with suppress(psutil.Error):  # it has just ended
                     process.send_signal(signal.SIGTERM)
@@ -162,13 +161,13 @@ class Workers:
         with suppress(psutil.Error):
             self._processes.update(psutil.Process(self.msrun.pid).children(recursive=True))
         for process in self._processes:
-            if process.pid not in self._numbers:
+            if process.pid not in self._ranks:
                 with suppress(psutil.Error):
                     environment = process.environ()
                     if environment.get("MS_ROLE") == "MS_WORKER":
-                        self._numbers[process.pid] = environment["RANK_ID"]
+                        self._ranks[process.pid] = environment["RANK_ID"]
 
-    def _end_all(self) -> None:
+    def _kill_all(self) -> None:
         for process in self._processes:
             with suppress(psutil.Error):
                 process.kill()  # checked by id and start time: never another process that got the same id
@@ -186,7 +185,7 @@ class Workers:
         message = self._first_line(r"^error: .*$").removeprefix("error: ")
         if failed and int(failed.group(2)) < 0:
             name = signal.Signals(-int(failed.group(2))).name
-            worker = f"worker {self._numbers.get(int(failed.group(1)), '?')} (process {failed.group(1)})"
+            worker = f"worker {self._ranks.get(int(failed.group(1)), '?')} (process {failed.group(1)})"
             return ProcessDied(f"{worker} was ended by {name}, and the others with it; see {self.logs}")
         if message:
             return (ProcessDied if LOST.search(message) else UserError)(message)
