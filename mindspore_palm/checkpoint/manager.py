@@ -43,10 +43,10 @@ def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
 class CheckpointManager:
     """The checkpoints of a run, as one worker sees them.
 
-    A checkpoint goes through two hands: every worker writes its slices, and when all have told each other that they
-    did, the first one completes it. Both happen in a thread; what workers have to tell goes along with what they agree
-    about after every step anyway (``tell``, ``hear``). A checkpoint that cannot be written is given up with a sentence,
-    and training goes on.
+    A checkpoint is written in two phases, each in a thread: every worker writes its shards, and once all have, the
+    first worker completes it. Workers learn how far the others are by the one vote after each step (``poll``), which
+    also carries the wish to stop. A checkpoint that cannot be written is given up with a message, and training
+    continues.
 
     Args:
         folder: ``checkpoints/`` of the run.
@@ -113,12 +113,30 @@ class CheckpointManager:
         if not self.settings.train.checkpoint_in_background:
             self.finish()
 
-    def tell(self) -> tuple[bool, bool]:
-        """What this worker tells the others after a step: whether its slices are written, and whether that failed."""
-        return self._step is not None and self._written, self._step is not None and self._failed
+    def poll(self, stop: bool = False) -> int:
+        """Votes with all workers, and advances the pending checkpoint. All workers call this after every step.
 
-    def hear(self, written: int, failed: int) -> None:
-        """What the workers have told each other: when all are through, the first one completes the checkpoint."""
+        This is the one small all-reduce of a step. When all workers have written their shards, the first one completes
+        the checkpoint; if it could not, that is logged once.
+
+        Args:
+            stop: whether this worker was asked to stop.
+
+        Returns:
+            How many workers were asked to stop.
+        """
+        wishes_to_stop, written, failed = self.votes(stop, *self._phase())
+        self._advance(written, failed)
+        self._check_completion()
+        return wishes_to_stop
+
+    def _phase(self) -> tuple[bool, bool]:
+        """Whether this worker has written its shards of the pending checkpoint, and whether that failed."""
+        pending = self._step is not None
+        return pending and self._written, pending and self._failed
+
+    def _advance(self, written: int, failed: int) -> None:
+        """Has the first worker complete the checkpoint once all workers have written, or give it up if one failed."""
         if self._step is None or written + failed < current_layout().devices:
             return
         step, self._step = self._step, None
@@ -129,8 +147,8 @@ class CheckpointManager:
             self._completing = step
             self._start(self._complete)
 
-    def look(self) -> None:
-        """Says, once, that the last checkpoint could not be completed, if that is so."""
+    def _check_completion(self) -> None:
+        """Gives the last checkpoint up, once, if the first worker could not complete it."""
         if self._completing is None or self._thread.is_alive():
             return
         step, self._completing = self._completing, None
@@ -144,9 +162,9 @@ class CheckpointManager:
             Whether the last checkpoint is on the disk; if not, ``problem`` says why.
         """
         self._join()
-        self.hear(*self.votes(*self.tell()))
+        self.poll()
         self._join()
-        self.look()
+        self._check_completion()
         failed, worthless = self.votes(bool(self.problem), self.worthless)
         self.worthless = bool(worthless)
         if failed and not self.problem:

@@ -236,10 +236,7 @@ def run_steps(run: Run) -> Spike | None:
             progress.not_finite = progress.not_finite + 1 if result.skipped else 0
             progress.sound = progress.sound if result.skipped else progress.step - 1
             spike = watch(progress, result.loss, result.gradient_norm, train)
-            # asked once a step, of all workers: a later stop takes one more step
-            stopped, written, failed = run.votes(stop.wished(), *run.manager.tell())
-            run.manager.hear(written, failed)
-            run.manager.look()
+            stopped = run.manager.poll(stop.wished())  # once per step: a later wish takes one more step
 
             rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)

@@ -62,7 +62,7 @@ def test_a_snapshot_is_of_one_moment(make, monkeypatch):
     set_to(5)
     manager.save(5, {})
     set_to(6)
-    assert manager.tell() == (False, False) and steps_in(manager.folder) == []
+    assert manager._phase() == (False, False) and steps_in(manager.folder) == []
     go.set()
     assert manager.finish()
     assert (value(manager, 5) == 5).all()
@@ -106,9 +106,8 @@ def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, ca
         while manager._thread.is_alive():
             pass
         for _ in range(3):  # as after steps
-            manager.hear(*manager.tell())
+            manager.poll()
             manager._thread.join()
-            manager.look()
         assert not manager.finish()
     said = capsys.readouterr().out
     assert said.count("\n") == 1
