@@ -41,8 +41,8 @@ def test_the_spike_is_cured(cured, clean):
     (rewind,) = json.loads((folder / "rewinds.json").read_text())
     assert rewind["at"] == 153 and rewind["to"] == 120  # three outliers, from batch 150 on, and 20 steps before them
     assert rewind["skip"] == [8 * 120, 8 * (153 + 20)]
-    assert "going back to step 120 and leaving out 53 batches (try 1 of 3)" in said
-    assert "in steps 151 to 153" in said and "decisions to go back or to leave out batches: 1, in rewinds.json" in said
+    assert "going back to step 120 and skipping 53 batches (try 1 of 3)" in said
+    assert "in steps 151 to 153" in said and "decisions to go back or to skip batches: 1, in rewinds.json" in said
 
 
 def test_every_later_checkpoint_holds_the_decision(cured):
@@ -84,7 +84,7 @@ def test_killed_after_the_decision_the_cure_goes_on(home, cured):
     kill(process)
     assert checkpoints_of(home / "killed")[-1] == 140  # of the steps that the decision leaves behind
     out = run(home, "killed", *OPTIONS, *PALM, script=POISONED, env=ENVIRONMENT)
-    assert "going on from step 120\n" in out
+    assert "resuming from step 120\n" in out
     assert not same_bits(home / "killed", cured[0])
 
 
@@ -115,7 +115,7 @@ def test_by_hand(home, clean):
     wait_for_rows(process, home / "hand", 1, 180)
     kill(process)
     out = run(home, "hand", *asked)
-    assert "was done before; going on" in out
+    assert "was done before; resuming" in out
     (rewind,) = json.loads((home / "hand" / "rewinds.json").read_text())
     assert (rewind["at"], rewind["to"], rewind["skip"]) == (STEPS, 180, [8 * 180, 8 * 190])
     ours, theirs = rows_of(home / "hand"), rows_of(clean)
