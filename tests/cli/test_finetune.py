@@ -89,7 +89,7 @@ def test_all_weights_learn_a_toy_task(home, door):
     assert code == 0 and "is finished" in out
 
 
-def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
+def test_lora_learns_it_and_resumes_to_the_same_bits(home, door):
     """Uninterrupted, and resumed from step 100 of 150: dropout, adapters and moments are those of the step."""
     code, out, err = door("train", home, *LORA)
     assert code == 0, err
@@ -210,7 +210,7 @@ def test_the_model_is_the_checkpoints_in_what_is_printed(home, door):
     assert "d_model: 64" in out and "# finetune.checkpoint" in out
 
 
-def test_the_table_may_be_padded_as_a_mesh_wants_it(home, door):
+def test_the_vocabulary_may_be_padded_as_a_mesh_needs_it(home, door):
     """A mesh of three or nine devices needs it; rows without a token start as zeros."""
     code, _, err = door(
         "train",

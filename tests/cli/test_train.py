@@ -155,7 +155,7 @@ def test_utilisation_is_the_share_of_the_peak(finished):
         assert float(row["tokens_per_second"]) == pytest.approx(128 / float(row["seconds"]), rel=1e-3)
 
 
-def test_what_a_run_says_first(finished):
+def test_the_banner_of_a_run(finished):
     _, out, _ = finished
     before = out.split("step 5:")[0]
     assert re.search(r"device +CPU, \S+", before)
@@ -171,7 +171,7 @@ def test_what_a_run_says_first(finished):
     assert re.search(r"tokenizer +512 tokens", before)
 
 
-def test_what_a_run_says_last(finished):
+def test_the_summary_of_a_run(finished):
     _, out, _ = finished
     model = re.search(r"held out, all [\d,]+ tokens: (\S+) nats/token, (\S+) bits/byte", out)
     gzip = re.search(r"gzip -9 on the same text: (\S+) bits/byte", out)
@@ -215,7 +215,7 @@ def test_other_settings_are_shown_and_change_nothing(change, shown, finished, co
     assert content(finished[0]) == before
 
 
-def test_a_finished_run_is_not_said_to_be_that_of_another_text(finished, command, home, tmp_path):
+def test_a_finished_run_is_refused_another_text(finished, command, home, tmp_path):
     before = content(finished[0])
     (tmp_path / "same.txt").write_bytes((home / "text.txt").read_bytes())
     (tmp_path / "other.txt").write_text(source(200_000)[::-1])
@@ -225,7 +225,7 @@ def test_a_finished_run_is_not_said_to_be_that_of_another_text(finished, command
     assert content(finished[0]) == before
 
 
-def test_overwrite_deletes_nothing_before_the_new_run_is_sure(finished, command):
+def test_overwrite_deletes_nothing_before_the_new_run_is_sure_to_start(finished, command):
     before = content(finished[0])
     check_refused(command(finished[0], "--overwrite", "data.path=nowhere.txt"), "nowhere.txt")
     check_refused(command(finished[0], "--overwrite", "train.batch_size=100000", "train.micro_batch=4"), "batch_size")

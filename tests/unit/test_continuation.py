@@ -34,13 +34,13 @@ def changed(*overrides):
 
 
 @pytest.mark.parametrize("override", FREE)
-def test_what_may_change(override):
+def test_settings_that_may_change(override):
     assert differences(Settings(), changed(override)) == {}
     check_unchanged(Settings(), changed(override), StartOptions(), "run")
 
 
 @pytest.mark.parametrize("override", MATTERS)
-def test_what_is_refused_unless_it_is_accepted_by_name(override):
+def test_settings_that_are_refused_unless_accepted_by_name(override):
     name = override.split("=")[0]
     assert list(differences(Settings(), changed(override))) == [name]
     with pytest.raises(UserError, match=f"{name} was .* and is .* now"):
@@ -90,7 +90,7 @@ def old(fingerprint):
     }
 
 
-def test_the_same_text_is_known_wherever_it_lies():
+def test_the_same_text_is_recognized_wherever_it_is_stored():
     check_corpus({}, fingerprint_of(), StartOptions(), Settings())
     check_corpus(fingerprint_of(), fingerprint_of(), StartOptions(), changed("data.path=moved"))
     check_corpus(old(fingerprint_of()), fingerprint_of(), StartOptions(), Settings())
@@ -164,7 +164,7 @@ def stored(tmp_path, monkeypatch):
     return store
 
 
-def test_a_moved_text_needs_no_word_where_its_content_is_known(stored):
+def test_a_moved_text_is_accepted_if_its_content_is_known(stored):
     moved = changed("data.path=moved", "data.tokenizer=x", "data.text_field=body")
     check_unchanged(Settings(), moved, StartOptions(), stored(fingerprint_of()))
     with pytest.raises(UserError, match=r"train\.seed was 0 and is 1 now"):
@@ -209,6 +209,6 @@ def test_arguments():
         ({"skip_batches": "a:b"}, "write FROM:TO"),
     ],
 )
-def test_arguments_that_make_no_sense(given, said):
+def test_invalid_arguments(given, said):
     with pytest.raises(UserError, match=said):
         parse(**given)

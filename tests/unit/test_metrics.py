@@ -52,7 +52,7 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_row_a_step_with_the_documented_columns(tmp_path):
+def test_one_row_per_step_with_the_documented_columns(tmp_path):
     with Recorder(tmp_path, 1.5) as records:
         for step in (1, 2, 3):
             records.add(row(step))
@@ -82,7 +82,7 @@ def test_tensorboard_has_every_number(tmp_path):
 @pytest.mark.parametrize(
     "losses", [[2.0, 1.0], [2.0], [float("nan")] * 3, [float("inf"), -float("inf")], [2.0, float("nan"), 1.0]]
 )
-def test_the_drawing_is_a_png_whatever_the_losses(losses, reference, tmp_path):
+def test_the_chart_is_a_png_whatever_the_losses(losses, reference, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with Recorder(tmp_path, reference) as records:
@@ -95,8 +95,8 @@ def test_the_drawing_is_a_png_whatever_the_losses(losses, reference, tmp_path):
     assert [float(r["loss"]) for r in table(tmp_path)] == pytest.approx(losses, nan_ok=True)
 
 
-def test_what_gzip_needs_is_drawn(tmp_path):
-    """At its height: a drawing without it differs, one with another number as well."""
+def test_the_size_by_gzip_is_drawn(tmp_path):
+    """As a line at its height: the chart differs from one without it and from one with another number."""
     drawn = set()
     for number, reference in enumerate((None, 1.5, 1.9)):
         (tmp_path / str(number)).mkdir()
@@ -107,7 +107,7 @@ def test_what_gzip_needs_is_drawn(tmp_path):
     assert len(drawn) == 3
 
 
-def test_no_rows_no_drawing(tmp_path):
+def test_no_rows_no_chart(tmp_path):
     with Recorder(tmp_path, 1.0):
         pass
     assert not (tmp_path / "loss.png").exists()
@@ -160,7 +160,7 @@ def test_a_truncation_to_the_start(tmp_path):
 
 
 def test_a_truncation_that_was_killed_midway(tmp_path):
-    """Between deleting the old events and giving the new ones their name; and before that."""
+    """Between deleting the old events and renaming the new ones, and before that."""
     write(tmp_path, [1, 2])
     (tmp_path / "tensorboard").rename(tmp_path / "tensorboard.tmp")
     truncate_records(tmp_path, 1)
@@ -182,7 +182,7 @@ def test_a_table_of_an_older_version(tmp_path):
     assert list(rows[0]) == COLUMNS and [r["mfu"] for r in rows] == ["nan", "nan", "0.125"]
 
 
-def test_where_the_run_went_back_is_drawn(tmp_path):
+def test_rewinds_are_drawn(tmp_path):
     sizes = []
     for rewinds in ([], [(2, "from step 9 back to 2"), (0, "from step 5 back to 0")]):
         loss_chart.draw_loss([row(step) for step in range(1, 9)], None, tmp_path / "loss.png", rewinds)
@@ -197,7 +197,7 @@ def fail(*_):
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), ValueError("no such backend")])
-def test_a_failed_drawing_is_said_once_and_ends_nothing(problem, tmp_path, monkeypatch, capsys):
+def test_a_failed_chart_is_logged_once_and_ends_nothing(problem, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise problem
 
@@ -211,7 +211,7 @@ def test_a_failed_drawing_is_said_once_and_ends_nothing(problem, tmp_path, monke
     assert "loss.png cannot be written now: " in sentence and "training continues" in sentence
 
 
-def test_a_failed_drawing_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+def test_a_failed_chart_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "draw_loss", fail)
     with pytest.raises(KeyError, match="the cause"), Recorder(tmp_path, None) as records:
         records.add(row(1))
@@ -219,7 +219,7 @@ def test_a_failed_drawing_does_not_hide_what_ended_the_run(tmp_path, monkeypatch
 
 
 def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path, monkeypatch, capsys):
-    """Also where a part of a line was written before the disk was full."""
+    """Even if part of a line was written before the disk was full."""
     write = os.pwrite
 
     def write_a_part(handle, data, at):
@@ -295,7 +295,7 @@ def test_rows_after_the_step_that_a_run_resumes_from_are_removed(tmp_path):
     assert [(int(r["step"]), float(r["loss"])) for r in table(tmp_path)][-2:] == [(5, 2.5), (6, 0.25)]
 
 
-def test_a_held_out_loss_that_comes_later_is_given_to_its_row(tmp_path):
+def test_a_held_out_loss_that_comes_later_is_added_to_its_row(tmp_path):
     with Recorder(tmp_path, None) as records:
         records.add(row(1))
         records.add(row(2))
@@ -314,7 +314,7 @@ BACKENDS = ["module://matplotlib_inline.backend_inline", "TkAgg", "no_such_backe
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_backend_of_a_notebook_plays_no_part(backend, tmp_path):
-    """Both drawings: of a run, and of a plan."""
+    """Both charts: that of a run and that of a plan."""
     script = (
         "from pathlib import Path\n"
         "from mindspore_palm.train.log.loss_chart import draw_loss\n"
@@ -334,7 +334,7 @@ def test_the_backend_of_a_notebook_plays_no_part(backend, tmp_path):
 
 
 def test_files_of_others_beside_the_events_stay(tmp_path):
-    """TensorBoard's own folders, a notebook's and a desktop's: none of them is an event, and none is deleted."""
+    """Folders and files of TensorBoard, notebooks and desktops: none is an event file, and none is deleted."""
     write(tmp_path, [1, 2, 3])
     others = [".DS_Store", "plugins/profile/a.pb", ".ipynb_checkpoints/b", "events.txt", "Thumbs.db"]
     for name in others:

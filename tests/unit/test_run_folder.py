@@ -49,7 +49,7 @@ def test_one_run_at_a_time(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
-def test_nothing_is_there(settings, tmp_path):
+def test_an_empty_folder(settings, tmp_path):
     assert check_run_folder(settings, StartOptions()) is RunFolderState.EMPTY
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
@@ -169,7 +169,7 @@ def test_an_output_that_is_a_link_to_another_disk(settings, tmp_path):
         check_run_folder(settings, StartOptions())
 
 
-def test_rows_of_another_run_are_set_aside_and_not_cut(tmp_path, capsys):
+def test_rows_of_another_run_are_set_aside_and_not_truncated(tmp_path, capsys):
     table = "step,loss,cross_entropy,learning_rate,gradient_norm,skipped,tokens,seconds,tokens_per_second,mfu,hfu\r\n"
     table += "".join(f"{step},{6 - step / 10},5,0.01,1,0,{64 * step},1,64,0,0\r\n" for step in range(1, 9))
     (tmp_path / "metrics.csv").write_text(table)
@@ -197,7 +197,7 @@ def test_settings_that_somebody_edited_are_kept_and_not_read(make_checkpoint, se
     assert "none are read from it; it is kept as config.yaml.other" in capsys.readouterr().out
 
 
-def test_a_file_of_the_user_is_not_taken_for_the_probe(tmp_path):
+def test_a_file_of_the_user_is_not_overwritten_by_the_probe(tmp_path):
     (tmp_path / "writable").write_text("mine")
     with locked_run_folder(tmp_path):
         pass

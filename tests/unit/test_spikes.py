@@ -49,13 +49,13 @@ def test_some_outliers_in_a_row_are_a_spike():
     assert "from 3." in str(spike) and "to 7.000 in steps 401 to 403" in str(spike)
 
 
-def test_one_odd_batch_is_none():
+def test_one_odd_batch_is_no_spike():
     progress = Progress()
     assert see(progress, [*falling(400), 7.0, 7.0, 3.9, 7.0, 3.9]) == []
     assert progress.outliers == 0 and max(progress.losses) < 6  # and they are not in the statistics
 
 
-def test_a_gradient_norm_that_leaps_makes_a_smaller_rise_an_outlier():
+def test_a_gradient_norm_that_jumps_makes_a_smaller_rise_an_outlier():
     for norm, spikes in ((1.0, 0), (50.0, 1)):
         progress, draw = Progress(), random.Random(1)
         see(progress, falling(400), [math.exp(draw.gauss(0, 0.2)) for _ in range(400)])
@@ -78,7 +78,7 @@ def test_off_is_off():
     assert progress.losses == []
 
 
-def test_what_was_seen_is_in_the_state():
+def test_the_statistics_are_in_the_state():
     """Interrupted anywhere and resumed from JSON, it detects the same spike."""
     import json
 
@@ -117,7 +117,7 @@ def test_tries_for_the_same_spike():
     assert count_tries([decided(252)], spike, PALM) == 0  # long ago: another spike
 
 
-def test_ranges_that_are_left_out_are_joined():
+def test_skipped_ranges_are_joined():
     def skip(*ranges):
         return skipped([Rewind("", 1, 0, part) for part in ranges])
 
