@@ -16,21 +16,27 @@ def main() -> None:
     parser = Parser(description="Trains a PaLM from text.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings, train nothing")
-    parser.add_argument("--print-sharding", action="store_true", help="print where every weight lies, train nothing")
+    parser.add_argument(
+        "--print-sharding", action="store_true", help="print how every weight is sharded, train nothing"
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
     parser.add_argument(
-        "--accept", action="append", default=[], metavar="section.key", help="go on although this setting has changed"
+        "--accept", action="append", default=[], metavar="section.key", help="resume although this setting has changed"
     )
     parser.add_argument("--rewind-to", type=int, metavar="STEP", help="go back to the last checkpoint up to this step")
-    parser.add_argument("--skip-batches", metavar="FROM:TO", help="leave out batches FROM up to TO, counted from 0")
+    parser.add_argument("--skip-batches", metavar="FROM:TO", help="skip batches FROM up to TO, counted from 0")
     parser.add_argument(
-        "--max-restarts", type=int, default=0, metavar="N", help="go on N times when a worker or the process dies"
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restart up to N times when a worker or the process dies",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
     from mindspore_palm.effects import print_notes
     from mindspore_palm.parallel.workers import check_workers
-    from mindspore_palm.settings import describe, load_settings  # takes a while, and signals are heard by now
+    from mindspore_palm.settings import describe, load_settings  # slow to import; signals are already handled
 
     settings, origins = load_settings(arguments.config, arguments.overrides)
     if settings.finetune.checkpoint:
@@ -50,10 +56,10 @@ def main() -> None:
         return
     check_workers(settings.parallel.devices)
     print_notes(settings, origins, arguments.overrides)
-    from mindspore_palm.train.command import run  # starts MindSpore: not needed for what is above
-    from mindspore_palm.train.continuation import start_from
+    from mindspore_palm.train.command import run  # starts MindSpore, which nothing above needs
+    from mindspore_palm.train.continuation import parse_start_options
 
-    run(settings, start_from(arguments), sys.argv)
+    run(settings, parse_start_options(arguments), sys.argv)
 
 
 if __name__ == "__main__":

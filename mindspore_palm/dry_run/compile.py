@@ -174,7 +174,7 @@ def _compile() -> None:
     host.install_dry_run(rank, place.devices, target)
     play_rank(rank)
     with layout(place), suppress(host.DryRunComplete):
-        _, step = build_step(settings, one_pass=True)
+        _, step = build_step(settings, accumulate=False)
         rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)

@@ -1,4 +1,4 @@
-"""The model that fine-tuning starts from, by its content."""
+"""Base model of a fine-tuning run, identified by its content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspore_palm.model.initial import weight_shapes
 
 
 def base_identity(settings: Settings) -> str:
-    """Names the content of the model at ``finetune.checkpoint``.
+    """Hash of the weights of the model at ``finetune.checkpoint``.
 
     Raises:
         UserError: a weight is missing, damaged or of another shape.
@@ -26,7 +26,7 @@ def base_identity(settings: Settings) -> str:
 
 
 def has_moved(folder: Path, settings: Settings) -> bool:
-    """Whether a run's ``finetune.checkpoint`` has another path, and is the model that the run started from."""
+    """Whether ``finetune.checkpoint`` is another path to the model that the run started from."""
     try:
         newest = current_checkpoint(folder)
         base = progress_of(newest).base if newest else ""
@@ -36,20 +36,20 @@ def has_moved(folder: Path, settings: Settings) -> bool:
 
 
 def check_base(settings: Settings, progress: Progress) -> None:
-    """Sees that a run that starts from a model's weights starts from the same ones each time; notes which they are.
+    """Checks that a run at step 0 starts from the same base model as before, which ``progress`` stores.
 
-    Later on, a run has its own weights: that model may then be trained further, or be gone.
+    After step 0 a run has weights of its own, and the base model may be trained further or deleted.
 
     Raises:
-        UserError: it goes back to weights that are not there any more.
+        UserError: the run goes back to its start, and the base model has changed.
     """
     checkpoint = settings.finetune.checkpoint
     if not checkpoint or progress.step:
         return
-    found = base_identity(settings)
-    if progress.base not in ("", found):
+    identity = base_identity(settings)
+    if progress.base not in ("", identity):
         raise UserError(
             f"finetune.checkpoint = {checkpoint} holds another model than the one that this run started from, and the "
-            "run goes back to its start; bring that model back, or start over with --overwrite"
+            "run goes back to its start; restore that model, or start over with --overwrite"
         )
-    progress.base = found
+    progress.base = identity

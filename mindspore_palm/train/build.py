@@ -1,4 +1,4 @@
-"""From settings to a network and its compiled step, for the current layout."""
+"""Builds the network and its training step from settings, for the current layout."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.optim import make_optimizer
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.recompute import recompute
-from mindspore_palm.train.finetune import begin, drops
+from mindspore_palm.train.finetune import has_dropout, load_base_model
 from mindspore_palm.train.step import TrainStep
 
 
-def build_step(settings: Settings, one_pass: bool = False) -> tuple[PaLM, TrainStep]:
-    """The network and the step that trains it.
+def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, TrainStep]:
+    """Builds the network and the step that trains it.
 
     Args:
         settings: all of them.
-        one_pass: leave gradient accumulation out; a step is then one pass of whatever it is given.
+        accumulate: whether to accumulate gradients over micro-batches as set; False takes any batch at once.
     """
     palm = PaLM(settings.model, settings.train.seed)
-    begin(palm, settings)
+    load_base_model(palm, settings)
     recompute(palm.blocks, settings.parallel.recompute)
     optimizer = make_optimizer(palm.trainable_params(), settings.optimizer, settings.train.steps)
-    own_micro_batch = 0 if one_pass else settings.train.micro_batch // current_layout().shards("batch")
+    micro_batch = settings.train.micro_batch // current_layout().shards("batch") if accumulate else 0  # per worker
     loss = Loss(palm, settings.train.z_loss)
-    return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, own_micro_batch, drops(settings))
+    return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, has_dropout(settings))

@@ -1,4 +1,4 @@
-"""Going on: with the same settings, as far as they matter, from the newest checkpoint that is whole."""
+"""Resuming a run: which settings and text must stay the same, and what the user may ask for."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from mindspore_palm.file_names import CHECKPOINTS, TOKENIZER
 from mindspore_palm.train.base_model import has_moved
 from mindspore_palm.train.state import fingerprint
 
-FREE = (
-    "model.preset",  # a name; the sizes themselves are compared
-    "model.vocab_multiple",  # rows that no token has; another mesh may want others
+MAY_CHANGE = (
+    "model.preset",  # only a name; the sizes are compared
+    "model.vocab_multiple",  # padding of the vocabulary; another mesh may need another one
     "data.prepared",
     "train.steps",
     "train.micro_batch",
@@ -47,43 +47,41 @@ FREE = (
     "train.spike*",
     "parallel.*",
 )
-"""Settings that may change between a checkpoint and the run that goes on from it: the rest decides what is learned."""
-
-
-NAMES = ("data.path", "data.text_field", "data.tokenizer")
-"""Settings that say where a text lies: with a checkpoint that knows the content, they may change and it may not."""
-CONTENT = "data.content"  # what --accept calls the text itself, which no setting is
+"""Settings that may change when a run resumes; all others affect the weights."""
+TEXT_SETTINGS = ("data.path", "data.text_field", "data.tokenizer")
+"""Settings that locate the text. If checkpoints store a hash of the content, that is compared instead of these."""
+CONTENT = "data.content"  # name of the text itself for --accept; there is no such setting
 BASE = "finetune.checkpoint"
 
 
 @dataclass(frozen=True)
 class StartOptions:
-    """How a run begins, apart from its settings."""
+    """How a run starts, apart from its settings."""
 
     overwrite: bool = False
     """Delete an earlier run in the same folder."""
     accept: tuple[str, ...] = ()
-    """Settings that matter and may have changed all the same."""
+    """Settings that may have changed although they affect the weights."""
     rewind_to: int | None = None
-    """Go back to the newest checkpoint that is not behind this step."""
+    """Go back to the newest checkpoint up to this step."""
     skip_batches: tuple[int, int] | None = None
-    """Leave out these batches: from, and up to. Batch k is what step k + 1 takes when none is left out."""
+    """Skip these batches: from, and up to. Batch k is what step k + 1 takes if none is skipped."""
     max_restarts: int = 0
-    """How often workers are started again after one has died."""
+    """How often the workers are restarted after one has died."""
 
     @property
     def asked(self) -> str:
-        """What was asked for by hand, as arguments; empty if nothing was."""
+        """The rewind or skip that the user asked for, as arguments; empty if none."""
         back = f"--rewind-to {self.rewind_to}" if self.rewind_to is not None else ""
         skip = "--skip-batches {}:{}".format(*self.skip_batches) if self.skip_batches else ""
         return f"{back} {skip}".strip()
 
 
-def start_from(arguments: argparse.Namespace) -> StartOptions:
-    """What a command's arguments ask for.
+def parse_start_options(arguments: argparse.Namespace) -> StartOptions:
+    """Start options from the arguments of the command.
 
     Raises:
-        UserError: one of them makes no sense; says what to write.
+        UserError: one of them is invalid; says what to write instead.
     """
     for name in arguments.accept:
         if name == CONTENT:
@@ -97,8 +95,8 @@ def start_from(arguments: argparse.Namespace) -> StartOptions:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must not be negative")
     batches = None
     if arguments.skip_batches is not None:
-        found = re.fullmatch(r"(\d+):(\d+)", arguments.skip_batches)
-        batches = (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+        match = re.fullmatch(r"(\d+):(\d+)", arguments.skip_batches)
+        batches = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
         if batches[0] >= batches[1]:
             raise UserError(f"--skip-batches {arguments.skip_batches}: write FROM:TO, for example 200:400")
     return StartOptions(
@@ -106,13 +104,13 @@ def start_from(arguments: argparse.Namespace) -> StartOptions:
     )
 
 
-def is_free(name: str) -> bool:
-    """Whether a setting may change in a run that has begun."""
-    return any(fnmatch.fnmatch(name, free) for free in FREE)
+def may_change(name: str) -> bool:
+    """Whether a setting may change when a run resumes."""
+    return any(fnmatch.fnmatch(name, pattern) for pattern in MAY_CHANGE)
 
 
 def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
-    """Names of the settings that matter and differ, each with its value before and now."""
+    """Settings that differ and affect the weights, each with its value before and now."""
     old, new = (
         {
             f"{section}.{name}": value
@@ -121,23 +119,29 @@ def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
         }
         for settings in (before, now)
     )
-    stretched = now.optimizer.schedule == "cosine"  # whose rate depends on where it ends
+    ends_at_last_step = now.optimizer.schedule == "cosine"
     return {
         name: (old[name], new[name])
         for name in old
-        if old[name] != new[name] and (not is_free(name) or (name == "train.steps" and stretched))
+        if old[name] != new[name] and (not may_change(name) or (name == "train.steps" and ends_at_last_step))
     }
 
 
-def check_same(before: Settings, now: Settings, start: StartOptions, folder: Path) -> None:
-    """Sees that a run goes on with what it was begun with.
+def check_unchanged(before: Settings, now: Settings, start: StartOptions, folder: Path) -> None:
+    """Checks that a run resumes with the settings that it started with.
+
+    Args:
+        before: settings of the run so far.
+        now: its settings now.
+        start: names the changes that are accepted.
+        folder: of the run.
 
     Raises:
-        UserError: shows each setting that matters and differs, unless it was accepted by name.
+        UserError: lists the settings that differ, affect the weights and were not accepted.
     """
     changed = {name: pair for name, pair in differences(before, now).items() if name not in start.accept}
-    if set(changed) & set(NAMES) and _knows_content(Path(folder)):  # check_corpus looks at the content itself
-        changed = {name: pair for name, pair in changed.items() if name not in NAMES}
+    if set(changed) & set(TEXT_SETTINGS) and _knows_content(Path(folder)):  # check_corpus compares the content itself
+        changed = {name: pair for name, pair in changed.items() if name not in TEXT_SETTINGS}
     if BASE in changed and has_moved(Path(folder), now):
         del changed[BASE]
     if changed:
@@ -145,25 +149,27 @@ def check_same(before: Settings, now: Settings, start: StartOptions, folder: Pat
         force = " ".join(f"--accept {name}" for name in changed)
         raise UserError(
             f"{folder} was trained with other settings:{lines}\n"
-            f"set them back, or force them by {force}; or begin anew in another train.output, or by --overwrite"
+            f"set them back, or force them with {force}; or start over in another train.output, or with --overwrite"
         )
 
 
-def decide_by_hand(folder: Path, start: StartOptions, settings: Settings, prepared: Prepared) -> None:
-    """Writes down what ``--rewind-to`` and ``--skip-batches`` ask for, once: the same command again resumes.
+def record_request(folder: Path, start: StartOptions, settings: Settings, prepared: Prepared) -> None:
+    """Writes what ``--rewind-to`` and ``--skip-batches`` ask for to rewinds.json.
+
+    That happens once: the same command again only resumes.
 
     Args:
         folder: of the run.
-        start: what is asked for.
+        start: the request.
         settings: of the run now.
         prepared: its text.
 
     Raises:
-        UserError: there is no such checkpoint, or the batches were trained on before it.
+        UserError: there is no such checkpoint, or the batches come before it.
     """
     rewinds, steps = all_rewinds(folder), steps_in(folder / CHECKPOINTS)
     if any(rewind.asked == start.asked for rewind in rewinds):
-        say(f"{start.asked}: was done before; going on")
+        say(f"{start.asked}: was done before; resuming")
         return
     newest = current_checkpoint(folder, rewinds)
     at, to = max(steps, default=0), newest.step if newest else 0
@@ -171,51 +177,53 @@ def decide_by_hand(folder: Path, start: StartOptions, settings: Settings, prepar
     if start.rewind_to is not None:
         to = max((step for step in steps if step <= start.rewind_to), default=0)
         if to == 0 < start.rewind_to:
-            there = ", ".join(map(str, reversed(steps)))
-            raise UserError(f"--rewind-to {start.rewind_to}: the checkpoints that are there are of steps {there}")
+            available = ", ".join(map(str, reversed(steps)))
+            raise UserError(
+                f"--rewind-to {start.rewind_to}: no checkpoint is that old; there are checkpoints of steps {available}"
+            )
     before = progress_of(newest) if newest else Progress()
     before.rewinds = rewinds
     corpus = newest.state.get("corpus", {}) if newest else {}, fingerprint(prepared)
     after = batches_of(settings, prepared, segments_from(to, before, settings, prepared, corpus), rewinds)
     skip = (0, 0)
     if start.skip_batches:
-        named = "--skip-batches {}:{}".format(*start.skip_batches)
-        # numbered as the run has taken them, and on from there with the sizes of now
-        numbered = segments_from(newest.step if newest else 0, before, settings, prepared, corpus)
-        numbering = batches_of(settings, prepared, numbered, rewinds)
+        argument = "--skip-batches {}:{}".format(*start.skip_batches)
+        # batches are numbered as the run has taken them so far, and after that with the batch sizes of now
+        segments = segments_from(newest.step if newest else 0, before, settings, prepared, corpus)
+        numbering = batches_of(settings, prepared, segments, rewinds)
         try:
             first, last = (numbering.begins(batch) for batch in start.skip_batches)
         except ValueError:
             first = last = -1
         if last < 0 or numbering.order_name != after.order_name:
             raise UserError(
-                f"{named}: the order of the text was changed between these batches and step {to:,}, from which the run "
-                "resumes, so that they are other text now; go back alone by --rewind-to, and leave out batches after it"
+                f"{argument}: the order of the text changed between these batches and step {to:,}, from which the run "
+                "resumes, so that they are other text now; only go back with --rewind-to, and skip batches after that"
             )
         skip = (max(first, after.position(to)), last)
         if skip[0] >= skip[1]:
             raise UserError(
-                f"{named}: the run resumes from step {to:,}, and was trained on all of them before; go back further by "
-                "--rewind-to"
+                f"{argument}: the run resumes from step {to:,}, and was trained on all of them before; go back further "
+                "with --rewind-to"
             )
     decision = Rewind(f"by hand: {start.asked}", at, to, skip, start.asked, after.order_name)
     write_rewinds(folder, [*rewinds, decision])
-    say(f"{start.asked}: going on from step {to}")
+    say(f"{start.asked}: resuming from step {to}")
 
 
 def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: StartOptions, settings: Settings) -> None:
-    """Sees that tokenizer and text are those that the run was begun with, by their content: wherever they lie.
+    """Checks that tokenizer and text have the content that the run started with, wherever they are stored.
 
-    Of a run of an earlier version, which kept no hash of its tokens, their numbers are compared.
+    Checkpoints of earlier versions have no hash of the tokens; then the numbers of tokens are compared.
 
     Args:
-        before: as ``fingerprint`` gave it when the checkpoint was written; empty if there is none.
-        now: the same of the text as it is.
-        start: what is accepted.
-        settings: names the text.
+        before: ``fingerprint`` when the checkpoint was written; empty if there is none.
+        now: ``fingerprint`` of the text now.
+        start: names the changes that are accepted.
+        settings: name the text.
 
     Raises:
-        UserError: one of them is another, and that was not accepted.
+        UserError: tokenizer or text changed, and that was not accepted.
     """
     if not before:
         return
@@ -223,28 +231,28 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
     if other_tokenizer and "data.tokenizer" not in start.accept:
         raise UserError(
             f"data.tokenizer = {settings.data.tokenizer or '(trained on the text)'}: this is not the tokenizer that "
-            "the run was begun with, and its tokens are what the weights know; leave data.tokenizer as it was, or "
-            "force this one by --accept data.tokenizer: the run resumes, and has to learn what the tokens mean anew"
+            "the run started with, and the weights only know its tokens; leave data.tokenizer as it was, or "
+            "force this one with --accept data.tokenizer: the run resumes, and has to relearn what the tokens mean"
         )
-    of_tokens = ("tokens", "sha256", "gzip9_bits_per_byte") if other_tokenizer else ()
+    token_keys = ("tokens", "sha256", "gzip9_bits_per_byte") if other_tokenizer else ()
     changes = _changes(
         {
             name: values
             for name, values in text_differences(before, now).items()
-            if name != "tokenizer" and name.rpartition(".")[2] not in of_tokens
+            if name != "tokenizer" and name.rpartition(".")[2] not in token_keys
         }
     )
     if changes and CONTENT not in start.accept:
         raise UserError(
             f"data.path = {shown(settings.data.path)}: its text changed since the run began ({'; '.join(changes)}); "
-            f"bring the old text back, or train on the new one by --accept {CONTENT}: the run resumes at its step, "
+            f"restore the old text, or train on the new one with --accept {CONTENT}: the run resumes at its step, "
             "with its tokenizer, and its next batches come from the new text, some of which it may have seen"
         )
 
 
 def _changes(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Sentences for the differences of two fingerprints; a difference that follows from another one gets none."""
-    sentences = []
+    sentences: list[str] = []
     for name, (old, new) in differences.items():
         split, _, entry = name.rpartition(".")
         if not split and not sentences:
@@ -257,7 +265,7 @@ def _changes(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 
 def kept_text(folder: Path) -> Kept | None:
-    """What a run in a folder keeps of how its text was prepared; None if there is no checkpoint that knows it."""
+    """Tokenizer and split that the run in a folder keeps for its text; None if no checkpoint has them."""
     for step in steps_in(folder / CHECKPOINTS):
         try:
             checkpoint = Checkpoint(folder / CHECKPOINTS / folder_name(step))
@@ -271,7 +279,7 @@ def kept_text(folder: Path) -> Kept | None:
 
 
 def _knows_content(folder: Path) -> bool:
-    """Whether the newest checkpoint of a run has a hash of what it was trained on."""
+    """Whether the newest checkpoint of a run has a hash of its text."""
     for step in steps_in(folder / CHECKPOINTS):
         with suppress(DamagedCheckpoint):
             return _has_hash(Checkpoint(folder / CHECKPOINTS / folder_name(step)).state.get("corpus", {}))

@@ -1,4 +1,4 @@
-"""Held-out loss in nats a token and in bits a byte, which no choice of tokenizer can flatter."""
+"""Held-out loss in nats/token and in bits/byte; the latter does not depend on the tokenizer."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Evaluation:
 
     nats_per_token: float
     bits_per_byte: float
-    """Nats of all tokens, [eod] included, in bits, over the UTF-8 bytes that the tokens stand for."""
+    """Loss of all tokens, including [eod], in bits, over the UTF-8 bytes that the tokens stand for."""
     tokens: int
-    """How many real tokens were scored."""
+    """Number of real tokens that were scored."""
 
     def checked(self, model: str) -> Evaluation:
-        """The same, if it is a number.
+        """Returns itself if the loss is finite.
 
         Args:
             model: its name in the message.
 
         Raises:
-            UserError: it is NaN or infinite.
+            UserError: the loss is NaN or infinite.
         """
         if not math.isfinite(self.nats_per_token):
             raise not_finite(model, "the held-out text")
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 class SummedCrossEntropy(nn.Cell):
-    """int32 [B, S] twice to float32 [], nats of all tokens whose target is not negative."""
+    """Two int32 [B, S] to float32 []: nats of all tokens whose target is not negative."""
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
@@ -67,15 +67,18 @@ class Evaluator:
         self._piece_bytes = piece_bytes
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
-        """Batches of equal shape, (inputs, targets), int32 [B, S]; a negative target is no real token.
+        """Scores batches of equal shape.
 
-        On several devices all workers call this with the same batches, and each computes its own rows. Of a model that
-        is lost, the result is NaN or infinite: a run that trains may still recover from that.
+        On several devices all workers call this with the same batches, and each computes its own rows. If weights are
+        not finite, the loss is NaN or infinite; a training run may still recover from that.
+
+        Args:
+            batches: (inputs, targets), int32 [B, S]; a negative target is no real token.
         """
         nats, tokens, size = 0.0, 0, 0
         for inputs, targets in batches:
-            own = current_layout().rows(this_rank(), len(inputs))
-            nats += float(self._cross_entropy(Tensor(inputs[own]), Tensor(targets[own])).asnumpy())
+            rows = current_layout().rows(this_rank(), len(inputs))
+            nats += float(self._cross_entropy(Tensor(inputs[rows]), Tensor(targets[rows])).asnumpy())
             real = targets[targets >= 0]
             tokens += real.size
             size += int(self._piece_bytes[real].sum(dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Fine-tuning: a run that starts from a trained model and learns from pairs; all else is training as ever."""
+"""Fine-tuning: a run that starts from a trained model and learns from pairs. Everything else is ordinary training."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mindspore_palm.parallel.weights import placement_of, set_slice
 from mindspore_palm.train.continuation import StartOptions, check_corpus, kept_text
 from mindspore_palm.train.state import fingerprint
 
-PADDING = "vocab_multiple"  # the one size that is not the checkpoint's own
+PADDING = "vocab_multiple"  # the one size that may differ from the checkpoint's
 
 
 def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) -> Settings:
-    """The settings of a run with the sizes of the model that it starts from; of one that starts from none, the same.
+    """Settings of a run with the sizes of its base model; unchanged if it has none.
 
-    The padding of the vocabulary may be another one, as a mesh may want it.
+    The padding of the vocabulary may differ, since another mesh may need another one.
 
     Args:
         settings: all of them.
-        written: names of those that somebody wrote, though it were the default.
+        written: names of the settings that were given explicitly, even if with their default.
 
     Raises:
         UserError: there is no such model, or a setting contradicts it.
@@ -48,15 +48,15 @@ def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) 
     if settings.data.tokenizer:
         raise UserError("data.tokenizer is set, and a fine-tuned model keeps its own tokenizer; leave it out")
     if not (folder / CONFIG).exists():
-        raise UserError(f"there is no {folder / CONFIG}, which says the sizes of the model")
+        raise UserError(f"there is no {folder / CONFIG}, which holds the sizes of the model")
     model = read_config(folder / CONFIG)
     for name, value in settings.model.model_dump().items():
         if name in ("preset", PADDING) or value == getattr(model, name):
             continue
         if f"model.{name}" in written or value != PaLMConfig.model_fields[name].default:
             raise UserError(
-                f"model.{name} = {value}, and {folder} has {getattr(model, name)}; the sizes of a model that is "
-                "fine-tuned are its own: leave the section model out"
+                f"model.{name} = {value}, and {folder} has {getattr(model, name)}; fine-tuning keeps the sizes of "
+                "the base model: leave the section model out"
             )
     model = fit_vocabulary(model, load_tokenizer(checkpoint).vocab_size, folder / TOKENIZER)
     multiple = settings.model.vocab_multiple
@@ -66,13 +66,13 @@ def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) 
 
 
 def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
-    """What a run learns from: text, or pairs for a trained model.
+    """Prepares the data of a run: text, or pairs for fine-tuning.
 
-    A run that resumes keeps the tokenizer of its checkpoints, whatever a tokenizer trained now would be.
+    A run that resumes keeps the tokenizer of its checkpoints, and trains no new one.
 
     Args:
         settings: all of them.
-        overwrite: whether an earlier run in ``train.output`` is to be deleted: then nothing of it is kept.
+        overwrite: whether an earlier run in ``train.output`` will be deleted, with its tokenizer.
 
     Raises:
         UserError, Interrupted, OSError: as ``prepare`` and ``read_pairs``.
@@ -85,11 +85,11 @@ def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
 
 
 def check_text(settings: Settings, start: StartOptions, state: Mapping[str, Any]) -> None:
-    """Sees that the text is the one that a run was begun with.
+    """Checks that the text is the one that a run started with.
 
     Args:
         settings: all of them.
-        start: what is accepted.
+        start: names the changes that are accepted.
         state: of a checkpoint of the run.
 
     Raises:
@@ -98,8 +98,10 @@ def check_text(settings: Settings, start: StartOptions, state: Mapping[str, Any]
     check_corpus(state.get("corpus", {}), fingerprint(open_data(settings)), start, settings)
 
 
-def begin(palm: PaLM, settings: Settings) -> None:
-    """Gives a new network the weights that the run starts from, each worker reading its slices, and its adapters.
+def load_base_model(palm: PaLM, settings: Settings) -> None:
+    """Loads the base model's weights into a new network, and adds LoRA adapters; does nothing without a base model.
+
+    Each worker reads only its shards.
 
     Raises:
         UserError: a weight is missing, damaged or of another shape.
@@ -114,14 +116,20 @@ def begin(palm: PaLM, settings: Settings) -> None:
         adapt(palm, finetune.lora_rank, finetune.lora_alpha, settings.train.seed)
 
 
-def drops(settings: Settings) -> bool:
-    """Whether a run has dropout: only one that starts from a trained model may."""
+def has_dropout(settings: Settings) -> bool:
+    """Whether a run has dropout; only fine-tuning does."""
     return bool(settings.finetune.checkpoint and settings.finetune.dropout)
 
 
 def dropout_mask(settings: Settings, step: int, rows: range) -> np.ndarray | None:
-    """Dropout mask of some sequences of a step's batch, for ``TrainStep``; None without dropout."""
-    if not drops(settings):
+    """Dropout mask of some sequences of a step's batch, for ``TrainStep``; None without dropout.
+
+    Args:
+        settings: all of them.
+        step: steps taken before.
+        rows: sequences of the batch.
+    """
+    if not has_dropout(settings):
         return None
     model, rate = settings.model, settings.finetune.dropout
     return draw_dropout_mask(settings.train.seed, step, rows, 1 + model.layers, model.d_model, rate)

@@ -3,361 +3,188 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
-from mindspore_palm.checkpoint.adapter import save_adapter
-from mindspore_palm.checkpoint.format import steps_in
-from mindspore_palm.checkpoint.manager import CheckpointManager, delete_incomplete
-from mindspore_palm.checkpoint.model_folder import export
-from mindspore_palm.checkpoint.progress import Progress
-from mindspore_palm.checkpoint.restore import discard_after, restore
-from mindspore_palm.checkpoint.timeline import (
-    batches_of,
-    describe_change,
-    resume_step,
-    segments_from,
-    with_remaining_ramp,
-)
+from mindspore_palm.checkpoint.manager import delete_incomplete
+from mindspore_palm.checkpoint.timeline import batches_of, resume_step, with_remaining_ramp
 from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
 from mindspore_palm.cost.memory import check_memory
-from mindspore_palm.data import Prepared
-from mindspore_palm.errors import Interrupted, UserError, same_command
-from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL, LOSS_CHART, METRICS, REWINDS, TENSORBOARD
-from mindspore_palm.files import check_links
+from mindspore_palm.errors import Interrupted
+from mindspore_palm.file_names import CHECKPOINTS
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import LAUNCHER
-from mindspore_palm.model.initial import placements
-from mindspore_palm.parallel.axes import Layout, current_layout, layout
-from mindspore_palm.parallel.check import check_layout, layout_of
-from mindspore_palm.parallel.context import (
-    Device,
-    join_workers,
-    lost_workers,
-    open_device,
-    out_of_memory,
-    this_rank,
-)
+from mindspore_palm.parallel.axes import current_layout, layout
+from mindspore_palm.parallel.context import Device, join_workers, lost_workers, open_device, out_of_memory, this_rank
 from mindspore_palm.parallel.votes import Votes
-from mindspore_palm.train.base_model import check_base
-from mindspore_palm.train.build import build_step
-from mindspore_palm.train.continuation import StartOptions, check_corpus, decide_by_hand, is_free
-from mindspore_palm.train.divergence import advice, check_not_lost
-from mindspore_palm.train.evaluate import Evaluation, Evaluator
+from mindspore_palm.train import hooks
+from mindspore_palm.train.continuation import StartOptions, record_request
+from mindspore_palm.train.evaluate import Evaluation
 from mindspore_palm.train.finetune import dropout_mask, open_data
-from mindspore_palm.train.held_out import held_out, is_due
+from mindspore_palm.train.finish import finish, where_it_resumes
+from mindspore_palm.train.hooks import Hooks, StepInfo
 from mindspore_palm.train.log.banner import banner
-from mindspore_palm.train.log.metrics import UNWRITTEN, Records, Row
+from mindspore_palm.train.log.metrics import MetricsRow
 from mindspore_palm.train.log.peak import measure_peak
-from mindspore_palm.train.rewinding import go_back
+from mindspore_palm.train.rewinding import decide_rewind
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import (
     RunFolderState,
-    check_places,
     check_run_folder,
-    finished,
-    only_run,
-    set_other_rows_aside,
+    finished_message,
+    locked_run_folder,
     start_run_folder,
 )
-from mindspore_palm.train.spikes import Spike, watch
-from mindspore_palm.train.state import fingerprint
-from mindspore_palm.train.step import StepResult
+from mindspore_palm.train.spikes import Spike
+from mindspore_palm.train.start import build_run, check_settings
+from mindspore_palm.train.validation import held_out_batches
 
 DRAW_EVERY = 60.0  # seconds between two drawings of loss.png
 
 
 def train(settings: Settings, start: StartOptions | None = None) -> Evaluation | None:
-    """Trains a PaLM from text to a folder that opens alone, or goes on with it; returns its held-out loss.
+    """Trains a PaLM from text to an exported model, or resumes training; returns its held-out loss.
 
-    On several devices, all workers call this; rank 0 alone speaks, and writes all but the slices of the others.
+    On several devices all workers call this. Rank 0 does all the logging, and writes all files but the shards of the
+    other ranks.
 
     Args:
         settings: all of them.
-        start: whether an earlier run may be deleted, gone on with in spite of changes, or taken back.
+        start: whether to delete an earlier run, accept changed settings or go back to a checkpoint.
 
     Returns:
-        None if the run was finished before.
+        None if the run was already finished.
 
     Raises:
-        UserError: something about settings, text or machine must be mended; nothing was lost but steps.
-        Interrupted: the user stopped the run; says where it goes on.
+        UserError: settings, text or machine must be fixed; nothing is lost but steps after the last checkpoint.
+        Interrupted: the user stopped the run; says where it resumes.
     """
     start = start or StartOptions()
     device = open_device(settings.train.device)
-    place = check_settings(settings, device.name, start)
-    memory = check_memory(settings, place)
-    join_workers(place.devices, device.name)
+    run_layout = check_settings(settings, device.name, start)
+    memory = check_memory(settings, run_layout)
+    join_workers(run_layout.devices, device.name)
     folder = Path(settings.train.output)
-    locks = this_rank() == 0 and LAUNCHER not in os.environ  # a launcher holds the lock from its look to its end
-    alone = only_run(folder) if locks else nullcontext()
-    with layout(place), lost_workers(), out_of_memory(), alone:
+    needs_lock = this_rank() == 0 and LAUNCHER not in os.environ  # a launcher holds the lock for its workers
+    lock = locked_run_folder(folder) if needs_lock else nullcontext()
+    with layout(run_layout), lost_workers(), out_of_memory(), lock:
         return _train(settings, start, device, memory, folder)
-
-
-def check_settings(settings: Settings, kind: str, start: StartOptions | None = None) -> Layout:
-    """The layout of a run on a kind of device, if all sizes that are still to come fit it.
-
-    A run that has begun is not advised to become another one.
-
-    Raises:
-        UserError: names setting, sizes and what to change; or a path that leads nowhere.
-    """
-    folder = Path(settings.train.output)
-    check_places(folder)
-    check_links(Path(settings.data.prepared), "data.prepared")
-    place = layout_of(settings, kind)
-    start = start or StartOptions()
-    begun = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
-    step = resume_step(folder, start.overwrite, start.rewind_to)
-    check_layout(settings, place, placements, step, may_change=is_free if begun else lambda _: True)
-    return place
 
 
 def _train(
     settings: Settings, start: StartOptions, device: Device, memory: dict[str, int], folder: Path
 ) -> Evaluation | None:
-    lead, votes = this_rank() == 0, Votes()
-    found = RunFolderState(votes.broadcast(check_run_folder(settings, start) if lead else 0))
-    if found is RunFolderState.FINISHED:
-        say(finished(settings))
+    is_first, votes = this_rank() == 0, Votes()
+    state = RunFolderState(votes.broadcast(check_run_folder(settings, start) if is_first else 0))
+    if state is RunFolderState.FINISHED:
+        say(finished_message(settings))
         return None
     prepared = open_data(settings, start.overwrite)
-    step = votes.broadcast(resume_step(folder, start.overwrite, start.rewind_to) if lead else 0)
-    batches_of(with_remaining_ramp(settings, step), prepared)
-    list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
-    place = current_layout()
-    peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
+    step = votes.broadcast(resume_step(folder, start.overwrite, start.rewind_to) if is_first else 0)
+    batches_of(with_remaining_ramp(settings, step), prepared)  # these two raise if there is too little text
+    list(held_out_batches(settings, prepared, limit=1))
+    dtype, devices = current_layout().compute_dtype, current_layout().devices
+    peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, dtype)) * devices
     say(banner(settings, device, prepared, memory, peak))
-    if found is RunFolderState.BEGUN:
-        say(f"an earlier run in {folder} ended before its first checkpoint; beginning anew")
-    if lead:
-        start_run_folder(folder, settings, found)
+    if state is RunFolderState.STARTED:
+        say(f"an earlier run in {folder} ended before its first checkpoint; starting over")
+    if is_first:
+        start_run_folder(folder, settings, state)
         delete_incomplete(folder / CHECKPOINTS)
         if start.asked:
-            decide_by_hand(folder, start, settings, prepared)
+            record_request(folder, start, settings, prepared)
     votes()
     stop.mark_started()
     stop.set_exit_message(lambda: f"stopped at once; {where_it_resumes(folder)}")
     with stop.handlers():
         try:
-            return train_and_go_back(settings, start, folder, prepared, votes, peak)
-        except KeyboardInterrupt:  # in a process that is not the command's own
+            return train_with_rewinds(partial(build_run, settings, start, folder, prepared, votes, peak))
+        except KeyboardInterrupt:  # only in a process that is not the command's own, such as a notebook's
             raise Interrupted(f"stopped at once; {where_it_resumes(folder)}") from None
 
 
-def train_and_go_back(
-    settings: Settings, start: StartOptions, folder: Path, prepared: Prepared, votes: Votes, peak: float
-) -> Evaluation:
-    """Trains to the end, going back to a checkpoint as often as the loss spikes.
+def train_with_rewinds(build: Callable[[], Run]) -> Evaluation:
+    """Trains to the end, and goes back to a checkpoint after each loss spike.
+
+    Args:
+        build: builds the run from its newest checkpoint.
 
     Raises:
         UserError, Interrupted: as ``train``.
     """
     while True:
-        run = assemble(settings, start, folder, prepared, votes, peak)
-        with run.records or nullcontext():
+        run = build()
+        with run.recorder or nullcontext():
             spike = run_steps(run)
             if spike is None:
                 return finish(run)
-        go_back(run, spike)
-        if any(votes(stop.requested())):
-            raise Interrupted(f"stopped after going back; {where_it_resumes(folder)}")
+        decide_rewind(run, spike)
+        if any(run.votes(stop.requested())):
+            raise Interrupted(f"stopped after going back; {where_it_resumes(run.folder)}")
         del run
-        gc.collect()  # its network makes room for the next one
-
-
-def assemble(
-    settings: Settings,
-    start: StartOptions,
-    folder: Path,
-    prepared: Prepared,
-    votes: Votes,
-    peak: float,
-) -> Run:
-    """Network, newest checkpoint and records: the run as it stands.
-
-    A network that has run keeps its own copies of the weights, which MindSpore does not give new values: so going back
-    is starting again (MS-22).
-    """
-    lead = this_rank() == 0
-    palm, step = build_step(settings)
-    progress, before = restore(folder, step.state, votes)
-    corpus = before.get("corpus", {}), fingerprint(prepared)
-    check_corpus(*corpus, start, settings)
-    check_layout(settings, current_layout(), placements, progress.step, is_free)
-    known, progress.segments = progress.segments, segments_from(progress.step, progress, settings, prepared, corpus)
-    batches = batches_of(settings, prepared, progress.segments, progress.rewinds)
-    records = None
-    if lead:
-        check_base(settings, progress)
-        discard_after(folder, progress.step)
-        set_other_rows_aside(folder, before.get("losses", ()))
-        marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
-        gzip9 = prepared.meta["gzip9_bits_per_byte"]
-        records = Records(folder, gzip9, marks, until=progress.step, unwritten=before.get(UNWRITTEN, []))
-    if progress.step:
-        say(f"going on from step {progress.step}")
-        if records and len(records.rows) < progress.step:
-            say(f"{METRICS} lacks rows before that step: somebody has taken them out")
-    if known and progress.segments != known:
-        say(describe_change(progress.segments, batches))
-    tokenizer = prepared.tokenizer.serialized
-    manager = CheckpointManager(
-        folder / CHECKPOINTS, step.state, settings, tokenizer, votes, records.sync if records else nullcontext
-    )
-    evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
-    return Run(settings, folder, prepared, batches, progress, step, evaluator, records, manager, votes, peak)
+        gc.collect()  # frees its network before the next one is built
 
 
 def run_steps(run: Run) -> Spike | None:
-    """All steps, until the last, until a worker was asked to stop, or until the loss has spiked: the spike then."""
-    settings, train, progress, records = run.settings, run.settings.train, run.progress, run.records
-    length, recompute, drawn = settings.data.seq_len, settings.parallel.recompute, time.monotonic()
-    flops = settings.model.flops_per_token(length)
-    hardware_flops = settings.model.hardware_flops_per_token(length, recompute)
-    utilised = "MFU {mfu:.1%}" if recompute == "none" else "MFU {mfu:.1%}, HFU {hfu:.1%}"
-    owed = records is not None and records.lacks_evaluation() and is_due(progress.step, train)
-    if run.votes.broadcast(int(owed)):  # the run was stopped in the midst of it
-        if (evaluation := run.evaluate()) is None:
-            return None
-        if records:
-            records.amend(evaluation.nats_per_token, evaluation.bits_per_byte)
-    with Bar(train.steps, progress.step, shown=records is not None) as bar:
-        while progress.step < train.steps:
-            begun = time.perf_counter()
-            size = run.batches.batch_size(progress.step)
-            own = current_layout().rows(this_rank(), size)
-            inputs, targets = run.batches.slice(progress.step, own.start, own.stop - own.start)
-            count = run.batches.real_tokens(progress.step)
-            mask = dropout_mask(settings, progress.step, range(own.start, own.stop))
-            result = run.step(inputs, targets, count, mask)
-            stop.mark_unsaved()
-            seconds = time.perf_counter() - begun
-            progress.step += 1
-            progress.tokens += count
-            progress.not_finite = progress.not_finite + 1 if result.skipped else 0
-            progress.sound = progress.sound if result.skipped else progress.step - 1
-            spike = watch(progress, result.loss, result.gradient_norm, train)
-            stopped = run.manager.poll(stop.requested())  # once per step: a later wish takes one more step
-
-            rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
-            row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
-            last = progress.step == train.steps
-            if is_due(progress.step, train):
-                if evaluation := run.evaluate():
-                    row.validation_loss = evaluation.nats_per_token
-                    row.validation_bits_per_byte = evaluation.bits_per_byte
-                    if not last:
-                        say(
-                            f"step {progress.step}: held out {evaluation.nats_per_token:.4f} nats a token, "
-                            f"{evaluation.bits_per_byte:.4f} bits a byte"
-                        )
-                else:
-                    stopped = 1
-            if records:
-                records.add(row)
-                if jump := records.clock.jump():
-                    say(
-                        f"step {progress.step}: the system's clock was set by {jump:+,.0f} s, or the machine slept; "
-                        "durations are measured by another clock, and TensorBoard's times go on by it"
-                    )
-                if time.monotonic() - drawn > DRAW_EVERY:
-                    records.draw()
-                    drawn = time.monotonic()
-            if result.skipped:
-                say(f"step {progress.step}: loss {result.loss} with gradient norm {result.gradient_norm}; skipped")
-                check_not_lost(progress, settings)
-            bar.advance(
-                f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
-                f"{rate:,.0f} tok/s, {utilised.format(mfu=row.mfu, hfu=row.hfu)}"
-            )
-            if spike or stopped:
-                return spike
-            if not last and train.checkpoint_every and progress.step % train.checkpoint_every == 0:
-                if result.skipped:  # these may be weights that no later step mends
-                    say(f"step {progress.step}: no checkpoint, as the loss or a gradient is not finite")
-                else:
-                    run.save()
+    """Takes all steps up to the last one, a request to stop or a loss spike; returns the spike."""
+    if not hooks.evaluate_last_row(run):
+        return None
+    train = run.settings.train
+    with Bar(train.steps, run.progress.step, shown=run.recorder is not None) as bar:
+        run_hooks = Hooks(run)
+        run_hooks.add(hooks.watch_for_spikes)
+        run_hooks.add(hooks.poll_workers)
+        run_hooks.add(hooks.evaluate, every=train.eval_every)
+        run_hooks.add(hooks.record)
+        run_hooks.add(hooks.report_clock_jump)
+        run_hooks.add(hooks.ChartDrawer(DRAW_EVERY))
+        run_hooks.add(hooks.check_divergence)
+        run_hooks.add(hooks.ProgressHook(bar))
+        run_hooks.add(hooks.save_checkpoint, every=train.checkpoint_every, at_end=False)  # finish saves the last step
+        for info in training_steps(run):
+            run_hooks(info)
+            if info.is_final:
+                return info.spike
     return None
 
 
-def finish(run: Run) -> Evaluation:
-    """Saves what is not saved; after the last step, scores all held-out text and writes the model.
+def training_steps(run: Run) -> Iterator[StepInfo]:
+    """Takes one optimizer step per iteration, up to the last step of the run."""
+    settings, progress, batches = run.settings, run.progress, run.batches
+    length = settings.data.seq_len
+    flops = settings.model.flops_per_token(length)
+    hardware_flops = settings.model.hardware_flops_per_token(length, settings.parallel.recompute)
+    while progress.step < settings.train.steps:
+        start = time.perf_counter()
+        size, tokens = batches.batch_size(progress.step), batches.real_tokens(progress.step)
+        rows = current_layout().rows(this_rank(), size)
+        inputs, targets = batches.slice(progress.step, rows.start, rows.stop - rows.start)
+        mask = dropout_mask(settings, progress.step, range(rows.start, rows.stop))
+        result = run.step(inputs, targets, tokens, mask)
+        stop.mark_unsaved()
+        seconds = time.perf_counter() - start
 
-    Raises:
-        Interrupted: it was not the last step.
-        UserError: the state could not be saved.
-    """
-    step, lead = run.progress.step, this_rank() == 0
-    if step not in steps_in(run.folder / CHECKPOINTS):
-        run.save()
-    if not run.manager.finish():
-        if run.manager.state_not_finite:
-            raise UserError(f"the weights after step {step:,} are not finite: {advice(run.settings, run.progress)}")
-        raise UserError(
-            f"step {step:,} could not be saved: {run.manager.problem}; {same_command()} resumes from the last "
-            "checkpoint"
+        progress.step += 1
+        progress.tokens += tokens
+        progress.not_finite = progress.not_finite + 1 if result.skipped else 0
+        progress.sound = progress.sound if result.skipped else progress.step - 1
+        rate = size * length / seconds  # of all tokens, since prompts are computed as well
+        row = MetricsRow(
+            step=progress.step,
+            loss=result.loss,
+            cross_entropy=result.cross_entropy,
+            learning_rate=result.learning_rate,
+            gradient_norm=result.gradient_norm,
+            skipped=int(result.skipped),
+            tokens=progress.tokens,
+            seconds=seconds,
+            tokens_per_second=rate,
+            mfu=rate * flops / run.peak,
+            hfu=rate * hardware_flops / run.peak,
         )
-    if step < run.settings.train.steps:
-        raise Interrupted(f"stopped after step {step}; {same_command()} resumes from there")
-    if (result := run.result or run.evaluate()) is None:
-        raise Interrupted(f"stopped after step {step}, the last; {same_command()} evaluates it and writes the model")
-    if not math.isfinite(result.nats_per_token):
-        raise UserError(
-            f"the held-out loss after step {step:,} is {result.nats_per_token}, so no model is written: "
-            f"{advice(run.settings, run.progress)}"
-        )
-    if lead:
-        finetune = run.settings.finetune
-        if finetune.lora_rank:
-            save_adapter(run.manager.newest(), run.folder / ADAPTER, run.settings.model, finetune)
-        export(run.manager.newest(), run.folder / FINAL, run.settings)
-        run.manager.prune(step, step)
-    stop.mark_done()
-    if run.records:
-        say(report(result, run))
-    return result
-
-
-def row_of(progress: Progress, result: StepResult, seconds: float, rate: float, mfu: float, hfu: float) -> Row:
-    """A step as a row of metrics.csv."""
-    return Row(
-        step=progress.step,
-        loss=result.loss,
-        cross_entropy=result.cross_entropy,
-        learning_rate=result.learning_rate,
-        gradient_norm=result.gradient_norm,
-        skipped=int(result.skipped),
-        tokens=progress.tokens,
-        seconds=seconds,
-        tokens_per_second=rate,
-        mfu=mfu,
-        hfu=hfu,
-    )
-
-
-def where_it_resumes(folder: Path) -> str:
-    """What becomes of a run that is stopped at once."""
-    steps = steps_in(folder / CHECKPOINTS)
-    if not steps:
-        return f"there is no checkpoint yet: {same_command()} starts over"
-    return f"{same_command()} resumes from step {steps[0]}"
-
-
-def report(result: Evaluation, run: Run) -> str:
-    """The figures of a finished run."""
-    decisions, gzip9 = len(run.progress.rewinds), run.prepared.meta["gzip9_bits_per_byte"]
-    return (
-        f"held out, all {result.tokens:,} tokens: {result.nats_per_token:.4f} nats a token, "
-        f"{result.bits_per_byte:.4f} bits a byte\n"
-        + (f"gzip -9 on the same text: {gzip9:.4f} bits a byte\n" if gzip9 is not None else "")
-        + f"skipped steps: {sum(row.skipped for row in run.records.rows)}\n"
-        + (f"decisions to go back or to leave out batches: {decisions}, in {REWINDS}\n" if decisions else "")
-        + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
-        f"{METRICS} and {TENSORBOARD}/ hold every step"
-    )
+        yield StepInfo(progress.step, result, row)

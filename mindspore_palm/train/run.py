@@ -1,4 +1,4 @@
-"""A run while it trains: what it works with, its evaluation and its checkpoints."""
+"""A run while it trains: the parts it works with, its evaluation and its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared
 from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
-from mindspore_palm.train.held_out import evaluate
-from mindspore_palm.train.log.metrics import UNWRITTEN, Records, last_losses
+from mindspore_palm.train.log.metrics import last_losses
+from mindspore_palm.train.log.recorder import UNWRITTEN, Recorder
 from mindspore_palm.train.state import state_of
 from mindspore_palm.train.step import TrainStep
+from mindspore_palm.train.validation import validate
 
 
 @dataclass
 class Run:
-    """What a run works with; built anew each time that it goes back to a checkpoint."""
+    """Parts of a run; rebuilt each time that the run goes back to a checkpoint."""
 
     settings: Settings
     folder: Path
@@ -28,30 +29,29 @@ class Run:
     progress: Progress
     step: TrainStep
     evaluator: Evaluator
-    records: Records | None
-    """Kept by the first worker; None on the others."""
+    recorder: Recorder | None
+    """None on all workers but the first."""
     manager: CheckpointManager
     votes: Votes
     peak: float
     """FLOP/s of all devices."""
-    result: Evaluation | None = None
-    """Of all held-out text, after the last step."""
+    final_evaluation: Evaluation | None = None
+    """On all held-out text, after the last step."""
 
     def evaluate(self) -> Evaluation | None:
-        """Held-out loss; of all held-out text after the last step. None if the run shall stop."""
+        """Held-out loss, after the last step on all held-out text; None if a worker was asked to stop."""
         train = self.settings.train
-        last = self.progress.step == train.steps
-        found = evaluate(
-            self.evaluator, self.settings, self.prepared, self.votes, None if last else train.eval_sequences
-        )
-        self.result = found if last else None
-        return found
+        is_last = self.progress.step == train.steps
+        limit = None if is_last else train.eval_sequences
+        evaluation = validate(self.evaluator, self.settings, self.prepared, self.votes, limit)
+        self.final_evaluation = evaluation if is_last else None
+        return evaluation
 
     def save(self) -> None:
-        """Begins a checkpoint of the last step."""
+        """Starts writing a checkpoint of the last step."""
         state = state_of(self.settings, self.prepared, self.progress, self.batches)
-        if self.records:
-            state["losses"] = last_losses(self.records.rows)
-            if unwritten := self.records.unwritten():
+        if self.recorder:
+            state["losses"] = last_losses(self.recorder.rows)
+            if unwritten := self.recorder.unwritten():
                 state[UNWRITTEN] = unwritten
         self.manager.save(self.progress.step, state, self.progress.sound)

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it is new or goes on, checked before hours of work; nothing in it is lost by mistake."""
+"""The folder of a run: checked before hours of work are spent, and protected against loss by mistake."""
 
 from __future__ import annotations
 
@@ -37,37 +37,39 @@ from mindspore_palm.file_names import (
     METRICS,
     OTHER,
     REWINDS,
-    TEMPORARY,
     TENSORBOARD,
 )
 from mindspore_palm.files import check_links, try_lock, write_atomically
 from mindspore_palm.settings import load_settings, settings_to_yaml
-from mindspore_palm.train.continuation import NAMES, StartOptions, check_same, differences
+from mindspore_palm.train.continuation import TEXT_SETTINGS, StartOptions, check_unchanged, differences
 from mindspore_palm.train.finetune import check_text
-from mindspore_palm.train.log.metrics import EVENT_FILES, other_rows, unread_lines
+from mindspore_palm.train.log.metrics import count_unreadable_lines, has_other_losses
+from mindspore_palm.train.log.tensorboard import EVENT_FILES
 
 FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
-BOARDS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")
-BEGUN = (*FILES, *BOARDS, CHECKPOINTS)
-LOCK_TIMEOUT = 20.0  # seconds for the processes of a command that was killed to be gone
+EVENT_FOLDERS = (TENSORBOARD, f"{TENSORBOARD}.tmp")  # earlier versions left the second one
+TRACES = (*FILES, *EVENT_FOLDERS, CHECKPOINTS)  # of a run that has started
+LOCK_TIMEOUT = 20.0  # seconds for the processes of a killed command to end
 
 
 class RunFolderState(enum.IntEnum):
-    """What is in the folder of a run."""
+    """State of the run in a folder."""
 
-    NOTHING = 0
-    BEGUN = 1
+    EMPTY = 0
+    """No run, or one that will be deleted."""
+    STARTED = 1
     """A run that ended before its first checkpoint."""
-    CHECKPOINTS = 2
+    RESUMABLE = 2
+    """A run with checkpoints."""
     FINISHED = 3
 
 
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Makes the folder of a run, sees that it can be written, and keeps other processes from training in it.
+def locked_run_folder(folder: Path) -> Iterator[None]:
+    """Creates and locks the folder of a run, so that no other process trains in it; checks that it is writable.
 
     Raises:
-        UserError: another process does.
+        UserError: another process is training in it.
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,91 +83,91 @@ def only_run(folder: Path) -> Iterator[None]:
         with write_atomically(probe) as content:
             content.write(b"this run can write here\n")
         probe.unlink()
-        yield  # closing the file frees the lock; so does a kill
+        yield  # closing the file releases the lock; so does a kill
 
 
 def check_run_folder(settings: Settings, start: StartOptions) -> RunFolderState:
-    """What a run finds in its folder; changes nothing there.
+    """State of the run's folder, in which nothing is changed.
 
     Raises:
-        UserError: the folder holds a run that this one is no continuation of.
+        UserError: the folder holds another run, which this one cannot resume.
     """
     folder, steps, before = Path(settings.train.output), settings.train.steps, settings
-    check_places(folder)
+    check_paths(folder)
     if start.overwrite:
-        check_nothing_is_elsewhere(folder)
-        return RunFolderState.NOTHING
-    there = steps_in(folder / CHECKPOINTS)
-    if not there:
+        check_deletable(folder)
+        return RunFolderState.EMPTY
+    checkpoints = steps_in(folder / CHECKPOINTS)
+    if not checkpoints:
         if start.rewind_to is not None:
             raise UserError(f"--rewind-to {start.rewind_to}: there is no checkpoint in {folder / CHECKPOINTS}")
-        if holds_something(folder / FINAL):
+        if has_run_files(folder / FINAL):
             raise UserError(
-                f"{folder} holds a run already, which left no checkpoint to go on from; set train.output to another "
-                "folder, or delete that run by --overwrite"
+                f"{folder} holds a run already, which left no checkpoint to resume from; set train.output to "
+                "another folder, or delete that run with --overwrite"
             )
-        if not any(holds_something(folder / name) for name in BEGUN):
-            return RunFolderState.NOTHING
+        if not any(has_run_files(folder / name) for name in TRACES):
+            return RunFolderState.EMPTY
         if (folder / CONFIG).exists():
-            check_same(load_settings(folder / CONFIG)[0], settings, start, folder)
-        return RunFolderState.BEGUN
-    for step in there:
+            check_unchanged(load_settings(folder / CONFIG)[0], settings, start, folder)
+        return RunFolderState.STARTED
+    for step in checkpoints:
         try:
             config = Checkpoint(folder / CHECKPOINTS / folder_name(step)).folder / CONFIG
         except DamagedCheckpoint:
-            continue  # said when the run goes on from the one before
+            continue  # logged when the run resumes from an older one
         before = load_settings(config)[0]
-        check_same(before, settings, start, folder)
+        check_unchanged(before, settings, start, folder)
         break
     if start.asked:
-        return RunFolderState.CHECKPOINTS
-    if there[0] > steps:
+        return RunFolderState.RESUMABLE
+    if checkpoints[0] > steps:
         raise UserError(
-            f"{folder} has taken {there[0]:,} steps, and train.steps is {steps:,}; set train.steps higher to go on, "
-            "or go back by --rewind-to"
+            f"{folder} has taken {checkpoints[0]:,} steps, and train.steps is {steps:,}; set train.steps higher to "
+            "continue, or go back with --rewind-to"
         )
-    newest = current_checkpoint(folder) if there[0] == steps else None
+    newest = current_checkpoint(folder) if checkpoints[0] == steps else None
     if not (newest and newest.step == steps and is_model_of(folder / FINAL, newest)):
-        return RunFolderState.CHECKPOINTS
-    if set(differences(before, settings)) & set(NAMES):  # else a run on another text would be said to be finished
+        return RunFolderState.RESUMABLE
+    if set(differences(before, settings)) & set(TEXT_SETTINGS):  # on another text, the run is not finished
         check_text(settings, start, newest.state)
     return RunFolderState.FINISHED
 
 
-def finished(settings: Settings) -> str:
-    """What is said where there is nothing left to do."""
+def finished_message(settings: Settings) -> str:
+    """Message for a run that has nothing left to do."""
     folder, steps = Path(settings.train.output), settings.train.steps
     return (
         f"the run in {folder} is finished: {steps:,} steps, and its model is in {folder / FINAL}; set train.steps "
-        "higher to go on, or begin anew in another train.output, or by --overwrite"
+        "higher to continue, or start over in another train.output, or with --overwrite"
     )
 
 
-def start_run_folder(folder: Path, settings: Settings, found: RunFolderState) -> None:
-    """Deletes an earlier run that is not resumed, now that this one is sure to start, and writes the settings.
+def start_run_folder(folder: Path, settings: Settings, state: RunFolderState) -> None:
+    """Deletes an earlier run that is not resumed, and writes the settings. Called once this run is sure to start.
 
-    What others put there stays, and nothing outside the folder is deleted.
+    Files of others stay, and nothing outside the folder is deleted.
 
     Raises:
         OSError: a file could not be deleted or written.
     """
-    if found in (RunFolderState.NOTHING, RunFolderState.BEGUN):
-        kept = (REWINDS,) if found is RunFolderState.BEGUN else ()
+    if state in (RunFolderState.EMPTY, RunFolderState.STARTED):
+        kept = (REWINDS,) if state is RunFolderState.STARTED else ()
         for name in FILES:
             if name not in kept and not (folder / name).is_dir():
                 (folder / name).unlink(missing_ok=True)
-        for name in BOARDS:
+        for name in EVENT_FOLDERS:
             delete_own_files(folder / name, EVENT_FILES)
         delete_own_files(folder / FINAL, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
     else:
-        keep_edited_settings(folder, settings)
+        back_up_edited_settings(folder, settings)
     with write_atomically(folder / CONFIG) as file:
         file.write(settings_to_yaml(settings).encode())
 
 
-def keep_edited_settings(folder: Path, settings: Settings) -> None:
-    """Keeps a copy of a config.yaml that somebody has changed: a run writes its settings there, and reads none.
+def back_up_edited_settings(folder: Path, settings: Settings) -> None:
+    """Copies a config.yaml that somebody has edited: a run overwrites it with its settings and never reads it.
 
     Raises:
         OSError: it could not be copied.
@@ -174,43 +176,43 @@ def keep_edited_settings(folder: Path, settings: Settings) -> None:
     if not file.exists() or newest is None:
         return
     try:
-        found = load_settings(file)[0]
+        content = load_settings(file)[0]
         known = (settings, load_settings(newest.folder / CONFIG)[0])
-        edited = all(differences(found, other) for other in known)
+        edited = all(differences(content, other) for other in known)
     except UserError:
         edited = True
     if edited:
         aside = free_name(folder / f"{CONFIG}{OTHER}")
         shutil.copyfile(file, aside)
         say(
-            f"{file} was changed by somebody: it records the settings of the run, and none are read from it; it is "
-            f"kept as {aside.name}"
+            f"{file} was edited; it records the settings of the run, and none are read from it; it is kept as "
+            f"{aside.name}"
         )
 
 
-def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> None:
-    """Gives metrics.csv another name if it is not the one of this run: what follows would cut it and add to it.
+def set_foreign_metrics_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> None:
+    """Renames metrics.csv if it belongs to another run; otherwise it would be truncated and appended to.
 
     Args:
         folder: of the run.
-        losses: that the checkpoint knows, as ``last_losses`` gave them.
+        losses: of the checkpoint, from ``last_losses``.
 
     Raises:
         OSError: it could not be renamed.
     """
     table = folder / METRICS
-    if other_rows(table, losses):
+    if has_other_losses(table, losses):
         aside = free_name(folder / f"{METRICS}{OTHER}")
         os.replace(table, aside)
         say(f"{table} has other losses than this run: it is set aside as {aside.name}")
-    elif unread_lines(table) > 1:  # one may have been cut off by a kill
+    elif count_unreadable_lines(table) > 1:  # a kill may have truncated one
         aside = free_name(folder / f"{METRICS}{OTHER}")
         shutil.copyfile(table, aside)
-        say(f"{table} has lines that are not its next rows: it is kept as {aside.name}, and they are taken out")
+        say(f"{table} has lines that are not its next rows: it is kept as {aside.name}, and they are removed")
 
 
 def delete_checkpoints(folder: Path) -> None:
-    """Deletes all checkpoints of a run, the damaged and unfinished ones as well, and their folder if it is empty then.
+    """Deletes all checkpoints of a run, damaged and incomplete ones too, and their folder if that leaves it empty.
 
     Raises:
         OSError: one could not be deleted.
@@ -221,15 +223,15 @@ def delete_checkpoints(folder: Path) -> None:
     for path in folder.iterdir():
         if CHECKPOINT_FOLDER.fullmatch(path.name):
             discard(path)
-    with suppress(OSError):  # what others put there
+    with suppress(OSError):  # files of others are in it
         folder.rmdir()
 
 
-def check_places(folder: Path) -> None:
-    """Sees that a run can write where its files belong.
+def check_paths(folder: Path) -> None:
+    """Checks that a run can write all its files.
 
-    A link is followed to the folder of the run, of its checkpoints and of TensorBoard's files. Other files of a run are
-    replaced each time that they are written, which would put a file in the place of a link.
+    Links to the folders of the run, its checkpoints and TensorBoard's files are followed. Other files are replaced
+    each time they are written, which would replace a link.
 
     Raises:
         UserError: names the link, or the file that is in the way.
@@ -238,8 +240,8 @@ def check_places(folder: Path) -> None:
     for name in (CHECKPOINTS, TENSORBOARD, FINAL):
         path = folder / name
         if path.is_symlink() and (name == FINAL or not path.is_dir()):
-            what = "and a run replaces what is there" if path.is_dir() else "where there is no folder"
-            raise UserError(f"{path} is a link to {os.readlink(path)}, {what}; remove the link")
+            reason = "and a run replaces what is there" if path.is_dir() else "where there is no folder"
+            raise UserError(f"{path} is a link to {os.readlink(path)}, {reason}; remove the link")
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and a run keeps a folder there; move it away")
     for name in (*FILES, CONFIG):
@@ -247,31 +249,31 @@ def check_places(folder: Path) -> None:
         if path.is_symlink():
             raise UserError(f"{path} is a link to {os.readlink(path)}, which a run would replace; remove the link")
         if path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "a pipe or a device"
-            raise UserError(f"{path} is {what}, and a run keeps a file there; move it away")
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"{path} is {kind}, and a run keeps a file there; move it away")
 
 
-def check_nothing_is_elsewhere(folder: Path) -> None:
-    """Sees that an earlier run can be deleted without following a link.
+def check_deletable(folder: Path) -> None:
+    """Checks that an earlier run can be deleted without following a link.
 
     Raises:
-        UserError: its checkpoints, or the events of TensorBoard, are in another folder.
+        UserError: its checkpoints or TensorBoard files are in another folder.
     """
     for name in (CHECKPOINTS, TENSORBOARD):
         path = folder / name
-        if path.is_symlink() and holds_something(path):
+        if path.is_symlink() and has_run_files(path):
             raise UserError(
                 f"--overwrite: {path} is a link to {os.readlink(path)}, and nothing outside {folder} is deleted; empty "
                 "that folder yourself, or remove the link"
             )
 
 
-def holds_something(path: Path) -> bool:
-    """Whether something of a run is at a path: a file, or a folder that is not just what others put there."""
+def has_run_files(path: Path) -> bool:
+    """Whether a path holds something of a run: a file, or a folder with files that a run writes."""
     if not path.is_dir():
         return path.exists()
     if path.name == CHECKPOINTS:
         return any(CHECKPOINT_FOLDER.fullmatch(entry.name) and has_our_files(entry) for entry in path.iterdir())
-    names = EVENT_FILES if path.name in BOARDS else MODEL_FILES
+    names = EVENT_FILES if path.name in EVENT_FOLDERS else MODEL_FILES
     entries = [entry.name for entry in path.iterdir()]
     return (not entries and path.name == FINAL) or any(names.fullmatch(name) for name in entries)

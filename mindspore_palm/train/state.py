@@ -1,4 +1,4 @@
-"""What a checkpoint says in words and numbers, beside weights and optimizer state."""
+"""state.json of a checkpoint: everything beside weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mindspore_palm.data.split import SPLITS
 
 
 def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches: Batches) -> dict[str, Any]:
-    """state.json: what decides the next step, and what helps to understand the last ones.
+    """Content of state.json: progress, position in the data, and versions for debugging.
 
-    There is no random state: initial weights, batches and what dropout leaves of them are functions of seed and step.
+    There is no random state: initial weights, batches and dropout masks are functions of seed and step.
     """
     return {
         "progress": progress.to_json(),
@@ -34,11 +34,11 @@ def state_of(settings: Settings, prepared: Prepared, progress: Progress, batches
 
 
 def fingerprint(prepared: Prepared) -> dict[str, Any]:
-    """By which tokenizer and text are known again, wherever they lie: hashes of the tokenizer and of what is learned.
+    """Hashes that identify tokenizer and text by content, wherever they are stored.
 
-    ``train`` and ``validation`` hold each a ``sha256``: of all tokens in their order, which no other order of the
-    documents and no changed digit gives; of pairs, of their texts in order. ``any_share`` says that the text is split
-    as earlier versions did, see ``Kept``.
+    ``train`` and ``validation`` each hold a ``sha256``. For text it covers all tokens in order: another order of the
+    documents or a single changed digit gives another hash. For pairs it covers their texts in order. ``any_share``
+    marks a text that is split as earlier versions split it, see ``Kept``.
     """
     return {
         "tokenizer": hashlib.sha256(prepared.tokenizer.serialized).hexdigest(),

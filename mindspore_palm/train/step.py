@@ -15,27 +15,27 @@ from mindspore_palm.parallel.context import partition
 from mindspore_palm.parallel.weights import zeros_like
 
 BATCH_AXES = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
-DROPOUT_MASK = ("batch", "one", "embed")  # an input more, or none (MS-11: MindSpore partitions no None)
+DROPOUT_MASK_AXES = ("batch", "one", "embed")  # of an extra input, if there is one (MS-11: None cannot be partitioned)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, in floats of the host."""
+    """Outcome of one step, as Python floats."""
 
     loss: float
-    """Cross-entropy + z-loss, nats a token."""
+    """Cross-entropy + z-loss, nats/token."""
     cross_entropy: float
-    """Nats a token."""
+    """Nats/token."""
     gradient_norm: float
-    """Global norm before the clip."""
+    """Global norm before clipping."""
     learning_rate: float
     """0 for a skipped step."""
     skipped: bool
-    """The loss or a gradient was not finite, and nothing was changed."""
+    """Whether the loss or a gradient was not finite, so that nothing was changed."""
 
 
 class Update(nn.Cell):
-    """Clips gradients and updates weights, or changes nothing if the loss or a gradient is not finite."""
+    """Clips gradients and updates weights; changes nothing if the loss or a gradient is not finite."""
 
     def __init__(self, optimizer: nn.Optimizer, clip_norm: float) -> None:
         super().__init__(auto_prefix=False)
@@ -44,7 +44,7 @@ class Update(nn.Cell):
         self.is_finite, self.both, self.mul = ops.IsFinite(), ops.LogicalAnd(), ops.Mul()
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns norm, learning rate and whether the step was taken."""
+        """Returns gradient norm, learning rate and whether the update was applied."""
         norm = self.norm(gradients)
         finite = self.both(self.is_finite(norm), self.is_finite(loss))
         rate = Tensor(0.0, ms.float32)
@@ -61,10 +61,10 @@ class Update(nn.Cell):
 
 
 class Objective(nn.Cell):
-    """What is differentiated: the loss over the number of devices, and beside it the loss and the cross-entropy.
+    """The function to differentiate: loss divided by the number of devices; returns loss and cross-entropy as well.
 
-    Every device of a mesh computes the whole loss, and the backward pass adds up what all of them send back: without
-    the division, gradients would be as many times too large as there are devices (MS-04).
+    Every device of a mesh computes the full loss, and the backward pass sums the gradients of all devices. Without the
+    division, gradients would be too large by a factor of the number of devices (MS-04).
     """
 
     def __init__(self, loss: Loss) -> None:
@@ -75,12 +75,12 @@ class Objective(nn.Cell):
         self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss, cross_entropy = self.loss(inputs, targets, count, *dropout_mask)
-        share = loss * (1.0 / self.devices) if self.devices > 1 else loss
-        return share, loss, cross_entropy
+        scaled = loss * (1.0 / self.devices) if self.devices > 1 else loss
+        return scaled, loss, cross_entropy
 
 
-class WholeStep(nn.Cell):
-    """A step whose batch goes through in one pass: one graph."""
+class SingleGraphStep(nn.Cell):
+    """A step without gradient accumulation, as one graph."""
 
     def __init__(self, loss: Loss, update: Update) -> None:
         super().__init__(auto_prefix=False)
@@ -94,7 +94,7 @@ class WholeStep(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Adds the gradients of a part of the batch to ``sums``."""
+    """Adds the gradients of a micro-batch to ``sums``."""
 
     def __init__(self, loss: Loss, parameters: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
@@ -104,14 +104,14 @@ class Accumulate(nn.Cell):
 
     def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, Tensor]:
         (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *dropout_mask)
-        done = ()
+        added = ()
         for i in range(len(self.sums)):
-            done += (self.add(self.sums[i], gradients[i]),)
-        return self.depend(loss, done), cross_entropy
+            added += (self.add(self.sums[i], gradients[i]),)
+        return self.depend(loss, added), cross_entropy
 
 
 class UpdateFromSums(nn.Cell):
-    """The update from accumulated gradients, which it sets back to zero."""
+    """Updates weights from accumulated gradients, and resets those to zero."""
 
     def __init__(self, update: Update, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
@@ -123,25 +123,25 @@ class UpdateFromSums(nn.Cell):
         for total in self.sums:
             gradients += (total + 0.0,)  # a copy: the sums are cleared below
         norm, rate, finite = self.update(loss, gradients)
-        done = ()
+        reset = ()
         for total in self.sums:
-            done += (self.assign(total, self.depend(self.zeros(total), norm)),)
-        return self.depend(norm, done), rate, finite
+            reset += (self.assign(total, self.depend(self.zeros(total), norm)),)
+        return self.depend(norm, reset), rate, finite
 
 
 class TrainStep:
-    """Steps of a loss by an optimizer, each of one pass or, with ``micro_batch``, of several.
+    """Optimizer steps, with gradient accumulation if ``micro_batch`` is set.
 
-    Built for the current layout. On several devices, a worker brings its own sequences and all workers call together.
+    Built for the current layout. On several devices all workers call it together, each with its own sequences.
 
     Args:
         loss: of the network.
-        optimizer: over its weights.
+        optimizer: of its weights.
         clip_norm: global norm to which gradients are clipped; 0 for no clipping.
-        micro_batch: sequences of a pass that a worker brings; 0 takes what it brings whole.
+        micro_batch: sequences of a micro-batch on each worker; 0 for no gradient accumulation.
         dropout: whether steps get a dropout mask.
 
-    ``state`` is all that the next step needs: weights, their moments, the number of updates.
+    ``state`` is everything that a step changes: weights, optimizer moments and the number of updates.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class TrainStep:
     ) -> None:
         self.micro_batch = micro_batch
         self.state = _state_of(loss, optimizer)
-        update, batch = Update(optimizer, clip_norm), (*BATCH_AXES, DROPOUT_MASK) if dropout else BATCH_AXES
-        self._whole = partition(WholeStep(loss, update).set_train(), *batch)
+        update, batch = Update(optimizer, clip_norm), (*BATCH_AXES, DROPOUT_MASK_AXES) if dropout else BATCH_AXES
+        self._single = partition(SingleGraphStep(loss, update).set_train(), *batch)
         if micro_batch:
             sums = zeros_like(optimizer.parameters, "gradient_sum")
             self._accumulate = partition(Accumulate(loss, optimizer.parameters, sums).set_train(), *batch)
@@ -163,12 +163,12 @@ class TrainStep:
         tokens: int | None = None,
         dropout_mask: np.ndarray | None = None,
     ) -> StepResult:
-        """One step.
+        """Takes one step.
 
         Args:
-            inputs: int32 [B, S], this worker's sequences, pass by pass.
+            inputs: int32 [B, S], this worker's sequences, micro-batch by micro-batch.
             targets: int32 [B, S]; a negative target is no real token.
-            tokens: real tokens of the batch of all workers; None counts those that are given here.
+            tokens: real tokens of the batch on all workers; None counts those in ``targets``.
             dropout_mask: float32 [B, 1 + layers, D]; None for no dropout.
         """
         if tokens is None:
@@ -176,22 +176,22 @@ class TrainStep:
         count = Tensor(np.float32(max(1, tokens)))
         if not self.micro_batch or len(inputs) == self.micro_batch:
             mask = () if dropout_mask is None else (Tensor(dropout_mask),)
-            loss, cross_entropy, norm, rate, finite = self._whole(Tensor(inputs), Tensor(targets), count, *mask)
+            loss, cross_entropy, norm, rate, finite = self._single(Tensor(inputs), Tensor(targets), count, *mask)
             return _result(loss.asnumpy(), cross_entropy.asnumpy(), norm, rate, finite)
         loss = cross_entropy = np.float32(0.0)
         for start in range(0, len(inputs), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             mask = () if dropout_mask is None else (Tensor(dropout_mask[rows]),)
-            part = self._accumulate(Tensor(inputs[rows]), Tensor(targets[rows]), count, *mask)
-            loss, cross_entropy = loss + part[0].asnumpy(), cross_entropy + part[1].asnumpy()
+            losses = self._accumulate(Tensor(inputs[rows]), Tensor(targets[rows]), count, *mask)
+            loss, cross_entropy = loss + losses[0].asnumpy(), cross_entropy + losses[1].asnumpy()
         return _result(loss, cross_entropy, *self._update(Tensor(loss)))
 
 
 def _state_of(loss: Loss, optimizer: nn.Optimizer) -> list[Parameter]:
-    there = {p.name: p for p in [*loss.get_parameters(), *optimizer.get_parameters()]}
-    return [p for p in there.values() if p.ndim]  # scalars are a rate and columns of v that nobody reads
+    parameters = {p.name: p for p in [*loss.get_parameters(), *optimizer.get_parameters()]}
+    return [p for p in parameters.values() if p.ndim]  # scalars are a learning rate and unused columns of v
 
 
 def _result(loss: np.ndarray, cross_entropy: np.ndarray, norm: Tensor, rate: Tensor, finite: Tensor) -> StepResult:
-    numbers = (float(x) for x in (loss, cross_entropy, norm.asnumpy(), rate.asnumpy()))
-    return StepResult(*numbers, skipped=not bool(finite.asnumpy()))
+    values = (float(x) for x in (loss, cross_entropy, norm.asnumpy(), rate.asnumpy()))
+    return StepResult(*values, skipped=not bool(finite.asnumpy()))

@@ -75,7 +75,7 @@ def test_killed_at_any_moment(mesh, kills, home, request):
             lost.append(taken - resumed)
     total = (resumed // EVERY + 2) * EVERY + 3
     out = run(home, name, f"train.steps={total}", *options)
-    assert f"going on from step {resumed}\n" in out
+    assert f"resuming from step {resumed}\n" in out
     run(home, f"{name}-straight", f"train.steps={total}", *options, "train.checkpoint_every=0")
     assert not same_bits(folder, home / f"{name}-straight")
     with capsys_disabled(request):

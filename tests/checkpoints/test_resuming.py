@@ -41,7 +41,7 @@ def test_killed_before_the_first_checkpoint(home, straight):
     wait_for_rows(process, home / "early", 2)
     kill(process)
     out = run(home, "early", "train.steps=18", *EVERY)
-    assert "ended before its first checkpoint; beginning anew" in out
+    assert "ended before its first checkpoint; starting over" in out
     assert not same_bits(home / "early", straight)
 
 
@@ -59,7 +59,7 @@ def test_damage_is_named_and_the_previous_checkpoint_used(home, straight):
     for step, name in ((12, "rank_0.safetensors"), (8, "state.json")):
         assert f"step_{step:06d}/{name} was altered" in out
         assert f"step_{step:06d} is set aside as step_{step:06d}.damaged, going back to the one before" in out
-    assert "going on from step 4\n" in out
+    assert "resuming from step 4\n" in out
     ours, theirs = rows_of(home / "damaged"), rows_of(straight)
     assert ours == theirs
     for step in (4, 16):

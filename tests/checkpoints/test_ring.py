@@ -24,7 +24,7 @@ def go_around(home, ring):
     for number, (pods, data, model) in enumerate(ring, 1):
         mesh = [*RING[pods, data, model], f"parallel.pods={pods}", f"parallel.data={data}", f"parallel.model={model}"]
         out = run(home, "ring", f"train.steps={STEPS * number}", *options, *mesh)
-        assert number == 1 or f"going on from step {STEPS * (number - 1)}\n" in out
+        assert number == 1 or f"resuming from step {STEPS * (number - 1)}\n" in out
     ours, theirs = rows_of(home / "ring"), rows_of(home / "one")
     assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
     return {

@@ -1,4 +1,4 @@
-"""Fine-tuning by the command: a toy task learned by all weights and by LoRA, stopped and gone on with, and refused."""
+"""Fine-tuning by the command: a toy task learned by all weights and by LoRA, stopped and resumed, and refused."""
 
 import csv
 import json
@@ -19,14 +19,14 @@ RUN = ["data.path=pairs.jsonl", "data.seq_len=8", "data.validation_fraction=0.1"
 RUN += ["train.device=CPU", "train.peak_tflops=1", "train.batch_size=32", "train.eval_every=0", "train.steps=150"]
 FULL = ["--config", ROOT / "yaml" / "finetune.yaml", *RUN, "optimizer.learning_rate=0.02", "train.output=full"]
 LORA = ["--config", ROOT / "yaml" / "finetune_lora.yaml", *RUN, "optimizer.learning_rate=0.02", "train.output=lora"]
-# The letter behind the second one of the prompt: who does not look at the prompt needs ln(16) nats for it, and half of
-# that for the mean of it and [eod].
+# The target is the letter after the second one of the prompt. A model that ignores the prompt needs ln(16) nats for it,
+# and half of that for the mean of it and [eod].
 BLIND = np.log(16) / 2
 
 
 @pytest.fixture(scope="module")
 def home(device, tmp_path_factory):
-    """A folder with pairs, and a model with a tokenizer that knows nothing of them yet."""
+    """A folder with pairs, and a model with a tokenizer that has not been trained on them."""
     from mindspore_palm import PaLM, Tokenizer
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of
     from mindspore_palm.config import Settings
@@ -48,7 +48,7 @@ def rows_of(folder):
 
 
 def learned(folder):
-    """Held-out loss of the finished run, in nats a token, and how many of 32 prompts get the right text."""
+    """Held-out loss of the finished run in nats/token, and how many of 32 prompts are answered correctly."""
     from mindspore_palm import Generator, Sampling, load
     from mindspore_palm.checkpoint.model_folder import load_tokenizer
 
@@ -60,7 +60,7 @@ def learned(folder):
 
 
 def loss_without_dropout(home):
-    """Of the model that all runs start from, on the batch of their first step."""
+    """Loss of the base model of all runs, on the batch of their first step."""
     from mindspore_palm import load
     from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.data import Batches, read_pairs
@@ -78,7 +78,7 @@ def test_all_weights_learn_a_toy_task(home, door):
     assert code == 0, err
     assert "base, all weights, dropout 0.1" in out and "gzip" not in out
     first = float(rows_of(home / "full")[0]["cross_entropy"])
-    assert first > 4  # it knew nothing: ln(280) is 5.6
+    assert first > 4  # it was not trained: ln(280) is 5.6
     assert abs(first - loss_without_dropout(home)) > 1e-3  # of the same batch
     loss, right = learned(home / "full")
     assert loss < BLIND / 4 and right >= 31
@@ -89,11 +89,11 @@ def test_all_weights_learn_a_toy_task(home, door):
     assert code == 0 and "is finished" in out
 
 
-def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
-    """Straight, and gone on with from step 100 of 150: dropout, adapters and moments are those of the step."""
+def test_lora_learns_it_and_resumes_to_the_same_bits(home, door):
+    """Uninterrupted, and resumed from step 100 of 150: dropout, adapters and moments are those of the step."""
     code, out, err = door("train", home, *LORA)
     assert code == 0, err
-    assert "LoRA of rank 16: 21,504 numbers beside" in out
+    assert "LoRA of rank 16: 21,504 trained parameters beside" in out
     loss, right = learned(home / "lora")
     assert loss < BLIND / 4 and right >= 31
 
@@ -102,10 +102,10 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
         shutil.rmtree(home / "parts" / name)
     base = home / "base" / "model.safetensors"
     content = base.read_bytes()
-    save_file({name: weight + 1 for name, weight in load_file(base).items()}, base)  # trained further meanwhile
+    save_file({name: weight + 1 for name, weight in load_file(base).items()}, base)  # trained further in the meantime
     code, out, err = door("train", home, *LORA[:-1], "train.output=parts")
     base.write_bytes(content)
-    assert code == 0 and "going on from step 100" in out, err
+    assert code == 0 and "resuming from step 100" in out, err
     assert rows_of(home / "parts") == rows_of(home / "lora")
     last = "checkpoints/step_000150/rank_0.safetensors"
     for name in ("final/model.safetensors", "adapter.safetensors", last):
@@ -120,14 +120,14 @@ def test_lora_learns_it_and_goes_on_to_the_same_bits(home, door):
     from mindspore_palm.checkpoint.adapter import with_adapter
 
     adapted = with_adapter(load(home / "base"), home / "lora" / "adapter.safetensors")
-    checkpoint = load(home / "lora" / "checkpoints" / "step_000150")  # not merged on the disk
+    checkpoint = load(home / "lora" / "checkpoints" / "step_000150")  # not merged on disk
     for network in (adapted, checkpoint):
         for weight in network.get_parameters():
             np.testing.assert_array_equal(weight.asnumpy(), after[weight.name])
 
 
 def test_the_last_row_is_the_evaluation_of_all_held_out_text(home, door):
-    """Evaluations on the way are of a sample; the last row, what is printed and the model's own score are of all."""
+    """Earlier evaluations use a sample; the last row, the printed loss and the model's own score use all of it."""
     from mindspore_palm import load
     from mindspore_palm.checkpoint.model_folder import load_tokenizer
     from mindspore_palm.data import read_pairs, validation_batches
@@ -144,12 +144,12 @@ def test_the_last_row_is_the_evaluation_of_all_held_out_text(home, door):
     rows = rows_of(home / "sampled")
     assert float(rows[-1]["validation_loss"]) == pytest.approx(expected.nats_per_token, rel=1e-6)
     assert float(rows[-1]["validation_bits_per_byte"]) == pytest.approx(expected.bits_per_byte, rel=1e-6)
-    assert f"held out, all {expected.tokens:,} tokens: {expected.nats_per_token:.4f} nats a token" in out
+    assert f"held out, all {expected.tokens:,} tokens: {expected.nats_per_token:.4f} nats/token" in out
     assert rows[1]["validation_loss"] and rows[1]["validation_loss"] != rows[-1]["validation_loss"]
 
 
 def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, door):
-    """Learned, generated and chosen from one border: exact match and multiple choice agree on the same questions."""
+    """Training, generation and choice split prompt and target alike: exact match and multiple choice agree."""
     asked = [(f"{a} {b}> ", LETTERS[(i + 1) % 16]) for a in LETTERS for i, b in enumerate(LETTERS)]
     lines = "".join(json.dumps({"prompt": prompt, "target": target}) + "\n" for prompt, target in asked)
     (home / "spaced.jsonl").write_text(lines)
@@ -182,7 +182,7 @@ def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, doo
         (["finetune.target_field=answer"], "set finetune.target_field to one of the fields here (prompt, target)"),
         (["data.seq_len=3"], "set data.seq_len to "),
         (["model.layers=3"], "leave the section model out"),
-        (["model.layers=4"], "model.layers = 4, and base has 2"),  # the default, but somebody wrote it
+        (["model.layers=4"], "model.layers = 4, and base has 2"),  # the default, but given explicitly
         (["data.tokenizer=tiny.model"], "keeps its own tokenizer; leave it out"),
         (["train.output=base"], "set train.output to another folder"),
         (["train.output=base", "--overwrite"], "set train.output to another folder"),
@@ -210,8 +210,8 @@ def test_the_model_is_the_checkpoints_in_what_is_printed(home, door):
     assert "d_model: 64" in out and "# finetune.checkpoint" in out
 
 
-def test_the_table_may_be_padded_as_a_mesh_wants_it(home, door):
-    """A mesh of three or nine would want it; the rows that no token has are zeros at first."""
+def test_the_vocabulary_may_be_padded_as_a_mesh_needs_it(home, door):
+    """A mesh of three or nine devices needs it; rows without a token start as zeros."""
     code, _, err = door(
         "train",
         home,
@@ -231,7 +231,7 @@ def test_the_table_may_be_padded_as_a_mesh_wants_it(home, door):
 def test_on_a_mesh_it_is_the_same_run(home, door):
     """All weights, dropout and targets of unequal length on 1 x 2 x 2 workers: losses to 5e-6, as in training on text.
 
-    The network knows the mesh only by its axes; what dropout leaves is drawn by each worker for its own sequences.
+    The network knows the mesh only by its axes; each worker draws the dropout masks of its own sequences.
     """
     one, four = ([*FULL[:-1], "train.steps=4", f"train.output={name}"] for name in ("one", "four"))
     assert door("train", home, *one)[0] == 0

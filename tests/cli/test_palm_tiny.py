@@ -19,8 +19,8 @@ def test_palm_tiny_beats_gzip(tmp_path):
     places = [f"train.output={tmp_path / 'run'}", f"data.prepared={tmp_path / 'prepared'}"]
     run = subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr[-2000:]
-    ours = float(re.search(r"held out, all .* nats a token, ([\d.]+) bits a byte\n", run.stdout).group(1))
-    gzip = float(re.search(r"gzip -9 on the same text: ([\d.]+) bits a byte", run.stdout).group(1))
+    ours = float(re.search(r"held out, all .* nats/token, ([\d.]+) bits/byte\n", run.stdout).group(1))
+    gzip = float(re.search(r"gzip -9 on the same text: ([\d.]+) bits/byte", run.stdout).group(1))
     assert ours < gzip
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert len(rows) == 1500 and sum(float(row["seconds"]) for row in rows) < 600

@@ -67,10 +67,10 @@ def test_options_that_the_readme_names_are_there():
 
 
 def test_the_columns_of_metrics_csv_are_those_that_are_written():
-    from mindspore_palm.train.log.metrics import Row
+    from mindspore_palm.train.log.metrics import MetricsRow
 
     (cell,) = re.findall(r"^\| `metrics\.csv` \| (.*) \|$", README, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", cell) == [field.name for field in dataclasses.fields(Row)]
+    assert re.findall(r"`(\w+)`", cell) == [field.name for field in dataclasses.fields(MetricsRow)]
 
 
 def test_numbers_are_those_of_the_code():

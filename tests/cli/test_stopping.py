@@ -123,7 +123,7 @@ def test_an_evaluation_is_interrupted_at_once_and_repeated(home):
     assert lines_of(home / "left")[4].endswith(",,")  # no held-out loss yet
     code, out, err = finish(start(home, "left", *long))
     assert code == 0, err
-    assert "going on from step 4\n" in out
+    assert "resuming from step 4\n" in out
     assert not same_bits(home / "left", home / "evaluated")
 
 

@@ -1,4 +1,4 @@
-"""A run resumes on the text that it was begun with, known by its content wherever it lies, and on no other unasked."""
+"""A run resumes on the text that it started with, identified by content, and on another one only if accepted."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ SIZES += ["train.eval_every=0", "train.checkpoint_every=2", "data.prepared=prepa
 
 @pytest.fixture
 def run(tmp_path, door):
-    """Trains in a folder of its own: gives exit code, standard output and standard error."""
+    """Trains in a folder of its own; returns exit code, standard output and standard error."""
     for number in range(20):
         write(tmp_path / "texts" / f"{number:02d}.txt", number)
     return lambda *more: door("train", tmp_path, *SIZES, *more)
@@ -48,6 +48,6 @@ def test_a_moved_text_resumes_and_another_one_does_not(tmp_path, run):
     code, out, err = run("data.path=altered", "train.output=r", "train.steps=6", "--accept", "data.content")
     assert code == 0 and "from step 4" in out, err
     after = Checkpoint(tmp_path / "r" / "checkpoints" / "step_000006").state["corpus"]
-    assert after["tokenizer"] == before["tokenizer"]  # its weights know no other
+    assert after["tokenizer"] == before["tokenizer"]  # its weights only know this one
     assert after["train"]["sha256"] != before["train"]["sha256"]
     json.dumps(after)

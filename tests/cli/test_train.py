@@ -1,4 +1,4 @@
-"""The training command, from text to a folder that opens alone, and everything that may stop it on the way."""
+"""The training command, from text to an exported model, and everything that may stop it on the way."""
 
 import csv
 import importlib.util
@@ -23,7 +23,7 @@ WORDS = ["alpha", "beta", "gamma", "delta", "row", "column", "total", "index", "
 
 
 def source(size):
-    """So many characters that look like Python, no two functions alike."""
+    """Text of this many characters that looks like Python, no two functions alike."""
     draw, parts, length = random.Random(20220405), [], 0
     while length < size:
         a, b, c = draw.sample(WORDS, 3)
@@ -69,7 +69,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def finished(home):
-    """One run of twelve steps that everybody looks at: its folder and what it said."""
+    """One run of twelve steps, shared by the tests: its folder and its output."""
     process = start(home, home / "run", "train.steps=12", "train.eval_every=5")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -78,7 +78,7 @@ def finished(home):
 
 @pytest.fixture
 def command(home, finished, tmp_path, monkeypatch, capsys):
-    """The command in this process, on the text that is prepared already: gives exit code and what it said."""
+    """The command in this process, on text that is already prepared; returns exit code and standard error."""
     spec = importlib.util.spec_from_file_location("run_train", COMMAND)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -94,11 +94,11 @@ def command(home, finished, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Fails the test when text is prepared or a network made."""
-    from mindspore_palm.train import loop
+    """Fails the test if text is prepared or a network is built."""
+    from mindspore_palm.train import loop, start
 
-    for name in ("open_data", "build_step", "measure_peak"):
-        monkeypatch.setattr(loop, name, lambda *_, name=name: pytest.fail(f"{name} came before the check"))
+    for module, name in ((loop, "open_data"), (start, "build_step"), (loop, "measure_peak")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} came before the check"))
 
 
 def check_refused(result, *said):
@@ -147,7 +147,7 @@ def test_the_metrics_of_a_run(finished):
 
 
 def test_utilisation_is_the_share_of_the_peak(finished):
-    """Tokens a second times FLOPs a token over train.peak_tflops, which is 1 here; HFU is MFU where all is kept."""
+    """Tokens/second times FLOPs/token over train.peak_tflops, which is 1 here; without recomputation HFU is MFU."""
     flops = 6 * (512 * 32 + 32 * (2 * 2 * 16 + 2 * 16) + 3 * 32 * 64) + 12 * 1 * 2 * 16 * 32
     for row in rows_of(finished[0]):
         assert float(row["mfu"]) == pytest.approx(float(row["tokens_per_second"]) * flops / 1e12, rel=1e-4)
@@ -155,26 +155,26 @@ def test_utilisation_is_the_share_of_the_peak(finished):
         assert float(row["tokens_per_second"]) == pytest.approx(128 / float(row["seconds"]), rel=1e-3)
 
 
-def test_what_a_run_says_first(finished):
+def test_the_banner_of_a_run(finished):
     _, out, _ = finished
     before = out.split("step 5:")[0]
     assert re.search(r"device +CPU, \S+", before)
-    assert re.search(r"numbers +float32: \S+", before)
+    assert re.search(r"dtype +float32: \S+", before)
     parameters = 512 * 32 + 32 * (2 * 2 * 16 + 2 * 16) + 3 * 32 * 64
     assert re.search(rf"parameters +{parameters:,} ", before)
     flops = 6 * parameters + 12 * 1 * 2 * 16 * 32
-    assert f"{flops / 1e6:,.1f} MFLOPs a token" in before
-    assert "128 tokens a step" in before
+    assert f"{flops / 1e6:,.1f} MFLOPs/token" in before
+    assert "128 tokens/step" in before
     assert re.search(r"memory +about \d.*weights .*gradients .*optimizer state .*activations", before)
     assert re.search(r"corpus +.*text\.txt: 1 file", before)
     assert re.search(r"train +1 document, 0\.\d+ MB, [\d,]+ tokens", before)
     assert re.search(r"tokenizer +512 tokens", before)
 
 
-def test_what_a_run_says_last(finished):
+def test_the_summary_of_a_run(finished):
     _, out, _ = finished
-    model = re.search(r"held out, all [\d,]+ tokens: (\S+) nats a token, (\S+) bits a byte", out)
-    gzip = re.search(r"gzip -9 on the same text: (\S+) bits a byte", out)
+    model = re.search(r"held out, all [\d,]+ tokens: (\S+) nats/token, (\S+) bits/byte", out)
+    gzip = re.search(r"gzip -9 on the same text: (\S+) bits/byte", out)
     assert 0 < float(model.group(2)) < 8
     assert 0 < float(gzip.group(1)) < 8
     assert float(model.group(1)) < 6.5  # log(512) = 6.24, and the text is far from uniform once it has learned
@@ -215,7 +215,7 @@ def test_other_settings_are_shown_and_change_nothing(change, shown, finished, co
     assert content(finished[0]) == before
 
 
-def test_a_finished_run_is_not_said_to_be_that_of_another_text(finished, command, home, tmp_path):
+def test_a_finished_run_is_refused_another_text(finished, command, home, tmp_path):
     before = content(finished[0])
     (tmp_path / "same.txt").write_bytes((home / "text.txt").read_bytes())
     (tmp_path / "other.txt").write_text(source(200_000)[::-1])
@@ -225,7 +225,7 @@ def test_a_finished_run_is_not_said_to_be_that_of_another_text(finished, command
     assert content(finished[0]) == before
 
 
-def test_overwrite_deletes_nothing_before_the_new_run_is_sure(finished, command):
+def test_overwrite_deletes_nothing_before_the_new_run_is_sure_to_start(finished, command):
     before = content(finished[0])
     check_refused(command(finished[0], "--overwrite", "data.path=nowhere.txt"), "nowhere.txt")
     check_refused(command(finished[0], "--overwrite", "train.batch_size=100000", "train.micro_batch=4"), "batch_size")
@@ -319,13 +319,13 @@ def test_a_signal_saves_everything_so_far(number, home, finished, tmp_path):
 
 
 def limit_files_to(size):
-    """A child's files may not grow beyond ``size`` bytes: what a full disk is to the writer."""
+    """Limits a child's files to ``size`` bytes, which looks like a full disk to the writer."""
     resource = pytest.importorskip("resource", reason="a system that cannot limit the size of files")
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_full_disk_while_saving(home, finished, tmp_path):
-    # the weights and their moments are 300 kB, the drawing and the tables less
+    # weights and moments are 300 kB, loss.png and metrics.csv less
     process = start(home, tmp_path / "run", "train.steps=2", preexec_fn=limit_files_to(90_000))
     _, err = process.communicate(timeout=90)
     assert process.returncode == 2, err

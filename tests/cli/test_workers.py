@@ -120,7 +120,7 @@ def test_the_model_folder_is_self_contained_with_full_weights(both):
 def test_only_the_first_worker_prints(both):
     *_, out = both
     assert "1 pods x 2 data x 2 model" in out and "gradients_mean=False" in out
-    assert out.count("bits a byte\n") and out.count("the run is in") == 1
+    assert out.count("bits/byte\n") and out.count("the run is in") == 1
     assert "[WARNING]" not in out and "[INFO]" not in out
 
 

@@ -123,7 +123,7 @@ def compile_here(settings):
     try:
         with layout(place), contextlib.suppress(host.DryRunComplete):
             alone = settings.model_copy(update={"finetune": FinetuneConfig()})  # whose weights would be read
-            _, step = build_step(alone, one_pass=True)
+            _, step = build_step(alone, accumulate=False)
             rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
             tokens = np.zeros((rows, settings.data.seq_len), np.int32)
             step(tokens, tokens)

@@ -1,4 +1,4 @@
-"""What may change between a checkpoint and the run that goes on from it, and how that is said."""
+"""Settings and text that may change when a run resumes, and the errors for those that may not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from mindspore_palm.config import Settings
 from mindspore_palm.data.prepare import Kept
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train import continuation as resume
-from mindspore_palm.train.continuation import StartOptions, check_corpus, check_same, differences, kept_text, start_from
+from mindspore_palm.train import continuation as module
+from mindspore_palm.train.continuation import (
+    StartOptions,
+    check_corpus,
+    check_unchanged,
+    differences,
+    kept_text,
+    parse_start_options,
+)
 
 FREE = ["train.steps=9", "train.eval_every=3", "train.checkpoint_every=7", "train.keep_last=9", "train.output=b"]
 FREE += ["train.micro_batch=4", "train.device=GPU", "train.peak_tflops=3", "data.prepared=b", "train.spike_steps=9"]
@@ -27,23 +34,23 @@ def changed(*overrides):
 
 
 @pytest.mark.parametrize("override", FREE)
-def test_what_may_change(override):
+def test_settings_that_may_change(override):
     assert differences(Settings(), changed(override)) == {}
-    check_same(Settings(), changed(override), StartOptions(), "run")
+    check_unchanged(Settings(), changed(override), StartOptions(), "run")
 
 
 @pytest.mark.parametrize("override", MATTERS)
-def test_what_is_refused_unless_it_is_accepted_by_name(override):
+def test_settings_that_are_refused_unless_accepted_by_name(override):
     name = override.split("=")[0]
     assert list(differences(Settings(), changed(override))) == [name]
     with pytest.raises(UserError, match=f"{name} was .* and is .* now"):
-        check_same(Settings(), changed(override), StartOptions(accept=("train.steps",)), "run")
-    check_same(Settings(), changed(override), StartOptions(accept=(name,)), "run")
+        check_unchanged(Settings(), changed(override), StartOptions(accept=("train.steps",)), "run")
+    check_unchanged(Settings(), changed(override), StartOptions(accept=(name,)), "run")
 
 
 def test_every_difference_is_shown():
     with pytest.raises(UserError) as caught:
-        check_same(
+        check_unchanged(
             Settings(), changed("train.seed=4", "data.path=new.txt", "train.eval_every=1"), StartOptions(), "runs/a"
         )
     said = str(caught.value)
@@ -83,7 +90,7 @@ def old(fingerprint):
     }
 
 
-def test_the_same_text_is_known_wherever_it_lies():
+def test_the_same_text_is_recognized_wherever_it_is_stored():
     check_corpus({}, fingerprint_of(), StartOptions(), Settings())
     check_corpus(fingerprint_of(), fingerprint_of(), StartOptions(), changed("data.path=moved"))
     check_corpus(old(fingerprint_of()), fingerprint_of(), StartOptions(), Settings())
@@ -123,7 +130,7 @@ def test_another_text_is_refused_unless_the_text_itself_is_accepted(before, now,
 def test_another_tokenizer_is_refused_whatever_is_accepted_of_the_text():
     now = {**fingerprint_of(tokens=50, sha256="a2"), "tokenizer": "t1"}
     for accept in ((), ("data.path",), ("data.content",)):
-        with pytest.raises(UserError, match="not the tokenizer that the run was begun with"):
+        with pytest.raises(UserError, match="not the tokenizer that the run started with"):
             check_corpus(fingerprint_of(), now, StartOptions(accept=accept), Settings())
     check_corpus(fingerprint_of(), now, StartOptions(accept=("data.tokenizer",)), Settings())
     other = {**fingerprint_of(bytes=99), "tokenizer": "t1"}
@@ -132,7 +139,7 @@ def test_another_tokenizer_is_refused_whatever_is_accepted_of_the_text():
 
 
 class StoredCheckpoint:
-    """A checkpoint of which only the state is there."""
+    """A checkpoint with nothing but its state."""
 
     corpus = fingerprint_of()
 
@@ -150,20 +157,22 @@ def stored(tmp_path, monkeypatch):
         (step / "manifest.json").touch()
         (step / "tokenizer.model").write_bytes(tokenizer)
         monkeypatch.setattr(StoredCheckpoint, "corpus", corpus)
-        monkeypatch.setattr(resume, "Checkpoint", StoredCheckpoint)
-        monkeypatch.setattr(resume, "steps_in", lambda _: [5])
+        monkeypatch.setattr(module, "Checkpoint", StoredCheckpoint)
+        monkeypatch.setattr(module, "steps_in", lambda _: [5])
         return tmp_path
 
     return store
 
 
-def test_a_moved_text_needs_no_word_where_its_content_is_known(stored):
+def test_a_moved_text_is_accepted_if_its_content_is_known(stored):
     moved = changed("data.path=moved", "data.tokenizer=x", "data.text_field=body")
-    check_same(Settings(), moved, StartOptions(), stored(fingerprint_of()))
+    check_unchanged(Settings(), moved, StartOptions(), stored(fingerprint_of()))
     with pytest.raises(UserError, match=r"train\.seed was 0 and is 1 now"):
-        check_same(Settings(), changed("data.path=moved", "train.seed=1"), StartOptions(), stored(fingerprint_of()))
+        check_unchanged(
+            Settings(), changed("data.path=moved", "train.seed=1"), StartOptions(), stored(fingerprint_of())
+        )
     with pytest.raises(UserError, match=r"data\.path was python-stdlib and is moved now"):
-        check_same(Settings(), moved, StartOptions(), stored(old(fingerprint_of())))  # counts do not know a text
+        check_unchanged(Settings(), moved, StartOptions(), stored(old(fingerprint_of())))  # only counts
 
 
 def test_a_run_keeps_the_tokenizer_of_its_checkpoints(stored, tmp_path):
@@ -177,7 +186,7 @@ def test_a_run_keeps_the_tokenizer_of_its_checkpoints(stored, tmp_path):
 
 def parse(**given):
     nothing = {"overwrite": False, "accept": [], "rewind_to": None, "skip_batches": None, "max_restarts": 0}
-    return start_from(argparse.Namespace(**{**nothing, **given}))
+    return parse_start_options(argparse.Namespace(**{**nothing, **given}))
 
 
 def test_arguments():
@@ -200,6 +209,6 @@ def test_arguments():
         ({"skip_batches": "a:b"}, "write FROM:TO"),
     ],
 )
-def test_arguments_that_make_no_sense(given, said):
+def test_invalid_arguments(given, said):
     with pytest.raises(UserError, match=said):
         parse(**given)

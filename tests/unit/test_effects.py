@@ -10,7 +10,7 @@ import pytest
 from mindspore_palm.config import Settings
 from mindspore_palm.effects import OFF, USELESS, USUAL_STEPS, notes, print_notes
 from mindspore_palm.settings import describe, load_settings, settings_to_yaml
-from mindspore_palm.train.spikes import LEAST
+from mindspore_palm.train.spikes import MIN_STEPS
 
 EVERY_YAML = sorted((Path(__file__).resolve().parents[2] / "yaml").glob("*.yaml"))
 EVERY_SETTING = {
@@ -183,4 +183,4 @@ def test_print_config_says_it_beside_the_setting():
 
 
 def test_a_spike_needs_as_many_steps_as_the_watch_asks_for():
-    assert USUAL_STEPS == LEAST
+    assert USUAL_STEPS == MIN_STEPS

@@ -116,7 +116,7 @@ def test_a_checkpoint_becomes_a_model(run, palm, settings, tmp_path):
 def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm, tmp_path):
     """With its weights, sizes and tokenizer."""
     from mindspore_palm import PaLM
-    from mindspore_palm.train.finetune import begin, open_data, with_model_of_checkpoint
+    from mindspore_palm.train.finetune import load_base_model, open_data, with_model_of_checkpoint
 
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "1", "target": "2"}\n' * 2)
     for path in (run, run / "checkpoints" / "step_000007", folder, folder.parent):
@@ -125,7 +125,7 @@ def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm
         assert settings.model == palm.config
         assert open_data(settings).tokenizer.vocab_size == palm.config.vocab_size
         network = PaLM(settings.model, seed=99)
-        begin(network, settings)
+        load_base_model(network, settings)
         for theirs, ours in zip(palm.trainable_params(), network.trainable_params(), strict=True):
             np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy(), strict=True)
 
@@ -360,7 +360,7 @@ def test_fine_tuning_identifies_its_model_by_content(palm, settings, tokenizer, 
     from mindspore_palm.checkpoint.progress import Progress
     from mindspore_palm.parallel.votes import Votes
     from mindspore_palm.train.base_model import base_identity, check_base
-    from mindspore_palm.train.continuation import StartOptions, check_same
+    from mindspore_palm.train.continuation import StartOptions, check_unchanged
 
     def tuned(base):
         return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint": str(base)})})
@@ -381,9 +381,9 @@ def test_fine_tuning_identifies_its_model_by_content(palm, settings, tokenizer, 
     manager.save(7, state)
     assert manager.finish()
     before = tuned(tmp_path / "base")
-    check_same(before, tuned(tmp_path / "moved"), StartOptions(), tmp_path / "run")
+    check_unchanged(before, tuned(tmp_path / "moved"), StartOptions(), tmp_path / "run")
     with pytest.raises(UserError, match=r"finetune\.checkpoint was .*base and is .*other now"):
-        check_same(before, tuned(tmp_path / "other"), StartOptions(), tmp_path / "run")
+        check_unchanged(before, tuned(tmp_path / "other"), StartOptions(), tmp_path / "run")
 
     check_base(tuned(tmp_path / "other"), progress)  # it has its own weights
     progress.step = 0

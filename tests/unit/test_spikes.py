@@ -1,4 +1,4 @@
-"""Loss spikes: found by robust statistics, cured as PaLM's authors did."""
+"""Loss spikes: detected by robust statistics, handled as by PaLM's authors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mindspore_palm.checkpoint.progress import Progress, Rewind, read_rewinds, s
 from mindspore_palm.config import TrainConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
-from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries, watch
+from mindspore_palm.train.spikes import Spike, batches_to_skip, count_tries, detect_spike, rewind_target
 
 PALM = TrainConfig(spikes="palm")
 
 
 def see(progress, losses, norms=None, settings=PALM):
-    """Takes steps; the spikes that were found."""
+    """Takes steps; returns the spikes that were detected."""
     found = []
     for number, loss in enumerate(losses):
         progress.step += 1
-        spike = watch(progress, loss, norms[number] if norms else 1.0, settings)
+        spike = detect_spike(progress, loss, norms[number] if norms else 1.0, settings)
         if spike:
             found.append(spike)
     return found
@@ -45,17 +45,17 @@ def test_some_outliers_in_a_row_are_a_spike():
     usual = sorted(progress.losses)[len(progress.losses) // 2]
     (spike,) = see(progress, [6.0, 6.5, 7.0])
     assert (spike.first, spike.last, spike.loss) == (401, 403, 7.0)
-    assert spike.usual == pytest.approx(usual, abs=0.05)
+    assert spike.median == pytest.approx(usual, abs=0.05)
     assert "from 3." in str(spike) and "to 7.000 in steps 401 to 403" in str(spike)
 
 
-def test_one_odd_batch_is_none():
+def test_one_odd_batch_is_no_spike():
     progress = Progress()
     assert see(progress, [*falling(400), 7.0, 7.0, 3.9, 7.0, 3.9]) == []
-    assert progress.outliers == 0 and max(progress.losses) < 6  # and the statistics did not take it in
+    assert progress.outliers == 0 and max(progress.losses) < 6  # and they are not in the statistics
 
 
-def test_a_gradient_norm_that_leaps_makes_a_smaller_rise_an_outlier():
+def test_a_gradient_norm_that_jumps_makes_a_smaller_rise_an_outlier():
     for norm, spikes in ((1.0, 0), (50.0, 1)):
         progress, draw = Progress(), random.Random(1)
         see(progress, falling(400), [math.exp(draw.gauss(0, 0.2)) for _ in range(400)])
@@ -66,7 +66,7 @@ def test_a_gradient_norm_that_leaps_makes_a_smaller_rise_an_outlier():
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_steps_that_are_not_finite_are_outliers(loss):
     progress = Progress()
-    assert see(progress, [loss] * 30, [math.nan] * 30) == []  # before anything is known
+    assert see(progress, [loss] * 30, [math.nan] * 30) == []  # before there are statistics
     see(progress, falling(100))
     assert len(see(progress, [loss] * 3, [math.nan] * 3)) == 1
     assert all(map(math.isfinite, progress.losses + progress.norms))
@@ -78,8 +78,8 @@ def test_off_is_off():
     assert progress.losses == []
 
 
-def test_what_was_seen_is_in_the_state():
-    """Split anywhere and gone on from JSON, the same is found."""
+def test_the_statistics_are_in_the_state():
+    """Interrupted anywhere and resumed from JSON, it detects the same spike."""
     import json
 
     losses = [*falling(300), 6.0, 6.1, 6.2]
@@ -95,8 +95,8 @@ def test_what_was_seen_is_in_the_state():
     [(350, 200), (401, 300), (400, 300), (299, 100), (250, 100), (199, 100), (150, 100), (100, 0), (9, 0)],
 )
 def test_the_checkpoint_about_100_steps_before(first, to):
-    """The newest that is far enough; where none is, the oldest before the spike; else the start."""
-    assert step_to_go_back_to([500, 400, 300, 200, 100], Spike(first, first + 2, 9.0, 3.0), 100) == to
+    """The newest that is old enough; if there is none, the oldest before the spike; else the initial weights."""
+    assert rewind_target([500, 400, 300, 200, 100], Spike(first, first + 2, 9.0, 3.0), 100) == to
 
 
 def test_from_200_to_500_batches():
@@ -111,19 +111,19 @@ def test_tries_for_the_same_spike():
         return Rewind("", at, at - 150, (0, 1), asked)
 
     spike = Spike(360, 362, 9.0, 3.0)
-    assert tries([], spike, PALM) == 0
-    assert tries([decided(352), decided(380)], spike, PALM) == 2
-    assert tries([decided(352, "by hand"), decided(355)], spike, PALM) == 1
-    assert tries([decided(252)], spike, PALM) == 0  # long passed: another one
+    assert count_tries([], spike, PALM) == 0
+    assert count_tries([decided(352), decided(380)], spike, PALM) == 2
+    assert count_tries([decided(352, "by hand"), decided(355)], spike, PALM) == 1
+    assert count_tries([decided(252)], spike, PALM) == 0  # long ago: another spike
 
 
-def test_ranges_that_are_left_out_are_joined():
-    def leave(*ranges):
+def test_skipped_ranges_are_joined():
+    def skip(*ranges):
         return skipped([Rewind("", 1, 0, part) for part in ranges])
 
-    assert leave() == leave((4, 4)) == []
-    assert leave((8, 12), (2, 4)) == [(2, 4), (8, 12)]
-    assert leave((2, 5), (4, 9), (9, 11), (3, 4)) == [(2, 11)]
+    assert skip() == skip((4, 4)) == []
+    assert skip((8, 12), (2, 4)) == [(2, 4), (8, 12)]
+    assert skip((2, 5), (4, 9), (9, 11), (3, 4)) == [(2, 11)]
 
 
 def test_decisions_outlive_the_process(tmp_path):
@@ -146,7 +146,7 @@ def test_decisions_outlive_the_process(tmp_path):
         (["train.spike_skip=600"], "spike_skip_most = 500"),
     ],
 )
-def test_settings_that_cannot_cure_anything(overrides, said):
+def test_settings_that_cannot_recover_from_a_spike(overrides, said):
     assert load_settings(None, ["train.spikes=off", *overrides])[0].train.spikes == "off"
     with pytest.raises(UserError, match=said):
         load_settings(None, ["train.spikes=palm", *overrides])

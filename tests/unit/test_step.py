@@ -1,4 +1,4 @@
-"""The compiled step: what is not finite changes nothing, accumulated gradients are the batch's."""
+"""The compiled step: a step that is not finite changes nothing, and accumulated gradients are those of the batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def state_of(optimizer) -> list[np.ndarray]:
 @pytest.fixture
 def batch(rng):
     inputs, targets = rng.integers(0, 32, (2, 4, 8)).astype(np.int32)
-    targets[0, :6] = -1  # parts of the batch have unequal numbers of real tokens
+    targets[0, :6] = -1  # micro-batches have unequal numbers of real tokens
     return inputs, targets
 
 
@@ -47,13 +47,13 @@ def test_a_step_that_is_not_finite_changes_nothing(device, batch, micro_batch):
     for a, b in zip(before, state_of(optimizer), strict=True):
         np.testing.assert_array_equal(a, b)
     palm.embedding.set_data(Tensor(good))
-    after = step(*batch)  # and it goes on: nothing of the bad step is left, not in accumulators either
+    after = step(*batch)  # nothing of the bad step is left, not even in the gradient sums
     assert not after.skipped and np.isfinite(after.loss)
     assert int(optimizer.global_step.asnumpy()[0]) == 2
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
-def test_accumulated_steps_are_whole_steps(device, batch, name):
+def test_accumulated_gradients_give_the_same_step(device, batch, name):
     """1e-6: the same sums in another order."""
     whole, parts = trainer(name), trainer(name, micro_batch=2)
     for _ in range(3):

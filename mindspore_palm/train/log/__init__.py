@@ -1,1 +1,1 @@
-"""Records of a run: banner, metrics, clock and peak."""
+"""Records of a run: banner, metrics.csv, TensorBoard, loss chart, clock and peak."""

@@ -1,4 +1,4 @@
-"""What a run says before step 0."""
+"""The lines that a run prints before its first step."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from mindspore_palm.parallel.context import Device, parallel_settings
 
 
 def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[str, int], peak: float) -> str:
-    """Device, numbers, sizes, work and text of a run, a line each."""
+    """Device, dtype, sizes, work and text of a run, one line each.
+
+    Args:
+        settings: of the run.
+        device: that it trains on.
+        prepared: its text.
+        memory: bytes by what they hold.
+        peak: FLOP/s of all devices.
+    """
     model, train, length = settings.model, settings.train, settings.data.seq_len
-    kinds = ", ".join(f"{name} {count:,}" for name, count in model.parameters_by_kind().items())
+    counts = ", ".join(f"{name} {count:,}" for name, count in model.parameters_by_kind().items())
     ramp = train.batch_ramp()
-    sizes = " then ".join(f"{size * length:,}" + (f" from step {start:,}" if start else "") for start, size in ramp)
+    batches = " then ".join(f"{size * length:,}" + (f" from step {start:,}" if start else "") for start, size in ramp)
     parts = ", ".join(f"{name} {readable(size)}" for name, size in memory.items())
     optimizer = settings.optimizer
     lines = {
         "device": f"{device.name}, {device.reason}",
-        **_devices(),
-        "numbers": numbers(current_layout()),
-        "peak": f"{peak / 1e12:.3f} TFLOP/s ({'as set' if train.peak_tflops else 'measured on a matrix product now'})",
-        "parameters": f"{model.parameter_count():,} ({kinds})",
-        "work": f"{_flops(settings)}, {sizes} tokens a step",
+        **_mesh(),
+        "dtype": _dtype(current_layout()),
+        "peak": f"{peak / 1e12:.3f} TFLOP/s ({'as set' if train.peak_tflops else 'measured on a matmul just now'})",
+        "parameters": f"{model.parameter_count():,} ({counts})",
+        "work": f"{_flops(settings)}, {batches} tokens/step",
         "memory": f"about {readable(sum(memory.values()))} ({parts})",
-        "optimizer": f"{optimizer.name}, schedule {optimizer.schedule}, highest rate {optimizer.learning_rate:g}",
+        "optimizer": f"{optimizer.name}, schedule {optimizer.schedule}, peak learning rate {optimizer.learning_rate:g}",
         "output": train.output,
     }
     if settings.finetune.checkpoint:
@@ -39,24 +47,24 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
 
 
 def _flops(settings: Settings) -> str:
-    """FLOPs of a token, and with what is recomputed where something is."""
+    """Model FLOPs/token, and hardware FLOPs/token if some activations are recomputed."""
     model, length, recompute = settings.model, settings.data.seq_len, settings.parallel.recompute
-    text = f"{model.flops_per_token(length) / 1e6:,.1f} MFLOPs a token (6N + 12*L*H*Q*T"
+    text = f"{model.flops_per_token(length) / 1e6:,.1f} MFLOPs/token (6N + 12*L*H*Q*T"
     if recompute != "none":
-        text += f"; {model.hardware_flops_per_token(length, recompute) / 1e6:,.1f} with what is recomputed"
+        text += f"; {model.hardware_flops_per_token(length, recompute) / 1e6:,.1f} with recomputation"
     return f"{text})"
 
 
-def numbers(layout: Layout) -> str:
-    """The type of numbers, and why."""
+def _dtype(layout: Layout) -> str:
+    """The compute dtype, and why it is used."""
     if layout.compute_dtype == "float32":
-        why = ": MindSpore's CPU has no bfloat16 matrix product" if layout.target == "CPU" else ", as set"
+        why = ": MindSpore's CPU backend has no bfloat16 matmul" if layout.target == "CPU" else ", as set"
         return f"float32: weights, activations and loss{why}"
-    return f"{layout.compute_dtype} activations and products in blocks; weights, norms, softmax, logits, loss float32"
+    return f"{layout.compute_dtype} activations and matmuls in blocks; weights, norms, softmax, logits, loss float32"
 
 
-def _devices() -> dict[str, str]:
-    """Mesh and MindSpore's parallel context, where there are several devices."""
+def _mesh() -> dict[str, str]:
+    """Mesh and MindSpore's parallel context; nothing on one device."""
     layout = current_layout()
     if layout.devices == 1:
         return {}
@@ -65,10 +73,10 @@ def _devices() -> dict[str, str]:
 
 
 def _finetuning(settings: Settings) -> str:
-    """What is trained of which model, for the start of a run."""
-    finetune, all_weights = settings.finetune, settings.model.parameter_count()
-    what = "all weights"
+    """Base model, the weights that are trained, and dropout."""
+    finetune, parameters = settings.finetune, settings.model.parameter_count()
+    trained = "all weights"
     if finetune.lora_rank:
-        trained = sum(prod(shape) for shape in adapter_shapes(settings.model, finetune.lora_rank).values())
-        what = f"LoRA of rank {finetune.lora_rank}: {trained:,} numbers beside {all_weights:,} that stay"
-    return f"{finetune.checkpoint}, {what}, dropout {finetune.dropout:g}"
+        added = sum(prod(shape) for shape in adapter_shapes(settings.model, finetune.lora_rank).values())
+        trained = f"LoRA of rank {finetune.lora_rank}: {added:,} trained parameters beside {parameters:,} frozen ones"
+    return f"{finetune.checkpoint}, {trained}, dropout {finetune.dropout:g}"

@@ -1,24 +1,24 @@
-"""The time of day, by a clock that nobody sets."""
+"""Time of day that does not follow changes of the system's clock."""
 
 from __future__ import annotations
 
 import time
 
-LEAST = 10.0  # seconds: less than that, clocks are set right as a matter of course
+MIN_JUMP = 10.0  # seconds; smaller corrections of a system clock are routine
 
 
-class Clock:
-    """Begins with the system's time and then goes on steadily, whatever becomes of the system's."""
+class SteadyClock:
+    """Starts at the system's time and then advances steadily, whatever happens to the system's clock."""
 
     def __init__(self) -> None:
-        self._began, self._steady, self._known = time.time(), time.monotonic(), 0.0
+        self._start, self._steady_start, self._reported = time.time(), time.monotonic(), 0.0
 
     def now(self) -> float:
         """Seconds since 1970."""
-        return self._began + time.monotonic() - self._steady
+        return self._start + time.monotonic() - self._steady_start
 
     def jump(self) -> float:
         """Seconds by which the system's clock was set since the last call; 0 if it was not."""
         ahead = time.time() - self.now()
-        jump, self._known = ahead - self._known, ahead
-        return jump if abs(jump) >= LEAST else 0.0
+        jump, self._reported = ahead - self._reported, ahead
+        return jump if abs(jump) >= MIN_JUMP else 0.0

@@ -1,4 +1,4 @@
-"""A text file that grows by lines, on a disk that may be full or gone for a while: what fails now is written later."""
+"""Text file that grows by lines, on a disk that may be full or unavailable for a while: failed writes are retried."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from mindspore_palm.files import write_atomically
 
 
 class GrowingFile:
-    """All lines of a file in memory, and as many of them in the file as it took.
+    """Keeps all lines of a file in memory, and appends to the file those that are not written yet.
 
     Args:
         file: the file.
-        lines: those that it shall have, each with its line end; more are added by ``add``.
-        written: how many of them it has; fewer than one, and it is written anew.
+        lines: its lines, each with its line end; ``add`` adds more.
+        written: how many of them the file already has; with 0 the whole file is rewritten.
     """
 
     def __init__(self, file: Path, lines: list[str], written: int = 0) -> None:
         self._file, self._lines, self._written = file, lines, written
         self._handle: int | None = None
-        self._end = 0  # bytes of the lines that are written; what comes after them was cut off by an error
-        self._lock = threading.Lock()  # sync comes from another thread
+        self._end = 0  # bytes of the written lines; anything after them is left over from a failed write
+        self._lock = threading.Lock()  # sync is called from another thread
 
     @property
     def unwritten(self) -> int:
-        """How many of the last lines are not in the file."""
+        """Number of lines at the end that are not in the file."""
         return len(self._lines) - max(0, self._written)
 
     def add(self, line: str) -> None:
-        """One more line, to be written by ``write``."""
+        """Adds a line; ``write`` writes it."""
         self._lines.append(line)
 
     def replace_last(self, line: str) -> None:
-        """Another last line; the file is written anew."""
+        """Replaces the last line; the whole file is rewritten."""
         self._lines[-1], self._written = line, 0
 
     def write(self) -> None:
-        """Brings the file up to all lines; they survive this process when it returns.
+        """Writes all missing lines; when this returns, they survive the end of this process.
 
         Raises:
-            OSError: it could not be written; names it. The next call tries again.
+            OSError: the file could not be written; names it. The next call tries again.
         """
         with self._lock:
             try:
@@ -54,7 +54,7 @@ class GrowingFile:
         """Returns when all lines are on the disk.
 
         Raises:
-            OSError: they could not be written; names the file.
+            OSError: the file could not be written; names it.
         """
         self.write()
         with self._lock:
@@ -65,12 +65,12 @@ class GrowingFile:
                 raise OSError(error.errno, error.strerror or str(error), str(self._file)) from error
 
     def close(self) -> None:
-        """Closes the file, as it is."""
+        """Closes the file without writing."""
         with self._lock:
             self._close()
 
     def _write(self) -> None:
-        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:  # somebody has deleted it
+        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:  # it was deleted
             self._close()
             self._written = 0
         if self._written <= 0:

@@ -1,4 +1,4 @@
-"""The machine's peak, by which MFU is measured."""
+"""Peak FLOP/s of the machine, the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from mindspore_palm.model.precision import TYPES
 
 SIZE = 2048
 REPEATS = 8
-IN_A_ROW = {"CPU": 1}
-"""Products between two looks at the clock; elsewhere 256, so that fetching the last one does not count."""
+MATMULS_PER_READING = {"CPU": 1}
+"""Matmuls between two readings of the clock; 256 on other devices, where fetching the last result must not count."""
 
 
-def measure_peak(kind: str = "CPU", dtype: str = "float32") -> float:
-    """FLOP/s of a device's products of two 2048 x 2048 matrices, in the type that blocks compute in.
+def measure_peak(device: str = "CPU", dtype: str = "float32") -> float:
+    """Measures the FLOP/s of a 2048 x 2048 matmul on a device, in the compute dtype of blocks.
 
-    The best of eight measurements, after one that warms up.
+    Returns the best of eight measurements, after one to warm up.
 
     Args:
-        kind: of the device.
-        dtype: the layout's compute type.
+        device: CPU, GPU or Ascend.
+        dtype: the compute dtype of the layout.
     """
     values = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32) / SIZE**0.5
     a = Tensor(values).astype(TYPES[dtype])
-    matmul, count = ops.MatMul(), IN_A_ROW.get(kind, 256)
+    matmul, count = ops.MatMul(), MATMULS_PER_READING.get(device, 256)
     best = float("inf")
     for _ in range(REPEATS + 1):
-        start, product = time.perf_counter(), a
+        start, b = time.perf_counter(), a
         for _ in range(count):
-            product = matmul(a, product)
-        product.astype(ms.float32).asnumpy()
+            b = matmul(a, b)
+        b.astype(ms.float32).asnumpy()
         best = min(best, time.perf_counter() - start)
     return 2 * count * SIZE**3 / best

@@ -1,4 +1,4 @@
-"""The held-out loss while a run trains: when it is measured, on what, and left at once when the run shall stop."""
+"""Held-out loss during training: its batches, and an evaluation that ends early when a worker was asked to stop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mindspore_palm.config import Settings, TrainConfig
+from mindspore_palm.config import Settings
 from mindspore_palm.data import Prepared, validation_batches
 from mindspore_palm.launch import stop
 from mindspore_palm.parallel.axes import current_layout
@@ -14,17 +14,21 @@ from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 
 
-def is_due(step: int, train: TrainConfig) -> bool:
-    """Whether the held-out loss is measured after a step."""
-    return step == train.steps or bool(step and train.eval_every and step % train.eval_every == 0)
-
-
-def held_out(
+def held_out_batches(
     settings: Settings, prepared: Prepared, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of held-out text, as many sequences each as a forward pass of training takes.
+    """Batches of held-out text, each with as many sequences as a micro-batch of training.
 
-    Of a ramp, the first size that can be sharded: the small ones may be over before a run comes to its mesh.
+    With a batch size ramp, that is the first size that the mesh can shard: a run may reach its mesh only after the
+    smaller sizes.
+
+    Args:
+        settings: of the run.
+        prepared: its text.
+        limit: sequences at most; None for all.
+
+    Raises:
+        UserError: there is too little text.
     """
     sizes = [settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp()]
     shards = current_layout().shards("batch")
@@ -32,10 +36,10 @@ def held_out(
     return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)
 
 
-def evaluate(
+def validate(
     evaluator: Evaluator, settings: Settings, prepared: Prepared, votes: Votes, limit: int | None = None
 ) -> Evaluation | None:
-    """Held-out loss; None if a worker was asked to stop: all leave it together, between two batches.
+    """Held-out loss; None if a worker was asked to stop: all workers then leave together, between two batches.
 
     Args:
         evaluator: of the network.
@@ -48,7 +52,7 @@ def evaluate(
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal stopped
-        for batch in held_out(settings, prepared, limit):
+        for batch in held_out_batches(settings, prepared, limit):
             if stopped := any(votes(stop.requested())):
                 return
             yield batch
