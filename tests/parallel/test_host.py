@@ -218,7 +218,7 @@ def test_dry_run_of_6144_devices_allocates_nothing(tmp_path):
 
 
 def broken(code: str, folder: Path, **more: str) -> str:
-    """The sentence that a command ends on which needs the library, in a process with nothing built."""
+    """The error message of a command that needs the library, in a process with nothing built."""
     code = f"""
 from mindspore_palm.errors import run_command
 def command():
@@ -286,13 +286,14 @@ def test_workers_that_start_at_once_build_once(tmp_path, monkeypatch):
 
     built, loaded = [], []
 
-    def slowly(folder: Path, library: Path) -> None:
-        built.append(folder)
+    def slowly(command: list[str], work: Path) -> Path:
+        built.append(work.parent)
         time.sleep(0.3)
-        library.write_text("whole")
+        (work / "library.so").write_text("complete")
+        return work / "library.so"
 
     monkeypatch.setenv("MINDSPORE_PALM_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_build", slowly)
+    monkeypatch.setattr(build, "_compile", slowly)
     monkeypatch.setattr(build, "_load", lambda library: loaded.append(library.read_text()))
     monkeypatch.setattr(build, "_LOADED", {})
     threads = [threading.Thread(target=build.extension) for _ in RANKS]  # a file is locked among threads, too
@@ -300,18 +301,18 @@ def test_workers_that_start_at_once_build_once(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert built == [build.cache_folder()]
-    assert loaded and set(loaded) == {"whole"}
+    assert built == [build.cpp_part().cache_folder()]
+    assert loaded and set(loaded) == {"complete"}
 
 
 def test_another_source_is_another_library(tmp_path, monkeypatch):
     from mindspore_palm.parallel.host import build
 
-    here = build.cache_folder()
+    here = build.cpp_part().cache_folder()
     copy = tmp_path / "kernels.cc"
     copy.write_text("int other;")
     monkeypatch.setattr(build, "_HERE", tmp_path)
-    assert build.cache_folder() != here and "2.10." in here.name
+    assert build.cpp_part().cache_folder() != here and "2.10." in here.name
 
 
 def test_only_what_exists_can_be_played():
@@ -330,7 +331,7 @@ def test_what_is_in_the_cache_and_no_library(tmp_path, monkeypatch):
 
     monkeypatch.setenv("MINDSPORE_PALM_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_LOADED", {})
-    folder = build.cache_folder()
+    folder = build.cpp_part().cache_folder()
     folder.mkdir()
     (folder / "mindspore_palm_host.so").write_text("half a file")
     with pytest.raises(UserError, match=f"does not load: .*; delete {folder}"):
@@ -352,7 +353,7 @@ def test_a_compiler_that_cxx_does_not_name(tmp_path, cxx, said):
 def test_a_compiler_that_says_nothing_and_writes_nothing(tmp_path):
     program(tmp_path / "bin" / "quiet", "exit 0")
     text = broken("pass", tmp_path, CXX=str(tmp_path / "bin" / "quiet"))
-    assert "was not built" in text and "build.log tells why" in text
+    assert "was not built" in text and "build.log)" in text
 
 
 def test_ninja_beside_the_interpreter_is_found_without_an_activated_environment(tmp_path):
