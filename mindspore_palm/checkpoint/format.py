@@ -55,7 +55,7 @@ class Slicing:
 
     shape: tuple[int, ...]
     """Of the whole tensor."""
-    slice_shape: tuple[int, ...]
+    shard_shape: tuple[int, ...]
     """Of each slice."""
     ranks: tuple[int, ...]
     """In whose file each slice is, the last dimension counting fastest."""
@@ -63,21 +63,21 @@ class Slicing:
     @staticmethod
     def of(placement: Placement) -> Slicing:
         """The slicing of a placement; each slice is in the file of the first rank that holds it."""
-        grid = [range(0, size, part) for size, part in zip(placement.shape, placement.slice_shape, strict=True)]
+        grid = [range(0, size, part) for size, part in zip(placement.shape, placement.shard_shape, strict=True)]
         missing = {starts: -1 for starts in product(*grid)}
         left = len(missing)
         for rank in range(placement.layout.devices):
             if left and placement.is_first(rank):
                 missing[tuple(part.start for part in placement.window(rank))] = rank
                 left -= 1
-        return Slicing(placement.shape, placement.slice_shape, tuple(missing.values()))
+        return Slicing(placement.shape, placement.shard_shape, tuple(missing.values()))
 
     def overlapping(self, window: Window) -> Iterator[tuple[int, Window]]:
         """The files that hold some of a window, and for each the part of the whole tensor that it has of it."""
-        counts = [size // part for size, part in zip(self.shape, self.slice_shape, strict=True)]
+        counts = [size // part for size, part in zip(self.shape, self.shard_shape, strict=True)]
         touched = [
             range(part.start // size, -(-part.stop // size))
-            for part, size in zip(window, self.slice_shape, strict=True)
+            for part, size in zip(window, self.shard_shape, strict=True)
         ]
         for place in product(*touched):
             number = 0
@@ -87,7 +87,7 @@ class Slicing:
                 self.ranks[number],
                 tuple(
                     slice(max(part.start, i * size), min(part.stop, (i + 1) * size))
-                    for part, i, size in zip(window, place, self.slice_shape, strict=True)
+                    for part, i, size in zip(window, place, self.shard_shape, strict=True)
                 ),
             )
 
@@ -118,7 +118,7 @@ class Stored:
             file = self.checkpoint.folder / rank_file(rank)
             within = tuple(
                 slice(p.start % size, p.start % size + p.stop - p.start)
-                for p, size in zip(part, self.slicing.slice_shape, strict=True)
+                for p, size in zip(part, self.slicing.shard_shape, strict=True)
             )
             target = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, window, strict=True))
             try:
@@ -243,7 +243,7 @@ def publish(
     manifest = {
         "format": FORMAT,
         "step": step,
-        "slicings": [[s.shape, s.slice_shape, s.ranks] for s in different],
+        "slicings": [[s.shape, s.shard_shape, s.ranks] for s in different],
         "tensors": {name: [kinds[name], different.index(slicing)] for name, slicing in tensors.items()},
         "files": files,
     }

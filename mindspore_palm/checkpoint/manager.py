@@ -20,7 +20,7 @@ from mindspore_palm.files import TEMPORARY
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.votes import Votes
-from mindspore_palm.parallel.weights import own_slice, placement_of
+from mindspore_palm.parallel.weights import local_shard, placement_of
 from mindspore_palm.settings import settings_to_yaml
 
 
@@ -94,7 +94,7 @@ class CheckpointManager:
                 deleted for newer ones, which may be worthless. None takes all for sound.
         """
         self.finish()
-        slices = {p.name: own_slice(p) for p in self.own}
+        slices = {p.name: local_shard(p) for p in self.own}
         self._step, self.problem, self.worthless = step, "", False
         small = {**self.small, STATE: (json.dumps(state, indent=1) + "\n").encode()}
         temporary = self._temporary(step)

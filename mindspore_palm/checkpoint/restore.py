@@ -20,7 +20,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.votes import Votes
-from mindspore_palm.parallel.weights import placement_of, set_slice
+from mindspore_palm.parallel.weights import placement_of, set_shard
 
 
 def restore(folder: Path, state: Sequence[Parameter], votes: Votes) -> tuple[Progress, dict[str, Any]]:
@@ -62,7 +62,7 @@ def restore(folder: Path, state: Sequence[Parameter], votes: Votes) -> tuple[Pro
         votes()
     _check_tensors(found, state)
     for parameter in state:
-        set_slice(parameter, _as_wanted(found, parameter).read)
+        set_shard(parameter, _as_wanted(found, parameter).read)
     progress = progress_of(found)
     progress.rewinds = rewinds
     return progress, found.state

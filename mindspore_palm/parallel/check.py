@@ -249,7 +249,7 @@ def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) ->
     def numbers(placement: Placement) -> int:
         return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
 
-    replicated = [p for p in placements if p.data_slices == 1]  # MS-08: MindSpore would not say so
+    replicated = [p for p in placements if p.data_shards == 1]  # MS-08: MindSpore would not say so
     found, total = sum(map(numbers, replicated)), sum(map(numbers, placements))
     if found <= WHOLE_AT_MOST * total:
         return None

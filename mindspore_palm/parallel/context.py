@@ -140,7 +140,7 @@ def out_of_memory() -> Iterator[None]:
         ) from None
 
 
-def play_rank(rank: int) -> None:
+def set_rank(rank: int) -> None:
     """Takes the place of a rank without workers: for dry runs and tests of one process."""
     global _rank
     _rank = rank

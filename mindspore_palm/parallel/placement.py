@@ -34,31 +34,31 @@ class Placement:
         return self.layout.strategy(self.axes)[0]
 
     @property
-    def data_slices(self) -> int:
+    def data_shards(self) -> int:
         """Into how many slices the first dimension is cut beyond the table; 1 where that is not even (MS-08)."""
         count, rows = self.layout.weight_shards, self.shape[0] // self.pieces[0]
         holders = self.layout.devices // prod(self.pieces)
         return count if self.fully_sharded and rows % count == 0 and holders % count == 0 else 1
 
     @property
-    def slice_shape(self) -> tuple[int, ...]:
+    def shard_shape(self) -> tuple[int, ...]:
         """Shape of what one device holds."""
         rows, *rest = (size // count for size, count in zip(self.shape, self.pieces, strict=True))
-        return (rows // self.data_slices, *rest)
+        return (rows // self.data_shards, *rest)
 
     @property
-    def slice_bytes(self) -> int:
+    def shard_bytes(self) -> int:
         """Bytes of what one device holds, in float32."""
-        return FLOAT * prod(self.slice_shape)
+        return FLOAT * prod(self.shard_shape)
 
     @property
     def replicas(self) -> int:
         """How many devices hold the same slice."""
-        return self.layout.devices // (prod(self.pieces) * self.data_slices)
+        return self.layout.devices // (prod(self.pieces) * self.data_shards)
 
     def is_first(self, rank: int) -> bool:
         """Whether a rank is the first of those that hold its slice."""
-        return self._same_piece(rank).index(rank) < self.data_slices
+        return self._same_piece(rank).index(rank) < self.data_shards
 
     def window(self, rank: int) -> Window:
         """What of the whole weight a rank holds."""
@@ -68,9 +68,9 @@ class Placement:
             mesh.index(rank, axes) * (size // count)
             for axes, size, count in zip(cut, self.shape, self.pieces, strict=True)
         ]
-        # Full sharding: the ranks that hold the same piece, in order, in runs of ``data_slices``
-        starts[0] += self._same_piece(rank).index(rank) % self.data_slices * self.slice_shape[0]
-        return tuple(slice(start, start + size) for start, size in zip(starts, self.slice_shape, strict=True))
+        # Full sharding: the ranks that hold the same piece, in order, in runs of ``data_shards``
+        starts[0] += self._same_piece(rank).index(rank) % self.data_shards * self.shard_shape[0]
+        return tuple(slice(start, start + size) for start, size in zip(starts, self.shard_shape, strict=True))
 
     def _same_piece(self, rank: int) -> list[int]:
         """The ranks to which the table gives the same piece, before full sharding."""

@@ -31,7 +31,7 @@ class SumOverDevices(nn.Cell):
         return self.all_reduce(x) if self.several else x
 
 
-class SumOverSlices(nn.Cell):
+class SumOverShards(nn.Cell):
     """From sums over this device's slices of weights to sums over the whole weights, in one exchange for all of them.
 
     Summed over all devices, each counting as one of the replicas that hold the same slice.

@@ -90,19 +90,19 @@ def placement_of(weight: Parameter) -> Placement:
     return Placement(weight.name, tuple(weight.shape), (UNCUT,) * weight.ndim, current_layout(), fully_sharded=False)
 
 
-def own_slice(weight: Parameter) -> np.ndarray:
+def local_shard(weight: Parameter) -> np.ndarray:
     """A copy of what this device holds of a weight, which later steps do not change.
 
     Raises:
         RuntimeError: MindSpore has cut it otherwise than its placement says; nobody could put it together again.
     """
-    values, wanted = np.array(weight.asnumpy()), placement_of(weight).slice_shape
+    values, wanted = np.array(weight.asnumpy()), placement_of(weight).shard_shape
     if values.shape != wanted:
         raise RuntimeError(f"{weight.name} is {list(values.shape)} on this device; its placement says {list(wanted)}")
     return values
 
 
-def set_slice(weight: Parameter, read: Callable[[Window], np.ndarray]) -> None:
+def set_shard(weight: Parameter, read: Callable[[Window], np.ndarray]) -> None:
     """Gives a weight new values: ``read`` is asked for this device's window alone.
 
     Before the first compilation, which is when slices are made, it is asked later.

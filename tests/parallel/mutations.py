@@ -19,7 +19,7 @@ class NoSumOverDevices(nn.Cell):
         return x
 
 
-class NoSumOverSlices(nn.Cell):
+class NoSumOverShards(nn.Cell):
     """A root mean square is that of the slice."""
 
     def __init__(self, weights):
@@ -38,7 +38,7 @@ SETTINGS = context.parallel_settings
 MUTATIONS = {
     "no reduction": (norm, "SumOverDevices", NoSumOverDevices),
     "mean for sum": (context, "parallel_settings", mean_settings),
-    "local rms": (adafactor, "SumOverSlices", NoSumOverSlices),
+    "local rms": (adafactor, "SumOverShards", NoSumOverShards),
 }
 
 

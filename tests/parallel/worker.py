@@ -98,7 +98,7 @@ def train(case: Case, rank: int) -> dict[str, np.ndarray]:
             window = [slice(0, size) for size in weight.shape]
             if case.devices > 1:
                 window = weight.placement.window(rank)
-                assert weight.shape == weight.placement.slice_shape, f"{weight.name}: the compiler cut differently"
+                assert weight.shape == weight.placement.shard_shape, f"{weight.name}: the compiler cut differently"
             seen[f"window/{weight.name}"] = np.array([(part.start, part.stop) for part in window])
             seen[f"final/{weight.name}"] = weight.asnumpy().copy()
     return seen

@@ -118,7 +118,7 @@ def test_palm_540b_is_read_slice_by_slice():
     old, new = (Layout(Mesh(pods, data, model)) for pods, data, model in ((2, 256, 12), (1, 128, 24)))
     before, after = ({p.name: p for p in placements(big, place)} for place in (old, new))
     slicing = Slicing.of(before["blocks.0.q_wi"])
-    assert len(slicing.ranks) == 3072 and slicing.slice_shape == (72, 13_312)
+    assert len(slicing.ranks) == 3072 and slicing.shard_shape == (72, 13_312)
     parts = list(slicing.overlapping(after["blocks.0.q_wi"].window(29)))
     assert [rank for rank, _ in parts] == [2 * 12 + 2, 3 * 12 + 2]  # rows 144 to 288, the sixth part of 24 columns
 

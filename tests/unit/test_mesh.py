@@ -59,7 +59,7 @@ def test_slices_of_first_holders_cover_every_weight_exactly_once(mesh, shard, st
         firsts = np.zeros(weight.shape, int)
         for rank in range(place.devices):
             window = weight.window(rank)
-            assert tuple(part.stop - part.start for part in window) == weight.slice_shape
+            assert tuple(part.stop - part.start for part in window) == weight.shard_shape
             holders[window] += 1
             firsts[window] += weight.is_first(rank)
         assert (holders == weight.replicas).all() and (firsts == 1).all(), weight.name
@@ -69,10 +69,10 @@ def test_palm_540b_is_cut_as_the_paper_says():
     """12-way model x 256-way fully sharded in a pod, twice: section 4. The table needs rows for 12 x 256."""
     config = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
     there = {p.name: p for p in placements(config, Layout(PALM))}
-    assert there["embedding"].slice_shape == (258048 // 3072, 18432)
-    assert there["blocks.0.q_wi"].slice_shape == (18432 // 256, 159744 // 12)
-    assert there["blocks.117.o_wo"].slice_shape == (86016 // 3072, 18432)
-    assert there["blocks.0.kv"].slice_shape == (72, 512) and there["blocks.0.kv"].replicas == 24
+    assert there["embedding"].shard_shape == (258048 // 3072, 18432)
+    assert there["blocks.0.q_wi"].shard_shape == (18432 // 256, 159744 // 12)
+    assert there["blocks.117.o_wo"].shard_shape == (86016 // 3072, 18432)
+    assert there["blocks.0.kv"].shard_shape == (72, 512) and there["blocks.0.kv"].replicas == 24
     assert {there[name].replicas for name in ("embedding", "blocks.0.q_wi", "blocks.0.o_wo")} == {2}
     assert there["blocks.0.norm.scale"].replicas == 6144
     assert sum(1 for p in there.values()) == 1 + 4 * 118
@@ -80,4 +80,4 @@ def test_palm_540b_is_cut_as_the_paper_says():
 
 def test_what_does_not_come_out_even_is_left_whole():
     weight = Placement("embedding", (100, 8), ("vocab", "embed"), Layout(Mesh(1, 3, 2)))
-    assert weight.data_slices == 1 and weight.slice_shape == (50, 8)
+    assert weight.data_shards == 1 and weight.shard_shape == (50, 8)
