@@ -254,12 +254,12 @@ def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) ->
     if found <= WHOLE_AT_MOST * total:
         return None
     worst = max(replicated, key=lambda p: prod(p.shape))
-    rows = worst.shape[0] // worst.pieces[0]
+    rows = worst.shape[0] // worst.table_shards[0]
     text = (
         f"the weight {worst.name} {list(worst.shape)} would be replicated on every device, {found / total:.1%} of all "
         f"weights: its {rows:,} rows per device are no multiple of {layout.weight_shards} data shards"
     )
     changes: list[Change] = [{"parallel.shard_weights": "off"}]
     if worst.axes[0] == "vocab":
-        changes.insert(0, {"model.vocab_multiple": worst.pieces[0] * layout.weight_shards})
+        changes.insert(0, {"model.vocab_multiple": worst.table_shards[0] * layout.weight_shards})
     return Misfit("sharded", text, tuple(changes))

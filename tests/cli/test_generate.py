@@ -189,7 +189,7 @@ def test_bad_settings(command):
     assert "--context 33: the model was trained on 32 tokens" in one_sentence(command("x", "--context", "33"))
     assert "--top-p 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
     assert "--devices 0: set it to 1 or more" in one_sentence(command("x", "--devices", "0"))
-    assert "--devices 4: the model's 2 heads cannot be cut so; set it to 2" in one_sentence(
+    assert "--devices 4: the model's 2 heads cannot be sharded over 4; set it to 2" in one_sentence(
         command("x", "--devices", "4")
     )
     assert "--interactive is for one device" in one_sentence(command("--interactive", "--devices", "2"))

@@ -88,7 +88,7 @@ def test_a_worker_that_is_gone_or_hangs_is_named():
     for words in ("worker 3 (pid 77) is gone", "worker 3 (pid 77) has not come for 600 s"):
         with pytest.raises(UserError) as caught, lost_workers():
             raise RuntimeError(f"{words}: all_reduce of 4 B in group g is not possible")
-        assert str(caught.value).startswith(f"{words}: this worker cannot go on")
+        assert str(caught.value).startswith(f"{words}: this worker cannot continue")
 
 
 def test_other_errors_stay_what_they_are():

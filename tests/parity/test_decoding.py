@@ -16,7 +16,7 @@ from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.generate.cpu import step as cpu_step
-from mindspore_palm.generate.decoder import CHUNK, Decoder, Step
+from mindspore_palm.generate.decoder import CHUNK, Decoder, DecodeStep
 from mindspore_palm.parallel.axes import Layout, layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def test_200_greedy_steps_are_those_of_whole_passes(device, rng, steps, monkeypa
         ids[rows, lengths] = logits.argmax(-1)
         logits, log_z = decoder.write(ids[rows, lengths], lengths)
         lengths = lengths + 1
-    assert compiled.count("Step") + compiled.count("CpuStep") == 2 and ("CpuStep" in compiled) == (steps == "C++")
+    assert compiled.count("DecodeStep") + compiled.count("CpuStep") == 2 and ("CpuStep" in compiled) == (steps == "C++")
     assert len({tuple(row[n - 20 : n]) for row, n in zip(ids, lengths, strict=True)}) == 3  # not all in one loop
 
 
@@ -246,7 +246,7 @@ def test_the_network_stays_as_it_is(device, rng):
 def test_a_token_leaves_one_key_and_one_value_a_layer(device, rng, attention, heads):
     """Of head_dim numbers each; multi-head attention leaves those of every head."""
     sizes = {"d_model": 24, "heads": 3, "head_dim": 8, "d_ff": 48, "vocab_size": 40, "layers": 2}
-    step = Step(network(rng, **sizes, attention=attention), sequences=5, context=64)
+    step = DecodeStep(network(rng, **sizes, attention=attention), sequences=5, context=64)
     cached = [p for p in step.get_parameters() if p.name.startswith("cache.")]
     assert len(cached) == 2 * 2
     assert sum(p.size for p in cached) == 5 * 64 * 2 * (1 + 1) * 8 * heads
