@@ -55,7 +55,7 @@ def cpp_part() -> native.CppPart:
 def _check_version() -> None:
     if not ms.__version__.startswith(VERSION):
         raise UserError(
-            f"MindSpore {ms.__version__} is installed, but workers on CPU lean on internals of {VERSION}x: install "
+            f"MindSpore {ms.__version__} is installed, but workers on CPU need internals of {VERSION}x: install "
             f"mindspore=={VERSION}0, or run on GPU or Ascend"
         )
 
