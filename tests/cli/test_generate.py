@@ -61,7 +61,7 @@ def shell(run_folder, *arguments, **options):
     return subprocess.run(line, capture_output=True, timeout=120, cwd=ROOT, **options)
 
 
-def test_a_prompt_goes_on_as_it_does_in_python(run_folder, command):
+def test_a_prompt_is_continued_as_in_python(run_folder, command):
     """Beyond the context of 32 tokens, too."""
     from mindspore_palm import load
     from mindspore_palm.generate import Generator, Sampling
@@ -82,7 +82,7 @@ def test_several_prompts_and_one_from_standard_input(command):
     assert re.search(r"--- 1\nimport os1.*--- 2\ndef f.*--- 3\né\(", result.out, re.DOTALL)
 
 
-def test_interactive_goes_on_behind_what_is_there(command, monkeypatch):
+def test_interactive_continues_after_the_text_so_far(command, monkeypatch):
     """Two lines, an empty one, one that is too long; then the end of input."""
     lines = iter(["import os", "", "x1" * 40, "def f"])
 
@@ -108,7 +108,7 @@ def test_bytes_that_come_together_make_a_character(run_folder):
 
 
 @pytest.mark.slow
-def test_two_devices_say_what_one_says(run_folder):
+def test_two_devices_print_what_one_prints(run_folder):
     """Workers that the command starts itself; a sampled text, as long as several windows."""
     options = ["import os1", "--max-tokens", "70", "--seed", "5"]
     one, two = (shell(run_folder, *options, *more) for more in ([], ["--devices", "2"]))
@@ -175,7 +175,7 @@ def test_a_prompt_that_ends_in_a_space_is_shown_as_it_is(run_folder, command):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_model_that_is_no_number_is_named(run_folder, command, tmp_path, value):
+def test_a_model_that_is_not_finite_is_named(run_folder, command, tmp_path, value):
     weights = load_file(run_folder / "final" / "model.safetensors")
     shutil.copytree(run_folder, tmp_path / "lost")
     weights["blocks.0.o_wo"][:] = float(value)

@@ -166,7 +166,7 @@ def test_replicas_are_the_same_to_the_bit(results):
         np.testing.assert_array_equal(result["again/loss"], results[0]["again/loss"])
 
 
-def test_workers_that_do_different_things_are_told(results):
+def test_workers_that_run_different_collectives_are_reported(results):
     for result in results:
         text = str(result["disagree"])
         assert "workers disagree in group mccl_world_group" in text
@@ -315,7 +315,7 @@ def test_another_source_is_another_library(tmp_path, monkeypatch):
     assert build.cpp_part().cache_folder() != here and "2.10." in here.name
 
 
-def test_only_what_exists_can_be_played():
+def test_only_ranks_and_targets_that_exist_can_be_installed():
     from mindspore_palm.parallel import host
 
     with pytest.raises(UserError, match="GPU or Ascend, not for 'TPU'"):
@@ -326,7 +326,7 @@ def test_only_what_exists_can_be_played():
         host.install(0, 4)
 
 
-def test_what_is_in_the_cache_and_no_library(tmp_path, monkeypatch):
+def test_a_file_in_the_cache_that_is_no_library(tmp_path, monkeypatch):
     from mindspore_palm.parallel.host import build
 
     monkeypatch.setenv("MINDSPORE_PALM_CACHE", str(tmp_path))
@@ -350,7 +350,7 @@ def test_a_compiler_that_cxx_does_not_name(tmp_path, cxx, said):
     assert said in broken("pass", tmp_path, PATH=str(tmp_path), CXX=cxx)
 
 
-def test_a_compiler_that_says_nothing_and_writes_nothing(tmp_path):
+def test_a_compiler_that_prints_nothing_and_writes_nothing(tmp_path):
     program(tmp_path / "bin" / "quiet", "exit 0")
     text = broken("pass", tmp_path, CXX=str(tmp_path / "bin" / "quiet"))
     assert "was not built" in text and "build.log)" in text

@@ -95,7 +95,7 @@ def test_ascend_gets_its_fused_attention_sharded_over_heads(device):
     assert "FlashAttention" not in plain and "BatchMatMul" in plain
 
 
-def test_the_axes_of_a_group_are_told_from_its_ranks():
+def test_the_axes_of_a_group_follow_from_its_ranks():
     from mindspore_palm.dry_run.ledger import group_axes
 
     mesh = Mesh(2, 4, 3)

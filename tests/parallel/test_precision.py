@@ -39,7 +39,7 @@ def types(device):
     return found
 
 
-def test_products_inside_blocks_are_in_the_compute_type(types):
+def test_matmuls_inside_blocks_are_in_the_compute_dtype(types):
     """Three kernels, forward and back twice each; the logits and their two gradients alone are float32."""
     wide = [kinds for kinds, shapes in types["MatMul"] if any("128" in shape.split(", ")[-2:] for shape in shapes)]
     logits = [kinds for kinds in wide if set(kinds) == {"Float32"}]
@@ -54,13 +54,13 @@ def test_norms_softmax_loss_and_optimizer_are_float32(types, op):
     assert types[op] and all(set(kinds) == {"Float32"} for kinds, _ in types[op])
 
 
-def test_weights_are_gathered_in_the_compute_type_and_updated_in_float32(types):
+def test_weights_are_gathered_in_the_compute_dtype_and_updated_in_float32(types):
     gathered = [kinds[-1] for kinds, _ in types["AllGather"]]
     assert sorted(gathered) == ["Float16"] * 3 + ["Float32"]  # three kernels, and the embedding for the logits
     assert all(set(kinds) <= {"Float32"} for kinds, _ in types["Assign"])
 
 
-def test_float16_products_move_the_logits_by_what_float16_rounds(device, rng):
+def test_float16_matmuls_move_the_logits_by_what_float16_rounds(device, rng):
     """2^-11 a rounding; measured 6e-4 in norm."""
     config = PaLMConfig(**ODD)
     inputs, _ = tokens(rng, config, 2, 24)

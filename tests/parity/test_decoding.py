@@ -55,7 +55,7 @@ def count_compilations(monkeypatch):
     return compiled
 
 
-def test_200_greedy_steps_are_those_of_whole_passes(device, rng, steps, monkeypatch):
+def test_200_greedy_steps_are_those_of_full_forward_passes(device, rng, steps, monkeypatch):
     """Of prompts of different lengths in one batch, in two compilations; every step's logits, log(Z) and choice."""
     palm = network(rng, **ODD)
     config = palm.config
@@ -118,7 +118,7 @@ def test_switches_of_pytorchs_palms_decode_as_well(device, rng, steps):
         logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
 
 
-def test_in_another_type_mindspores_own_ops_decode(device, rng):
+def test_in_another_dtype_mindspores_own_ops_decode(device, rng):
     """In float16, as a whole pass in float16 does: 2^-11 a rounding, in another order of sums."""
     with layout(Layout(compute_dtype="float16")):
         palm = network(rng, **{**EVEN, "layers": 1})
@@ -131,7 +131,7 @@ def test_in_another_type_mindspores_own_ops_decode(device, rng):
             logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
 
 
-def test_a_sequence_is_started_anew(device, rng):
+def test_a_sequence_is_started_over(device, rng):
     """What an earlier, longer one left in the cache is not seen."""
     palm = network(rng, **{**EVEN, "layers": 1})
     decoder = Decoder(palm, 1, 64)
@@ -192,7 +192,7 @@ def test_gates_of_any_size_in_cpp(device, rng):
         assert relative(logits[0], expected[position, : config.vocab_size]) < TOLERANCE
 
 
-def test_logits_that_are_no_numbers_are_seen_in_cpp(device, rng):
+def test_logits_that_are_not_finite_are_seen_in_cpp(device, rng):
     palm = network(rng, **{**EVEN, "layers": 1})
     decoder = Decoder(palm, 2, 64)
     decoder.read([[1], [1]])
@@ -205,7 +205,7 @@ def test_logits_that_are_no_numbers_are_seen_in_cpp(device, rng):
 
 
 @pytest.mark.parametrize(("token", "position"), [(0, 64), (0, -1), (100, 0), (-1, 0)])
-def test_what_is_not_there_is_not_read_in_cpp(device, rng, token, position):
+def test_tokens_and_positions_out_of_range_are_not_read_in_cpp(device, rng, token, position):
     decoder = Decoder(network(rng, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=100, layers=1), 1, 64)
     with pytest.raises(RuntimeError, match="DecodeStep"):
         decoder.write(np.array([token]), np.array([position]))
@@ -243,7 +243,7 @@ def test_the_network_stays_as_it_is(device, rng):
 
 
 @pytest.mark.parametrize(("attention", "heads"), [("multi_query", 1), ("multi_head", 3)])
-def test_a_token_leaves_one_key_and_one_value_a_layer(device, rng, attention, heads):
+def test_a_token_leaves_one_key_and_one_value_per_layer(device, rng, attention, heads):
     """Of head_dim numbers each; multi-head attention leaves those of every head."""
     sizes = {"d_model": 24, "heads": 3, "head_dim": 8, "d_ff": 48, "vocab_size": 40, "layers": 2}
     step = DecodeStep(network(rng, **sizes, attention=attention), sequences=5, context=64)

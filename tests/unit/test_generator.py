@@ -40,7 +40,7 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
-def test_a_prompt_gets_the_same_text_in_any_company(alone, together):
+def test_a_prompt_gets_the_same_text_in_any_batch(alone, together):
     """Five prompts in batches of three; sampled, so that a wrong number of draws would show."""
     many = together(PROMPTS, DRAWN)
     assert [one.text for one in together(PROMPTS[:2], DRAWN)] == [one.text for one in many[:2]]
@@ -51,7 +51,7 @@ def test_a_prompt_gets_the_same_text_in_any_company(alone, together):
     assert all(one.finished in ("length", "eod") for one in many)
 
 
-def test_equal_prompts_of_a_batch_get_draws_of_their_own(together):
+def test_equal_prompts_of_a_batch_get_different_draws(together):
     assert len({one.text for one in together(["x", "x", "x"], DRAWN)}) == 3
 
 
@@ -153,7 +153,7 @@ def test_a_prompt_that_holds_half_a_character_is_named(together):
         together(["x", "x\ud83d"], Sampling(max_tokens=1))
 
 
-def test_weights_that_are_not_finite_are_said(palm, tokenizer):
+def test_weights_that_are_not_finite_are_reported(palm, tokenizer):
     broken = PaLM(palm.config, seed=6)
     broken.embedding.set_data(Tensor(np.full(broken.embedding.shape, np.nan, np.float32)))
     with pytest.raises(UserError, match="not finite"):
@@ -164,7 +164,7 @@ def test_weights_that_are_not_finite_are_said(palm, tokenizer):
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("on_cpp", [True, False])
-def test_a_weight_that_is_no_number_is_told_in_any_step(palm, tokenizer, monkeypatch, value, on_cpp):
+def test_a_weight_that_is_not_finite_is_reported_by_either_step(palm, tokenizer, monkeypatch, value, on_cpp):
     """One row of the table, of a token that is not even in the text: its logit is none at every place."""
     if not on_cpp:
         monkeypatch.setattr(cpu_step, "library", lambda: None)
@@ -181,7 +181,7 @@ def test_a_weight_that_is_no_number_is_told_in_any_step(palm, tokenizer, monkeyp
 
 
 @pytest.mark.parametrize("on_cpp", [True, False])
-def test_a_text_has_the_same_bits_in_any_company(palm, tokenizer, monkeypatch, on_cpp):
+def test_a_text_has_the_same_bits_in_any_batch(palm, tokenizer, monkeypatch, on_cpp):
     """Alone, first, last, beside longer and shorter prompts, in batches of any size, also where windows slide."""
     if not on_cpp:
         monkeypatch.setattr(cpu_step, "library", lambda: None)
@@ -193,7 +193,7 @@ def test_a_text_has_the_same_bits_in_any_company(palm, tokenizer, monkeypatch, o
         assert found == expected  # its tokens, and every bit of their log-probabilities
 
 
-def test_draws_are_of_the_prompt_and_not_of_its_place(together):
+def test_draws_depend_on_the_prompt_and_not_on_its_position(together):
     first, second = together(["x", "def permute("], DRAWN)
     assert [second, first] == together(["def permute(", "x"], DRAWN)
     assert together(["class", "x", "x"], DRAWN)[1:] == together(["x", "x", "class"], DRAWN)[:2]

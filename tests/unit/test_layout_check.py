@@ -95,7 +95,7 @@ def test_a_fine_tuned_model_is_not_advised_to_become_another():
     assert said.endswith("set model.vocab_multiple=2")
 
 
-def test_bfloat16_products_are_not_for_cpu():
+def test_bfloat16_matmuls_are_not_for_cpu():
     assert "set train.compute_dtype=float32" in refused("CPU", train={"compute_dtype": "bfloat16"})
     assert check("GPU").compute_dtype == "bfloat16" and check("CPU").compute_dtype == "float32"
 
@@ -111,7 +111,7 @@ def test_ascend_refuses_others(model):
         check_servers(Mesh(pods=2, data=256, model=model))
 
 
-def test_the_short_look_at_groups_finds_what_a_look_at_all_of_them_does():
+def test_the_short_check_of_groups_agrees_with_a_check_of_all_of_them():
     draw = random.Random(3)
     for _ in range(120):
         mesh = Mesh(*(draw.choice([1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 80, 83]) for _ in range(3)))

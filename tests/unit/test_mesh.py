@@ -32,7 +32,7 @@ def test_groups_by_axis():
     assert PALM.group(13, ["data", "model"]) == list(range(3072))
 
 
-def test_rows_of_a_batch_are_cut_over_pods_and_data_and_shared_by_model_ranks():
+def test_rows_of_a_batch_are_sharded_over_pods_and_data_and_replicated_over_model():
     place = Layout(PALM)
     assert place.rows(0, 2048) == place.rows(11, 2048) == slice(0, 4)
     assert place.rows(12, 2048) == slice(4, 8)
@@ -51,7 +51,7 @@ def test_rows_of_a_batch_are_cut_over_pods_and_data_and_shared_by_model_ranks():
         ((1, 2, 4), "pod", "model"),
     ],
 )
-def test_slices_of_first_holders_cover_every_weight_exactly_once(mesh, shard, strategy):
+def test_shards_of_first_replicas_cover_every_weight_exactly_once(mesh, shard, strategy):
     config = PaLMConfig(layers=1, d_model=64, heads=8, head_dim=8, d_ff=128, vocab_size=128)
     place = Layout(Mesh(*mesh), TABLES[strategy], shard)
     for weight in placements(config, place):
@@ -65,7 +65,7 @@ def test_slices_of_first_holders_cover_every_weight_exactly_once(mesh, shard, st
         assert (holders == weight.replicas).all() and (firsts == 1).all(), weight.name
 
 
-def test_palm_540b_is_cut_as_the_paper_says():
+def test_palm_540b_is_sharded_as_in_the_paper():
     """12-way model x 256-way fully sharded in a pod, twice: section 4. The table needs rows for 12 x 256."""
     config = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
     there = {p.name: p for p in placements(config, Layout(PALM))}
@@ -78,6 +78,6 @@ def test_palm_540b_is_cut_as_the_paper_says():
     assert sum(1 for p in there.values()) == 1 + 4 * 118
 
 
-def test_what_does_not_come_out_even_is_left_whole():
+def test_what_does_not_divide_stays_replicated():
     weight = Placement("embedding", (100, 8), ("vocab", "embed"), Layout(Mesh(1, 3, 2)))
     assert weight.data_shards == 1 and weight.shard_shape == (50, 8)

@@ -144,7 +144,7 @@ def test_what_is_damaged_in_the_cache_is_built_again(library, tmp_path, monkeypa
     assert library(CXX=compiler) == half and half.read_bytes().startswith(b"\x7fELF")
 
 
-def test_the_function_is_told_how_many_processors_there_are(library, monkeypatch):
+def test_the_library_learns_how_many_processors_there_are(library, monkeypatch):
     monkeypatch.setattr(cpu_step, "processors", lambda: 3)
     library(CXX="false")
     assert os.environ["MINDSPORE_PALM_PROCESSORS"] == "3"
@@ -194,7 +194,7 @@ def test_what_a_killed_build_left_is_removed(library, tmp_path):
     assert sorted(path.name for path in built.parent.iterdir()) == ["decoding.so", "lock"]
 
 
-def test_a_failed_build_is_said_with_the_compilers_words_and_its_log(environment, tmp_path):
+def test_a_failed_build_is_reported_with_the_compilers_words_and_its_log(environment, tmp_path):
     failing = program(tmp_path / "c++", "echo 'step.cc:1: error: no such luck' >&2; exit 1")
     environment(MINDSPORE_PALM_CACHE=tmp_path / "cache", CXX=failing)
     part = cpu_step.cpp_part()
@@ -205,7 +205,7 @@ def test_a_failed_build_is_said_with_the_compilers_words_and_its_log(environment
     assert log.read_text() == "step.cc:1: error: no such luck\n\n"
 
 
-def test_a_full_disk_is_said_without_a_log_that_is_not_there(environment, tmp_path):
+def test_a_full_disk_is_reported_without_a_log_that_does_not_exist(environment, tmp_path):
     environment(MINDSPORE_PALM_CACHE=tmp_path / "cache")
 
     def fill_the_disk(command, work):

@@ -66,7 +66,7 @@ def test_repetition_penalty():
     np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -1.0, -1.5], np.float32))  # not written to
 
 
-def test_seeds_and_prompts_have_draws_of_their_own():
+def test_seeds_and_prompts_have_different_draws():
     def draws(seed, number):
         sampler = Sampler(Sampling(temperature=1.0, seed=seed), number)
         return [sampler(LOGITS, set()) for _ in range(50)]
@@ -103,7 +103,7 @@ def test_one_stop_text_needs_no_tuple():
 
 @pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300, 1.7e308])
 @pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1e300])
-def test_extreme_settings_are_the_limits_of_what_they_do_and_never_a_number_that_is_none(penalty, temperature):
+def test_extreme_settings_reach_their_limits_and_never_nan(penalty, temperature):
     """A penalty near 0 makes what is there certain, a vast one makes it impossible; NumPy warns of nothing."""
     logits = np.array([2.0, 1.0, -1.0, -3.0], np.float32)
     with warnings.catch_warnings():
