@@ -1,4 +1,4 @@
-"""The table of logical axes: every op of the model names its axes, and PaLM's mesh follows from one place."""
+"""The table of logical axes: each op of the model declares its axes, and one table gives PaLM's sharding."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_an_undeclared_axis_is_an_error_on_one_device_too():
 def test_one_device_gets_no_strategy_and_many_do(device):
     assert getattr(shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads")), "in_strategy", None) is None
     with layout(POD):
-        cut = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
-    assert cut.in_strategy == ((512, 1), (1, 12))
+        sharded = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
+    assert sharded.in_strategy == ((512, 1), (1, 12))
     assert current_layout().devices == 1
 
 

@@ -1,4 +1,4 @@
-"""Who is where: PaLM's numbering of devices, groups, and which slice of a weight each of them holds."""
+"""PaLM's numbering of devices, its groups, and the shard of a weight that each device holds."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_groups_by_axis():
 
 
 def test_rows_of_a_batch_are_sharded_over_pods_and_data_and_replicated_over_model():
-    place = Layout(PALM)
-    assert place.rows(0, 2048) == place.rows(11, 2048) == slice(0, 4)
-    assert place.rows(12, 2048) == slice(4, 8)
-    assert place.rows(3072, 2048) == slice(1024, 1028)
+    layout = Layout(PALM)
+    assert layout.rows(0, 2048) == layout.rows(11, 2048) == slice(0, 4)
+    assert layout.rows(12, 2048) == slice(4, 8)
+    assert layout.rows(3072, 2048) == slice(1024, 1028)
     assert Layout().rows(0, 7) == slice(0, 7)
 
 
@@ -53,11 +53,11 @@ def test_rows_of_a_batch_are_sharded_over_pods_and_data_and_replicated_over_mode
 )
 def test_shards_of_first_replicas_cover_every_weight_exactly_once(mesh, shard, strategy):
     config = PaLMConfig(layers=1, d_model=64, heads=8, head_dim=8, d_ff=128, vocab_size=128)
-    place = Layout(Mesh(*mesh), TABLES[strategy], shard)
-    for weight in placements(config, place):
+    layout = Layout(Mesh(*mesh), TABLES[strategy], shard)
+    for weight in placements(config, layout):
         holders = np.zeros(weight.shape, int)
         firsts = np.zeros(weight.shape, int)
-        for rank in range(place.devices):
+        for rank in range(layout.devices):
             window = weight.window(rank)
             assert tuple(part.stop - part.start for part in window) == weight.shard_shape
             holders[window] += 1
@@ -66,16 +66,16 @@ def test_shards_of_first_replicas_cover_every_weight_exactly_once(mesh, shard, s
 
 
 def test_palm_540b_is_sharded_as_in_the_paper():
-    """12-way model x 256-way fully sharded in a pod, twice: section 4. The table needs rows for 12 x 256."""
+    """Section 4: 12-way model x 256-way fully sharded in each of two pods. The embedding needs rows for 12 x 256."""
     config = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
-    there = {p.name: p for p in placements(config, Layout(PALM))}
-    assert there["embedding"].shard_shape == (258048 // 3072, 18432)
-    assert there["blocks.0.q_wi"].shard_shape == (18432 // 256, 159744 // 12)
-    assert there["blocks.117.o_wo"].shard_shape == (86016 // 3072, 18432)
-    assert there["blocks.0.kv"].shard_shape == (72, 512) and there["blocks.0.kv"].replicas == 24
-    assert {there[name].replicas for name in ("embedding", "blocks.0.q_wi", "blocks.0.o_wo")} == {2}
-    assert there["blocks.0.norm.scale"].replicas == 6144
-    assert sum(1 for p in there.values()) == 1 + 4 * 118
+    by_name = {p.name: p for p in placements(config, Layout(PALM))}
+    assert by_name["embedding"].shard_shape == (258048 // 3072, 18432)
+    assert by_name["blocks.0.q_wi"].shard_shape == (18432 // 256, 159744 // 12)
+    assert by_name["blocks.117.o_wo"].shard_shape == (86016 // 3072, 18432)
+    assert by_name["blocks.0.kv"].shard_shape == (72, 512) and by_name["blocks.0.kv"].replicas == 24
+    assert {by_name[name].replicas for name in ("embedding", "blocks.0.q_wi", "blocks.0.o_wo")} == {2}
+    assert by_name["blocks.0.norm.scale"].replicas == 6144
+    assert sum(1 for p in by_name.values()) == 1 + 4 * 118
 
 
 def test_what_does_not_divide_stays_replicated():

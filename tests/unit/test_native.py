@@ -152,8 +152,8 @@ def test_the_library_learns_how_many_processors_there_are(library, monkeypatch):
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "3\n"
 
 
-def compiler_that_copies(tmp_path, code='extern "C" int DecodeStep() { return 0; }'):
-    """A compiler that builds something small whatever the source, and counts its calls in tmp_path / "calls"."""
+def small_compiler(tmp_path, code='extern "C" int DecodeStep() { return 0; }'):
+    """A compiler that builds a small library whatever the source, and logs each call in tmp_path / "calls"."""
     source = tmp_path / "small.cc"
     source.write_text(code)
     count = f"echo >> {tmp_path / 'calls'}"
@@ -163,7 +163,7 @@ def compiler_that_copies(tmp_path, code='extern "C" int DecodeStep() { return 0;
 
 
 def test_processes_that_need_it_at_once_build_it_once(environment, tmp_path):
-    environment(MINDSPORE_PALM_CACHE=tmp_path / "cache", CXX=compiler_that_copies(tmp_path))
+    environment(MINDSPORE_PALM_CACHE=tmp_path / "cache", CXX=small_compiler(tmp_path))
     code = "from mindspore_palm.generate.cpu import step; print(step.library())"
     start = functools.partial(subprocess.Popen, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     processes = [start([sys.executable, "-c", code]) for _ in range(2)]
@@ -185,7 +185,7 @@ def test_every_source_of_the_decoding_step_is_in_the_name_of_its_library(environ
 
 
 def test_what_a_killed_build_left_is_removed(library, tmp_path):
-    compiler = compiler_that_copies(tmp_path)
+    compiler = small_compiler(tmp_path)
     built = library(CXX=compiler)
     built.unlink()
     (built.parent / "build").mkdir()
