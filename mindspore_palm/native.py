@@ -34,7 +34,7 @@ class CppPart:
     sources: Path
     """The folder of its .cc and .h files."""
     settings: Sequence[str]
-    """What else decides the result, such as compiler flags and the versions of what it is linked with."""
+    """Everything else that decides the result, such as compiler flags and versions of the libraries it links to."""
     compile: Callable[[Sequence[str], Path], Path]
     """Compiles: from the compiler's command and an empty folder to the path of a library in that folder.
 
