@@ -104,8 +104,8 @@ def exchanges(palm, mesh, shape, steps):
             create_group(groups[axis], members)
     q_wi = placement_of(palm.block_weights(0)["q_wi"])
     if "data" in groups:
-        part = Tensor(np.ones(q_wi.slice_shape, np.float32))
-        whole = Tensor(np.ones((q_wi.slice_shape[0] * mesh.data, q_wi.slice_shape[1]), np.float32))
+        part = Tensor(np.ones(q_wi.shard_shape, np.float32))
+        whole = Tensor(np.ones((q_wi.shard_shape[0] * mesh.data, q_wi.shard_shape[1]), np.float32))
         gather, scatter = ops.AllGather(groups["data"]), ops.ReduceScatter(group=groups["data"])
         found["all-gather of q_wi"] = median_ms(lambda: gather(part).asnumpy(), steps)
         found["reduce-scatter of q_wi"] = median_ms(lambda: scatter(whole).asnumpy(), steps)

@@ -15,27 +15,29 @@ from mindspore_palm.options import Parser, as_written
 
 def main() -> None:
     parser = Parser(description="Continues prompts with a trained PaLM; the text streams as it comes.")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what a text begins with; several go together")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="start of a text; several are continued together")
     parser.add_argument("--checkpoint", required=True, metavar="FOLDER", help="a run, or a model in it")
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
         action="append",
         default=[],
-        help="a prompt from a file, or from standard input: -; may be given again",
+        help="a prompt from a file, or from standard input: -; may be repeated",
     )
-    parser.add_argument("--interactive", action="store_true", help="go on with what you type")
-    parser.add_argument("--max-tokens", type=int, default=256, help="tokens that are generated at most; 256")
+    parser.add_argument("--interactive", action="store_true", help="continue what you type")
+    parser.add_argument("--max-tokens", type=int, default=256, help="maximum number of generated tokens; 256")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token; 0.8")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest tokens; 0: from all")
-    parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest of this probability; 0.95")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: less of what is there; 1")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be given again")
-    parser.add_argument("--seed", type=int, default=0, help="another one draws another text; 0")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from this many of the likeliest tokens; 0: from all")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="draw from the likeliest tokens of this probability; 0.95"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeated tokens; 1")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws another text; 0")
     parser.add_argument("--context", type=int, default=0, help="tokens the model sees; 0: as many as in training")
     parser.add_argument("--log-probs", action="store_true", help="list every token with its log-probability")
     parser.add_argument("--device", choices=("auto", "CPU", "GPU", "Ascend"), default="auto", help="where to run")
-    parser.add_argument("--devices", type=int, default=1, help="cut heads and vocabulary over so many; 1")
+    parser.add_argument("--devices", type=int, default=1, help="shard heads and vocabulary over this many; 1")
     arguments = parser.parse_intermixed_args()
     from mindspore_palm.generate.command import GenerateOptions, prompt_of, read_prompt, run
     from mindspore_palm.generate.sampling import Sampling
@@ -51,7 +53,7 @@ def main() -> None:
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     if arguments.devices < 1:
         raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
-    request = GenerateOptions(
+    options = GenerateOptions(
         checkpoint=Path(arguments.checkpoint),
         prompts=tuple(prompts),
         sampling=sampling,
@@ -62,7 +64,7 @@ def main() -> None:
         devices=arguments.devices,
     )
     with as_written({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
-        run(request, sys.argv)
+        run(options, sys.argv)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,14 @@ class Sharding:
     @staticmethod
     def of(placement: Placement) -> Sharding:
         """The sharding of a placement; each shard is in the file of the first rank that holds it."""
-        grid = [range(0, size, part) for size, part in zip(placement.shape, placement.slice_shape, strict=True)]
+        grid = [range(0, size, part) for size, part in zip(placement.shape, placement.shard_shape, strict=True)]
         ranks = {starts: -1 for starts in product(*grid)}
         left = len(ranks)
         for rank in range(placement.layout.devices):
             if left and placement.is_first(rank):
                 ranks[tuple(part.start for part in placement.window(rank))] = rank
                 left -= 1
-        return Sharding(placement.shape, placement.slice_shape, tuple(ranks.values()))
+        return Sharding(placement.shape, placement.shard_shape, tuple(ranks.values()))
 
     def overlapping(self, window: Window) -> Iterator[tuple[int, Window]]:
         """Ranks whose files overlap a window, each with the overlap as a window of the full tensor."""

@@ -20,7 +20,7 @@ from mindspore_palm.file_names import CONFIG, GONE, STATE, TEMPORARY, TOKENIZER
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.votes import Votes
-from mindspore_palm.parallel.weights import own_slice, placement_of
+from mindspore_palm.parallel.weights import local_shard, placement_of
 from mindspore_palm.settings import settings_to_yaml
 
 
@@ -94,7 +94,7 @@ class CheckpointManager:
                 however many are newer, as those may be useless. None treats all checkpoints as sound.
         """
         self.finish()
-        shards = {p.name: own_slice(p) for p in self.own}
+        shards = {p.name: local_shard(p) for p in self.own}
         self._step, self.problem, self.state_not_finite = step, "", False
         small_files = {**self.small_files, STATE: (json.dumps(state, indent=1) + "\n").encode()}
         temporary = self._temporary(step)

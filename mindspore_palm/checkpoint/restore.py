@@ -21,7 +21,7 @@ from mindspore_palm.file_names import CHECKPOINTS, DAMAGED, REWINDS
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.votes import Votes
-from mindspore_palm.parallel.weights import placement_of, set_slice
+from mindspore_palm.parallel.weights import placement_of, set_shard
 
 
 def restore(folder: Path, state: Sequence[Parameter], votes: Votes) -> tuple[Progress, dict[str, Any]]:
@@ -63,7 +63,7 @@ def restore(folder: Path, state: Sequence[Parameter], votes: Votes) -> tuple[Pro
         votes()
     _check_tensors(checkpoint, state)
     for parameter in state:
-        set_slice(parameter, _repadded(checkpoint, parameter).read)
+        set_shard(parameter, _repadded(checkpoint, parameter).read)
     progress = progress_of(checkpoint)
     progress.rewinds = rewinds
     return progress, checkpoint.state

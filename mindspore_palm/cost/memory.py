@@ -61,16 +61,16 @@ class _Device:
 
     def weights(self) -> float:
         """4 bytes a number of every weight's slice; with LoRA, of A and B and of the kernels with A B added as well."""
-        weights = sum(p.slice_bytes for p in self.placements)
+        weights = sum(p.shard_bytes for p in self.placements)
         if not self.settings.finetune.lora_rank:
             return weights
-        return weights + self.trained() + sum(p.slice_bytes for p in self.placements if p.name.endswith(KERNELS))
+        return weights + self.trained() + sum(p.shard_bytes for p in self.placements if p.name.endswith(KERNELS))
 
     def trained(self) -> float:
         """4 bytes a number of what is trained: all weights, or LoRA's A and B."""
         if rank := self.settings.finetune.lora_rank:
             return FLOAT * sum(prod(shape) for shape in adapter_shapes(self.model, rank).values())
-        return sum(p.slice_bytes for p in self.placements)
+        return sum(p.shard_bytes for p in self.placements)
 
     def gradients(self) -> float:
         """As what is trained; twice if they are accumulated over passes."""
@@ -185,15 +185,15 @@ class _Device:
         """Slices of all blocks in a compute type of c = 2 bytes, which recompute=block keeps to gather them twice."""
         if self.recompute != "block" or self.width == FLOAT:
             return 0.0
-        return self.width * sum(prod(p.slice_shape) for p in self.placements if p.name.startswith("blocks."))
+        return self.width * sum(prod(p.shard_shape) for p in self.placements if p.name.startswith("blocks."))
 
     def _data_slices(self, name: str) -> int:
-        return next(p.data_slices for p in self.placements if p.name == name)
+        return next(p.data_shards for p in self.placements if p.name == name)
 
     def _gathered(self, prefix: str) -> int:
         """Numbers of the weights of that name that are gathered over data, all slices together."""
-        own = (p for p in self.placements if p.name.startswith(prefix) and p.data_slices > 1)
-        return sum(prod(p.slice_shape) * p.data_slices for p in own)
+        own = (p for p in self.placements if p.name.startswith(prefix) and p.data_shards > 1)
+        return sum(prod(p.shard_shape) * p.data_shards for p in own)
 
 
 def check_memory(settings: Settings, layout: Layout | None = None) -> dict[str, int]:

@@ -191,7 +191,7 @@ class Workload:
     @property
     def numbers_of_device(self) -> int:
         """Numbers of all weights that a device holds, in slices."""
-        return sum(count * prod(weight.slice_shape) for weight, count in self.weights_of_device())
+        return sum(count * prod(weight.shard_shape) for weight, count in self.weights_of_device())
 
     @property
     def gradient_sums(self) -> int:
@@ -201,4 +201,4 @@ class Workload:
 
 def gathered_numbers(weight: Placement) -> int:
     """Numbers of a weight that a device works with: its piece by the table of axes, all data slices gathered."""
-    return prod(weight.slice_shape) * weight.data_slices
+    return prod(weight.shard_shape) * weight.data_shards

@@ -28,7 +28,7 @@ from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel import host
 from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
-from mindspore_palm.parallel.context import play_rank, use_graphs
+from mindspore_palm.parallel.context import set_rank, use_graphs
 from mindspore_palm.parallel.host import build
 from mindspore_palm.settings import read_yaml, settings_to_yaml
 from mindspore_palm.train.build import build_step
@@ -172,7 +172,7 @@ def _compile() -> None:
     place = layout_of(settings, target)
     use_graphs()
     host.install_dry_run(rank, place.devices, target)
-    play_rank(rank)
+    set_rank(rank)
     with layout(place), suppress(host.DryRunComplete):
         _, step = build_step(settings, accumulate=False)
         rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")

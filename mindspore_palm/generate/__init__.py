@@ -1,4 +1,4 @@
-"""A trained PaLM writes: cached decoding, sampling, and text as it comes."""
+"""Text generation with a trained PaLM: cached decoding, sampling and streaming."""
 
 from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling

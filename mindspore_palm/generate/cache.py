@@ -1,7 +1,7 @@
-"""Attention of new tokens to all that came before them, whose keys and values are kept: what decoding needs.
+"""Attention with a key-value cache, for decoding.
 
-Multi-query attention is for this (arXiv 1911.02150): a token leaves one key and one value a layer, whatever the number
-of query heads.
+Multi-query attention exists for this (arXiv 1911.02150): a token adds one key and one value per layer to the cache,
+whatever the number of query heads.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mindspore_palm.parallel.axes import current_layout, shard
 
 
 class CachedAttention(nn.Cell):
-    """Writes the keys and values of Q new tokens of each of B sequences, then has these look at all that it holds.
+    """Appends the keys and values of Q new tokens per sequence, then attends from these tokens to the whole cache.
 
     Args:
-        config: the sizes; of multi-head attention, every head keeps keys and values.
-        sequences: B.
-        context: C, positions that are held of each sequence.
+        config: the sizes; with multi-head attention, every head caches its own keys and values.
+        sequences: B, sequences in the cache.
+        context: C, cached positions per sequence.
     """
 
     def __init__(self, config: PaLMConfig, sequences: int, context: int) -> None:
         super().__init__()
         self.heads, self.head_dim, self.kv_heads = config.heads, config.head_dim, config.kv_heads
-        self.rope_q, self.rope_k = Rope("heads"), Rope("kv")  # the tables that come in hold 1/sqrt(K)
+        self.rope_q, self.rope_k = Rope("heads"), Rope("kv")  # the tables of queries include 1/sqrt(K)
         multi_query = config.attention == "multi_query"
         self.attention = make_cached_attention(config)
         shape = (sequences, context, self.head_dim) if multi_query else (sequences, self.heads, context, self.head_dim)
@@ -37,13 +37,13 @@ class CachedAttention(nn.Cell):
         self.keys = Parameter(initializer("zeros", shape, dtype), name="keys", requires_grad=False)
         self.values = Parameter(initializer("zeros", shape, dtype), name="values", requires_grad=False)
         self.write = shard(ops.ScatterNdUpdate(), rows, ("tokens", "one"), ("tokens", "per_head"))
-        self.sequences, self.pick = sequences, shard(ops.Gather(), rows, ("one",))
+        self.sequences, self.select = sequences, shard(ops.Gather(), rows, ("one",))
         self.reshape = ops.Reshape()
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, positions: tuple[Tensor, ...]) -> Tensor:
-        """q [b*Q, H*K], k and v [b*Q, K] (or H*K) to [b*Q, H*K], of some b of the sequences.
+        """q [b*Q, H*K], k and v [b*Q, K] (or H*K) to [b*Q, H*K], for b of the B sequences.
 
-        ``Decoder`` makes the positions; their last part says which sequences they are.
+        ``Decoder`` builds the positions; their last element holds the indices of the b sequences.
         """
         cos_q, sin_q, cos_k, sin_k, slots, mask, sequences = positions
         batch, queries = cos_q.shape[0], cos_q.shape[1]
@@ -53,5 +53,5 @@ class CachedAttention(nn.Cell):
         keys = self.write(self.keys, slots, self.reshape(k, (-1, self.head_dim)))
         values = self.write(self.values, slots, self.reshape(v, (-1, self.head_dim)))
         if batch != self.sequences:
-            keys, values = self.pick(keys, sequences, 0), self.pick(values, sequences, 0)
+            keys, values = self.select(keys, sequences, 0), self.select(values, sequences, 0)
         return self.reshape(self.attention.attend_cached(q, keys, values, mask), (-1, self.heads * self.head_dim))

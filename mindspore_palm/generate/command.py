@@ -1,4 +1,4 @@
-"""What ``run/generate.py`` does: a trained model continues prompts in a terminal."""
+"""The command ``run/generate.py``: a trained model continues prompts in a terminal."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ from mindspore_palm.parallel.host import build
 from mindspore_palm.parallel.workers import check_workers
 from mindspore_palm.settings import load_settings
 
-LONGEST = 1 << 26  # bytes of a prompt that are read at all
-TOGETHER = 8  # prompts that are continued at once
+MAX_BYTES = 1 << 26  # of a prompt
+MAX_BATCH = 8  # prompts that are continued together
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What the user asks for."""
+    """The options of the command."""
 
     checkpoint: Path
-    """A run's folder, or one in it that holds a model."""
+    """A run's folder, or a folder in it that holds a model."""
     prompts: tuple[str, ...]
     sampling: Sampling
     context: int = 0
-    """Tokens that the model sees at most; 0: as many as it was trained on."""
+    """Maximum number of tokens that the model sees; 0: as many as it was trained on."""
     interactive: bool = False
     log_probs: bool = False
     device: str = "auto"
     devices: int = 1
-    """Over how many heads and vocabulary are cut."""
+    """Devices over which heads and vocabulary are sharded."""
 
 
 def prompt_of(data: bytes, name: str) -> str:
     """A prompt as text.
 
     Raises:
-        UserError: it is no UTF-8, empty, or longer than any context.
+        UserError: it is not UTF-8, empty, or longer than any context.
     """
-    if len(data) >= LONGEST:
-        raise UserError(f"{name} has {LONGEST >> 20} MB or more; shorten it to what fits the model's context")
+    if len(data) >= MAX_BYTES:
+        raise UserError(f"{name} has {MAX_BYTES >> 20} MB or more; shorten it to what fits the model's context")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -67,75 +67,75 @@ def prompt_of(data: bytes, name: str) -> str:
             f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}; save or type it as UTF-8"
         ) from None
     if not text:
-        raise UserError(f"{name} is empty; write what the text begins with")
+        raise UserError(f"{name} is empty; write the beginning of a text")
     return text
 
 
 def read_prompt(file: str) -> str:
-    """A prompt from a file, or from standard input for "-"; a byte order mark before it is no text, as in a corpus.
+    """A prompt from a file, or from standard input for "-". A byte order mark is dropped, as in a corpus.
 
     Raises:
         UserError: as ``prompt_of``.
         OSError: it cannot be read.
     """
     if file == "-":
-        return prompt_of(sys.stdin.buffer.read(LONGEST).removeprefix(BOM), "the prompt on standard input")
+        return prompt_of(sys.stdin.buffer.read(MAX_BYTES).removeprefix(BOM), "the prompt on standard input")
     with open(file, "rb") as opened:
-        return prompt_of(opened.read(LONGEST).removeprefix(BOM), f"the prompt in {shown(Path(file))}")
+        return prompt_of(opened.read(MAX_BYTES).removeprefix(BOM), f"the prompt in {shown(Path(file))}")
 
 
-def run(request: GenerateOptions, command: Sequence[str]) -> None:
-    """Continues the prompts here, or, for several devices on CPU, in workers that are started now.
+def run(options: GenerateOptions, command: Sequence[str]) -> None:
+    """Continues the prompts in this process; for several devices on CPU, in workers that it starts.
 
     Args:
-        request: what to do.
-        command: script and arguments, with which workers are started.
+        options: the options.
+        command: script and arguments to start workers with.
 
     Raises:
-        UserError: the checkpoint, a prompt or a setting does not fit.
+        UserError: the checkpoint, a prompt or an option does not fit.
         Interrupted: Ctrl-C.
     """
-    settings = _settings_of(request)
-    if settings.parallel.devices > 1 and request.interactive:
+    settings = _settings_of(options)
+    if settings.parallel.devices > 1 and options.interactive:
         raise UserError("--interactive is for one device; leave --devices out")
-    check_workers(request.devices, "--devices")
-    kind = choose_device(request.device, "--device")[0]
-    here = dataclasses.replace(layout_of(settings, kind), table=MODEL_AXES)
-    _check_devices(settings, here)
-    check_layout(settings, here, placements)
-    if here.devices > 1 and not is_worker():
-        _start_workers(here.devices, kind, command)
+    check_workers(options.devices, "--devices")
+    target = choose_device(options.device, "--device")[0]
+    current = dataclasses.replace(layout_of(settings, target), table=MODEL_AXES)
+    _check_devices(settings, current)
+    check_layout(settings, current, placements)
+    if current.devices > 1 and not is_worker():
+        _start_workers(current.devices, target, command)
         return
     try:
-        _generate(request, settings, here)
+        _generate(options, settings, current)
     except KeyboardInterrupt:
         raise Interrupted("\nstopped") from None
 
 
-def _settings_of(request: GenerateOptions) -> Settings:
-    """The settings of the checkpoint's run, on the devices that are asked for.
+def _settings_of(options: GenerateOptions) -> Settings:
+    """The settings of the checkpoint's run, on the requested devices.
 
     Raises:
-        UserError: it is no such folder, or the context is longer than what the model was trained on.
+        UserError: the folder holds no model, or the context is longer than the model was trained on.
     """
-    settings, _ = load_settings(find_model(request.checkpoint) / CONFIG)
+    settings, _ = load_settings(find_model(options.checkpoint) / CONFIG)
     trained = settings.data.seq_len
-    if request.context < 0 or request.context == 1:
+    if options.context < 0 or options.context == 1:
         raise UserError(
-            f"--context {request.context}: a prompt and a token of text need 2 or more; leave it out for {trained:,}"
+            f"--context {options.context}: a prompt and one more token need 2 or more; leave it out for {trained:,}"
         )
-    if request.context > trained:
+    if options.context > trained:
         raise UserError(
-            f"--context {request.context}: the model was trained on {trained} tokens and knows no longer distances; "
-            f"set it to at most {trained}, or leave it out: a longer text goes on in a window of the last tokens"
+            f"--context {options.context}: the model was trained on {trained} tokens and knows no longer distances; "
+            f"set it to at most {trained}, or leave it out: longer texts continue in a window of their last tokens"
         )
-    parallel = ParallelConfig(model=request.devices, shard_weights="off")
-    train = settings.train.model_copy(update={"compute_dtype": "auto"})  # the machine is another one
+    parallel = ParallelConfig(model=options.devices, shard_weights="off")
+    train = settings.train.model_copy(update={"compute_dtype": "auto"})  # this may be another machine
     return settings.model_copy(update={"parallel": parallel, "train": train})
 
 
-def _check_devices(settings: Settings, here: Layout) -> None:
-    model, devices = settings.model, here.devices
+def _check_devices(settings: Settings, current: Layout) -> None:
+    model, devices = settings.model, current.devices
     fitting = (
         n for n in range(1, min(devices, model.heads + 1)) if model.heads % n == 0 and model.padded_vocab % n == 0
     )
@@ -144,15 +144,17 @@ def _check_devices(settings: Settings, here: Layout) -> None:
         raise UserError(
             f"--devices {devices}: MindSpore partitions for 1, 2, 4 or a multiple of 8 devices; set it to {fits}"
         )
-    for what, count in (("heads", model.heads), ("rows of the embedding", model.padded_vocab)):
+    for axis, count in (("heads", model.heads), ("rows of the embedding", model.padded_vocab)):
         if count % devices:
-            raise UserError(f"--devices {devices}: the model's {count:,} {what} cannot be cut so; set it to {fits}")
+            raise UserError(
+                f"--devices {devices}: the model's {count:,} {axis} cannot be sharded over {devices}; set it to {fits}"
+            )
 
 
-def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
-    if kind != "CPU":
+def _start_workers(devices: int, target: str, command: Sequence[str]) -> None:
+    if target != "CPU":
         raise UserError(
-            f"--devices {devices}: on {kind}, start a worker for each: msrun --worker_num={devices} "
+            f"--devices {devices}: on {target}, start one worker per device: msrun --worker_num={devices} "
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     build.extension()
@@ -164,52 +166,52 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
             raise Interrupted("\nstopped") from None
 
 
-def _generate(request: GenerateOptions, settings: Settings, here: Layout) -> None:
-    tokenizer = load_tokenizer(request.checkpoint)
+def _generate(options: GenerateOptions, settings: Settings, current: Layout) -> None:
+    tokenizer = load_tokenizer(options.checkpoint)
     if note := padding_note(settings.model, tokenizer.vocab_size, tokenizer.model_file):
         print(f"note: {note}", file=sys.stderr)
-    open_device(request.device, "--device")
-    rank = join_workers(here.devices, here.target)
-    with layout(here):
-        palm = load(request.checkpoint)
+    open_device(options.device, "--device")
+    rank = join_workers(current.devices, current.target)
+    with layout(current):
+        palm = load(options.checkpoint)
         if cpu_step.wanted(palm.config) and not cpu_step.usable(palm.config):
-            print("note: there is no g++ that works here; MindSpore's own ops are used, and slower", file=sys.stderr)
-        together = min(TOGETHER, max(1, len(request.prompts)))
+            print("note: no working g++ was found; MindSpore's own ops decode instead, slower", file=sys.stderr)
+        batch = min(MAX_BATCH, max(1, len(options.prompts)))
         generator = Generator(
-            palm, tokenizer, request.context or settings.data.seq_len, together, str(find_model(request.checkpoint))
+            palm, tokenizer, options.context or settings.data.seq_len, batch, str(find_model(options.checkpoint))
         )
-        terminal = Terminal(generator, request.sampling, request.log_probs, rank)
-        if request.interactive:
-            terminal.converse(request.prompts)
-        elif len(request.prompts) == 1:
-            terminal.write(request.prompts[0])
+        terminal = Terminal(generator, options.sampling, options.log_probs, rank)
+        if options.interactive:
+            terminal.converse(options.prompts)
+        elif len(options.prompts) == 1:
+            terminal.write(options.prompts[0])
         else:
-            terminal.write_all(request.prompts)
+            terminal.write_all(options.prompts)
 
 
 class Terminal:
-    """Shows what a generator writes, on standard output; what it took, on standard error.
+    """Prints generated text to standard output, and tokens and time to standard error.
 
     Args:
-        generator: what generates.
+        generator: the generator.
         sampling: the settings.
-        log_probs: whether every token is listed as well.
-        rank: only the first worker speaks.
+        log_probs: whether to list every token with its log-probability.
+        rank: this worker's rank; only rank 0 prints.
     """
 
     def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, rank: int = 0) -> None:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
-        self._status = not is_worker()  # what a worker says all goes to one place
+        self._status = not is_worker()  # msrun joins both streams of a worker
         if rank > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
         sys.stdout.reconfigure(encoding="utf-8")
 
     def write(self, prompt: str, seen: Prompt | None = None) -> list[int]:
-        """A prompt and, as it comes, its continuation; returns the tokens after the border of the two.
+        """Prints a prompt and streams its continuation; returns the tokens after the border between the two.
 
         Args:
-            prompt: is shown.
-            seen: what the model sees; the prompt if None.
+            prompt: the text to print.
+            seen: the prompt that the model sees; None: ``prompt``.
         """
         start, stream = time.perf_counter(), self._generator.stream(seen or prompt, self._sampling)
         sys.stdout.write(prompt)
@@ -226,7 +228,7 @@ class Terminal:
         return generation.opening + generation.token_ids
 
     def write_all(self, prompts: Sequence[str]) -> None:
-        """Several prompts with their continuations."""
+        """Prints several prompts with their continuations."""
         start = time.perf_counter()
         generations = self._generator(prompts, self._sampling)
         seconds = time.perf_counter() - start
@@ -235,12 +237,12 @@ class Terminal:
         self._report(generations, seconds)
 
     def converse(self, prompts: Sequence[str]) -> None:
-        """Continues what the user types after the text so far, until the end of input; an empty line just continues.
+        """Appends what the user types to the text and continues it, until the end of input.
 
-        What no longer fits the context is forgotten from the beginning.
+        An empty line continues without new text. The beginning of a text that no longer fits the context is dropped.
         """
         tokenizer, context = self._generator.tokenizer, self._generator.context
-        print("type how the text goes on, then Enter; Enter alone: the model goes on; Ctrl-D ends", file=sys.stderr)
+        print("type how the text continues, then Enter; Enter alone: the model continues; Ctrl-D ends", file=sys.stderr)
         tokens, waiting = [tokenizer.eod], list(prompts)
         while True:
             try:

@@ -1,14 +1,14 @@
-"""Logits of the next token from cached keys and values: a network for chunks of a prompt, and for one token.
+"""Cached decoding: logits of the next token, from chunks of a prompt and from one token at a time.
 
-Reading a prompt takes chunks of CHUNK tokens of one sequence, writing takes one token of each. Both shapes are fixed,
-whatever the prompts, so nothing is compiled on the way.
+Reading a prompt (prefill) takes chunks of CHUNK tokens of one sequence; writing (decoding) takes one token of every
+sequence. Both shapes are fixed, so a new prompt never compiles anything.
 
-On CPU, a sequence has the same bits in any company. MindSpore's matmuls there add in an order that depends on the
-number of rows, so they get the rows of one sequence at a time. The function in C++ adds in one order, whatever the
-batch. GPU and Ascend get all sequences at once when they write: otherwise, batches would be no faster.
+On CPU, a sequence has the same bits alone and in any batch. MindSpore's matmuls there add in an order that depends on
+the number of rows, so they get the rows of one sequence at a time. The C++ step adds in one order for every batch. GPU
+and Ascend write all sequences at once; otherwise batches would be no faster.
 
-Slots of the cache after a sequence's last token may hold anything (a chunk is filled up): no token sees a slot after
-its own position, and by the time it may, the slot has been written again.
+Cache slots after a sequence's last token may hold anything, because chunks are padded. No token sees a slot after its
+own position, and each slot is overwritten before it becomes visible.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mindspore_palm.model.rope import tables
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition
 
-CHUNK = 64  # tokens of a prompt that are read at once
+CHUNK = 64  # tokens of a prompt that are read in one call
 
 
-class Step(nn.Cell):
-    """Q new tokens of b of the sequences: to logits float32 [b, vocab_size] of one token each, and log(Z) [b].
+class DecodeStep(nn.Cell):
+    """Q new tokens of b of the B sequences, to logits float32 [b, vocab_size] of one token each and log(Z) [b].
 
-    The blocks are those of the network, with its own weights, around another attention.
+    The blocks share the network's weights, and have cached attention in place of the network's.
     """
 
     def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig | None = None) -> None:
@@ -51,19 +51,19 @@ class Step(nn.Cell):
             cache.keys.name, cache.values.name = f"cache.{i}.keys", f"cache.{i}.values"  # MS-25
             self.blocks.append(make_block(config, palm.block_weights(i), cache))
         self.query_axis = self.blocks[0].attention.attention.query_axis
-        self.pick = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
+        self.select = shard(ops.Gather(), ("tokens", "embed"), ("batch",))
         self.token_loss = TokenLoss(vocabulary or palm.config)
         self.targets, self.one_target = (Tensor(np.zeros(n, np.int32)) for n in (sequences, 1))
         self.sequences = sequences
 
     @property
     def compile_phase(self) -> str:
-        """For MindSpore: which compilation is used."""
+        """The compilation to use; MindSpore asks for it."""
         return self._compile_phase
 
     @compile_phase.setter
     def compile_phase(self, phase: str) -> None:
-        # MS-23: MindSpore tells it all Cells inside at every call, in 4 ms; they need it while they are compiled
+        # MS-23: MindSpore sets it in all inner Cells at every call, in 4 ms; they need it only while they are compiled
         if phase not in self.compile_cache:
             nn.Cell.compile_phase.fset(self, phase)
 
@@ -76,14 +76,14 @@ class Step(nn.Cell):
         sin_k: Tensor,
         slots: Tensor,
         mask: Tensor,
-        which: Tensor,
+        sequences: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x = self.palm.embed(token_ids)
         for block in self.blocks:
-            x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask, which))
+            x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask, sequences))
         if token_ids.shape[1] > 1:
-            x = self.pick(x, rows, 0)
+            x = self.select(x, rows, 0)
         logits = self.palm.unembed(x)
         targets = self.targets if token_ids.shape[0] == self.sequences else self.one_target
         return self.palm.drop_vocab_padding(logits), self.token_loss(logits, targets)[1]
@@ -94,13 +94,13 @@ INPUTS = (("batch", "length"), TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("
 
 
 class Decoder:
-    """What B sequences hold so far, and the logits of what comes next.
+    """The caches of B sequences, and the logits of their next tokens.
 
     Args:
         palm: the network.
         sequences: B.
-        context: positions of a sequence at most.
-        vocabulary: the network's configuration, narrowed to a tokenizer by ``fit_vocabulary``; None is the network's.
+        context: maximum number of positions of a sequence.
+        vocabulary: the network's configuration, narrowed to a tokenizer by ``fit_vocabulary``; None: the network's own.
     """
 
     def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig | None = None) -> None:
@@ -109,24 +109,25 @@ class Decoder:
         self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
         self._kv_heads = palm.config.kv_heads
         self._by_head = palm.config.attention == "multi_head"
-        turns = [
+        rotation = [
             table
             for scale, xpos_base in ((palm.config.head_dim**-0.5, palm.config.xpos_base), (1.0, -palm.config.xpos_base))
             for table in tables(self.context, palm.config.head_dim, scale, xpos_base)
         ]
-        self._tables = [table[:, None] for table in turns]
-        step = Step(palm, sequences, self.context, vocabulary)
+        self._tables = [table[:, None] for table in rotation]
+        step = DecodeStep(palm, sequences, self.context, vocabulary)
         self._query_axis = step.query_axis
         self._step = partition(step, *INPUTS)
         self._one_by_one = current_layout().target == "CPU" and ms.get_context("device_target") == "CPU"
         self._cpu_step = None
         if cpu_step.usable(palm.config):
-            self._cpu_step = cpu_step.CpuStep(palm, [block.attention for block in step.blocks], turns, self._vocab_size)
+            caches = [block.attention for block in step.blocks]
+            self._cpu_step = cpu_step.CpuStep(palm, caches, rotation, self._vocab_size)
 
     def read(self, contexts: Sequence[Sequence[int] | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Starts sequences over: float32 [B, vocab_size] and [B], the logits after the last token of each and log(Z).
+        """Starts sequences over; returns float32 [B, vocab_size] and [B]: logits after each last token, and log(Z).
 
-        A sequence whose context is None, or that has none, stays as it is; its results are zero.
+        Sequences without a context, or with None, stay as they are; their results are zero.
         """
         results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
         for sequence, tokens in enumerate(contexts):
@@ -142,12 +143,12 @@ class Decoder:
     def write(
         self, tokens: np.ndarray, positions: np.ndarray, wanted: Sequence[bool] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One more token of each sequence, int32 [B], at its position [B]: as ``read``.
+        """Appends one token to each sequence; returns logits and log(Z) as ``read`` does.
 
         Args:
-            tokens: the new ones.
-            positions: theirs.
-            wanted: which results are needed, those of all by default; the others may be zero.
+            tokens: int32 [B], the new tokens.
+            positions: int32 [B], their positions.
+            wanted: which results are needed, by default all; the others may be zero.
         """
         if len(tokens) != self.sequences or len(positions) != self.sequences:
             raise ValueError(f"{len(tokens)} tokens at {len(positions)} positions for {self.sequences} sequences")
@@ -158,15 +159,15 @@ class Decoder:
             results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
             for row, is_wanted in enumerate([True] * self.sequences if wanted is None else wanted):
                 if is_wanted:
-                    own = slice(row, row + 1)
-                    results[row] = self._run(token_ids[own], positions[own], np.zeros(1, np.int64), row)
+                    only = slice(row, row + 1)
+                    results[row] = self._run(token_ids[only], positions[only], np.zeros(1, np.int64), row)
             return self._stack(results)
         else:
             logits, log_z = self._run(token_ids, positions, np.zeros_like(positions))
         return logits.asnumpy()[:, : self._vocab_size], log_z.asnumpy()
 
     def _stack(self, results: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Results of one sequence each, side by side."""
+        """Stacks the results of one sequence each."""
         logits = np.zeros((self.sequences, self._vocab_size), np.float32)
         log_z = np.zeros(self.sequences, np.float32)
         for sequence, result in enumerate(results):
@@ -178,18 +179,18 @@ class Decoder:
     def _run(
         self, token_ids: np.ndarray, first: np.ndarray, last: np.ndarray, sequence: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """The step's results for the token ``last`` [b] of int32 [b, Q], at positions from first [b] on.
+        """Runs the step on int32 [b, Q] for sequences ``sequence`` .. ``sequence + b``.
 
-        They are of the sequences from ``sequence`` on.
+        Positions start at ``first`` [b]; the results are those of token ``last`` [b] of each row.
         """
         batch, queries = token_ids.shape
         positions = first[:, None] + np.arange(queries)
-        turns = (Tensor(table[positions]) for table in self._tables)
+        rotation = (Tensor(table[positions]) for table in self._tables)
         mask = np.where(np.arange(self.context) <= positions[..., None], np.float32(0.0), np.float32(MASKED))
         mask = np.expand_dims(mask, 3 - self._query_axis)
         return self._step(
             Tensor(token_ids),
-            *turns,
+            *rotation,
             Tensor(self._slots(positions, sequence)),
             Tensor(mask),
             Tensor((sequence + np.arange(batch)).astype(np.int32)),
@@ -197,7 +198,7 @@ class Decoder:
         )
 
     def _slots(self, positions: np.ndarray, first: int) -> np.ndarray:
-        """Where the caches are written: (sequence, position), or (sequence, head, position), of every row."""
+        """Slots of the caches to write, for every row: (sequence, position), or (sequence, head, position)."""
         batch, queries = positions.shape
         sequence = first + np.repeat(np.arange(batch), queries)
         if not self._by_head:

@@ -1,4 +1,4 @@
-"""Text that comes token by token: never half a character, and nothing of a stop text."""
+"""Text that grows token by token: never half a character, and no part of a stop text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 class GrowingText:
-    """Bytes in, text out.
+    """A text that is built from the bytes of one token after another.
 
-    Bytes that are no UTF-8 become U+FFFD. A character that has come in part only waits for the rest, and is left out
-    if that never comes.
+    Bytes that are not UTF-8 become U+FFFD. An incomplete character waits for its other bytes, and is dropped if they
+    never come.
 
     Args:
-        stop: texts that end it; the first of them, and all behind it, is left out.
+        stop: texts that end it; the first one that occurs, and everything after it, is dropped.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
@@ -22,22 +22,22 @@ class GrowingText:
         self.whole, self.stopped = "", False
 
     def add(self, data: bytes) -> None:
-        """What a token stands for."""
+        """Appends the bytes of a token."""
         before = len(self.whole)
         self.whole += self._characters.decode(data)
-        found = [self.whole.find(stop, max(0, before - len(stop) + 1)) for stop in self._stop]
-        found = [place for place in found if place >= 0]
-        if found:
-            self.whole, self.stopped = self.whole[: min(found)], True
+        positions = [self.whole.find(stop, max(0, before - len(stop) + 1)) for stop in self._stop]
+        positions = [position for position in positions if position >= 0]
+        if positions:
+            self.whole, self.stopped = self.whole[: min(positions)], True
 
     def piece(self, last: bool = False) -> str:
-        """What is new and sure: what may be the beginning of a stop text waits, unless this is the last piece."""
-        end = len(self.whole) if last or self.stopped else len(self.whole) - self._doubtful()
+        """The new text. Characters that may begin a stop text are held back, unless this is the last piece."""
+        end = len(self.whole) if last or self.stopped else len(self.whole) - self._held_back()
         piece = self.whole[self._given : end]
         self._given = max(self._given, end)
         return piece
 
-    def _doubtful(self) -> int:
-        """Characters at the end with which a stop text begins."""
+    def _held_back(self) -> int:
+        """The number of characters at the end that a stop text begins with."""
         lengths = (n for stop in self._stop for n in range(len(stop) - 1, 0, -1) if self.whole.endswith(stop[:n]))
         return max(lengths, default=0)

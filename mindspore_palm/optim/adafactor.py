@@ -13,7 +13,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.optim.norm import SumRows
 from mindspore_palm.optim.schedule import Schedule
-from mindspore_palm.parallel.sums import SumOverSlices
+from mindspore_palm.parallel.sums import SumOverShards
 from mindspore_palm.parallel.weights import zeros_like
 
 MOMENTUM = 0.9
@@ -44,7 +44,7 @@ class Adafactor(nn.Optimizer):
         super().__init__(0.0, parameters)
         self.schedule = schedule
         self.update_clip, self.lr_squared_decay = config.update_clip, config.lr_squared_decay
-        self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverSlices(self.parameters)
+        self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverShards(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
         self.m, self.v = zeros_like(self.parameters, "m"), self.zero_second_moments()
         # MS-20, HyperMap instead of loops: MindSpore unrolls a loop into nested calls. Where these write Parameters,

@@ -1,4 +1,4 @@
-"""Changes of settings that a refusal may advise: applied, so that they can be tried, and as a user writes them."""
+"""Changes of settings that an error message may advise: applied, to try them, and as a user writes them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mindspore_palm.config import Settings
 from mindspore_palm.parallel.mesh import Mesh
 
 Change = Mapping[str, Any]
-"""Values by ``section.key``."""
+"""Values by their ``section.key``."""
 
-NEAR = 8  # sizes of an axis that are tried on each side of the one that is set
-MOST = 2000  # meshes that are tried at most
+NEAR = 8  # sizes of an axis that are tried on each side of the current one
+MAX_MESHES = 2000  # that are tried
 
 
 def apply(settings: Settings, change: Change) -> Settings | None:
-    """The settings with a change; None where they contradict each other then."""
+    """The settings with a change; None if they contradict each other with it."""
     values = settings.model_dump()
-    values["model"]["preset"] = ""  # the sizes themselves are all there
+    values["model"]["preset"] = ""  # the sizes themselves are all set
     for name, value in change.items():
         section, key = name.split(".")
         values[section][key] = value
@@ -37,7 +37,7 @@ def in_words(change: Change) -> str:
 
 
 def meshes(mesh: Mesh) -> Iterator[Change]:
-    """Other meshes: those that change one axis first, then the nearest in number of devices; one device is the last."""
+    """Other meshes: first those that change one axis, nearest number of devices first; the last one is one device."""
     names = ("parallel.pods", "parallel.data", "parallel.model")
     sizes = list(mesh.sizes.values())
     tried = [
@@ -50,8 +50,8 @@ def meshes(mesh: Mesh) -> Iterator[Change]:
         devices = other[0] * other[1] * other[2]
         return changed, abs(devices - mesh.devices), devices
 
-    found = sorted(product(*tried), key=distance)
-    for other in [*islice(found, 1, MOST), (1, 1, 1)]:
+    candidates = sorted(product(*tried), key=distance)
+    for other in [*islice(candidates, 1, MAX_MESHES), (1, 1, 1)]:
         yield {name: new for name, new, old in zip(names, other, sizes, strict=True) if new != old}
 
 

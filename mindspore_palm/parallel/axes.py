@@ -1,7 +1,7 @@
-"""The one table from logical axes to mesh axes, and ``shard``, by which every op names its axes once.
+"""The one table from logical axes to mesh axes, and ``shard``, with which every op declares its axes once.
 
-A Cell writes ``shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))`` and never mentions a mesh; the table
-gives the strategy. On one device it gives nothing.
+A Cell writes ``shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))`` and never mentions a mesh; the strategy
+follows from the table. On one device there is none.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ Op = TypeVar("Op")
 
 PALM_AXES: Table = {
     "batch": (POD, DATA),  # sequences
-    "tokens": (POD, DATA),  # batch and length in one axis
-    "length": (),  # positions: as queries
-    "context": (),  # positions: as keys
+    "tokens": (POD, DATA),  # batch and length, flattened into one axis
+    "length": (),  # positions of queries
+    "context": (),  # positions of keys
     "embed": (),  # d_model
-    "heads": (MODEL,),  # whole heads, with the mlp columns that are stored with them
-    "kv": (),  # the one key and value head is on every model rank
-    "per_head": (),  # inside a head
+    "heads": (MODEL,),  # by head, with the mlp columns that are stored beside it
+    "kv": (),  # the single key and value head is replicated on all model ranks
+    "per_head": (),  # head_dim
     "vocab": (MODEL,),
-    "one": (),  # an axis of length one
+    "one": (),  # axes of length one
 }
 """PaLM's layout (section 4 of the paper): activations over pod x data, heads and vocabulary over model."""
 
 EVERYWHERE = (POD, DATA, MODEL)
 DATA_AXES: Table = {**PALM_AXES, "batch": EVERYWHERE, "tokens": EVERYWHERE, "heads": (), "vocab": ()}
-"""Data parallel only: every device has sequences of its own, no product is cut."""
+"""Data parallelism only: every device has its own sequences, and no matmul is sharded."""
 MODEL_AXES: Table = {**PALM_AXES, "batch": (), "tokens": (), "heads": EVERYWHERE, "vocab": EVERYWHERE}
-"""Model parallel only: every device works on every sequence, with its own heads and vocabulary. Decoding is always so:
-a batch may be one sequence, and a cache of one head a layer is small enough to be on all devices."""
+"""Model parallelism only: every device computes every sequence, with its own heads and vocabulary. Decoding always uses
+it: a batch may be one sequence, and a cache of one head per layer is small enough to be replicated."""
 
 TABLES: Mapping[str, Table] = {"palm": PALM_AXES, "data": DATA_AXES, "model": MODEL_AXES}
 
@@ -49,64 +49,64 @@ class Layout:
     mesh: Mesh = field(default_factory=Mesh)
     table: Table = field(default_factory=lambda: PALM_AXES)
     shard_weights: str = "pod"
-    """off, pod (over the data axis, as PaLM) or all (over pods, too)."""
+    """off, pod (over the data axis, as in PaLM) or all (also over pods)."""
     recompute: str = "none"
-    """What the backward pass computes again: none, attention or block."""
+    """Activations that the backward pass recomputes: none, attention or block."""
     compute_dtype: str = "float32"
-    """Type of activations and of products inside blocks; weights, norms, softmax, logits and loss are float32."""
+    """dtype of activations and matmuls inside blocks; weights, norms, softmax, logits and loss are float32."""
     target: str = "CPU"
-    """Kind of device that networks are compiled for."""
+    """Device type that networks are compiled for."""
 
     def mesh_axes(self, axis: str) -> Axes:
-        """The mesh axes over which a logical axis is cut.
+        """The mesh axes over which a logical axis is sharded.
 
         Raises:
             KeyError: the axis is not in the table.
         """
         if axis not in self.table:
-            there = ", ".join(self.table)
-            raise KeyError(f"no logical axis is called {axis!r}; declare it in the table, beside {there}")
+            declared = ", ".join(self.table)
+            raise KeyError(f"no logical axis is called {axis!r}; declare it in the table, beside {declared}")
         return self.table[axis]
 
     def shards(self, axis: str) -> int:
-        """Into how many pieces a logical axis is cut."""
+        """The number of shards of a logical axis."""
         return prod(self.mesh.sizes[name] for name in self.mesh_axes(axis))
 
     def strategy(self, *inputs: Axes) -> tuple[tuple[int, ...], ...]:
-        """MindSpore's strategy for an op: for every input, the number of pieces of each dimension."""
+        """MindSpore's strategy for an op: for each input, the number of shards of each dimension."""
         return tuple(tuple(self.shards(axis) for axis in axes) for axes in inputs)
 
     @property
     def devices(self) -> int:
-        """Devices of the mesh."""
+        """The number of devices of the mesh."""
         return self.mesh.devices
 
     @property
     def weight_shards(self) -> int:
-        """Into how many slices the first axis of a weight is cut, beyond the table: 1 for weights that stay whole."""
+        """The number of shards of a weight's first axis beyond the table; 1 without full sharding."""
         if self.shard_weights == "off":
             return 1
         over = [name for name in self.mesh_axes("tokens") if self.shard_weights == "all" or name != POD]
         return prod(self.mesh.sizes[name] for name in over)
 
     def rows(self, rank: int, count: int) -> slice:
-        """Which of ``count`` sequences a rank brings."""
-        share = count // self.shards("batch")
-        first = self.mesh.index(rank, self.mesh_axes("batch")) * share
-        return slice(first, first + share)
+        """The rows of a batch of ``count`` sequences that a rank feeds."""
+        per_shard = count // self.shards("batch")
+        first = self.mesh.index(rank, self.mesh_axes("batch")) * per_shard
+        return slice(first, first + per_shard)
 
 
 _current = Layout()
 
 
 def current_layout() -> Layout:
-    """The layout that Cells are being built for."""
+    """The layout that Cells are built for."""
     return _current
 
 
 @contextlib.contextmanager
 def layout(new: Layout) -> Iterator[Layout]:
-    """Builds the Cells of a ``with`` block for another layout."""
+    """Builds the Cells of a ``with`` block for ``new``."""
     global _current
     before, _current = _current, new
     try:
@@ -119,7 +119,7 @@ def shard(op: Op, *inputs: Axes) -> Op:
     """Declares the logical axes of each input of a Primitive; its strategy follows from the current layout (MS-52).
 
     Raises:
-        KeyError: an axis is not in the table; also on one device, so that a laptop finds it.
+        KeyError: an axis is not in the table. Also on one device, so that the error shows on a laptop.
     """
     strategy = _current.strategy(*inputs)
     return op.shard(strategy) if _current.devices > 1 else op

@@ -10,9 +10,10 @@ from mindspore_palm.parallel.axes import Axes, current_layout, shard
 class Square(nn.Cell):
     """``x * x``.
 
-    On one device as a product: the gradient of Square is slow on CPU (MS-38). On several devices as Square: the
-    gradient of x * x is x * g + x * g, and where x comes from an all-reduce (the embedding's), MindSpore takes that sum
-    for a weight decay and rewrites it (AdjustAllReduceMulAdd): a silently wrong gradient (MS-05).
+    On one device this is a Mul, because the gradient of Square is slow on CPU (MS-38). On several devices it is a
+    Square: the gradient of x * x is x * g + x * g, and where x comes from an all-reduce (that of the embedding),
+    MindSpore mistakes this sum for weight decay and rewrites it (AdjustAllReduceMulAdd): a silently wrong gradient
+    (MS-05).
     """
 
     def __init__(self, axes: Axes) -> None:
@@ -25,9 +26,9 @@ class Square(nn.Cell):
 
 
 class RowMax(nn.Cell):
-    """The maximum of every row: [T, V] to [T, 1].
+    """Maximum of each row: [T, V] to [T, 1].
 
-    ReduceMax works on a sharded vocabulary. On an unsharded one ArgMaxWithValue does, 5 times faster on CPU (MS-35).
+    A sharded vocabulary needs ReduceMax. An unsharded one takes ArgMaxWithValue, 5 times faster on CPU (MS-35).
     """
 
     def __init__(self, axes: Axes) -> None:
@@ -43,8 +44,8 @@ class RowMax(nn.Cell):
 class Softmax(nn.Cell):
     """Softmax over the last axis of [B, H*Q, C].
 
-    Unsharded, the array is flattened to a matrix: the reduction of the gradient is then 17 times faster on CPU
-    (MS-36). An array that is sharded along two axes could not be flattened without communication.
+    An unsharded tensor is flattened to a matrix, which makes the reduction of the gradient 17 times faster on CPU
+    (MS-36). A tensor that is sharded along two axes could not be flattened without communication.
     """
 
     def __init__(self) -> None:

@@ -236,17 +236,17 @@ def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) ->
     def numbers(placement: Placement) -> int:
         return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
 
-    replicated = [p for p in placements if p.data_slices == 1]  # MS-08: MindSpore would not say so
+    replicated = [p for p in placements if p.data_shards == 1]  # MS-08: MindSpore would not say so
     found, total = sum(map(numbers, replicated)), sum(map(numbers, placements))
     if found <= WHOLE_AT_MOST * total:
         return None
     worst = max(replicated, key=lambda p: prod(p.shape))
-    rows = worst.shape[0] // worst.pieces[0]
+    rows = worst.shape[0] // worst.table_shards[0]
     text = (
         f"the weight {worst.name} {list(worst.shape)} would be replicated on every device, {found / total:.1%} of all "
         f"weights: its {rows:,} rows per device are no multiple of {layout.weight_shards} data shards"
     )
     changes: list[Change] = [{"parallel.shard_weights": "off"}]
     if worst.axes[0] == "vocab":
-        changes.insert(0, {"model.vocab_multiple": worst.pieces[0] * layout.weight_shards})
+        changes.insert(0, {"model.vocab_multiple": worst.table_shards[0] * layout.weight_shards})
     return Misfit("sharded", text, tuple(changes))

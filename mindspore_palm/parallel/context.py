@@ -17,75 +17,75 @@ from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
 from mindspore_palm.surroundings import GRAPH_THREADS, NO_MEMORY, check_threads
 
-DEVICE_TARGETS = ("Ascend", "GPU", "CPU")
-DEPTH = 100_000  # MS-19: calls within calls of a graph; MindSpore's own 1,000 end at some 100 layers
-LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
+TARGETS = ("Ascend", "GPU", "CPU")  # device types, fastest first
+DEPTH = 100_000  # MS-19: nested calls of a graph; MindSpore's own limit of 1,000 is reached at some 100 layers
+LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # from host/shared_memory.cc
 
 _rank = 0
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a run computes on."""
+    """The device that a run computes on."""
 
     name: str
     reason: str
-    """Why this one was taken."""
+    """Why it was chosen."""
 
 
 def use_graphs() -> None:
-    """Has networks compiled when they are called, on whatever device.
+    """Sets graph mode: networks are compiled when they are called, on any device.
 
-    MindSpore starts in eager mode, which fails beside NumPy 2 (MS-18), and in which no sharding strategy counts.
+    MindSpore starts in eager mode, which fails beside NumPy 2 (MS-18) and ignores sharding strategies.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_recursion_limit(DEPTH)
 
 
 def this_rank() -> int:
-    """This process's place in the mesh; 0 for a process alone."""
+    """This process's rank in the mesh; 0 for a single process."""
     return _rank
 
 
 def open_device(wanted: str = "auto", setting: str = "train.device") -> Device:
-    """Chooses the device and sets graph mode. Nobody else touches MindSpore's context. Arguments as ``choose_device``.
+    """Chooses the device and sets graph mode. Arguments as for ``choose_device``.
 
     Raises:
-        UserError: the wanted device is not there, or MindSpore could not start its threads.
+        UserError: the device does not exist, or MindSpore could not start its threads.
     """
     check_threads(GRAPH_THREADS)
     use_graphs()
-    kind, reason = choose_device(wanted, setting)
-    ms.set_device(kind)
-    return Device(kind, reason)
+    target, reason = choose_device(wanted, setting)
+    ms.set_device(target)
+    return Device(target, reason)
 
 
 def choose_device(wanted: str, setting: str = "train.device") -> tuple[str, str]:
-    """The kind of device to run on, and why.
+    """The device type to run on, and why.
 
     Args:
-        wanted: a kind, or auto.
-        setting: the name under which the user asked for it.
+        wanted: a device type, or auto.
+        setting: the setting or option that asks for it.
 
     Raises:
-        UserError: the wanted one is not there.
+        UserError: the machine has no such device.
     """
-    there = [kind for kind in DEVICE_TARGETS if _available(kind)]
-    if wanted != "auto" and wanted not in there:
+    available = [target for target in TARGETS if _available(target)]
+    if wanted != "auto" and wanted not in available:
         raise UserError(
             f"{setting} = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "
-            f"{', '.join(there)}); set {setting}=auto"
+            f"{', '.join(available)}); set {setting}=auto"
         )
     if wanted != "auto":
         return wanted, "as set"
-    return there[0], f"the fastest kind that MindSpore {ms.__version__} finds here"
+    return available[0], f"the fastest kind that MindSpore {ms.__version__} finds here"
 
 
-def join_workers(devices: int, kind: str) -> int:
-    """Makes this process one of the workers that msrun started; returns its rank. On one device, does nothing.
+def join_workers(devices: int, target: str) -> int:
+    """Makes this process one of the workers that msrun started, and returns its rank. On one device, does nothing.
 
     Raises:
-        UserError: there are not as many workers as the mesh has devices, or partitioned networks cannot run here.
+        UserError: the number of workers is not that of the devices, or partitioned networks cannot run here.
     """
     global _rank
     check_workers(devices)
@@ -99,7 +99,7 @@ def join_workers(devices: int, kind: str) -> int:
     _rank = get_rank()
     if _rank != 0:
         console.mute()
-    if kind == "CPU":  # MindSpore partitions for GPU and Ascend alone
+    if target == "CPU":  # MindSpore itself partitions for GPU and Ascend only
         from mindspore_palm.parallel import host
 
         host.install(_rank, get_group_size())
@@ -108,26 +108,26 @@ def join_workers(devices: int, kind: str) -> int:
 
 @contextlib.contextmanager
 def lost_workers() -> Iterator[None]:
-    """Says in one sentence that another worker has ended or hangs: what the error is when one is killed or stopped.
+    """Turns the error of a collective whose other worker has ended or hangs into one sentence.
 
     Raises:
-        UserError: names the worker.
+        UserError: another worker was killed or stopped; names it.
     """
     try:
         yield
     except RuntimeError as error:
-        gone = LOST.search(str(error))
-        if not gone:
+        lost = LOST.search(str(error))
+        if not lost:
             raise
-        raise UserError(f"{gone.group()}: this worker cannot go on without it, and ends too") from None
+        raise UserError(f"{lost.group()}: this worker cannot continue without it, and ends too") from None
 
 
 @contextlib.contextmanager
 def out_of_memory() -> Iterator[None]:
-    """Says in one sentence that there was not enough memory.
+    """Turns an error for lack of memory into one sentence.
 
     Raises:
-        UserError: says so, and what to make smaller.
+        UserError: memory did not suffice; names what to make smaller.
     """
     try:
         yield
@@ -140,39 +140,39 @@ def out_of_memory() -> Iterator[None]:
         ) from None
 
 
-def play_rank(rank: int) -> None:
-    """Takes the place of a rank without workers: for dry runs and tests of one process."""
+def set_rank(rank: int) -> None:
+    """Gives this process a rank without workers: for dry runs, and for tests in one process."""
     global _rank
     _rank = rank
 
 
 def partition(cell: nn.Cell, *inputs: Axes) -> nn.Cell:
-    """Has MindSpore cut a network by the strategies of its ops, when it is first called. On one device, the network.
+    """Has MindSpore partition a network by the strategies of its ops when it is first called. On one device, a no-op.
 
     Args:
         cell: the network.
-        inputs: logical axes of each of its inputs; a worker calls it with its own part of them.
+        inputs: logical axes of each of its inputs; a worker passes its own shard of them.
 
-    The settings are PaLM's, and each has been seen to matter: ``gradients_mean`` stays off, as the loss is a mean over
-    the whole batch already (on, gradients are silently divided by the data shards); full sharding has no threshold
-    (MS-09), and its groups stay inside a pod unless told otherwise; every worker brings its
-    own rows of a batch. MS-03: some have no public setter. MS-52: all of this is announced to go.
+    The settings are PaLM's, and each of them matters. ``gradients_mean`` is off, because the loss is a mean over the
+    global batch already; if it were on, gradients would silently be divided by the data shards. Full sharding has no
+    threshold (MS-09), and its groups stay inside a pod unless set otherwise. Every worker feeds its own rows of a
+    batch. MS-03: some settings have no public setter. MS-52: MindSpore has announced the end of all of this.
     """
     layout = current_layout()
     if layout.devices == 1:
         return cell
-    whole = AutoParallel(cell, parallel_mode="semi_auto")
-    whole.dataset_strategy(layout.strategy(*inputs))
+    parallel = AutoParallel(cell, parallel_mode="semi_auto")
+    parallel.dataset_strategy(layout.strategy(*inputs))
     for name, value in parallel_settings(layout).items():
         if name == "hsdp":
-            whole.hsdp(**value)
+            parallel.hsdp(**value)
         else:
-            setattr(whole, f"_{name}", value)
-    return whole
+            setattr(parallel, f"_{name}", value)
+    return parallel
 
 
 def parallel_settings(layout: Layout) -> dict[str, object]:
-    """All of MindSpore's parallel context that is set, by name: what ``partition`` does and a run prints."""
+    """MindSpore's parallel settings by name, as ``partition`` sets them and a run prints them."""
     settings: dict[str, object] = {
         "device_num": layout.devices,
         "global_rank": _rank,
@@ -181,13 +181,13 @@ def parallel_settings(layout: Layout) -> dict[str, object]:
     if layout.weight_shards > 1:
         # level3 gathers weights a second time for the backward pass, level1 keeps them from the forward pass
         level = "level3" if layout.recompute == "block" else "level1"
-        # MS-09: by default, weights of less than 64 KB stay whole
+        # MS-09: by default, weights of less than 64 KB are replicated
         settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": level}
     return settings
 
 
-def _available(kind: str) -> bool:
+def _available(target: str) -> bool:
     try:
-        return kind == "CPU" or bool(ms.hal.is_available(kind))
-    except (ValueError, RuntimeError):  # a wheel that does not know the kind
+        return target == "CPU" or bool(ms.hal.is_available(target))
+    except (ValueError, RuntimeError):  # a wheel that does not know this device type
         return False

@@ -12,14 +12,14 @@ POD, DATA, MODEL = "pod", "data", "model"
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many devices lie along each axis. Rank r stands at (pod, data, model), the last counting fastest."""
+    """Number of devices along each axis. A rank has coordinates (pod, data, model), and model varies fastest."""
 
     pods: int = 1
-    """Pods, between which only gradients travel."""
+    """Pods; only gradients are reduced between them."""
     data: int = 1
-    """Parts of a batch in one pod; weights are fully sharded over them."""
+    """Data parallelism inside a pod: shards of the batch; weights are fully sharded over the same devices."""
     model: int = 1
-    """Parts of every product: heads, feed-forward columns and vocabulary."""
+    """Model parallelism: shards of heads, feed-forward columns and vocabulary."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -28,40 +28,40 @@ class Mesh:
 
     @property
     def devices(self) -> int:
-        """Devices of the mesh."""
+        """The number of devices."""
         return prod(self.sizes.values())
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Where a rank stands on each axis.
+        """Coordinates of a rank by axis.
 
         Raises:
             ValueError: there is no such rank.
         """
         if not 0 <= rank < self.devices:
             raise ValueError(f"rank {rank} is not on a mesh of {self.devices} devices ({self})")
-        place = {}
+        coordinates = {}
         for axis, size in reversed(self.sizes.items()):
-            rank, place[axis] = divmod(rank, size)
-        return place
+            rank, coordinates[axis] = divmod(rank, size)
+        return coordinates
 
-    def rank(self, place: Mapping[str, int]) -> int:
-        """The rank that stands at the coordinates."""
+    def rank(self, coordinates: Mapping[str, int]) -> int:
+        """The rank with these coordinates."""
         number = 0
         for axis, size in self.sizes.items():
-            number = number * size + place[axis]
+            number = number * size + coordinates[axis]
         return number
 
     def group(self, rank: int, axes: Iterable[str]) -> list[int]:
-        """The ranks that differ from ``rank`` along ``axes`` alone, itself among them, in order."""
-        free, here = set(axes), self.coordinates(rank)
-        ranges = [range(size) if axis in free else (here[axis],) for axis, size in self.sizes.items()]
-        return [self.rank(dict(zip(self.sizes, place, strict=True))) for place in product(*ranges)]
+        """The ranks that differ from ``rank`` along ``axes`` only, including itself, in ascending order."""
+        free, own = set(axes), self.coordinates(rank)
+        ranges = [range(size) if axis in free else (own[axis],) for axis, size in self.sizes.items()]
+        return [self.rank(dict(zip(self.sizes, point, strict=True))) for point in product(*ranges)]
 
     def index(self, rank: int, axes: Iterable[str]) -> int:
-        """Which of the pieces a rank holds when something is cut over ``axes``, the first of them slowest."""
-        here, number = self.coordinates(rank), 0
+        """The index of a rank's shard of something that is sharded over ``axes``; the first of them varies slowest."""
+        own, number = self.coordinates(rank), 0
         for axis in axes:
-            number = number * self.sizes[axis] + here[axis]
+            number = number * self.sizes[axis] + own[axis]
         return number
 
     def __str__(self) -> str:

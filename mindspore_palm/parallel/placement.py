@@ -1,7 +1,7 @@
-"""Which slice of a weight a device holds: the table's cuts, and full sharding of the first axis beyond them.
+"""Placement of a weight: the shard that a device holds, by the table and by full sharding of the first axis beyond it.
 
-MindSpore's compiler decides the same from strategies and settings; the tests compare the two. Knowing it beforehand
-lets a device draw its slice of the initial weights alone, and lets the layout be printed and checked without compiling.
+MindSpore's compiler decides the same from strategies and settings; the tests compare the two. Computed in advance, it
+lets a device draw only its own shard of the initial weights, and lets the layout be printed and checked.
 """
 
 from __future__ import annotations
@@ -17,62 +17,62 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a weight lies on a layout."""
+    """How a weight is sharded in a layout."""
 
     name: str
     shape: tuple[int, ...]
-    """Of the whole weight."""
+    """Shape of the full weight."""
     axes: Axes
     """Logical axis of each dimension."""
     layout: Layout
     fully_sharded: bool = True
-    """Whether the first dimension may be cut further, over data."""
+    """Whether the first dimension may be sharded further, over data."""
 
     @property
-    def pieces(self) -> tuple[int, ...]:
-        """Into how many pieces the table cuts each dimension."""
+    def table_shards(self) -> tuple[int, ...]:
+        """The number of shards of each dimension by the table alone."""
         return self.layout.strategy(self.axes)[0]
 
     @property
-    def data_slices(self) -> int:
-        """Into how many slices the first dimension is cut beyond the table; 1 where that is not even (MS-08)."""
-        count, rows = self.layout.weight_shards, self.shape[0] // self.pieces[0]
-        holders = self.layout.devices // prod(self.pieces)
+    def data_shards(self) -> int:
+        """The number of shards of the first dimension beyond the table; 1 where it does not divide (MS-08)."""
+        count, rows = self.layout.weight_shards, self.shape[0] // self.table_shards[0]
+        holders = self.layout.devices // prod(self.table_shards)
         return count if self.fully_sharded and rows % count == 0 and holders % count == 0 else 1
 
     @property
-    def slice_shape(self) -> tuple[int, ...]:
-        """Shape of what one device holds."""
-        rows, *rest = (size // count for size, count in zip(self.shape, self.pieces, strict=True))
-        return (rows // self.data_slices, *rest)
+    def shard_shape(self) -> tuple[int, ...]:
+        """Shape of the shard that one device holds."""
+        rows, *rest = (size // count for size, count in zip(self.shape, self.table_shards, strict=True))
+        return (rows // self.data_shards, *rest)
 
     @property
-    def slice_bytes(self) -> int:
-        """Bytes of what one device holds, in float32."""
-        return FLOAT * prod(self.slice_shape)
+    def shard_bytes(self) -> int:
+        """Bytes of the shard that one device holds, in float32."""
+        return FLOAT * prod(self.shard_shape)
 
     @property
     def replicas(self) -> int:
-        """How many devices hold the same slice."""
-        return self.layout.devices // (prod(self.pieces) * self.data_slices)
+        """The number of devices that hold the same shard."""
+        return self.layout.devices // (prod(self.table_shards) * self.data_shards)
 
     def is_first(self, rank: int) -> bool:
-        """Whether a rank is the first of those that hold its slice."""
-        return self._same_piece(rank).index(rank) < self.data_slices
+        """Whether a rank is the first of the replicas of its shard."""
+        return self._same_table_shard(rank).index(rank) < self.data_shards
 
     def window(self, rank: int) -> Window:
-        """What of the whole weight a rank holds."""
+        """The window of the full weight that a rank holds."""
         mesh = self.layout.mesh
-        cut = [self.layout.mesh_axes(axis) for axis in self.axes]
+        mesh_axes = [self.layout.mesh_axes(axis) for axis in self.axes]
         starts = [
             mesh.index(rank, axes) * (size // count)
-            for axes, size, count in zip(cut, self.shape, self.pieces, strict=True)
+            for axes, size, count in zip(mesh_axes, self.shape, self.table_shards, strict=True)
         ]
-        # Full sharding: the ranks that hold the same piece, in order, in runs of ``data_slices``
-        starts[0] += self._same_piece(rank).index(rank) % self.data_slices * self.slice_shape[0]
-        return tuple(slice(start, start + size) for start, size in zip(starts, self.slice_shape, strict=True))
+        # Full sharding: consecutive runs of ``data_shards`` ranks share what the table gives to all of them
+        starts[0] += self._same_table_shard(rank).index(rank) % self.data_shards * self.shard_shape[0]
+        return tuple(slice(start, start + size) for start, size in zip(starts, self.shard_shape, strict=True))
 
-    def _same_piece(self, rank: int) -> list[int]:
-        """The ranks to which the table gives the same piece, before full sharding."""
-        cut = {name for axis in self.axes for name in self.layout.mesh_axes(axis)}
-        return self.layout.mesh.group(rank, set(self.layout.mesh.sizes) - cut)
+    def _same_table_shard(self, rank: int) -> list[int]:
+        """The ranks that have the same shard by the table alone, in ascending order."""
+        sharded = {name for axis in self.axes for name in self.layout.mesh_axes(axis)}
+        return self.layout.mesh.group(rank, set(self.layout.mesh.sizes) - sharded)

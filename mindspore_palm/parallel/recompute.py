@@ -1,4 +1,4 @@
-"""What the backward pass computes again instead of keeping (section 4 of the paper)."""
+"""Recomputation: activations that the backward pass computes again instead of storing (section 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from mindspore import nn
 from mindspore_palm.parallel.axes import current_layout
 
 
-def recompute(blocks: Iterable[nn.Cell], kind: str) -> None:
-    """Marks blocks before they are compiled.
+def recompute(blocks: Iterable[nn.Cell], policy: str) -> None:
+    """Marks blocks for recomputation, before they are compiled.
 
     Args:
-        blocks: each with an ``attention``.
-        kind: none; attention (scores and weights of the heads, most of the memory for little work); or block, as PaLM
-            540B: of a whole block, only the input is kept, and that cut over the model axis, so that every rank keeps
-            a part of its own. Sharded weights are then gathered a second time (``parallel_settings``).
+        blocks: blocks, each with an ``attention``.
+        policy: none; attention (scores and attention weights: most of the memory for little work); or block, as in PaLM
+            540B: only the input of a block is stored, sharded over the model axis. Sharded weights are then gathered a
+            second time (``parallel_settings``).
     """
-    if kind == "none":
+    if policy == "none":
         return
     for block in blocks:
-        if kind == "attention":
+        if policy == "attention":
             block.attention.recompute()
         else:
             block.recompute(recompute_slice_activation=current_layout().shards("heads") > 1)
 
 
 def residual_width(d_model: int) -> int:
-    """Columns in which the residual stream goes from block to block.
+    """Columns of the residual stream between blocks: D, except where a block's input is stored in shards over model.
 
-    D, but where a block's input is kept in slices over the model axis: MindSpore cuts by rows, and T need not divide
-    (MS-07; 2,048 tokens by 12 ranks). As [T*m, D/m], the same numbers do.
+    MindSpore shards it by rows, and T need not divide (MS-07; 2,048 tokens by 12 ranks). As [T*m, D/m], its rows do.
     """
     layout = current_layout()
-    parts = layout.shards("heads") if layout.recompute == "block" else 1
-    return d_model // parts if d_model % parts == 0 else d_model
+    shards = layout.shards("heads") if layout.recompute == "block" else 1
+    return d_model // shards if d_model % shards == 0 else d_model

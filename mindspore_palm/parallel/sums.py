@@ -1,4 +1,4 @@
-"""Sums over tensors of which a device holds a slice: what the optimizer and the clip see (MS-10)."""
+"""Sums over sharded tensors, for the optimizer and for clipping (MS-10)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mindspore_palm.parallel.weights import placement_of
 
 
 def replicas(weight: Parameter) -> int:
-    """How many devices hold the same slice of a weight; one on one device."""
+    """The number of devices that hold the same shard of a weight; 1 on one device."""
     return 1 if current_layout().devices == 1 else placement_of(weight).replicas
 
 
 class SumOverDevices(nn.Cell):
-    """Adds up what every device brings, float32 of any shape; on one device, what it brings.
+    """All-reduce (sum) over all devices of float32 of any shape; the identity on one device.
 
-    MS-53: a tensor that is summed here is reduced in no other way.
+    MS-53: a tensor that is summed here must not be reduced in any other way.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class SumOverDevices(nn.Cell):
         return self.all_reduce(x) if self.several else x
 
 
-class SumOverSlices(nn.Cell):
-    """From sums over this device's slices of weights to sums over the whole weights, in one exchange for all of them.
+class SumOverShards(nn.Cell):
+    """From sums over this device's shards of weights to sums over the full weights, in one all-reduce for all of them.
 
-    Summed over all devices, each counting as one of the replicas that hold the same slice.
+    The all-reduce is over all devices; each counts with 1 / the number of replicas of its shard.
 
-    ``construct(x)``: float32 [weights], of something that lies as each weight does, to the same.
+    ``construct(x)``: float32 [weights] to the same shape: one sum per weight, over something sharded as the weight is.
     """
 
     def __init__(self, weights: Sequence[Parameter]) -> None:

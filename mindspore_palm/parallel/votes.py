@@ -1,4 +1,4 @@
-"""What all workers must do together or not at all: stopping, saving, going back, and waiting for each other."""
+"""Decisions that all workers take together: stopping, saving, rewinding, and waiting for each other."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from mindspore import Tensor
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.sums import SumOverDevices
 
-LARGEST = 2**24  # whole numbers up to here are exact in float32
+MAX_NUMBER = 2**24  # integers up to here are exact in float32
 
 
 class Votes:
-    """``votes(wish, ...)`` says for each wish how many workers of the current layout have it.
+    """``votes(vote, ...)`` counts, for each vote, the workers of the current layout that vote for it.
 
-    All of them must call it equally often, with equally many wishes. None returns before all have called.
+    All workers must call it equally often, with equally many votes. No call returns before all have called.
     """
 
     def __init__(self) -> None:
         self._sum = SumOverDevices()
 
-    def __call__(self, *wishes: bool) -> tuple[int, ...]:
-        return self._add(wishes or (False,))
+    def __call__(self, *votes: bool) -> tuple[int, ...]:
+        return self._add(votes or (False,))
 
     def broadcast(self, number: int) -> int:
-        """The number that rank 0 gives, at most 2^24, on all workers."""
-        if not 0 <= number <= LARGEST:
-            raise ValueError(f"{number} is not between 0 and {LARGEST}")
+        """Rank 0's number, on all workers; at most 2^24."""
+        if not 0 <= number <= MAX_NUMBER:
+            raise ValueError(f"{number} is not between 0 and {MAX_NUMBER}")
         return self._add((number if this_rank() == 0 else 0,))[0]
 
     def _add(self, numbers: tuple[int, ...]) -> tuple[int, ...]:

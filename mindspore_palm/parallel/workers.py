@@ -1,4 +1,4 @@
-"""What the environment says about workers: how many msrun has started, and whether that makes sense."""
+"""Workers as the environment describes them: how many msrun has started, and whether that is consistent."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 from mindspore_palm.errors import UserError
 
-WORKER = "MS_WORKER_NUM"  # msrun tells its workers how many they are
-ROLE = "MS_ROLE"  # and whether they are workers or their scheduler
+WORKER = "MS_WORKER_NUM"  # set by msrun: the number of workers
+ROLE = "MS_ROLE"  # set by msrun: worker or scheduler
 ROLES = ("MS_WORKER", "MS_SCHED")
 SIZE, RANK = "RANK_SIZE", "RANK_ID"
 MESH = "parallel.pods x parallel.data x parallel.model"
@@ -19,19 +19,19 @@ def is_worker() -> bool:
 
 
 def speaks() -> bool:
-    """Whether this process prints what all would print: one that nobody started, or the first of the workers."""
+    """Whether this process prints for all: a single process, or the first of the workers."""
     return os.environ.get(ROLE) != "MS_SCHED" and (not is_worker() or os.environ.get(RANK, "0") == "0")
 
 
 def check_workers(devices: int, asked: str = MESH) -> None:
-    """Sees that this process is one of as many workers as the mesh has devices, or that it is alone.
+    """Checks that this process is one of as many workers as the mesh has devices, or a single process.
 
     Args:
-        devices: of the mesh.
-        asked: the settings or the option that ask for so many.
+        devices: the number of devices of the mesh.
+        asked: the settings or option that set this number.
 
     Raises:
-        UserError: names the variable, or both counts.
+        UserError: it is neither, or the environment contradicts itself; names the variable, or both counts.
     """
     workers, size, role = _count(WORKER), _count(SIZE), os.environ.get(ROLE)
     if workers is None:
@@ -57,17 +57,17 @@ def check_workers(devices: int, asked: str = MESH) -> None:
 
 
 def refuse_workers(command: str) -> None:
-    """Sees that msrun did not start a command that one process does alone.
+    """Checks that msrun did not start a command that runs in one process.
 
     Raises:
-        UserError: it did.
+        UserError: msrun did.
     """
     if is_worker():
         raise UserError(f"{command} runs in one process, and {WORKER} = {os.environ[WORKER]}: start it without msrun")
 
 
 def _count(name: str) -> int | None:
-    """A count in the environment; None where it is not set."""
+    """A count in the environment; None if it is not set."""
     text = os.environ.get(name, "")
     if not text:
         return None

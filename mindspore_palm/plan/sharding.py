@@ -35,13 +35,13 @@ def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
                 ", ".join(placement.axes),
                 ", ".join(_mesh_axes(placement)),
                 " x ".join(f"{size:,}" for size in placement.shape),
-                " x ".join(f"{size:,}" for size in placement.slice_shape),
-                f"{placement.slice_bytes / 1e6:,.3f}",
+                " x ".join(f"{size:,}" for size in placement.shard_shape),
+                f"{placement.shard_bytes / 1e6:,.3f}",
                 f"{placement.replicas:,}",
             )
         )
-    total = sum(p.slice_bytes for p in placements)
-    whole = sum(p.slice_bytes * layout.devices / p.replicas for p in placements)
+    total = sum(p.shard_bytes for p in placements)
+    whole = sum(p.shard_bytes * layout.devices / p.replicas for p in placements)
     return "\n".join(
         [
             f"{layout.mesh} = {layout.devices:,} devices; weights in slices over {layout.weight_shards} data ranks",
@@ -54,9 +54,9 @@ def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
 def _mesh_axes(placement: Placement) -> list[str]:
     """Mesh axes of each dimension; full sharding is the last of the first dimension."""
     axes = [" x ".join(placement.layout.mesh_axes(axis)) or "-" for axis in placement.axes]
-    if placement.data_slices > 1:
+    if placement.data_shards > 1:
         # a weight that is whole on all model ranks is sharded over runs of ranks that include them
-        own = f"data({placement.data_slices})"
+        own = f"data({placement.data_shards})"
         axes[0] = own if axes[0] == "-" else f"{axes[0]} x {own}"
     return axes
 
@@ -66,7 +66,7 @@ def _alike(placements: Sequence[Placement]) -> list[tuple[str, Placement]]:
     groups: dict[tuple, list[Placement]] = {}
     for placement in placements:
         kind = re.sub(r"^blocks\.\d+\.", "", placement.name)
-        groups.setdefault((kind, placement.slice_shape), []).append(placement)
+        groups.setdefault((kind, placement.shard_shape), []).append(placement)
     named = []
     for (kind, _), members in groups.items():
         numbers = [int(p.name.split(".")[1]) for p in members if p.name.startswith("blocks.")]

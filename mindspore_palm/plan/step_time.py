@@ -134,11 +134,11 @@ class _Stage:
         for weight, count in work.weights_of_device():
             numbers = count * gathered_numbers(weight)
             size = machine.gradient_bytes * numbers
-            if weight.data_slices > 1:
+            if weight.data_shards > 1:
                 item = FLOAT if weight.name == "embedding" else HALF
                 gathered = all_gather(machine, layout, inside, item * numbers)
                 scattered = reduce_scatter(machine, layout, inside, size)
-                summed = all_reduce(machine, layout, outside, size / weight.data_slices)
+                summed = all_reduce(machine, layout, outside, size / weight.data_shards)
                 exchanges = ((gathered, gathers), (scattered, work.passes), (summed, work.gradient_sums))
             else:
                 exchanges = ((all_reduce(machine, layout, everywhere, size), work.gradient_sums),)

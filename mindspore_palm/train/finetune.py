@@ -17,7 +17,7 @@ from mindspore_palm.file_names import CONFIG, TOKENIZER
 from mindspore_palm.model.dropout import draw_dropout_mask
 from mindspore_palm.model.lora import adapt
 from mindspore_palm.model.palm import PaLM
-from mindspore_palm.parallel.weights import placement_of, set_slice
+from mindspore_palm.parallel.weights import placement_of, set_shard
 from mindspore_palm.train.continuation import StartOptions, check_corpus, kept_text
 from mindspore_palm.train.state import fingerprint
 
@@ -111,7 +111,7 @@ def load_base_model(palm: PaLM, settings: Settings) -> None:
         return
     read = weight_reader(find_model(Path(finetune.checkpoint)), settings.model)
     for weight in palm.get_parameters():
-        set_slice(weight, read(weight.name, placement_of(weight).shape))
+        set_shard(weight, read(weight.name, placement_of(weight).shape))
     if finetune.lora_rank:
         adapt(palm, finetune.lora_rank, finetune.lora_alpha, settings.train.seed)
 

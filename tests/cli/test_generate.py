@@ -1,4 +1,4 @@
-"""The command that talks: what it prints, and every bad input in one sentence."""
+"""The command that generates: its output, and each bad input in one sentence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "voc
 
 @pytest.fixture(scope="module")
 def run_folder(device, tmp_path_factory):
-    """A folder as a finished run leaves it; trained on 32 tokens."""
+    """The folder of a finished run; trained on 32 tokens."""
     folder = tmp_path_factory.mktemp("run")
     words = (f"import os{i}\ndef f{i}(a, b):\n    return a + {i} * b\n" for i in range(400))
     tokenizer = Tokenizer.train(words, 320, folder / "tokenizer.model")
@@ -38,7 +38,7 @@ def run_folder(device, tmp_path_factory):
 
 @pytest.fixture
 def command(run_folder, monkeypatch, capsys):
-    """Runs the command here: exit code, standard output, standard error."""
+    """Runs the command in this process: exit code, standard output, standard error."""
     spec = importlib.util.spec_from_file_location("run_generate", COMMAND)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -61,8 +61,8 @@ def shell(run_folder, *arguments, **options):
     return subprocess.run(line, capture_output=True, timeout=120, cwd=ROOT, **options)
 
 
-def test_a_prompt_goes_on_as_it_does_in_python(run_folder, command):
-    """Beyond the context of 32 tokens, too."""
+def test_a_prompt_is_continued_as_in_python(run_folder, command):
+    """Also beyond the context of 32 tokens."""
     from mindspore_palm import load
     from mindspore_palm.generate import Generator, Sampling
 
@@ -82,8 +82,8 @@ def test_several_prompts_and_one_from_standard_input(command):
     assert re.search(r"--- 1\nimport os1.*--- 2\ndef f.*--- 3\né\(", result.out, re.DOTALL)
 
 
-def test_interactive_goes_on_behind_what_is_there(command, monkeypatch):
-    """Two lines, an empty one, one that is too long; then the end of input."""
+def test_interactive_continues_after_the_text_so_far(command, monkeypatch):
+    """A line, an empty one, one that is too long, another line; then the end of input."""
     lines = iter(["import os", "", "x1" * 40, "def f"])
 
     def next_line(_prompt):
@@ -101,15 +101,15 @@ def test_interactive_goes_on_behind_what_is_there(command, monkeypatch):
 
 
 def test_bytes_that_come_together_make_a_character(run_folder):
-    """A process of its own, whose output is read as bytes: all of it is UTF-8 whatever the locale."""
+    """In a process, whose output is read as bytes: it is UTF-8 whatever the locale."""
     done = shell(run_folder, "é漢", "--max-tokens", "40", "--temperature", "2", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().startswith("é漢")
 
 
 @pytest.mark.slow
-def test_two_devices_say_what_one_says(run_folder):
-    """Workers that the command starts itself; a sampled text, as long as several windows."""
+def test_two_devices_print_what_one_prints(run_folder):
+    """With workers that the command starts; a sampled text, several windows long."""
     options = ["import os1", "--max-tokens", "70", "--seed", "5"]
     one, two = (shell(run_folder, *options, *more) for more in ([], ["--devices", "2"]))
     assert one.returncode == two.returncode == 0, two.stderr
@@ -158,12 +158,12 @@ def test_prompts_from_several_files(command, tmp_path):
     result = command(*files, "--max-tokens", "2")
     assert result.code == 0, result.err
     assert re.search(r"--- 1\none\(.*--- 2\ntwo\(", result.out, re.DOTALL)
-    said = one_sentence(command("--prompt-file", "-", "--prompt-file", "-"))
-    assert "--prompt-file - is given twice, and standard input is read once" in said
+    message = one_sentence(command("--prompt-file", "-", "--prompt-file", "-"))
+    assert "--prompt-file - is given twice, and standard input is read once" in message
 
 
 def test_a_prompt_that_ends_in_a_space_is_shown_as_it_is(run_folder, command):
-    """And is continued by the text that Python gives for it."""
+    """And is continued by the same text as in Python."""
     from mindspore_palm import load
     from mindspore_palm.generate import Generator, Sampling
 
@@ -175,7 +175,7 @@ def test_a_prompt_that_ends_in_a_space_is_shown_as_it_is(run_folder, command):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_model_that_is_no_number_is_named(run_folder, command, tmp_path, value):
+def test_a_model_that_is_not_finite_is_named(run_folder, command, tmp_path, value):
     weights = load_file(run_folder / "final" / "model.safetensors")
     shutil.copytree(run_folder, tmp_path / "lost")
     weights["blocks.0.o_wo"][:] = float(value)
@@ -189,7 +189,7 @@ def test_bad_settings(command):
     assert "--context 33: the model was trained on 32 tokens" in one_sentence(command("x", "--context", "33"))
     assert "--top-p 2.0: must be above 0" in one_sentence(command("x", "--top-p", "2"))
     assert "--devices 0: set it to 1 or more" in one_sentence(command("x", "--devices", "0"))
-    assert "--devices 4: the model's 2 heads cannot be cut so; set it to 2" in one_sentence(
+    assert "--devices 4: the model's 2 heads cannot be sharded over 4; set it to 2" in one_sentence(
         command("x", "--devices", "4")
     )
     assert "--interactive is for one device" in one_sentence(command("--interactive", "--devices", "2"))

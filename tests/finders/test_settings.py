@@ -35,7 +35,7 @@ from mindspore_palm.model.initial import placements
 from mindspore_palm.parallel import host
 from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
-from mindspore_palm.parallel.context import play_rank
+from mindspore_palm.parallel.context import set_rank
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train import loop
 from mindspore_palm.train.build import build_step
@@ -119,7 +119,7 @@ def compile_here(settings):
     """The step of the last rank of a mesh, compiled; 0."""
     place = layout_of(settings, "GPU")
     host.install_dry_run(place.devices - 1, place.devices, "GPU")
-    play_rank(place.devices - 1)
+    set_rank(place.devices - 1)
     try:
         with layout(place), contextlib.suppress(host.DryRunComplete):
             alone = settings.model_copy(update={"finetune": FinetuneConfig()})  # whose weights would be read
@@ -129,7 +129,7 @@ def compile_here(settings):
             step(tokens, tokens)
         return 0
     finally:
-        play_rank(0)
+        set_rank(0)
         host.uninstall()
 
 

@@ -1,4 +1,4 @@
-"""What is trained in the parity suite: one small network on the same batches, laid out in many ways."""
+"""Cases of the parity suite: one small network, trained on the same batches in many layouts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# heads * head_dim is not d_model; the table is padded, and the padding lies on the last part of a cut vocabulary.
+# heads * head_dim is not d_model; the vocabulary is padded, and the padding is on its last shard.
 MODEL = dict(layers=2, d_model=48, heads=4, head_dim=16, d_ff=192, vocab_size=61, vocab_multiple=8)
 SEED = 3
 BATCH, LENGTH, STEPS = 8, 16, 10
-# Adafactor's are PaLM's. AdamW's rate is what users would set; decay is large enough to be missed if it were not there;
-# and eps keeps a gradient that is no more than rounding noise from a whole step to wherever the noise points.
+# Adafactor's settings are PaLM's. AdamW's rate is one that users would set, and its decay is large enough to be missed
+# if it were absent. Its eps keeps a gradient of mere rounding noise from a full step in the direction of the noise.
 OPTIMIZERS = {
     "adafactor": {"name": "adafactor"},
     "adamw": {"name": "adamw", "learning_rate": 1e-3, "adamw_weight_decay": 0.1, "adamw_eps": 1e-5},
@@ -21,17 +21,17 @@ MUTATIONS = ("no reduction", "mean for sum", "local rms")
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train it."""
+    """One layout and how it is trained."""
 
     mesh: tuple[int, int, int]
     """Pods, data, model."""
     shard_weights: str = "pod"
     recompute: str = "none"
     optimizer: str = "adafactor"
-    passes: int = 1
-    """Passes over parts of the batch that make one step."""
+    micro_batches: int = 1
+    """Micro-batches per step."""
     gradients: bool = False
-    """Whether initial weights and the first step's gradients are kept as well: one more network to compile."""
+    """Whether to save initial weights and the first step's gradients, too: one more network to compile."""
     table: str = "palm"
     length: int = LENGTH
     mutation: str = ""
@@ -43,8 +43,14 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What differs from the defaults that all share, in words that a file may be called."""
-        words = ["x".join(map(str, self.mesh)), self.shard_weights, self.recompute, self.optimizer, str(self.passes)]
+        """The settings that differ from case to case, as a file name."""
+        words = [
+            "x".join(map(str, self.mesh)),
+            self.shard_weights,
+            self.recompute,
+            self.optimizer,
+            str(self.micro_batches),
+        ]
         words += [self.table] * (self.table != "palm") + [str(self.length)] * (self.length != LENGTH)
         words += [self.mutation.replace(" ", "_")] * bool(self.mutation)
         return "-".join(words)
@@ -53,7 +59,7 @@ class Case:
 def batches(length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of the steps, int32 [steps, B, S].
 
-    Rows have from none to all real tokens: devices bring unequal numbers of them, some none at all.
+    Rows have from none to all real tokens: devices feed unequal numbers of them, some none at all.
     """
     draw = np.random.default_rng(20220405)
     inputs, targets = draw.integers(0, MODEL["vocab_size"], (2, STEPS, BATCH, length)).astype(np.int32)
@@ -61,15 +67,15 @@ def batches(length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
     real[:, 0] = length
     real[1::2, 5] = 0
     targets[np.arange(length) >= real[..., None]] = -1
-    targets[:, 2, :3] = -1  # and not at the end alone
+    targets[:, 2, :3] = -1  # and not only at the end
     return inputs, targets
 
 
 def norm_scale(name: str) -> np.ndarray:
     """Initial values of a norm scale, float32 [d_model].
 
-    A network starts with zeros, where a wrong use of them would not show; and of weights that are no larger than what
-    a few steps change, a comparison relative to their norm would be one of updates.
+    A network starts with zeros, which would hide a wrong use of them. And relative to weights that are no larger than a
+    few updates, a comparison would be one of the updates.
     """
     draw = np.random.default_rng(list(name.encode()))
     return (0.3 * draw.standard_normal(MODEL["d_model"])).astype(np.float32)

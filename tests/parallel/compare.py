@@ -1,4 +1,4 @@
-"""From what workers saw to how far it is from what others saw."""
+"""Comparison of the workers' results with those of their twins."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Seen = Mapping[str, np.ndarray]
 CURVE = ("loss", "cross-entropy", "gradient norm")
 KINDS = {"gradient/": "gradients", "final/": "weights"}
 
-# Measured at most, over all cases and twins: loss and cross-entropy 5e-7, gradient norm 4e-7, gradients 9e-7, weights
-# 2e-7. It is rounding: a float32 operation keeps 6e-8, and sums are taken in other orders. Ten times that is allowed,
-# as other processors take other orders still. The smallest errors that were found so far showed at 4e-5 (AdamW's eps
-# under the wrong root) and 1e-4 (a step counted from 2).
-# Weights may be further apart: Adafactor's first step is the sign of the gradient, and of 100,000 gradients one or the
-# other may be smaller than its rounding error. A sign that differs moves a kernel by 1e-5 of its norm.
+# The largest differences over all cases and twins: loss and cross-entropy 5e-7, gradient norm 4e-7, gradients 9e-7,
+# weights 2e-7. This is rounding: a float32 operation is exact to 6e-8, and the order of sums differs. The tolerances
+# are ten times as large, because other processors add in yet other orders. The smallest errors found so far showed at
+# 4e-5 (AdamW's eps under the wrong root) and 1e-4 (a step counted from 2).
+# Weights may differ more: Adafactor's first step is the sign of the gradient, and of 100,000 gradients a few may be
+# smaller than their rounding error. A different sign moves a kernel by 1e-5 of its norm.
 TOLERANCES = {"loss": 5e-6, "cross-entropy": 5e-6, "gradient norm": 5e-6, "gradients": 8e-6, "weights": 3e-5}
 
 
@@ -27,9 +27,9 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def gather(folder: Path, devices: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Whole weights and gradients out of all workers' slices, and what the workers disagree about.
+    """Full weights and gradients from all workers' shards, and the names of what the workers disagree about.
 
-    Workers that hold the same slice must hold the same bits.
+    Workers that hold the same shard must hold the same bits.
     """
     ranks = [dict(np.load(folder / f"{rank}.npz")) for rank in range(devices)]
     whole: dict[str, np.ndarray] = {"curve": ranks[0]["curve"]}
@@ -45,13 +45,13 @@ def gather(folder: Path, devices: int) -> tuple[dict[str, np.ndarray], list[str]
             if held[window].any() and not np.array_equal(out[window], seen[key]):
                 disagree.append(f"{key} of rank {rank}")
             out[window], held[window] = seen[key], True
-        assert held.all(), f"nobody holds all of {key}"
+        assert held.all(), f"the shards of {key} do not cover it"
         whole[key] = out
     return whole, disagree
 
 
 def differences(ours: Seen, theirs: Seen) -> dict[str, float]:
-    """The largest relative difference of each kind of number; of tensors, of their norms."""
+    """The largest relative difference of each kind of result; for tensors, in norm."""
     curve = np.abs(ours["curve"] / theirs["curve"] - 1.0).max(axis=1)
     largest = dict(zip(CURVE, curve.tolist(), strict=True))
     for prefix, kind in KINDS.items():
@@ -62,5 +62,5 @@ def differences(ours: Seen, theirs: Seen) -> dict[str, float]:
 
 
 def exceeded(differences: Mapping[str, float]) -> dict[str, float]:
-    """The differences that are larger than they may be, or not numbers."""
+    """The differences beyond their tolerances, NaN included."""
     return {kind: value for kind, value in differences.items() if not value <= TOLERANCES[kind]}

@@ -17,7 +17,7 @@ from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
 from mindspore_palm.parallel.context import join_workers, open_device
 from mindspore_palm.parallel.mesh import Mesh
 
-LENGTHS = (CHUNK + 3, 5)  # of two prompts: over a chunk, and short
+LENGTHS = (CHUNK + 3, 5)  # of two prompts: longer than a chunk, and short
 STEPS = 12
 HEADS = {"heads": 8, "head_dim": 8}  # one for each of at most eight devices
 VOCABULARIES = {"padded": {}, "even": {"vocab_size": 64, "vocab_multiple": 1}}
@@ -32,25 +32,25 @@ def decode(vocabulary: str) -> dict[str, np.ndarray]:
     draw, seen = np.random.default_rng(5), []
     prompts = [draw.integers(0, MODEL["vocab_size"], length).tolist() for length in LENGTHS]
     decoder, positions = Decoder(palm, len(prompts), CHUNK + 3 + STEPS), np.array(LENGTHS)
-    found = decoder.read(prompts)
+    results = decoder.read(prompts)
     for _ in range(STEPS):
-        tokens = found[0].argmax(-1)
-        seen.append((*found, tokens))
-        found = decoder.write(tokens, positions)
+        tokens = results[0].argmax(-1)
+        seen.append((*results, tokens))
+        results = decoder.write(tokens, positions)
         positions = positions + 1
     logits, log_z, tokens = map(np.stack, zip(*seen, strict=True))
     return {f"{vocabulary}/{name}": x for name, x in (("logits", logits), ("log_z", log_z), ("tokens", tokens))}
 
 
 def main(folder: Path) -> None:
-    group = folder / f"group_{os.getpgid(0)}"  # by which it can be ended
+    group = folder / f"group_{os.getpgid(0)}"  # to kill it by
     group.touch()
     mesh = Mesh(*json.loads((folder / "mesh.json").read_text()))
     open_device("CPU")
     rank = join_workers(mesh.devices, "CPU")
     with layout(Layout(mesh, MODEL_AXES, "off")):
-        found = decode("padded") | decode("even")
-    np.savez(folder / f"{rank}.npz", **found)
+        results = decode("padded") | decode("even")
+    np.savez(folder / f"{rank}.npz", **results)
     group.unlink(missing_ok=True)
 
 

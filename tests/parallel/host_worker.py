@@ -1,9 +1,9 @@
-"""What the workers of test_host.py do. Each writes its results into OUT/rank_R.npz; test_host.py compares them.
+"""A worker of test_host.py: writes its results to OUT/rank_R.npz, which test_host.py compares.
 
-msrun starts this file. It starts itself a second time, and ends well however that ends: msrun kills all workers as soon
-as one fails, and here they must show that they end by themselves when one of them is killed.
+msrun starts this file. It starts itself a second time, and exits with 0 whatever the exit code of that process: msrun
+kills all workers as soon as one fails, and here they must end by themselves when one of them is killed.
 
-``host_worker.py OUT dry`` is a process of its own: it plays workers of large runs.
+``host_worker.py OUT dry`` is a single process, which plays workers of large runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 WORKERS = 4
 DTYPES = ("float32", "int32", "float16")
-SIZES = {"small": 6, "large": 140_001}  # numbers a worker: one piece, several pieces
+SIZES = {"small": 6, "large": 140_001}  # elements per worker: one chunk, several chunks
 GROUPS = {  # name -> its members, for each worker
     "world": [[0, 1, 2, 3]] * 4,
     "near": [[0, 1], [0, 1], [2, 3], [2, 3]],
@@ -31,7 +31,7 @@ RATE = 0.5
 
 
 def numbers(rank: int, dtype: str, size: int) -> np.ndarray:
-    """What a worker brings along, [size]; no sum of them is a round number."""
+    """A worker's input, [size]; no sum of them is exact."""
     drawn = np.random.default_rng([rank, size]).standard_normal(size) * 100
     return drawn.astype(dtype)
 
@@ -44,7 +44,7 @@ def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def collectives(rank: int) -> dict[str, np.ndarray]:
-    """Every kind, type, size and group, all in one graph: nothing but the graph orders them."""
+    """All collectives, dtypes, sizes and groups in one graph: only the graph orders them."""
     import mindspore as ms
     from mindspore import nn, ops
     from mindspore.communication import create_group
@@ -69,15 +69,15 @@ def collectives(rank: int) -> dict[str, np.ndarray]:
                 out = out + (self.todo[i](inputs[i]),)  # noqa: RUF005 - MindSpore cannot unpack into a tuple here
             return out
 
-    def brought(group, dtype, size, kind):
+    def input_of(group, dtype, size, kind):
         return numbers(rank, dtype, SIZES[size] * (len(GROUPS[group][rank]) if kind == "scatter" else 1))
 
-    results = All()(tuple(ms.Tensor(brought(*key)) for key in keys))
+    results = All()(tuple(ms.Tensor(input_of(*key)) for key in keys))
     return {"/".join(key): result.asnumpy().copy() for key, result in zip(keys, results, strict=True)}
 
 
 def reductions(rank: int) -> dict[str, np.ndarray]:
-    """Sums are not all: maximum and minimum, also of what is not a number."""
+    """Maximum and minimum, also of NaN."""
     import mindspore as ms
     from mindspore import nn, ops
 
@@ -91,13 +91,13 @@ def reductions(rank: int) -> dict[str, np.ndarray]:
 
     x = numbers(rank, "float32", 9)
     x[rank] = np.nan
-    # Two inputs: of one tensor, MindSpore's front end takes maximum and minimum for the same, and computes one of them.
+    # Two inputs: MindSpore's front end merges the maximum and the minimum of one tensor, and computes one of them.
     high, low = Both()(ms.Tensor(x), ms.Tensor(x))
     return {"max": high.asnumpy().copy(), "min": low.asnumpy().copy()}
 
 
 def networks(rank: int) -> dict[str, np.ndarray]:
-    """Several networks in one process: partitioned in three ways, and not at all, one after the other."""
+    """Several networks in one process, one after the other: partitioned in three ways, and not at all."""
     import mindspore as ms
     from mindspore import Parameter, Tensor, nn, ops
     from mindspore.parallel.auto_parallel import AutoParallel
@@ -137,32 +137,32 @@ def networks(rank: int) -> dict[str, np.ndarray]:
 
     results, data = {}, Tensor(x)
 
-    def keep(name, loss, net):
+    def save(name, loss, net):
         results[f"{name}/loss"] = loss.asnumpy()
         results[f"{name}/w"], results[f"{name}/v"] = net.w.asnumpy().copy(), net.v.asnumpy().copy()
 
     parallel()
     tensor = Net("tensor", ((2, 1), (1, 2)), ((2, 2), (2, 1)))
     first = train(tensor)
-    keep("tensor", first(data), tensor)
+    save("tensor", first(data), tensor)
     evaluated = Net("evaluated", ((4, 1), (1, 1)), ((4, 1), (1, 1)))
     results["evaluated/loss"] = evaluated(data).asnumpy()
 
     ms.reset_auto_parallel_context()
     plain = Net("plain")
-    keep("plain", train(plain)(data), plain)
+    save("plain", train(plain)(data), plain)
     results["plain/device"] = np.array(ms.get_context("device_target"))
 
     parallel(enable_parallel_optimizer=True, parallel_optimizer_config={"parallel_optimizer_threshold": 0})
     sharded = Net("sharded", ((2, 1), (1, 2)), ((2, 2), (2, 1)))
-    keep("sharded", train(sharded)(data), sharded)
+    save("sharded", train(sharded)(data), sharded)
 
     ms.reset_auto_parallel_context()
     newer = Net("newer", ((4, 1), (1, 1)), ((4, 1), (1, 1)))
     step = AutoParallel(train(newer), parallel_mode="semi_auto")
     step.dataset_strategy("full_batch")
     step.hsdp(4, threshold=0, optimizer_level="level1")
-    keep("newer", step(data), newer)
+    save("newer", step(data), newer)
 
     host.install_dry_run(rank + 4, 16)
     ms.set_auto_parallel_context(parallel_mode="semi_auto_parallel", device_num=16, full_batch=True)
@@ -173,14 +173,14 @@ def networks(rank: int) -> dict[str, np.ndarray]:
     host.install(rank, WORKERS)
 
     parallel()
-    keep("again", first(data), tensor)  # compiled long ago; a second step
-    keep("last", train(last := Net("last", ((2, 1), (1, 2)), ((2, 2), (2, 1))))(data), last)
+    save("again", first(data), tensor)  # compiled long ago; a second step
+    save("last", train(last := Net("last", ((2, 1), (1, 2)), ((2, 2), (2, 1))))(data), last)
     ms.reset_auto_parallel_context()
     return results
 
 
 def disagree(rank: int) -> dict[str, np.ndarray]:
-    """Worker 2 brings more than the others do."""
+    """Worker 2 has a larger input than the others."""
     import mindspore as ms
     from mindspore import nn, ops
 
@@ -219,10 +219,10 @@ def lose_one(rank: int) -> dict[str, np.ndarray]:
     start = time.monotonic()
     try:
         Gather()(ms.Tensor(np.ones(4, np.float32))).asnumpy()
-        said = ""
+        message = ""
     except RuntimeError as error:
-        said = str(error)
-    return {"lost": np.array(said), "lost/seconds": np.array(time.monotonic() - start)}
+        message = str(error)
+    return {"lost": np.array(message), "lost/seconds": np.array(time.monotonic() - start)}
 
 
 def work(out: Path) -> None:
@@ -247,7 +247,7 @@ def work(out: Path) -> None:
 
 
 def dry() -> None:
-    """Plays workers on GPU and Ascend; in between and behind that, a network runs here on CPU. Prints what came."""
+    """Plays workers on GPU and Ascend; between and after these, a network runs on CPU. Prints the outcomes."""
     import resource
 
     import mindspore as ms
@@ -262,13 +262,13 @@ def dry() -> None:
         def __init__(self, name, size, data, model):
             super().__init__()
             self.w = Parameter(initializer(Normal(), (size, size), ms.float32), name=name)
-            self.product, self.sum = ops.MatMul(), ops.ReduceSum()
+            self.matmul, self.sum = ops.MatMul(), ops.ReduceSum()
             if data * model > 1:
-                self.product.shard(((data, 1), (1, model)))
+                self.matmul.shard(((data, 1), (1, model)))
                 self.sum.shard(((data, model),))
 
         def construct(self, x):
-            return self.sum(self.product(x, self.w))
+            return self.sum(self.matmul(x, self.w))
 
     def here(name):
         ms.reset_auto_parallel_context()
@@ -308,7 +308,7 @@ if __name__ == "__main__":
     elif mode == "dry":
         dry()
     else:
-        Path(sys.argv[1], f"group_{os.getpid()}").write_text(str(os.getpid()))  # msrun gives every worker a group
+        Path(sys.argv[1], f"group_{os.getpid()}").write_text(str(os.getpid()))  # msrun gives each worker a group
         done = subprocess.run([sys.executable, __file__, sys.argv[1], "work"], check=False)
         if os.environ["MS_ROLE"] == "MS_WORKER":
             (Path(sys.argv[1]) / f"ended_{os.environ['RANK_ID']}").write_text(str(done.returncode))

@@ -1,4 +1,4 @@
-"""The JAX side of the parity suite, in a process of its own: eight devices out of one CPU must be asked for at start.
+"""The JAX side of the parity suite, in a separate process: eight devices on one CPU must be requested at its start.
 
 ``jax_twin.py FOLDER`` reads FOLDER/start.npz (initial weights) and FOLDER/jobs.json, and writes FOLDER/JOB.npz.
 """
@@ -15,7 +15,7 @@ from reference import mesh as reference
 from reference.palm import Shape
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-# The settings of cases.OPTIMIZERS in the reference's words.
+# The settings of cases.OPTIMIZERS, as the reference names them.
 SETTINGS = {"adafactor": {}, "adamw": {"peak": 1e-3, "decay": 0.1, "eps": 1e-5}}
 MULTIPLE = MODEL["vocab_multiple"]
 SHAPE = Shape(
@@ -25,16 +25,16 @@ SHAPE = Shape(
 
 
 def job_name(optimizer: str, length: int, mesh: tuple[int, int, int] | None) -> str:
-    """Of one curve, as a file may be called."""
+    """The file name of one curve."""
     return f"{optimizer}-{length}-{'x'.join(map(str, mesh)) if mesh else 'one'}"
 
 
 def main(folder: Path) -> None:
     weights = dict(np.load(folder / "start.npz"))
     for optimizer, length, mesh in json.loads((folder / "jobs.json").read_text()):
-        cut = reference.make_mesh(*mesh) if mesh else None
+        devices = reference.make_mesh(*mesh) if mesh else None
         curve, gradients, final = reference.train(
-            weights, *batches(length), SHAPE, optimizer, cut, **SETTINGS[optimizer]
+            weights, *batches(length), SHAPE, optimizer, devices, **SETTINGS[optimizer]
         )
         seen = {f"gradient/{name}": gradient for name, gradient in gradients.items()}
         seen |= {f"final/{name}": weight for name, weight in final.items()}

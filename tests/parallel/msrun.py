@@ -1,4 +1,4 @@
-"""Starts processes for the tests, in bounded time, and leaves none of them behind."""
+"""Runs processes for the tests in bounded time, and leaves none of them behind."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from mindspore_palm.native import with_interpreter
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-START, EACH = 120.0, 60.0  # seconds that a start and each case may take: about eight times what they need alone
-TAIL = 3000  # characters of a log that a failure shows
+START, EACH = (
+    120.0,
+    60.0,
+)  # seconds for the start and each case: about eight times those of an idle machine
+TAIL = 3000  # characters of a log that a failure prints
 
 
 def train_cases(cases: Sequence[Case], folder: Path) -> None:
-    """Has workers train cases that all have the same number of devices; results come into ``folder``.
+    """Has workers train cases with the same number of devices; results go to ``folder``.
 
     Raises:
-        AssertionError: they have failed; with the ends of their logs.
+        AssertionError: workers have failed; with the ends of their logs.
     """
     (devices,) = {case.devices for case in cases}
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
@@ -39,15 +42,15 @@ def train_cases(cases: Sequence[Case], folder: Path) -> None:
 
 
 def run_workers(script: str, devices: int, folder: Path, jobs: int) -> None:
-    """Has so many workers run a script of this folder that does ``jobs`` things and is told ``folder``; as ``run``."""
+    """Has workers run ``script FOLDER``, a script of this folder with ``jobs`` jobs; as ``run``."""
     from mindspore_palm.parallel.host import build
 
-    build.extension()  # not in the workers' time
+    build.extension()  # before the clock of the workers starts
     run(msrun_command(devices, folder / "log", HERE / script, folder), folder, START + EACH * jobs)
 
 
 def msrun_command(workers: int, logs: Path, *command: Path | str) -> list[str]:
-    """The command by which msrun of this interpreter's environment has workers run a script."""
+    """The command with which this interpreter's msrun has workers run a script."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,21 +60,21 @@ def msrun_command(workers: int, logs: Path, *command: Path | str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Variables for processes of the tests, whether this interpreter's environment is activated or not."""
+    """Environment of the tests' processes, whether this interpreter's environment is activated or not."""
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     return {**os.environ, "PYTHONPATH": paths, "PATH": with_interpreter(os.environ.get("PATH")), **more}
 
 
 def run_python(script: Path | str, folder: Path, jobs: int, more: Mapping[str, str] | None = None) -> None:
-    """Runs a script that does ``jobs`` things and is told ``folder``; as ``run``."""
+    """Runs ``script FOLDER``, with ``jobs`` jobs; as ``run``."""
     run([sys.executable, str(script), str(folder)], folder, START + EACH * jobs, more)
 
 
 def run(command: Sequence[str], folder: Path, limit: float, more: Mapping[str, str] | None = None) -> None:
-    """Runs a command in ``folder`` until it ends, and then ends all that it has started.
+    """Runs a command in ``folder`` until it ends, and then kills all processes that it has started.
 
     Raises:
-        AssertionError: it has failed, or not ended in ``limit`` seconds; with the ends of all logs.
+        AssertionError: it has failed, or not ended within ``limit`` seconds; with the ends of all logs.
     """
     with open(folder / "main.log", "w") as log:
         process = subprocess.Popen(
@@ -92,7 +95,7 @@ def run(command: Sequence[str], folder: Path, limit: float, more: Mapping[str, s
 
 
 def end_all(process: subprocess.Popen, folder: Path) -> None:
-    """Ends a process and all that it has started: also workers, which lead groups of their own."""
+    """Kills a process and all that it has started, also workers, which lead their own process groups."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,6 +107,6 @@ def end_all(process: subprocess.Popen, folder: Path) -> None:
 
 
 def ends_of_logs(folder: Path) -> str:
-    """What the processes said last; of workers, those that failed first."""
+    """The ends of the logs; failed workers first."""
     logs = sorted((folder / "log").glob("worker_*.log"), key=lambda path: "Traceback" not in path.read_text())
     return "\n".join(f"--- {path.name}\n{path.read_text()[-TAIL:]}" for path in [*logs[:2], folder / "main.log"])

@@ -1,4 +1,4 @@
-"""Planted errors, each of a kind that is easily made when a network is cut: the suite must see them all."""
+"""Planted errors of kinds that are easily made when a network is sharded: the suite must detect them all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mindspore_palm.parallel import context
 
 
 class NoSumOverDevices(nn.Cell):
-    """A reduction is missing: a device takes its own part for all."""
+    """A missing reduction: a device uses its local sum."""
 
     def construct(self, x):
         return x
 
 
-class NoSumOverSlices(nn.Cell):
-    """A root mean square is that of the slice."""
+class NoSumOverShards(nn.Cell):
+    """A root mean square over the local shard only."""
 
     def __init__(self, weights):
         super().__init__()
@@ -30,7 +30,7 @@ class NoSumOverSlices(nn.Cell):
 
 
 def mean_settings(layout):
-    """Gradients are averaged over data shards, though the loss is a mean over the whole batch already."""
+    """Gradients are averaged over data shards, though the loss is a mean over the global batch already."""
     return {**SETTINGS(layout), "gradients_mean": True}
 
 
@@ -38,13 +38,13 @@ SETTINGS = context.parallel_settings
 MUTATIONS = {
     "no reduction": (norm, "SumOverDevices", NoSumOverDevices),
     "mean for sum": (context, "parallel_settings", mean_settings),
-    "local rms": (adafactor, "SumOverSlices", NoSumOverSlices),
+    "local rms": (adafactor, "SumOverShards", NoSumOverShards),
 }
 
 
 @contextlib.contextmanager
 def planted(name: str) -> Iterator[None]:
-    """Networks that are built in the ``with`` block have the error; an empty name plants none."""
+    """Networks built in the ``with`` block have the error; an empty name plants none."""
     if not name:
         yield
         return

@@ -1,4 +1,4 @@
-"""Runs cases and their twins, each once: those of the same number of devices in the same processes."""
+"""Runs cases and their twins, each once; cases with the same number of devices share their processes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TWINS = (ONE, JAX, MESH)
 
 
 def baseline(case: Case) -> Case:
-    """The case on one device and in one pass, with nothing computed twice."""
+    """The case on one device, in one micro-batch, without recomputation."""
     return Case((1, 1, 1), "off", "none", case.optimizer, 1, gradients=True, length=case.length)
 
 
 class Runs:
-    """What workers and JAX saw of some cases; they are started when the first of their results is asked for.
+    """Results of workers and of JAX for some cases; processes start when the first of their results is needed.
 
     Args:
-        folder: an empty one, for all that they write.
-        cases: all that will be asked for.
+        folder: an empty folder for their files.
+        cases: all cases that will be needed.
     """
 
     def __init__(self, folder: Path, cases: Iterable[Case]) -> None:
@@ -34,13 +34,13 @@ class Runs:
         self._folders: dict[object, Path | Exception] = {}
 
     def of(self, case: Case) -> tuple[Seen, list[str]]:
-        """What the workers saw of a case, and what they disagree about."""
-        together = [other for other in self.cases if other.devices == case.devices]
-        folder = self._once(case.devices, lambda folder: msrun.train_cases(together, folder))
+        """The workers' results of a case, and the names of what they disagree about."""
+        batch = [other for other in self.cases if other.devices == case.devices]
+        folder = self._once(case.devices, lambda folder: msrun.train_cases(batch, folder))
         return gather(folder / case.name, case.devices)
 
     def twin(self, case: Case, kind: str) -> Seen:
-        """What a twin of a case saw: the same network in one process, in JAX, or in JAX on the same mesh."""
+        """The results of a case's twin: the same network in one process, in JAX, or in JAX on the same mesh."""
         if kind == ONE:
             return self.of(baseline(case))[0]
         name = jax_twin.job_name(case.optimizer, case.length, case.mesh if kind == MESH else None)
@@ -56,7 +56,7 @@ class Runs:
         msrun.run_python(jax_twin.__file__, folder, len(jobs), jax_twin.ENVIRONMENT)
 
     def _once(self, key: object, start: Callable[[Path], None]) -> Path:
-        """The folder that ``start`` filled; what failed once fails again without being run."""
+        """The folder that ``start`` filled; a failure is repeated without running again."""
         if key not in self._folders:
             folder = self.folder / str(key)
             folder.mkdir()

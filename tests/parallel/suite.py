@@ -1,4 +1,4 @@
-"""Which cases are run: a few always, the rest of the table on request, and planted errors."""
+"""The cases that run: a few always, the rest of the table on request, and planted errors."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATION
 
 
 def distinct_shardings(mesh: tuple[int, int, int]) -> Sequence[str]:
-    """Over one data shard, weights that are sharded in a pod are whole; in one pod, those over all are those in it."""
+    """Over one data shard, sharding inside a pod is none; in one pod, sharding over all pods is that inside it."""
     pods, data, _ = mesh
     return ["off"] + ["pod"] * (data > 1) + ["all"] * (pods > 1)
 
 
 def full_table() -> Iterable[Case]:
-    """Every mesh x sharding x optimizer x passes; all kinds of recomputation take turns."""
+    """Every mesh x sharding x optimizer x micro-batches; the kinds of recomputation alternate."""
     turn, seen = 0, set()
     for mesh in MESHES:
-        for sharding, optimizer, passes in product(distinct_shardings(mesh), ("adafactor", "adamw"), (1, 2)):
+        for sharding, optimizer, micro_batches in product(distinct_shardings(mesh), ("adafactor", "adamw"), (1, 2)):
             recompute = RECOMPUTE[turn % 3]
             key = (mesh, sharding, recompute)  # gradients depend on nothing else
-            yield Case(mesh, sharding, recompute, optimizer, passes, gradients=key not in seen)
+            yield Case(mesh, sharding, recompute, optimizer, micro_batches, gradients=key not in seen)
             seen.add(key)
             turn += 1
 
 
-FURTHER = [  # what the table does not reach: the other strategies, and sequences whose queries go in two runs
+FURTHER = [  # beyond the table: the other strategies, and sequences whose queries take two chunks
     Case((1, 2, 2), "off", table="data", gradients=True),
     Case((1, 2, 2), "all", "block", "adamw", table="data", gradients=True),
     Case((1, 2, 2), "off", "attention", table="model", gradients=True),

@@ -33,7 +33,7 @@ HEAD = (
 
 
 def row(mesh: Sequence[int], cases: Iterable[Case], runs: Runs) -> list[str]:
-    """The largest differences of a mesh's cases; where no twin is named, of all three."""
+    """The largest differences of a mesh's cases; where no twin is named, over all three."""
     largest: dict[tuple[str | None, str], float] = {}
     cases = list(cases)
     for case in cases:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def brief() -> list[Case]:
-    """Beside the quick ones: weights sharded in a pod, with each kind of recomputation."""
+    """Cases beside the quick ones: weights sharded inside a pod, with each kind of recomputation."""
     return [case for case in SLOW if case not in FURTHER and case.shard_weights == "pod" and case.gradients]
 
 

@@ -1,4 +1,4 @@
-"""MindSpore's parallel context is set in one place, to what PaLM needs instead of MindSpore's defaults."""
+"""MindSpore's parallel context: set in one place, to what PaLM needs instead of MindSpore's defaults."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def sixteen(device):
 
 
 def test_what_is_set(sixteen):
-    whole = partition(Net(), ("batch", "length"), ())
-    assert whole._parallel_mode == "semi_auto" and whole._device_num == 16
-    assert whole._gradients_mean is False  # the loss is a mean over the whole batch already
-    assert whole._parallel_optimizer_threshold == 0  # small weights are sharded, too
-    assert whole._enable_parallel_optimizer and whole._optimizer_weight_shard_size == 4  # inside a pod
-    assert whole._optimizer_level == "level3"  # recomputed blocks gather their weights again
-    assert whole._dataset_strategy_config == ((8, 1), ())  # every worker brings its own rows
-    assert not whole._full_batch
+    net = partition(Net(), ("batch", "length"), ())
+    assert net._parallel_mode == "semi_auto" and net._device_num == 16
+    assert net._gradients_mean is False  # the loss is a mean over the global batch already
+    assert net._parallel_optimizer_threshold == 0  # small weights are sharded, too
+    assert net._enable_parallel_optimizer and net._optimizer_weight_shard_size == 4  # inside a pod
+    assert net._optimizer_level == "level3"  # recomputed blocks gather their weights again
+    assert net._dataset_strategy_config == ((8, 1), ())  # every worker feeds its own rows
+    assert not net._full_batch
 
 
 @pytest.mark.parametrize(("shard_weights", "size"), [("off", None), ("pod", 4), ("all", 8)], ids=["off", "pod", "all"])
@@ -88,7 +88,7 @@ def test_a_worker_that_is_gone_or_hangs_is_named():
     for words in ("worker 3 (pid 77) is gone", "worker 3 (pid 77) has not come for 600 s"):
         with pytest.raises(UserError) as caught, lost_workers():
             raise RuntimeError(f"{words}: all_reduce of 4 B in group g is not possible")
-        assert str(caught.value).startswith(f"{words}: this worker cannot go on")
+        assert str(caught.value).startswith(f"{words}: this worker cannot continue")
 
 
 def test_other_errors_stay_what_they_are():

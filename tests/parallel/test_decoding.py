@@ -1,4 +1,4 @@
-"""Decoding on the meshes of the parity table: as in one process, and the same bits on all workers."""
+"""Decoding on the meshes of the parity table: the results of one process, and the same bits on all workers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def one_process(device):
-    found = {}
+    results = {}
     for vocabulary in VOCABULARIES:
-        found |= decode(vocabulary)
-    return found
+        results |= decode(vocabulary)
+    return results
 
 
 @pytest.mark.parametrize("mesh", CASES)

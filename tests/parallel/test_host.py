@@ -1,4 +1,4 @@
-"""Workers on CPU: MindSpore partitions, shared memory carries, and what cannot work says so."""
+"""Workers on CPU: MindSpore partitions, shared memory carries the data, and errors are one sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mindspore_palm.errors import UserError
 
 WORKER = Path(__file__).with_name("host_worker.py")
 RANKS = range(worker.WORKERS)
-LIMIT = 120.0  # seconds for all that the workers do; alone they need a fifth of that
+LIMIT = 120.0  # seconds for the workers; on an idle machine they take a fifth of that
 
 
 def end_group(pid: int) -> None:
@@ -34,11 +34,11 @@ def ends_of_logs(out: Path) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder that four workers wrote into, after all of them have ended by themselves."""
+    """The output folder of four workers, after all of them have ended by themselves."""
     out = tmp_path_factory.mktemp("host")
     from mindspore_palm.parallel.host import build
 
-    build.extension()  # not on the workers' time, which is limited
+    build.extension()  # before the clock of the workers starts
     command = msrun_command(worker.WORKERS, out / "log", WORKER, out)
     with open(out / "msrun.log", "w") as log:
         process = subprocess.Popen(command, cwd=out, env=environment(), stdout=log, stderr=log, start_new_session=True)
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
             pytest.fail(f"workers have failed:\n{ends_of_logs(out)}")
         yield out
     finally:
-        # The scheduler would look for the killed worker for half a minute. Workers lead groups of their own.
+        # The scheduler would look for the killed worker for half a minute. Workers lead their own process groups.
         end_group(process.pid)
         process.wait()
         for path in out.glob("group_*"):
@@ -65,7 +65,7 @@ def results(run):
 
 
 def in_order(parts: list[np.ndarray]) -> np.ndarray:
-    """Their sum from the first to the last; of float16 in float32, rounded once."""
+    """Their sum in order; that of float16 in float32, rounded once."""
     wide = np.float32 if parts[0].dtype == np.float16 else parts[0].dtype
     total = parts[0].astype(wide)
     for part in parts[1:]:
@@ -79,13 +79,13 @@ def test_collectives_have_numpys_bits(results, group, dtype):
     for rank in RANKS:
         members = worker.GROUPS[group][rank]
         for size, count in worker.SIZES.items():
-            brought = [worker.numbers(member, dtype, count) for member in members]
-            cut = [worker.numbers(member, dtype, count * len(members)) for member in members]
-            place = members.index(rank)
+            inputs = [worker.numbers(member, dtype, count) for member in members]
+            long_inputs = [worker.numbers(member, dtype, count * len(members)) for member in members]
+            index = members.index(rank)
             expected = {
-                "gather": np.concatenate(brought),
-                "reduce": in_order(brought),
-                "scatter": in_order([whole[place * count : (place + 1) * count] for whole in cut]),
+                "gather": np.concatenate(inputs),
+                "reduce": in_order(inputs),
+                "scatter": in_order([long[index * count : (index + 1) * count] for long in long_inputs]),
             }
             for kind, value in expected.items():
                 got = results[rank][f"{group}/{dtype}/{size}/{kind}"]
@@ -94,15 +94,15 @@ def test_collectives_have_numpys_bits(results, group, dtype):
 
 
 def test_maximum_and_minimum_keep_what_is_not_a_number(results):
-    brought = np.stack([worker.numbers(rank, "float32", 9) for rank in RANKS])
-    brought[RANKS, RANKS] = np.nan
+    inputs = np.stack([worker.numbers(rank, "float32", 9) for rank in RANKS])
+    inputs[RANKS, RANKS] = np.nan
     for result in results:
-        np.testing.assert_array_equal(result["max"], brought.max(0))
-        np.testing.assert_array_equal(result["min"], brought.min(0))
+        np.testing.assert_array_equal(result["max"], inputs.max(0))
+        np.testing.assert_array_equal(result["min"], inputs.min(0))
 
 
 def trained(steps: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """The loss of the last of so many steps, w and v behind it: the network of host_worker.networks in NumPy."""
+    """The network of host_worker.networks in NumPy: the loss of the last of ``steps`` steps, then w and v after it."""
     x, w, v = (matrix.astype(np.float64) for matrix in worker.matrices())
     for _ in range(steps):
         hidden = x @ w
@@ -129,13 +129,13 @@ def test_a_partitioned_network_learns_what_one_process_does(results):
 
 def test_sharded_weights_are_gathered_and_their_gradients_scattered(results):
     loss, w, v = trained(1)
-    half, cut, height = worker.HIDDEN // 2, worker.HIDDEN // 4, worker.WIDTH // 2
+    half, quarter_hidden, height = worker.HIDDEN // 2, worker.HIDDEN // 4, worker.WIDTH // 2
     for rank, result in enumerate(results):
         model, data = rank % 2, rank // 2
-        close(result["sharded/loss"], loss)  # takes the weights' other halves, which are on another worker
+        close(result["sharded/loss"], loss)  # needs the weights' other halves, which are on another worker
         close(result["sharded/w"], w[data * height : (data + 1) * height, model * half : (model + 1) * half])
-        start = model * half + data * cut
-        close(result["sharded/v"], v[start : start + cut])
+        start = model * half + data * quarter_hidden
+        close(result["sharded/v"], v[start : start + quarter_hidden])
         quarter = worker.WIDTH // 4
         close(result["newer/loss"], loss)
         close(result["newer/w"], w[rank * quarter : (rank + 1) * quarter])
@@ -166,7 +166,7 @@ def test_replicas_are_the_same_to_the_bit(results):
         np.testing.assert_array_equal(result["again/loss"], results[0]["again/loss"])
 
 
-def test_workers_that_do_different_things_are_told(results):
+def test_workers_that_run_different_collectives_are_reported(results):
     for result in results:
         text = str(result["disagree"])
         assert "workers disagree in group mccl_world_group" in text
@@ -211,14 +211,14 @@ def test_dry_run_of_6144_devices_allocates_nothing(tmp_path):
     ]
     assert int(lines[4].split()[1]) < 3000  # of 9.7 GB of weights
     ir = "\n".join(path.read_text() for path in sorted(graphs.rglob("*_validate_*.ir")))
-    # Rank 5 of 512 x 12: w [49152, 49152] is cut into 12 columns, and each of these into 512 rows.
+    # Rank 5 of 512 x 12: w [49152, 49152] is sharded by 12 along columns, and by 512 along rows.
     assert "AllGather" in ir and "ReduceScatter" in ir and "(96, 4096)" in ir and "(49152, 4096)" in ir
     assert 'group_ranks: "5-17-29-' in ir and 'group_ranks: "11-23-35-' in ir  # and that of rank 6143
     assert "nccl_world_group" in ir and "hccl_world_group" in ir
 
 
 def broken(code: str, folder: Path, **more: str) -> str:
-    """The sentence that a command ends on which needs the library, in a process with nothing built."""
+    """The error message of a command that needs the library, in a process with nothing built."""
     code = f"""
 from mindspore_palm.errors import run_command
 def command():
@@ -286,13 +286,14 @@ def test_workers_that_start_at_once_build_once(tmp_path, monkeypatch):
 
     built, loaded = [], []
 
-    def slowly(folder: Path, library: Path) -> None:
-        built.append(folder)
+    def slowly(command: list[str], work: Path) -> Path:
+        built.append(work.parent)
         time.sleep(0.3)
-        library.write_text("whole")
+        (work / "library.so").write_text("complete")
+        return work / "library.so"
 
     monkeypatch.setenv("MINDSPORE_PALM_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_build", slowly)
+    monkeypatch.setattr(build, "_compile", slowly)
     monkeypatch.setattr(build, "_load", lambda library: loaded.append(library.read_text()))
     monkeypatch.setattr(build, "_LOADED", {})
     threads = [threading.Thread(target=build.extension) for _ in RANKS]  # a file is locked among threads, too
@@ -300,21 +301,21 @@ def test_workers_that_start_at_once_build_once(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert built == [build.cache_folder()]
-    assert loaded and set(loaded) == {"whole"}
+    assert built == [build.cpp_part().cache_folder()]
+    assert loaded and set(loaded) == {"complete"}
 
 
 def test_another_source_is_another_library(tmp_path, monkeypatch):
     from mindspore_palm.parallel.host import build
 
-    here = build.cache_folder()
+    here = build.cpp_part().cache_folder()
     copy = tmp_path / "kernels.cc"
     copy.write_text("int other;")
     monkeypatch.setattr(build, "_HERE", tmp_path)
-    assert build.cache_folder() != here and "2.10." in here.name
+    assert build.cpp_part().cache_folder() != here and "2.10." in here.name
 
 
-def test_only_what_exists_can_be_played():
+def test_only_ranks_and_targets_that_exist_can_be_installed():
     from mindspore_palm.parallel import host
 
     with pytest.raises(UserError, match="GPU or Ascend, not for 'TPU'"):
@@ -325,12 +326,12 @@ def test_only_what_exists_can_be_played():
         host.install(0, 4)
 
 
-def test_what_is_in_the_cache_and_no_library(tmp_path, monkeypatch):
+def test_a_file_in_the_cache_that_is_no_library(tmp_path, monkeypatch):
     from mindspore_palm.parallel.host import build
 
     monkeypatch.setenv("MINDSPORE_PALM_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_LOADED", {})
-    folder = build.cache_folder()
+    folder = build.cpp_part().cache_folder()
     folder.mkdir()
     (folder / "mindspore_palm_host.so").write_text("half a file")
     with pytest.raises(UserError, match=f"does not load: .*; delete {folder}"):
@@ -349,10 +350,10 @@ def test_a_compiler_that_cxx_does_not_name(tmp_path, cxx, said):
     assert said in broken("pass", tmp_path, PATH=str(tmp_path), CXX=cxx)
 
 
-def test_a_compiler_that_says_nothing_and_writes_nothing(tmp_path):
+def test_a_compiler_that_prints_nothing_and_writes_nothing(tmp_path):
     program(tmp_path / "bin" / "quiet", "exit 0")
     text = broken("pass", tmp_path, CXX=str(tmp_path / "bin" / "quiet"))
-    assert "was not built" in text and "build.log tells why" in text
+    assert "was not built" in text and "build.log)" in text
 
 
 def test_ninja_beside_the_interpreter_is_found_without_an_activated_environment(tmp_path):

@@ -1,8 +1,8 @@
 """The collectives of one layer of each shipped configuration, read from the graph that MindSpore compiled.
 
-Expected from section 4 of the PaLM paper: one all-reduce over model forward and one backward; three weight gatherings
-and three reduce-scatters over data; between pods, only the slices that reduce-scatters left. Norm scales, whole
-everywhere, are summed over all devices. Bytes: kernels travel in bfloat16, gradients in float32.
+Section 4 of the PaLM paper: one all-reduce over model forward and one backward; three all-gathers and three
+reduce-scatters of weights over data; between pods, only the shards that the reduce-scatters leave. Gradients of norm
+scales, which are replicated, are all-reduced over all devices. Kernels travel in bfloat16, gradients in float32.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ YAML = Path(__file__).resolve().parents[2] / "yaml"
 
 
 def layer_of(config, target="GPU", *overrides):
-    """What a layer adds: (part, collective, axes, what, brings, gets) to count."""
+    """The collectives of a layer: (part, collective, axes, weight, shape in, shape out) to count."""
     from mindspore_palm.dry_run.compile import layer_ledger
 
     ledger = layer_ledger(load_settings(YAML / f"{config}.yaml", overrides)[0], target).counts
-    assert all(count > 0 for count in ledger.values())  # nothing gets fewer
+    assert all(count > 0 for count in ledger.values())  # no count decreases
     return Counter({(k.part, k.op, k.axes, k.weight, k.given, k.result): n for k, n in ledger.items()}), ledger
 
 
-def expected(pods, data, model, d, heads, tokens, again=False):
-    """The paper's layer, from its sizes. ``again``: recomputed, with weights gathered a second time."""
+def expected(pods, data, model, d, heads, tokens, recomputed=False):
+    """The paper's layer, from its sizes. ``recomputed``: with weights gathered a second time."""
     q_wi, o_wo = (d, heads * (256 + 8 * d // heads) // model), (heads * (256 + 4 * d // heads) // model, d)
-    whole = {"q_wi": q_wi, "o_wo": o_wo, "kv": (d, 512)}
-    part = {name: (shape[0] // data, shape[1]) for name, shape in whole.items()}
+    full = {"q_wi": q_wi, "o_wo": o_wo, "kv": (d, 512)}
+    shard = {name: (shape[0] // data, shape[1]) for name, shape in full.items()}
     over = {"q_wi": "data", "o_wo": "data", "kv": f"{data} ranks, consecutive"}
     ledger = Counter()
-    for name in whole:
-        ledger["forward", "all-gather", over[name], name, part[name], whole[name]] += 1
-        ledger["backward", "reduce-scatter", over[name], name, whole[name], part[name]] += 1
-        if again:
-            ledger["backward", "all-gather", over[name], name, part[name], whole[name]] += 1
+    for name in full:
+        ledger["forward", "all-gather", over[name], name, shard[name], full[name]] += 1
+        ledger["backward", "reduce-scatter", over[name], name, full[name], shard[name]] += 1
+        if recomputed:
+            ledger["backward", "all-gather", over[name], name, shard[name], full[name]] += 1
         if pods > 1 and name != "kv":
-            ledger["backward", "all-reduce", "pod", name, part[name], part[name]] += 1
-    # whole on all model ranks, so its gradient is summed over those, too
+            ledger["backward", "all-reduce", "pod", name, shard[name], shard[name]] += 1
+    # replicated on all model ranks, so that its gradient is summed over those, too
     rest = f"{pods * model} ranks, every {data}th"
-    ledger["backward", "all-reduce", rest, "kv", part["kv"], part["kv"]] += 1
+    ledger["backward", "all-reduce", rest, "kv", shard["kv"], shard["kv"]] += 1
     everywhere = "pod x data x model" if pods > 1 else "data x model"
     ledger["backward", "all-reduce", everywhere, "norm.scale", (d,), (d,)] += 1
     for way in ("forward", "backward"):
         ledger[way, "all-reduce", "model", "", (tokens, d), (tokens, d)] += 1
-    if again:  # a layer's input was kept in slices over model
+    if recomputed:  # a layer's input was stored in shards over model
         ledger["backward", "all-gather", "model", "", (tokens, d // model), (tokens * model, d // model)] += 1
     return ledger
 
@@ -58,7 +58,7 @@ PALM_540B = dict(pods=2, data=256, model=12, d=18432, heads=48, tokens=4 * 2048)
 
 def test_palm_540b_on_two_pods(device):
     ledger, kinds = layer_of("palm_540b")
-    assert ledger == expected(**PALM_540B, again=True)
+    assert ledger == expected(**PALM_540B, recomputed=True)
     gathered = {kind.dtype for kind in kinds if kind.op == "all-gather"}
     summed = {kind.dtype for kind in kinds if kind.op == "reduce-scatter"}
     assert gathered == {"BFloat16"} and summed == {"Float32"}
@@ -95,7 +95,7 @@ def test_ascend_gets_its_fused_attention_sharded_over_heads(device):
     assert "FlashAttention" not in plain and "BatchMatMul" in plain
 
 
-def test_the_axes_of_a_group_are_told_from_its_ranks():
+def test_the_axes_of_a_group_follow_from_its_ranks():
     from mindspore_palm.dry_run.ledger import group_axes
 
     mesh = Mesh(2, 4, 3)

@@ -1,7 +1,7 @@
 """The same training on many meshes: against one process, against JAX, and against JAX on the same mesh.
 
-Every case trains the same network on the same batches (cases.py); workers run in processes of their own (worker.py).
-Without a fault, what is left is the order of float32 sums: compare.py has the tolerances and what was measured.
+Every case trains the same network on the same batches (cases.py); workers are separate processes (worker.py). Without
+an error, only the order of float32 sums differs: compare.py has the tolerances and the measured differences.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def runs(request, case: Case) -> Runs:
 
 @pytest.mark.parametrize("case", CASES)
 def test_workers_hold_the_same_bits(runs, case):
-    """Losses and norms are known to all of them, and equal slices of weights stay equal."""
+    """All of them have the same losses and norms, and replicas of shards stay equal."""
     _, disagree = runs.of(case)
     assert not disagree
 
@@ -48,7 +48,7 @@ def test_workers_hold_the_same_bits(runs, case):
 @pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("case", CASES)
 def test_training_follows(runs, case, twin):
-    """Ten steps, every one's loss, cross-entropy and gradient norm, and the weights behind the last."""
+    """Ten steps: loss, cross-entropy and gradient norm of each, and the weights after the last."""
     far = differences(runs.of(case)[0], runs.twin(case, twin))
     assert {"loss", "gradient norm", "weights"} <= set(far)
     assert not exceeded(far), far
@@ -74,17 +74,17 @@ def test_initial_weights_are_the_same_bits_on_every_mesh(runs, case):
 
 
 def test_table_is_complete():
-    """Every mesh has each kind of recomputation, with every sharding, optimizer and number of passes that differ."""
+    """Every mesh has each kind of recomputation, and every distinct sharding, optimizer and number of micro-batches."""
     for mesh in MESHES:
         cases = [case for case in [*QUICK, *SLOW] if case.mesh == mesh]
         assert {case.recompute for case in cases} == set(RECOMPUTE)
-        there = {(case.shard_weights, case.optimizer, case.passes) for case in cases}
-        assert there >= set(product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)))
+        covered = {(case.shard_weights, case.optimizer, case.micro_batches) for case in cases}
+        assert covered >= set(product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda case: case.mutation)
 def test_planted_errors_are_seen(quick, mutant):
-    """By the comparison that finds nothing in the same case without them."""
+    """By the comparison that passes in the same case without them."""
     for twin in TWINS:
         assert not exceeded(differences(quick.of(HEALTHY)[0], quick.twin(HEALTHY, twin)))
         assert SHOWS[mutant.mutation] in exceeded(differences(quick.of(mutant)[0], quick.twin(mutant, twin)))

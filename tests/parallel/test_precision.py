@@ -1,4 +1,4 @@
-"""Number types: where the casts are, in the compiled graph, and what float16 products change in the result."""
+"""dtypes: where the compiled graph casts, and what float16 matmuls change in the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL = {"layers": 1, "d_model": 32, "heads": 2, "head_dim": 8, "d_ff": 64, "voc
 
 @pytest.fixture(scope="module")
 def types(device):
-    """Name of op to the types of its tensors, for every op of a compiled training step in float16."""
+    """Op name -> dtypes of its tensors, for each op of a compiled training step in float16."""
     from mindspore_palm.dry_run.compile import partitioned_graph
 
     settings = Settings.model_validate(
@@ -39,8 +39,8 @@ def types(device):
     return found
 
 
-def test_products_inside_blocks_are_in_the_compute_type(types):
-    """Three kernels, forward and back twice each; the logits and their two gradients alone are float32."""
+def test_matmuls_inside_blocks_are_in_the_compute_dtype(types):
+    """Three kernels, forward and twice backward each; only the logits and their two gradients are float32."""
     wide = [kinds for kinds, shapes in types["MatMul"] if any("128" in shape.split(", ")[-2:] for shape in shapes)]
     logits = [kinds for kinds in wide if set(kinds) == {"Float32"}]
     assert len(types["MatMul"]) == 9 + 3
@@ -54,14 +54,14 @@ def test_norms_softmax_loss_and_optimizer_are_float32(types, op):
     assert types[op] and all(set(kinds) == {"Float32"} for kinds, _ in types[op])
 
 
-def test_weights_are_gathered_in_the_compute_type_and_updated_in_float32(types):
+def test_weights_are_gathered_in_the_compute_dtype_and_updated_in_float32(types):
     gathered = [kinds[-1] for kinds, _ in types["AllGather"]]
     assert sorted(gathered) == ["Float16"] * 3 + ["Float32"]  # three kernels, and the embedding for the logits
     assert all(set(kinds) <= {"Float32"} for kinds, _ in types["Assign"])
 
 
-def test_float16_products_move_the_logits_by_what_float16_rounds(device, rng):
-    """2^-11 a rounding; measured 6e-4 in norm."""
+def test_float16_matmuls_move_the_logits_by_what_float16_rounds(device, rng):
+    """2^-11 per rounding; measured 6e-4 in norm."""
     config = PaLMConfig(**ODD)
     inputs, _ = tokens(rng, config, 2, 24)
     exact = PaLM(config, seed=4)(Tensor(inputs)).asnumpy()

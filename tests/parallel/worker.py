@@ -1,4 +1,4 @@
-"""One worker: trains all cases of a list, one after the other, and keeps what this device saw of each.
+"""One worker: trains the cases of a list one after the other, and saves this device's results of each.
 
 Started by msrun, or alone for cases of one device: ``worker.py FOLDER`` reads FOLDER/cases.json and writes, for each
 case, FOLDER/CASE/RANK.npz.
@@ -29,7 +29,7 @@ from mindspore_palm.train.step import BATCH_AXES, Objective
 
 
 class Gradients(nn.Cell):
-    """The gradients of a batch, as slices."""
+    """The gradients of a batch, as shards."""
 
     def __init__(self, loss: Loss, parameters: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
@@ -41,7 +41,7 @@ class Gradients(nn.Cell):
 
 
 def settings_of(case: Case) -> Settings:
-    """The case in the words of users."""
+    """The settings of a case, as users write them."""
     pods, data, model = case.mesh
     return Settings(
         model=PaLMConfig(**MODEL),
@@ -49,7 +49,7 @@ def settings_of(case: Case) -> Settings:
         train=TrainConfig(
             steps=STEPS,
             batch_size=BATCH,
-            micro_batch=BATCH // case.passes if case.passes > 1 else 0,
+            micro_batch=BATCH // case.micro_batches if case.micro_batches > 1 else 0,
             seed=SEED,
             device="CPU",
         ),
@@ -65,7 +65,7 @@ def settings_of(case: Case) -> Settings:
 
 
 def first_gradients(palm: PaLM, batch: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Slices of the initial weights and of their gradients."""
+    """Shards of the initial weights and of their gradients."""
     weights = palm.trainable_params()
     cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *BATCH_AXES)
     gradients = cell(*map(Tensor, batch), Tensor(np.float32(count)))
@@ -74,7 +74,7 @@ def first_gradients(palm: PaLM, batch: tuple[np.ndarray, np.ndarray], count: int
 
 
 def train(case: Case, rank: int) -> dict[str, np.ndarray]:
-    """Everything that one device saw of a case."""
+    """All results of a case on one device."""
     settings = settings_of(case)
     with layout(layout_of(settings)) as here, planted(case.mutation):
         palm, step = build_step(settings)
@@ -97,14 +97,14 @@ def train(case: Case, rank: int) -> dict[str, np.ndarray]:
             window = [slice(0, size) for size in weight.shape]
             if case.devices > 1:
                 window = weight.placement.window(rank)
-                assert weight.shape == weight.placement.slice_shape, f"{weight.name}: the compiler cut differently"
+                assert weight.shape == weight.placement.shard_shape, f"{weight.name}: the compiler sharded differently"
             seen[f"window/{weight.name}"] = np.array([(part.start, part.stop) for part in window])
             seen[f"final/{weight.name}"] = weight.asnumpy().copy()
     return seen
 
 
 def main(folder: Path) -> None:
-    group = folder / f"group_{os.getpgid(0)}"  # by which it can be ended: msrun's workers lead groups of their own
+    group = folder / f"group_{os.getpgid(0)}"  # to kill it by: each of msrun's workers leads its own process group
     group.touch()
     cases = [Case(**{**case, "mesh": tuple(case["mesh"])}) for case in json.loads((folder / "cases.json").read_text())]
     open_device("CPU")
@@ -115,7 +115,7 @@ def main(folder: Path) -> None:
         (folder / case.name).mkdir(exist_ok=True)
         np.savez(folder / case.name / f"{rank}.npz", **seen)
         print(f"{case.name}: {time.monotonic() - start:.1f} s", dataclasses.asdict(case), flush=True)
-    group.unlink(missing_ok=True)  # the number may soon be another's
+    group.unlink(missing_ok=True)  # its number may soon be another group's
 
 
 if __name__ == "__main__":

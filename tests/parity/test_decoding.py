@@ -1,4 +1,4 @@
-"""Decoding with a cache against whole passes: of the JAX reference, and of the network itself."""
+"""Cached decoding against full forward passes of the JAX reference and of the network itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.generate.cpu import step as cpu_step
-from mindspore_palm.generate.decoder import CHUNK, Decoder, Step
+from mindspore_palm.generate.decoder import CHUNK, Decoder, DecodeStep
 from mindspore_palm.parallel.axes import Layout, layout
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"C++": 200, "MindSpore": 20}
-PROMPTS = (CHUNK + 6, 1, 2 * CHUNK)  # lengths: over a chunk, the shortest, and whole chunks
+PROMPTS = (CHUNK + 6, 1, 2 * CHUNK)  # lengths: over a chunk, the shortest, and full chunks
 LENGTH = max(PROMPTS) + STEPS["C++"]
 TOLERANCE = 1e-5  # relative in norm, of the logits of one token; measured 6e-7
 
@@ -34,7 +34,7 @@ def network(rng, **sizes):
 
 @pytest.fixture(params=["C++", "MindSpore"])
 def steps(request, monkeypatch):
-    """Both ways to compute a token: the function in C++, and MindSpore's ops where that is not to be had."""
+    """Both ways to compute a token: the C++ step, and MindSpore's ops where it cannot be built."""
     assert cpu_step.library() is not None, "the tests want g++"
     if request.param == "MindSpore":
         monkeypatch.setattr(cpu_step, "library", lambda: None)
@@ -42,7 +42,7 @@ def steps(request, monkeypatch):
 
 
 def count_compilations(monkeypatch):
-    """A list to which every graph that is compiled adds the name of its Cell."""
+    """A list to which each compilation adds the name of its Cell."""
     from mindspore._c_expression import GraphExecutor_
 
     compiled, original = [], GraphExecutor_.compile
@@ -55,8 +55,8 @@ def count_compilations(monkeypatch):
     return compiled
 
 
-def test_200_greedy_steps_are_those_of_whole_passes(device, rng, steps, monkeypatch):
-    """Of prompts of different lengths in one batch, in two compilations; every step's logits, log(Z) and choice."""
+def test_200_greedy_steps_are_those_of_full_forward_passes(device, rng, steps, monkeypatch):
+    """Prompts of different lengths in one batch, in two compilations: logits, log(Z) and choice of every step."""
     palm = network(rng, **ODD)
     config = palm.config
     weights = weights_of(palm)
@@ -79,7 +79,7 @@ def test_200_greedy_steps_are_those_of_whole_passes(device, rng, steps, monkeypa
         ids[rows, lengths] = logits.argmax(-1)
         logits, log_z = decoder.write(ids[rows, lengths], lengths)
         lengths = lengths + 1
-    assert compiled.count("Step") + compiled.count("CpuStep") == 2 and ("CpuStep" in compiled) == (steps == "C++")
+    assert compiled.count("DecodeStep") + compiled.count("CpuStep") == 2 and ("CpuStep" in compiled) == (steps == "C++")
     assert len({tuple(row[n - 20 : n]) for row, n in zip(ids, lengths, strict=True)}) == 3  # not all in one loop
 
 
@@ -107,7 +107,7 @@ def test_ablations_decode_as_well(device, rng, switches):
 
 
 def test_switches_of_pytorchs_palms_decode_as_well(device, rng, steps):
-    """Against the network's own whole pass, which other tests hold against those packages."""
+    """Against the network's own full forward pass, which other tests compare with those packages."""
     switches = {"norm": "layer_norm", "norm_epsilon": 1e-5, "norm_scale": "around_one", "final_norm_scale": True}
     palm = network(rng, **{**EVEN, "layers": 1}, **switches, scaled_logits=False, xpos_base=512.0)
     ids = rng.integers(0, palm.config.vocab_size, (1, 90)).astype(np.int32)
@@ -118,8 +118,8 @@ def test_switches_of_pytorchs_palms_decode_as_well(device, rng, steps):
         logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
 
 
-def test_in_another_type_mindspores_own_ops_decode(device, rng):
-    """In float16, as a whole pass in float16 does: 2^-11 a rounding, in another order of sums."""
+def test_in_another_dtype_mindspores_own_ops_decode(device, rng):
+    """In float16, against a full forward pass in float16: 2^-11 per rounding, in another order of sums."""
     with layout(Layout(compute_dtype="float16")):
         palm = network(rng, **{**EVEN, "layers": 1})
         ids = rng.integers(0, palm.config.vocab_size, (1, 70)).astype(np.int32)
@@ -131,8 +131,8 @@ def test_in_another_type_mindspores_own_ops_decode(device, rng):
             logits, _ = decoder.write(ids[0, position : position + 1], np.array([position]))
 
 
-def test_a_sequence_is_started_anew(device, rng):
-    """What an earlier, longer one left in the cache is not seen."""
+def test_a_sequence_is_started_over(device, rng):
+    """The rest of an earlier, longer sequence in the cache is not seen."""
     palm = network(rng, **{**EVEN, "layers": 1})
     decoder = Decoder(palm, 1, 64)
     first, second = (list(rng.integers(0, palm.config.vocab_size, n)) for n in (60, 7))
@@ -147,14 +147,14 @@ def test_a_sequence_is_started_anew(device, rng):
     [
         {"d_model": 13, "heads": 3, "head_dim": 6, "d_ff": 15, "vocab_size": 77},
         {"d_model": 40, "heads": 5, "head_dim": 34, "d_ff": 165, "vocab_size": 131},
-        {"d_model": 24, "heads": 4, "head_dim": 8, "d_ff": 600, "vocab_size": 40},  # more sums than caches hold
+        {"d_model": 24, "heads": 4, "head_dim": 8, "d_ff": 600, "vocab_size": 40},  # more elements than caches hold
         {"d_model": 21, "heads": 6, "head_dim": 18, "d_ff": 42, "vocab_size": 66, "attention": "multi_head"},
     ],
     ids=lambda sizes: str(sizes["d_model"]),
 )
 @pytest.mark.parametrize("sequences", [1, 5, 13])
 def test_any_sizes_in_cpp(device, rng, sizes, sequences):
-    """Around the widths of vectors, of tiles, and of heads that go together; the other sequences are not touched."""
+    """Around the widths of vectors, tiles and groups of heads."""
     palm = network(rng, **sizes, layers=2)
     vocabulary = palm.config.vocab_size
     ids = rng.integers(0, vocabulary, (sequences, 80)).astype(np.int32)
@@ -175,7 +175,7 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
 
 
 def test_gates_of_any_size_in_cpp(device, rng):
-    """Their exponentials go beyond float32 on both sides."""
+    """Their exponentials exceed float32 on both sides."""
     palm = network(rng, **{**EVEN, "layers": 1})
     config, q_wi = palm.config, palm.block_weights(0)["q_wi"]
     kernels = q_wi.asnumpy().reshape(config.d_model, config.heads, -1).copy()
@@ -192,7 +192,7 @@ def test_gates_of_any_size_in_cpp(device, rng):
         assert relative(logits[0], expected[position, : config.vocab_size]) < TOLERANCE
 
 
-def test_logits_that_are_no_numbers_are_seen_in_cpp(device, rng):
+def test_logits_that_are_not_finite_are_seen_in_cpp(device, rng):
     palm = network(rng, **{**EVEN, "layers": 1})
     decoder = Decoder(palm, 2, 64)
     decoder.read([[1], [1]])
@@ -200,12 +200,12 @@ def test_logits_that_are_no_numbers_are_seen_in_cpp(device, rng):
     embedding = palm.embedding.asnumpy().copy()
     embedding[7] = np.nan
     palm.embedding.set_data(Tensor(embedding))
-    _, log_z = decoder.write(np.array([1, 7]), np.array([1, 1]))  # of the weights as they are now
-    assert not np.isfinite(log_z).any()  # every token has a logit with token 7
+    _, log_z = decoder.write(np.array([1, 7]), np.array([1, 1]))  # with the current weights
+    assert not np.isfinite(log_z).any()  # every position has a logit for token 7
 
 
 @pytest.mark.parametrize(("token", "position"), [(0, 64), (0, -1), (100, 0), (-1, 0)])
-def test_what_is_not_there_is_not_read_in_cpp(device, rng, token, position):
+def test_tokens_and_positions_out_of_range_are_not_read_in_cpp(device, rng, token, position):
     decoder = Decoder(network(rng, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=100, layers=1), 1, 64)
     with pytest.raises(RuntimeError, match="DecodeStep"):
         decoder.write(np.array([token]), np.array([position]))
@@ -227,7 +227,7 @@ print("done")
 
 
 def test_networks_come_and_go():
-    """MindSpore unloads the library with the last network that calls it; its threads must have it still."""
+    """MindSpore unloads the library with the last network that calls it, but its threads still need it."""
     run = subprocess.run(
         [sys.executable, "-c", COMING_AND_GOING], capture_output=True, text=True, timeout=120, cwd=ROOT
     )
@@ -235,7 +235,7 @@ def test_networks_come_and_go():
 
 
 def test_the_network_stays_as_it_is(device, rng):
-    """It shares its weights with the decoder, under their names."""
+    """It shares its weights with the decoder, and their names stay."""
     palm = network(rng, **{**EVEN, "layers": 1})
     names = [p.name for p in palm.trainable_params()]
     Decoder(palm, 1, 64)
@@ -243,10 +243,10 @@ def test_the_network_stays_as_it_is(device, rng):
 
 
 @pytest.mark.parametrize(("attention", "heads"), [("multi_query", 1), ("multi_head", 3)])
-def test_a_token_leaves_one_key_and_one_value_a_layer(device, rng, attention, heads):
-    """Of head_dim numbers each; multi-head attention leaves those of every head."""
+def test_a_token_leaves_one_key_and_one_value_per_layer(device, rng, attention, heads):
+    """Of head_dim elements each; with multi-head attention, one of each per head."""
     sizes = {"d_model": 24, "heads": 3, "head_dim": 8, "d_ff": 48, "vocab_size": 40, "layers": 2}
-    step = Step(network(rng, **sizes, attention=attention), sequences=5, context=64)
+    step = DecodeStep(network(rng, **sizes, attention=attention), sequences=5, context=64)
     cached = [p for p in step.get_parameters() if p.name.startswith("cache.")]
     assert len(cached) == 2 * 2
     assert sum(p.size for p in cached) == 5 * 64 * 2 * (1 + 1) * 8 * heads

@@ -57,7 +57,7 @@ def test_few_layers_say_what_many_have(few):
 
 def test_slices_are_those_that_were_planned(few):
     settings = small(3)
-    planned = {p.name: p.slice_shape for p in placements(settings.model, layout_of(settings, "GPU"))}
+    planned = {p.name: p.shard_shape for p in placements(settings.model, layout_of(settings, "GPU"))}
     compiled = {s.name: s.shape for s in few[1].slices}
     for name, shape in planned.items():
         assert compiled[name] == compiled[f"m.{name}"] == compiled[f"v.{name}"] == shape

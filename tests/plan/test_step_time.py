@@ -155,7 +155,7 @@ def test_gradients_cross_pods_in_slices_however_weights_are_sharded(sharding):
 def test_multi_head_keys_are_cut_as_heads_are():
     own = megatron.workload("18.4B")
     kv = next(weight for weight, _ in own.weights_of_device() if weight.name.endswith("kv"))
-    assert kv.slice_shape == (6144, 2 * 6144 // 8)
+    assert kv.shard_shape == (6144, 2 * 6144 // 8)
 
 
 def test_data_parallelism_alone_sums_over_every_axis():

@@ -1,4 +1,4 @@
-"""The table of logical axes: every op of the model names its axes, and PaLM's mesh follows from one place."""
+"""The table of logical axes: each op of the model declares its axes, and one table gives PaLM's sharding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspore_palm.parallel.mesh import Mesh
 POD = Layout(Mesh(pods=2, data=256, model=12))
 
 
-def test_palm_540b_cuts_tokens_512_ways_and_heads_12_ways():
+def test_palm_540b_shards_tokens_512_ways_and_heads_12_ways():
     assert POD.devices == 6144
     assert POD.strategy(("tokens", "embed"), ("embed", "heads")) == ((512, 1), (1, 12))
     assert POD.strategy(("tokens", "vocab"), ()) == ((512, 12), ())
@@ -24,7 +24,7 @@ def test_another_table_is_another_strategy():
     assert data_only.strategy(("tokens", "embed"), ("embed", "heads")) == ((6144, 1), (1, 1))
 
 
-def test_workers_that_decode_cut_heads_and_vocabulary_and_keep_the_whole_cache():
+def test_workers_that_decode_shard_heads_and_vocabulary_and_replicate_the_cache():
     two = Layout(Mesh(model=2), TABLES["model"])
     assert (two.shards("heads"), two.shards("vocab")) == (2, 2)
     assert two.strategy(("batch", "context", "per_head")) == ((1, 1, 1),)  # keys and values of one head
@@ -38,12 +38,12 @@ def test_an_undeclared_axis_is_an_error_on_one_device_too():
 def test_one_device_gets_no_strategy_and_many_do(device):
     assert getattr(shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads")), "in_strategy", None) is None
     with layout(POD):
-        cut = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
-    assert cut.in_strategy == ((512, 1), (1, 12))
+        sharded = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
+    assert sharded.in_strategy == ((512, 1), (1, 12))
     assert current_layout().devices == 1
 
 
-def test_activations_are_taken_apart_where_heads_are_cut(device):
+def test_activations_are_split_where_heads_are_sharded(device):
     config = PaLMConfig()
     assert MatmulThenSplit(config).one_device
     with layout(POD):

@@ -15,7 +15,7 @@ NAMES = {name: value for name, value in vars(file_names).items() if name.isupper
 OF_OTHERS = {
     "mindspore_palm/convert/huggingface.py": {"model.safetensors"},  # the name in the format of Hugging Face
     "mindspore_palm/convert/shards.py": {"model.safetensors"},  # the same
-    "mindspore_palm/parallel/host/build.py": {"lock"},  # of a build
+    "mindspore_palm/native.py": {"lock"},  # of a build
 }
 """Names of other formats and folders that are spelled alike."""
 

@@ -1,4 +1,4 @@
-"""Prompts in, text out: what ends a generation, what it is beside others, what it says of itself, what it refuses."""
+"""Generation: how it ends, its independence of the batch, its log-probabilities, and the prompts that it rejects."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
-def test_a_prompt_gets_the_same_text_in_any_company(alone, together):
+def test_a_prompt_gets_the_same_text_in_any_batch(alone, together):
     """Five prompts in batches of three; sampled, so that a wrong number of draws would show."""
     many = together(PROMPTS, DRAWN)
     assert [one.text for one in together(PROMPTS[:2], DRAWN)] == [one.text for one in many[:2]]
@@ -51,16 +51,16 @@ def test_a_prompt_gets_the_same_text_in_any_company(alone, together):
     assert all(one.finished in ("length", "eod") for one in many)
 
 
-def test_equal_prompts_of_a_batch_get_draws_of_their_own(together):
+def test_equal_prompts_of_a_batch_get_different_draws(together):
     assert len({one.text for one in together(["x", "x", "x"], DRAWN)}) == 3
 
 
 def test_log_probs_are_those_of_the_network_itself(palm, alone, tokenizer):
-    """Whatever changed the choice."""
+    """Whatever settings changed the choice."""
     prompt = [tokenizer.eod, *tokenizer.encode("def permute(")]
     sampling = Sampling(max_tokens=12, temperature=0.7, top_k=20, repetition_penalty=1.3, seed=1)
     generation = alone([prompt], sampling)[0]
-    assert generation.token_ids == alone(["def permute("], sampling)[0].token_ids  # a text begins a document
+    assert generation.token_ids == alone(["def permute("], sampling)[0].token_ids  # a text starts a document
     whole = palm(Tensor(np.array([prompt + generation.token_ids], np.int32))).asnumpy()[0]
     for i, (token, log_prob) in enumerate(zip(generation.token_ids, generation.log_probs, strict=True)):
         assert log_prob == pytest.approx(log_softmax(whole[len(prompt) - 1 + i])[token], abs=1e-5)
@@ -92,7 +92,7 @@ def test_a_stop_text_ends_it_and_is_left_out(alone, tokenizer):
 
 
 def test_the_end_of_the_document_ends_it(palm, alone, tokenizer, monkeypatch):
-    """A network whose likeliest token is [eod]: logits are what the decoder gives, with that one raised."""
+    """A network whose likeliest token is [eod]: the decoder's logits, with that one raised."""
     write = alone._decoder.write
 
     def raised(*args):
@@ -108,7 +108,7 @@ def test_the_end_of_the_document_ends_it(palm, alone, tokenizer, monkeypatch):
 
 
 def test_a_full_context_slides_by_half(palm, alone, together, tokenizer):
-    """Every greedy token is that of a whole pass over the window, as it is documented; also beside a shorter text."""
+    """Every greedy token is that of a full forward pass over the documented window, also beside a shorter text."""
     prompt = [tokenizer.eod, *tokenizer.encode("def permute(index")]
     generation = alone([prompt], Sampling(max_tokens=2 * CONTEXT))[0]
     window = list(prompt)
@@ -153,7 +153,7 @@ def test_a_prompt_that_holds_half_a_character_is_named(together):
         together(["x", "x\ud83d"], Sampling(max_tokens=1))
 
 
-def test_weights_that_are_not_finite_are_said(palm, tokenizer):
+def test_weights_that_are_not_finite_are_reported(palm, tokenizer):
     broken = PaLM(palm.config, seed=6)
     broken.embedding.set_data(Tensor(np.full(broken.embedding.shape, np.nan, np.float32)))
     with pytest.raises(UserError, match="not finite"):
@@ -164,8 +164,8 @@ def test_weights_that_are_not_finite_are_said(palm, tokenizer):
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("on_cpp", [True, False])
-def test_a_weight_that_is_no_number_is_told_in_any_step(palm, tokenizer, monkeypatch, value, on_cpp):
-    """One row of the table, of a token that is not even in the text: its logit is none at every place."""
+def test_a_weight_that_is_not_finite_is_reported_by_either_step(palm, tokenizer, monkeypatch, value, on_cpp):
+    """One row of the embedding, of a token that is not even in the text: its logit is not finite at every position."""
     if not on_cpp:
         monkeypatch.setattr(cpu_step, "library", lambda: None)
     broken = PaLM(palm.config, seed=6)
@@ -181,19 +181,19 @@ def test_a_weight_that_is_no_number_is_told_in_any_step(palm, tokenizer, monkeyp
 
 
 @pytest.mark.parametrize("on_cpp", [True, False])
-def test_a_text_has_the_same_bits_in_any_company(palm, tokenizer, monkeypatch, on_cpp):
-    """Alone, first, last, beside longer and shorter prompts, in batches of any size, also where windows slide."""
+def test_a_text_has_the_same_bits_in_any_batch(palm, tokenizer, monkeypatch, on_cpp):
+    """Alone, first, last, beside longer and shorter prompts, in batches of several sizes, and where windows slide."""
     if not on_cpp:
         monkeypatch.setattr(cpu_step, "library", lambda: None)
     sampling = Sampling(max_tokens=CONTEXT + 20, temperature=1.3, seed=3, repetition_penalty=1.1)
     long, short = PROMPTS[2], "x"
     (expected,) = Generator(palm, tokenizer, CONTEXT)([PROMPTS[0]], sampling)
     for batch, prompts in ((2, [PROMPTS[0], long]), (3, [long, short, PROMPTS[0]]), (2, [short, long, PROMPTS[0]])):
-        found = Generator(palm, tokenizer, CONTEXT, batch)(prompts, sampling)[prompts.index(PROMPTS[0])]
-        assert found == expected  # its tokens, and every bit of their log-probabilities
+        generation = Generator(palm, tokenizer, CONTEXT, batch)(prompts, sampling)[prompts.index(PROMPTS[0])]
+        assert generation == expected  # tokens, and every bit of their log-probabilities
 
 
-def test_draws_are_of_the_prompt_and_not_of_its_place(together):
+def test_draws_depend_on_the_prompt_and_not_on_its_position(together):
     first, second = together(["x", "def permute("], DRAWN)
     assert [second, first] == together(["def permute(", "x"], DRAWN)
     assert together(["class", "x", "x"], DRAWN)[1:] == together(["x", "x", "class"], DRAWN)[:2]
@@ -201,7 +201,7 @@ def test_draws_are_of_the_prompt_and_not_of_its_place(together):
 
 
 def test_the_end_of_a_document_is_no_repetition(palm, tokenizer, monkeypatch):
-    """[eod] stands before every prompt; a penalty for what is there already does not keep texts from ending."""
+    """[eod] precedes every prompt; the penalty for repetition does not keep texts from ending."""
     generator = Generator(palm, tokenizer, CONTEXT)
     read = generator._decoder.read
 
@@ -217,20 +217,20 @@ def test_the_end_of_a_document_is_no_repetition(palm, tokenizer, monkeypatch):
 
 
 def test_a_prompt_that_ends_in_white_space_is_continued_from_the_border(palm, alone, tokenizer, monkeypatch):
-    """Where greedy decoding writes white space after "return", a prompt with that white space gets the same text."""
+    """Where greedy decoding writes white space after a prompt, the prompt with that white space gets the same text."""
     prompt = "        if row"
     word = next(t for t in range(320) if re.fullmatch(" [a-z]{2,}", tokenizer.decode([t])))
     text = tokenizer.decode([word])
     read, write = alone._decoder.read, alone._decoder.write
 
-    def liking_the_word(found):
-        logits, log_z = found
+    def prefer_the_word(results):
+        logits, log_z = results
         logits = logits.copy()
         logits[:, word] = 50.0
         return logits, log_z
 
-    monkeypatch.setattr(alone._decoder, "read", lambda *args: liking_the_word(read(*args)))
-    monkeypatch.setattr(alone._decoder, "write", lambda *args: liking_the_word(write(*args)))
+    monkeypatch.setattr(alone._decoder, "read", lambda *args: prefer_the_word(read(*args)))
+    monkeypatch.setattr(alone._decoder, "write", lambda *args: prefer_the_word(write(*args)))
     (without,) = alone([prompt], Sampling(max_tokens=3))
     (with_space,) = alone([prompt + " "], Sampling(max_tokens=3))
     assert without.text == 3 * text and with_space.text == (3 * text).removeprefix(" ")
@@ -240,14 +240,15 @@ def test_a_prompt_that_ends_in_white_space_is_continued_from_the_border(palm, al
 @pytest.mark.parametrize("white_space", [" ", "  ", "\n", "\n\n    ", "\t", "\u3000", " \u2028 "])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_text_begins_after_all_of_its_prompt(alone, tokenizer, white_space, temperature):
-    """Whatever white space the prompt ends in: it is neither repeated nor lost."""
+    """White space at the end of the prompt is neither repeated nor lost."""
     sampling = Sampling(max_tokens=6, temperature=temperature, seed=2)
     for prompt in ("def" + white_space, white_space):
-        (found,) = alone([prompt], sampling)
-        tokens = [*tokenizer.encode(prompt.rstrip()), *found.opening, *found.token_ids]
+        (generation,) = alone([prompt], sampling)
+        tokens = [*tokenizer.encode(prompt.rstrip()), *generation.opening, *generation.token_ids]
         assert tokenizer.decode_bytes(tokens).startswith(prompt.encode())
-        written = codecs.getincrementaldecoder("utf-8")("replace")  # a character that is cut at the end is left out
-        assert written.decode(tokenizer.decode_bytes(tokens)[len(prompt.encode()) :]) == found.text
-        assert len(found.token_ids) == len(found.log_probs) and (len(found.token_ids) == 6 or found.finished == "eod")
+        written = codecs.getincrementaldecoder("utf-8")("replace")  # without an incomplete last character
+        assert written.decode(tokenizer.decode_bytes(tokens)[len(prompt.encode()) :]) == generation.text
+        assert len(generation.token_ids) == len(generation.log_probs)
+        assert len(generation.token_ids) == 6 or generation.finished == "eod"
         pieces = "".join(alone.stream(prompt, sampling))
-        assert pieces == found.text
+        assert pieces == generation.text

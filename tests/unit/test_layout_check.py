@@ -1,4 +1,4 @@
-"""What does not fit a mesh is one sentence with the fix, before anything is compiled."""
+"""Settings that do not fit a mesh are one sentence with the fix, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_fine_tuned_model_is_not_advised_to_become_another():
     assert said.endswith("set model.vocab_multiple=2")
 
 
-def test_bfloat16_products_are_not_for_cpu():
+def test_bfloat16_matmuls_are_not_for_cpu():
     assert "set train.compute_dtype=float32" in refused("CPU", train={"compute_dtype": "bfloat16"})
     assert check("GPU").compute_dtype == "bfloat16" and check("CPU").compute_dtype == "float32"
 
@@ -111,7 +111,7 @@ def test_ascend_refuses_others(model):
         check_servers(Mesh(pods=2, data=256, model=model))
 
 
-def test_the_short_look_at_groups_finds_what_a_look_at_all_of_them_does():
+def test_the_short_check_of_groups_agrees_with_a_check_of_all_of_them():
     draw = random.Random(3)
     for _ in range(120):
         mesh = Mesh(*(draw.choice([1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 80, 83]) for _ in range(3)))
@@ -146,7 +146,7 @@ def test_the_table_to_read():
     assert "= 8 devices" in text
 
 
-# Kinds of values: what divides, what does not, and what is too small for a mesh.
+# Values that divide, that do not, and that are too small for a mesh.
 MESHES = {"pods": [1, 1, 2, 3], "data": [1, 2, 3, 4, 6, 8, 12], "model": [1, 2, 3, 4, 8, 12]}
 KINDS = {
     "parallel": {
@@ -177,7 +177,7 @@ ROUNDS = 400
 
 
 def test_advice_that_is_followed_literally_is_accepted():
-    """Each refusal names overrides; with them, the same check passes or complains of something else, and ends soon."""
+    """Each error names overrides; with them, the same check passes or finds another error, and soon ends."""
     draw, followed = random.Random(12), 0
     for _ in range(ROUNDS):
         sections = {
@@ -212,7 +212,7 @@ def with_overrides(sections, overrides):
 
 
 def advised(message):
-    """The overrides that a message names behind "set", or the one that it means by "set it to"."""
+    """The overrides that a message names after "set", or the one that it means by "set it to"."""
     if found := re.search(r"set ((?:\w+\.\w+=\S+)(?: and \w+\.\w+=\S+)*)", message):
         return found.group(1).split(" and ")
     subject, value = re.match(r"(\w+\.\w+)", message).group(1), re.search(r"set (?:\w+|it) to (\S+)", message).group(1)

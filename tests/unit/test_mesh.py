@@ -1,4 +1,4 @@
-"""Who is where: PaLM's numbering of devices, groups, and which slice of a weight each of them holds."""
+"""PaLM's numbering of devices, its groups, and the shard of a weight that each device holds."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_groups_by_axis():
     assert PALM.group(13, ["data", "model"]) == list(range(3072))
 
 
-def test_rows_of_a_batch_are_cut_over_pods_and_data_and_shared_by_model_ranks():
-    place = Layout(PALM)
-    assert place.rows(0, 2048) == place.rows(11, 2048) == slice(0, 4)
-    assert place.rows(12, 2048) == slice(4, 8)
-    assert place.rows(3072, 2048) == slice(1024, 1028)
+def test_rows_of_a_batch_are_sharded_over_pods_and_data_and_replicated_over_model():
+    layout = Layout(PALM)
+    assert layout.rows(0, 2048) == layout.rows(11, 2048) == slice(0, 4)
+    assert layout.rows(12, 2048) == slice(4, 8)
+    assert layout.rows(3072, 2048) == slice(1024, 1028)
     assert Layout().rows(0, 7) == slice(0, 7)
 
 
@@ -51,33 +51,33 @@ def test_rows_of_a_batch_are_cut_over_pods_and_data_and_shared_by_model_ranks():
         ((1, 2, 4), "pod", "model"),
     ],
 )
-def test_slices_of_first_holders_cover_every_weight_exactly_once(mesh, shard, strategy):
+def test_shards_of_first_replicas_cover_every_weight_exactly_once(mesh, shard, strategy):
     config = PaLMConfig(layers=1, d_model=64, heads=8, head_dim=8, d_ff=128, vocab_size=128)
-    place = Layout(Mesh(*mesh), TABLES[strategy], shard)
-    for weight in placements(config, place):
+    layout = Layout(Mesh(*mesh), TABLES[strategy], shard)
+    for weight in placements(config, layout):
         holders = np.zeros(weight.shape, int)
         firsts = np.zeros(weight.shape, int)
-        for rank in range(place.devices):
+        for rank in range(layout.devices):
             window = weight.window(rank)
-            assert tuple(part.stop - part.start for part in window) == weight.slice_shape
+            assert tuple(part.stop - part.start for part in window) == weight.shard_shape
             holders[window] += 1
             firsts[window] += weight.is_first(rank)
         assert (holders == weight.replicas).all() and (firsts == 1).all(), weight.name
 
 
-def test_palm_540b_is_cut_as_the_paper_says():
-    """12-way model x 256-way fully sharded in a pod, twice: section 4. The table needs rows for 12 x 256."""
+def test_palm_540b_is_sharded_as_in_the_paper():
+    """Section 4: 12-way model x 256-way fully sharded in each of two pods. The embedding needs rows for 12 x 256."""
     config = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
-    there = {p.name: p for p in placements(config, Layout(PALM))}
-    assert there["embedding"].slice_shape == (258048 // 3072, 18432)
-    assert there["blocks.0.q_wi"].slice_shape == (18432 // 256, 159744 // 12)
-    assert there["blocks.117.o_wo"].slice_shape == (86016 // 3072, 18432)
-    assert there["blocks.0.kv"].slice_shape == (72, 512) and there["blocks.0.kv"].replicas == 24
-    assert {there[name].replicas for name in ("embedding", "blocks.0.q_wi", "blocks.0.o_wo")} == {2}
-    assert there["blocks.0.norm.scale"].replicas == 6144
-    assert sum(1 for p in there.values()) == 1 + 4 * 118
+    by_name = {p.name: p for p in placements(config, Layout(PALM))}
+    assert by_name["embedding"].shard_shape == (258048 // 3072, 18432)
+    assert by_name["blocks.0.q_wi"].shard_shape == (18432 // 256, 159744 // 12)
+    assert by_name["blocks.117.o_wo"].shard_shape == (86016 // 3072, 18432)
+    assert by_name["blocks.0.kv"].shard_shape == (72, 512) and by_name["blocks.0.kv"].replicas == 24
+    assert {by_name[name].replicas for name in ("embedding", "blocks.0.q_wi", "blocks.0.o_wo")} == {2}
+    assert by_name["blocks.0.norm.scale"].replicas == 6144
+    assert sum(1 for p in by_name.values()) == 1 + 4 * 118
 
 
-def test_what_does_not_come_out_even_is_left_whole():
+def test_what_does_not_divide_stays_replicated():
     weight = Placement("embedding", (100, 8), ("vocab", "embed"), Layout(Mesh(1, 3, 2)))
-    assert weight.data_slices == 1 and weight.slice_shape == (50, 8)
+    assert weight.data_shards == 1 and weight.shard_shape == (50, 8)

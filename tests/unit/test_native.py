@@ -1,8 +1,12 @@
-"""Compiler and cache of what is built at first use, in environments without a home, a compiler or a writable folder."""
+"""The builder of the C++ parts, in environments without a home, a compiler or a writable folder."""
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import functools
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -55,7 +59,7 @@ def test_without_a_home_that_can_be_written_it_is_a_private_temporary_folder(env
 
 @pytest.mark.parametrize("foreign", ["link", "file", "open to all"])
 def test_a_temporary_folder_that_others_may_have_made_is_not_used(environment, tmp_path, foreign):
-    """What is loaded from it is code."""
+    """Code is loaded from it."""
     private = environment(HOME="/dev/null")
     if foreign == "link":
         private.symlink_to(tmp_path)
@@ -89,7 +93,7 @@ def test_programs_beside_the_interpreter_are_found_where_nothing_is_activated(mo
 
 @pytest.fixture
 def library(environment, tmp_path):
-    """What the function of a decoding step becomes in an environment, with nothing built."""
+    """The library of the decoding step as an environment gives it, with nothing built before."""
 
     def build(**variables):
         environment(**{"MINDSPORE_PALM_CACHE": tmp_path / "cache", **variables})
@@ -114,7 +118,7 @@ def test_a_compiler_that_does_not_compile_leaves_mindspores_own_ops(library, cxx
 
 
 def test_a_compiler_that_writes_something_else_leaves_mindspores_own_ops(library, tmp_path):
-    """MindSpore would end with a traceback on it."""
+    """MindSpore would end with a traceback when it loads it."""
     rubbish = program(tmp_path / "c++", 'for word; do last=$word; done; echo rubbish > "$last"')
     assert library(CXX=rubbish) is None
 
@@ -128,16 +132,87 @@ def test_what_is_damaged_in_the_cache_is_built_again(library, tmp_path, monkeypa
     source.write_text('extern "C" int DecodeStep() { return 0; }')
     compiler = program(tmp_path / "c++", f'for word; do last=$word; done; g++ -shared -fPIC {source} -o "$last"')
     (tmp_path / "cache").mkdir()
+
+    def compile_half(command, work):
+        (work / "half").write_bytes(b"half a file")
+        return work / "half"
+
     with monkeypatch.context() as context:
-        context.setattr(cpu_step, "_build", lambda _, built: built.write_bytes(b"half a file"))
+        context.setattr(cpu_step, "_compile", compile_half)
         assert library(CXX=compiler) is None
-    (half,) = (tmp_path / "cache").iterdir()
+    (half,) = (tmp_path / "cache").glob("*/*.so")
     assert library(CXX=compiler) == half and half.read_bytes().startswith(b"\x7fELF")
 
 
-def test_the_function_is_told_how_many_processors_there_are(library, monkeypatch):
+def test_the_library_learns_how_many_processors_there_are(library, monkeypatch):
     monkeypatch.setattr(cpu_step, "processors", lambda: 3)
     library(CXX="false")
     assert os.environ["MINDSPORE_PALM_PROCESSORS"] == "3"
     code = "import os; print(os.environ['MINDSPORE_PALM_PROCESSORS'])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "3\n"
+
+
+def small_compiler(tmp_path, code='extern "C" int DecodeStep() { return 0; }'):
+    """A compiler that builds a small library whatever the source, and logs each call in tmp_path / "calls"."""
+    source = tmp_path / "small.cc"
+    source.write_text(code)
+    count = f"echo >> {tmp_path / 'calls'}"
+    return program(
+        tmp_path / "c++", f'{count}\nfor word; do last=$word; done; sleep 0.3; g++ -shared -fPIC {source} -o "$last"'
+    )
+
+
+def test_processes_that_need_it_at_once_build_it_once(environment, tmp_path):
+    environment(MINDSPORE_PALM_CACHE=tmp_path / "cache", CXX=small_compiler(tmp_path))
+    code = "from mindspore_palm.generate.cpu import step; print(step.library())"
+    start = functools.partial(subprocess.Popen, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    processes = [start([sys.executable, "-c", code]) for _ in range(2)]
+    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    assert first == second and Path(first.strip()).exists()
+    assert (tmp_path / "calls").read_text() == "\n"
+
+
+@pytest.mark.parametrize("name", ["attention.h", "matmul.h", "pool.h", "step.cc", "vector.h"])
+def test_every_source_of_the_decoding_step_is_in_the_name_of_its_library(environment, tmp_path, name):
+    environment(MINDSPORE_PALM_CACHE=tmp_path / "cache")
+    sources = tmp_path / "sources"
+    shutil.copytree(cpu_step.SOURCE.parent, sources)
+    copied = dataclasses.replace(cpu_step.cpp_part(), sources=sources)
+    assert copied.cache_folder() == cpu_step.cpp_part().cache_folder()
+    with open(sources / name, "a") as file:
+        file.write("\n")
+    assert copied.cache_folder() != cpu_step.cpp_part().cache_folder()
+
+
+def test_what_a_killed_build_left_is_removed(library, tmp_path):
+    compiler = small_compiler(tmp_path)
+    built = library(CXX=compiler)
+    built.unlink()
+    (built.parent / "build").mkdir()
+    (built.parent / "build" / "left").touch()
+    assert library(CXX=compiler) == built and built.exists()
+    assert sorted(path.name for path in built.parent.iterdir()) == ["decoding.so", "lock"]
+
+
+def test_a_failed_build_is_reported_with_the_compilers_words_and_its_log(environment, tmp_path):
+    failing = program(tmp_path / "c++", "echo 'step.cc:1: error: no such luck' >&2; exit 1")
+    environment(MINDSPORE_PALM_CACHE=tmp_path / "cache", CXX=failing)
+    part = cpu_step.cpp_part()
+    with pytest.raises(UserError) as caught:
+        native.load(part)
+    log = part.cache_folder() / "build.log"
+    assert str(caught.value) == f"{part.title} was not built (see {log}): step.cc:1: error: no such luck"
+    assert log.read_text() == "step.cc:1: error: no such luck\n\n"
+
+
+def test_a_full_disk_is_reported_without_a_log_that_does_not_exist(environment, tmp_path):
+    environment(MINDSPORE_PALM_CACHE=tmp_path / "cache")
+
+    def fill_the_disk(command, work):
+        (work.parent / "build.log").mkdir()  # cannot be written, as a file on a full disk cannot
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    part = dataclasses.replace(cpu_step.cpp_part(), compile=fill_the_disk)
+    with pytest.raises(UserError, match=r"was not built: .*No space left on device$"):
+        native.load(part)
+    assert not (part.cache_folder() / "build").exists()

@@ -1,4 +1,4 @@
-"""Which token is taken: each setting by what its definition says."""
+"""Sampling: each setting against its definition."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mindspore_palm.generate.sampling import Sampler, Sampling
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32)) + 3
 
 
-def drawn(count=4000, there=(), logits=LOGITS, **settings):
-    """Share of draws that took each token."""
+def drawn(count=4000, seen=(), logits=LOGITS, **settings):
+    """The share of each token in the draws."""
     sampler = Sampler(Sampling(temperature=settings.pop("temperature", 1.0), **settings), 0)
-    return np.bincount([sampler(logits, set(there)) for _ in range(count)], minlength=len(logits)) / count
+    return np.bincount([sampler(logits, set(seen)) for _ in range(count)], minlength=len(logits)) / count
 
 
 def test_greedy_takes_the_likeliest():
@@ -49,13 +49,13 @@ def test_top_p_takes_the_fewest_that_reach_it():
 
 
 def test_top_p_counts_what_top_k_left():
-    """Of the 0.85 that three tokens have, 0.4 is 0.47: a share of 0.6 takes a second token, one of 0.45 does not."""
+    """Three tokens have 0.85, of which 0.4 is a share of 0.47: top_p = 0.6 takes a second token, 0.45 does not."""
     assert (drawn(top_k=3, top_p=0.6)[:2] > 0).all() and drawn(top_k=3, top_p=0.6)[2] == 0
     assert drawn(top_k=3, top_p=0.45)[0] == 1.0
 
 
 def test_repetition_penalty():
-    """arXiv 1909.05858: a logit of a token that is there is divided, and a negative one multiplied."""
+    """arXiv 1909.05858: the logit of a token that occurred is divided, a negative one multiplied."""
     logits = np.array([2.0, 1.5, -1.0, -1.5], np.float32)
     greedy = Sampler(Sampling(repetition_penalty=1.5), 0)
     assert greedy(logits, set()) == 0
@@ -66,7 +66,7 @@ def test_repetition_penalty():
     np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -1.0, -1.5], np.float32))  # not written to
 
 
-def test_seeds_and_prompts_have_draws_of_their_own():
+def test_seeds_and_prompts_have_different_draws():
     def draws(seed, number):
         sampler = Sampler(Sampling(temperature=1.0, seed=seed), number)
         return [sampler(LOGITS, set()) for _ in range(50)]
@@ -103,8 +103,8 @@ def test_one_stop_text_needs_no_tuple():
 
 @pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300, 1.7e308])
 @pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1e300])
-def test_extreme_settings_are_the_limits_of_what_they_do_and_never_a_number_that_is_none(penalty, temperature):
-    """A penalty near 0 makes what is there certain, a vast one makes it impossible; NumPy warns of nothing."""
+def test_extreme_settings_reach_their_limits_and_never_nan(penalty, temperature):
+    """A penalty near 0 makes tokens that occurred certain, a huge one makes them impossible; NumPy never warns."""
     logits = np.array([2.0, 1.0, -1.0, -3.0], np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -120,6 +120,6 @@ def test_extreme_settings_are_the_limits_of_what_they_do_and_never_a_number_that
 
 @pytest.mark.parametrize("text", ["\ud83d", "end\udcff"])
 def test_a_stop_text_that_no_text_can_hold_is_refused(text):
-    r"""An argument that is not UTF-8 ("\xff") comes as half a character: it would never stop anything."""
+    r"""An argument that is not UTF-8 ("\xff") arrives as a lone surrogate, which would never stop anything."""
     with pytest.raises(UserError, match="UTF-8"):
         Sampling(stop=("\n", text))

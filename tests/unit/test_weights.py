@@ -76,9 +76,9 @@ def test_adapters_are_sharded_as_their_kernels(device):
     with layout(mesh):
         palm = PaLM(config)
         adapt(palm, 2)
-    ours = {p.name: placement_of(p).slice_shape for p in palm.trainable_params()}
-    assert ours == {w.name: w.placement(mesh).slice_shape for pair in pairs.values() for w in pair}
-    assert {p.name: p.slice_shape for p in placements(config, mesh)}["blocks.0.q_wi"] == (12 // 2, 2 * (4 + 18) // 2)
+    ours = {p.name: placement_of(p).shard_shape for p in palm.trainable_params()}
+    assert ours == {w.name: w.placement(mesh).shard_shape for pair in pairs.values() for w in pair}
+    assert {p.name: p.shard_shape for p in placements(config, mesh)}["blocks.0.q_wi"] == (12 // 2, 2 * (4 + 18) // 2)
 
 
 def test_the_factory_alone_imports_ablations():

@@ -1,1 +1,1 @@
-"""A decoding step as one C++ function on a CPU."""
+"""The decoding step as one C++ function on CPU."""

@@ -1,9 +1,9 @@
 """MindSpore's semi-auto parallel in worker processes on CPU, and dry runs of it for any number of devices.
 
-MS-01: MindSpore partitions networks for Ascend and GPU alone. Here it does on a machine that has neither: in
-several processes, which train the parts on CPU, or in one, which partitions as if it were one of thousands and stops.
-For development, tests and dry runs: it is not fast, all workers must be on one machine, and it leans on internals of
-MindSpore 2.10. The first use builds a C++ library (half a minute; needs g++ and ninja), which is kept.
+MS-01: MindSpore partitions networks for Ascend and GPU only. Here it does so on a machine that has neither: in several
+processes, which run the partitions on CPU, or in one process, which partitions as one of thousands would, and stops.
+This is for development, tests and dry runs: it is not fast, all workers must run on one machine, and it depends on
+internals of MindSpore 2.10. The first use builds a C++ library (half a minute; needs g++ and ninja), which is kept.
 
 A run, under ``msrun --worker_num 4 --local_worker_num 4 ...``::
 
@@ -12,7 +12,7 @@ A run, under ``msrun --worker_num 4 --local_worker_num 4 ...``::
     init()
     host.install(get_rank(), get_group_size())
     ms.set_auto_parallel_context(parallel_mode="semi_auto_parallel", device_num=4, ...)
-    network(data)  # and any other, before or behind, partitioned or not
+    network(data)  # and any others, before or after, partitioned or not
 
 A dry run, in one process::
 
@@ -23,7 +23,7 @@ A dry run, in one process::
     except host.DryRunComplete:
         ...
 
-There ``global_rank`` may be any rank of the mesh; MindSpore by itself refuses to be told one above 4095.
+In a dry run, ``global_rank`` may be any rank of the mesh; MindSpore itself rejects ranks above 4095.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from mindspore_palm.parallel.host.compilation import DryRunComplete
 __all__ = ["TARGETS", "DryRunComplete", "install", "install_dry_run", "uninstall"]
 
 TARGETS = ("GPU", "Ascend")
-"""What a network can be partitioned for. Ascend wants groups that fill servers of eight evenly."""
+"""Targets that networks can be partitioned for. Ascend needs groups that fill servers of eight evenly."""
 
 PATIENCE = 600.0
-"""Seconds that a worker waits for another one that is alive; MINDSPORE_PALM_HOST_PATIENCE sets another number."""
+"""Seconds that a worker waits for another one that is alive; MINDSPORE_PALM_HOST_PATIENCE overrides it."""
 
 
 def install(rank: int, devices: int, target: str = "GPU") -> None:
-    """Has this worker compile partitioned networks for `target` and run them on CPU, with the other workers.
+    """Has this worker compile partitioned networks for `target` and run them on CPU, together with the other workers.
 
-    Called once, in all workers, behind ``mindspore.communication.init()``. A worker that waits for another notices
-    within a second when that one has ended, and fails with a sentence that names it.
+    Every worker calls it once, after ``mindspore.communication.init()``. A worker that waits for one that has ended
+    notices it within a second, and fails with a message that names it.
 
     Raises:
-        UserError: the library cannot be built or does not fit this MindSpore, there is no such target, or the workers
-            cannot reach each other.
+        UserError: the library cannot be built or does not fit this MindSpore, `target` is unknown, or workers cannot
+            reach each other.
     """
-    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun runs the script in its scheduler, too (MS-45)
+    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun runs the script in its scheduler as well (MS-45)
         return
     _check(rank, devices, target)
     extension = build.extension()
@@ -63,26 +63,26 @@ def install(rank: int, devices: int, target: str = "GPU") -> None:
     except RuntimeError as error:
         raise UserError(str(error)) from None
     atexit.register(_end, os.getpid())
-    compilation.take_over(compilation.Target(extension, target, dry=False))
+    compilation.install(compilation.Target(extension, target, dry=False))
 
 
 def install_dry_run(rank: int, devices: int, target: str = "GPU") -> None:
-    """Has this process partition networks as worker `rank` of `devices` would; each ends with `DryRunComplete`.
+    """Has this process partition networks as worker `rank` of `devices` would; each one raises `DryRunComplete`.
 
-    May be called again, for another rank or number of devices; `uninstall` ends it.
+    It may be called again for another rank or number of devices; `uninstall` undoes it.
 
     Raises:
-        UserError: as `install`.
+        UserError: as for `install`.
     """
     _check(rank, devices, target)
     extension = build.extension()
     extension.install_dry_run(rank, devices)
-    compilation.take_over(compilation.Target(extension, target, dry=True))
+    compilation.install(compilation.Target(extension, target, dry=True))
 
 
 def uninstall() -> None:
-    """MindSpore compiles as it did before `install` or `install_dry_run`."""
-    compilation.give_back()
+    """Undoes `install` and `install_dry_run`: MindSpore compiles as before."""
+    compilation.uninstall()
 
 
 def _check(rank: int, devices: int, target: str) -> None:
@@ -101,5 +101,5 @@ def _patience() -> float:
 
 
 def _end(pid: int) -> None:
-    if os.getpid() == pid:  # a forked process ends for itself alone
+    if os.getpid() == pid:  # a forked process does not end for its parent
         build.extension().end()

@@ -1,4 +1,4 @@
-// What of the host back end MindSpore's own registries point to.
+// The parts of the host back end that MindSpore's own registries call.
 #ifndef MINDSPORE_PALM_PARALLEL_HOST_BACK_END_H_
 #define MINDSPORE_PALM_PARALLEL_HOST_BACK_END_H_
 
@@ -8,11 +8,11 @@
 
 namespace mindspore_palm::host {
 
-// The ranks of a group in their order; the world's for a name of the world.
-// Throws std::runtime_error: nobody has made such a group.
+// The ranks of a group, in order; all ranks for a name of the world group.
+// Throws std::runtime_error: there is no such group.
 std::vector<uint32_t> RanksOf(const std::string &group);
 
-// Has MindSpore take AllGather, AllReduce and ReduceScatter on CPU from kernels.cc.
+// Replaces MindSpore's CPU kernels of AllGather, AllReduce and ReduceScatter by those of kernels.cc.
 void RegisterKernels();
 
 }  // namespace mindspore_palm::host

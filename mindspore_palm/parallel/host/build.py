@@ -1,24 +1,19 @@
-"""Builds the C++ part at its first use, by MindSpore's own builder, and keeps it for the next time."""
+"""Has MindSpore's own builder compile the C++ part at first use; ``native`` keeps the result."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import importlib.util
 import logging
-import os
-import platform
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import mindspore as ms
 
+from mindspore_palm import native
 from mindspore_palm.errors import UserError
-from mindspore_palm.native import CACHE, cache_root, compiler, environment, missing_tool, path_of_interpreter
 
 VERSION = "2.10."
 """Releases of MindSpore whose internals the C++ part was written for (MS-51)."""
@@ -26,7 +21,7 @@ VERSION = "2.10."
 _NAME = "mindspore_palm_host"
 _HERE = Path(__file__).parent
 _CFLAGS = "-O3 -DWITH_BACKEND -DENABLE_CPU"
-# MindSpore's libraries are loaded when this one is, and they have among them what the headers' inline functions name.
+# MindSpore's libraries are loaded before this one, and among them they define what the headers' inline functions name.
 _LDFLAGS = "-Wl,--unresolved-symbols=ignore-all -lmindspore_common -lmindspore_hardware_abstract -lmindspore_ops_host"
 _LOADED: dict[str, ModuleType] = {}
 
@@ -35,57 +30,39 @@ def extension() -> ModuleType:
     """The C++ part, built unless this machine has it already.
 
     Raises:
-        UserError: this MindSpore is not the one it was written for; or it must be built, and the compiler is missing
-            or fails; or what is in the cache does not load.
+        UserError: it was written for another MindSpore; or ``native.load`` cannot build or load it.
     """
     if _NAME not in _LOADED:
         _check_version()
-        folder = cache_folder()
-        library = folder / f"{_NAME}.so"
-        if not library.exists():
-            with _locked(folder):
-                if not library.exists():  # another worker may have built it while this one waited
-                    _build(folder, library)
-        _LOADED[_NAME] = _load(library)
+        _LOADED[_NAME] = native.load(cpp_part())
     return _LOADED[_NAME]
 
 
-def cache_folder() -> Path:
-    """Where the built library is kept: a folder per MindSpore, Python, machine and content of the sources."""
-    digest = hashlib.sha256()
-    for part in (platform.machine(), sys.implementation.cache_tag, _CFLAGS, _LDFLAGS):
-        digest.update(part.encode())
-    for path in sorted([*_HERE.glob("*.cc"), *_HERE.glob("*.h")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return cache_root() / f"host-{ms.__version__}-{digest.hexdigest()[:12]}"
+def cpp_part() -> native.CppPart:
+    """The C++ part, for this MindSpore and this Python."""
+    return native.CppPart(
+        name=_NAME,
+        title="the C++ part of the host back end",
+        cache_name=f"host-{ms.__version__}",
+        sources=_HERE,
+        settings=(ms.__version__, sys.implementation.cache_tag, _CFLAGS, _LDFLAGS),
+        compile=_compile,
+        load=_load,
+        tools={"ninja": "ninja-build"},
+    )
 
 
 def _check_version() -> None:
     if not ms.__version__.startswith(VERSION):
         raise UserError(
-            f"MindSpore {ms.__version__} is installed, but workers on CPU lean on internals of {VERSION}x: install "
+            f"MindSpore {ms.__version__} is installed, but workers on CPU need internals of {VERSION}x: install "
             f"mindspore=={VERSION}0, or run on GPU or Ascend"
         )
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "wb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(
-            f"the C++ part of the host back end cannot be kept in {folder}: {error.strerror}; set "
-            f"{CACHE} to a folder that can be written"
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it ends
-        yield
-
-
-@contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """MS-50: MindSpore logs all that the compiler says; it goes into a file instead."""
+    """MS-50: MindSpore logs all that the compiler prints, which ``native`` writes into a file instead."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -94,21 +71,8 @@ def _silenced() -> Iterator[None]:
         logging.disable(before)
 
 
-def _build(folder: Path, library: Path) -> None:
-    """Builds in a folder inside `folder`, and moves the result there in one step: nobody sees half of it."""
-    command = compiler()
-    for tool, package in ((command[0], "g++"), ("ninja", "ninja-build")):
-        if missing_tool(tool):
-            fix = f"install it (Debian and Ubuntu: apt-get install {package})"
-            if tool not in ("g++", "ninja"):
-                fix = "CXX names it: set CXX to a C++ compiler that is there, or unset it for g++"
-            raise UserError(
-                f"the C++ part of the host back end must be built once, and there is no {tool} in PATH: {fix}"
-            )
-    work = folder / "build"
-    shutil.rmtree(work, ignore_errors=True)  # MS-50, what a killed build left: MindSpore's builder would wait
-    log = folder / "build.log"
-    # Here and not at the top: another MindSpore may not have it, and is told so by _check_version.
+def _compile(command: Sequence[str], work: Path) -> Path:
+    # Imported here because another MindSpore may not have it, which _check_version says in a sentence.
     from mindspore.ops import CustomOpBuilder
 
     third_party = Path(ms.__file__).parent / "include" / "third_party"
@@ -127,29 +91,12 @@ def _build(folder: Path, library: Path) -> None:
         ldflags=_LDFLAGS,
         build_dir=str(work),
     )
-    try:
-        with _silenced(), path_of_interpreter(), environment("CXX", " ".join(command)):  # an empty CXX is none
-            built = builder.build()
-        os.replace(built, library)
-    except (RuntimeError, OSError) as error:  # OSError: a full disk, or a compiler that says nothing and writes nothing
-        text = f"{error}\n"
-        with contextlib.suppress(OSError):
-            log.write_text(text, encoding="utf-8", errors="replace")
-        lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
-        raise UserError(
-            f"the C++ part of the host back end was not built, {log} tells why: {lines[-1].strip()}"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with _silenced(), native.environment("CXX", " ".join(command)):  # CXX may be empty, which MindSpore would take
+        return Path(builder.build())
 
 
 def _load(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(_NAME, library)
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"the C++ part of the host back end does not load: {error}; delete {library.parent}, and it is built again"
-        ) from None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module

@@ -15,10 +15,10 @@ namespace {
 
 using mindspore::TypeId;
 
-constexpr size_t kLine = 64;         // pieces start at cache lines, and so at whole numbers of any type
-constexpr size_t kSmall = 16 << 10;  // up to here everybody reduces everything: it saves a meeting
+constexpr size_t kLine = 64;         // shares start at cache lines, and so at whole elements of any type
+constexpr size_t kSmall = 16 << 10;  // bytes up to which every worker reduces everything: it saves a barrier
 
-// A maximum or minimum of something that holds a NaN is NaN, as in NumPy, whoever holds it.
+// The maximum or minimum is NaN if any worker has a NaN, as in NumPy.
 template <typename Number>
 Number Larger(Number a, Number b) {
   return b > a || b != b ? b : a;
@@ -28,7 +28,7 @@ Number Smaller(Number a, Number b) {
   return b < a || b != b ? b : a;
 }
 
-// out = the parts combined, from the first to the last. Wide is what they are combined in.
+// out = the parts reduced, from the first to the last, in type Wide.
 template <typename Number, typename Wide>
 void Combine(const std::vector<const char *> &parts, char *out, size_t bytes, Reduce reduce) {
   constexpr size_t kBlock = 1024;
@@ -79,11 +79,11 @@ Combiner CombinerOf(TypeId type) {
     case mindspore::kNumberTypeInt64:
       return Combine<int64_t, int64_t>;
     default:
-      throw std::runtime_error("the host back end cannot reduce numbers of MindSpore's type " + std::to_string(type));
+      throw std::runtime_error("the host back end cannot reduce MindSpore's type " + std::to_string(type));
   }
 }
 
-// The parts of all members, at the same offset in their buffers.
+// The buffers of all members, at the same offset.
 void Theirs(Channel *channel, size_t offset, std::vector<const char *> *parts) {
   for (size_t member = 0; member < channel->size(); ++member) (*parts)[member] = channel->Theirs(member) + offset;
 }
@@ -102,11 +102,11 @@ void AllGather(Channel *channel, const char *in, char *out, size_t bytes) {
   std::lock_guard<std::mutex> lock(channel->mutex());
   channel->Begin({Call::kAllGather, 0, 0, bytes});
   for (size_t done = 0; done < bytes; done += Channel::kBuffer) {
-    const size_t piece = std::min(Channel::kBuffer, bytes - done);
-    std::memcpy(channel->Mine(), in + done, piece);
-    channel->Meet();
+    const size_t chunk = std::min(Channel::kBuffer, bytes - done);
+    std::memcpy(channel->Mine(), in + done, chunk);
+    channel->Barrier();
     for (size_t member = 0; member < channel->size(); ++member) {
-      std::memcpy(out + member * bytes + done, channel->Theirs(member), piece);
+      std::memcpy(out + member * bytes + done, channel->Theirs(member), chunk);
     }
   }
 }
@@ -119,14 +119,14 @@ void ReduceScatter(Channel *channel, const char *in, char *out, size_t bytes, Ty
   std::vector<const char *> parts(members);
   channel->Begin({Call::kReduceScatter, uint8_t(reduce), uint8_t(type), members * bytes});
   for (size_t done = 0; done < bytes; done += most) {
-    const size_t piece = std::min(most, bytes - done);
+    const size_t chunk = std::min(most, bytes - done);
     char *mine = channel->Mine();
     for (size_t member = 0; member < members; ++member) {
-      std::memcpy(mine + member * most, in + member * bytes + done, piece);
+      std::memcpy(mine + member * most, in + member * bytes + done, chunk);
     }
-    channel->Meet();
+    channel->Barrier();
     Theirs(channel, channel->me() * most, &parts);
-    combine(parts, out + done, piece, reduce);
+    combine(parts, out + done, chunk, reduce);
   }
 }
 
@@ -137,23 +137,23 @@ void AllReduce(Channel *channel, const char *in, char *out, size_t bytes, TypeId
   std::vector<const char *> parts(members);
   channel->Begin({Call::kAllReduce, uint8_t(reduce), uint8_t(type), bytes});
   for (size_t done = 0; done < bytes; done += Channel::kBuffer) {
-    const size_t piece = std::min(Channel::kBuffer, bytes - done);
-    std::memcpy(channel->Mine(), in + done, piece);
-    channel->Meet();
-    if (members == 2 || piece <= kSmall) {
+    const size_t chunk = std::min(Channel::kBuffer, bytes - done);
+    std::memcpy(channel->Mine(), in + done, chunk);
+    channel->Barrier();
+    if (members == 2 || chunk <= kSmall) {
       Theirs(channel, 0, &parts);
-      combine(parts, out + done, piece, reduce);
+      combine(parts, out + done, chunk, reduce);
       continue;
     }
-    // Everybody reduces one share of the piece; then all collect the shares.
-    const size_t share = (piece / members + kLine) / kLine * kLine;
-    const size_t start = std::min(channel->me() * share, piece);
+    // Each member reduces one share of the chunk; then all gather the shares.
+    const size_t share = (chunk / members + kLine) / kLine * kLine;
+    const size_t start = std::min(channel->me() * share, chunk);
     Theirs(channel, start, &parts);
-    combine(parts, channel->Mine() + start, std::min(share, piece - start), reduce);
-    channel->Meet();
+    combine(parts, channel->Mine() + start, std::min(share, chunk - start), reduce);
+    channel->Barrier();
     for (size_t member = 0; member < members; ++member) {
-      const size_t from = std::min(member * share, piece);
-      std::memcpy(out + done + from, channel->Theirs(member) + from, std::min(share, piece - from));
+      const size_t from = std::min(member * share, chunk);
+      std::memcpy(out + done + from, channel->Theirs(member) + from, std::min(share, chunk - from));
     }
   }
 }

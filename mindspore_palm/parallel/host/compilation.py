@@ -1,4 +1,4 @@
-"""Has MindSpore partition for an accelerator that is not there, and answers for it."""
+"""Has MindSpore partition for an accelerator that this machine does not have."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from mindspore.parallel._auto_parallel_context import auto_parallel_context
 from mindspore_palm.errors import UserError
 
 PARTITIONED = ("semi_auto_parallel", "auto_parallel")
-"""Parallel modes in which MindSpore cuts the graph itself, and refuses to for a CPU."""
+"""Parallel modes in which MindSpore partitions the graph itself, but not for a CPU."""
 
 
 class DryRunComplete(Exception):
-    """The network was partitioned; in a dry run there is nothing more to do."""
+    """The network was partitioned, which completes a dry run."""
 
 
 @functools.cache
 def _replaced() -> list[tuple[object, str, Any]]:
-    """What is replaced in MindSpore (MS-51): where, its name, and what was there."""
-    # Here and not at the top: another MindSpore may not have them, and is told so when the C++ part is asked for.
+    """Attributes of MindSpore that are replaced (MS-51): owner, name and original value."""
+    # Imported here because another MindSpore may not have them; building the C++ part reports that in a sentence.
     from mindspore._c_expression import GraphExecutor_, JitExecutor_
 
-    places = [(GraphExecutor_, "compile"), (JitExecutor_, "compile")]
-    places += [(management, "_get_rank_helper"), (management, "_get_size_helper")]
-    return [(place, name, getattr(place, name)) for place, name in places]
+    attributes = [(GraphExecutor_, "compile"), (JitExecutor_, "compile")]
+    attributes += [(management, "_get_rank_helper"), (management, "_get_size_helper")]
+    return [(owner, name, getattr(owner, name)) for owner, name in attributes]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What partitioned networks are compiled for."""
+    """The target that partitioned networks are compiled for."""
 
     extension: ModuleType
     name: str
     dry: bool
 
 
-def take_over(target: Target) -> None:
-    """Compiles every network that is partitioned for `target`, and all others for CPU as before (MS-01).
+def install(target: Target) -> None:
+    """Has MindSpore compile partitioned networks for `target`, and all others for CPU as before (MS-01).
 
     Raises:
-        UserError: MindSpore does not take the step between its front end and its back end.
+        UserError: MindSpore rejects the pass between its front end and its back end.
     """
-    give_back()
+    uninstall()
     if not target.dry:
-        _hand_over(target.extension)
-    for place, name, original in _replaced():
+        _register_handover(target.extension)
+    for owner, name, original in _replaced():
         if name == "compile":
-            place.compile = _aimed(original, target)
-    if target.dry:  # without init(), MindSpore's own would say that this is worker 0 of 1
-        management._get_rank_helper = _answer(target.extension.group_rank)
-        management._get_size_helper = _answer(target.extension.group_size)
+            owner.compile = _compiler_for(target, original)
+    if target.dry:  # without init(), MindSpore's own helpers return worker 0 of 1
+        management._get_rank_helper = _helper(target.extension.group_rank)
+        management._get_size_helper = _helper(target.extension.group_size)
         _setters()["global_rank"] = lambda rank: _context_handle().set_global_rank(rank)  # MS-02: Python stops at 4095
 
 
-def give_back() -> None:
-    """MindSpore is as it was."""
-    for place, name, original in _replaced():
-        setattr(place, name, original)
+def uninstall() -> None:
+    """Restores all that is replaced in MindSpore."""
+    for owner, name, original in _replaced():
+        setattr(owner, name, original)
     _setters()["global_rank"] = auto_parallel_context().set_global_rank
 
 
 def _setters() -> dict[str, Callable[..., None]]:
-    """What MindSpore calls to set each part of its parallel context."""
+    """MindSpore's setters of its parallel context, by name."""
     from mindspore.parallel import _auto_parallel_context
 
     return _auto_parallel_context._set_auto_parallel_context_func_map
@@ -78,16 +78,16 @@ def _context_handle() -> Any:
     return auto_parallel_context()._context_handle
 
 
-@functools.cache  # MS-17: MindSpore would take the step once more for each time that it is told
-def _hand_over(extension: ModuleType) -> None:
-    """Has MindSpore's front end, when it is done with a network that is partitioned, leave it to the CPU's back end."""
+@functools.cache  # MS-17: MindSpore would run the pass once for each registration
+def _register_handover(extension: ModuleType) -> None:
+    """Registers the pass at the end of MindSpore's front end that hands partitioned networks to the CPU's back end."""
     from mindspore.graph import CustomPassType, register_custom_pass
 
     if not register_custom_pass(extension.HANDOVER, extension.__file__, "all", CustomPassType.FULL_GRAPH):
-        raise UserError("MindSpore does not take the step between its front end and the CPU; its log tells why")
+        raise UserError("MindSpore rejects the pass between its front end and the CPU; see its log")
 
 
-def _aimed(compiler: Callable[..., Any], target: Target) -> Callable[..., Any]:
+def _compiler_for(target: Target, compiler: Callable[..., Any]) -> Callable[..., Any]:
     from mindspore.parallel._utils import _clear_auto_parallel_context
 
     extension = target.extension
@@ -102,7 +102,7 @@ def _aimed(compiler: Callable[..., Any], target: Target) -> Callable[..., Any]:
         except RuntimeError as error:
             if extension.DRY_RUN_COMPLETE not in str(error):
                 raise
-            _clear_auto_parallel_context(args[0])  # as MindSpore does behind a compilation that ends
+            _clear_auto_parallel_context(args[0])  # as MindSpore does after a compilation
             raise DryRunComplete(f"partitioned for {target.name}") from None
         finally:
             extension.aim_at_cpu()
@@ -110,8 +110,8 @@ def _aimed(compiler: Callable[..., Any], target: Target) -> Callable[..., Any]:
     return compile_for_target
 
 
-def _answer(ask: Callable[[str], int]) -> Callable[[str], int]:
+def _helper(query: Callable[[str], int]) -> Callable[[str], int]:
     def helper(group: str) -> int:
-        return ask(group)
+        return query(group)
 
     return helper

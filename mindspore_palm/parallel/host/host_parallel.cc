@@ -1,9 +1,9 @@
-// What has MindSpore 2.10 partition a network on a machine without accelerators, and run the parts on CPU.
+// Has MindSpore 2.10 partition networks on a machine without accelerators, and run the partitions on CPU.
 //
-// The front end (parse, differentiate, partition, optimise) refuses the CPU as a target of semi-auto parallel, but it
-// only asks for the target's name and for its communication groups. So it is told "GPU" or "Ascend". Behind the front
-// end's optimisation comes a step of our own: from there on the target is the CPU, and the back end sees no other. In a
-// dry run the target stays, and the back end begins by asking for its device: that is where the run ends.
+// The front end (parse, differentiate, partition, optimize) rejects the CPU as a target of semi-auto parallel, but it
+// only needs the target's name and its communication groups. So it gets "GPU" or "Ascend". After the front end's
+// optimization comes a pass of our own: from there on the target is the CPU, and the back end sees no other. In a dry
+// run the target stays, and the back end first asks for its device: there the dry run ends.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -19,7 +19,7 @@
 #include "ccsrc/include/runtime/hardware_abstract/device_context/device_context.h"
 #include "ccsrc/include/runtime/hardware_abstract/device_context/device_context_manager.h"
 #include "ccsrc/include/utils/comm_manager.h"
-#include "exchange.h"
+#include "shared_memory.h"
 #include "include/utils/custom_pass/custom_pass_plugin.h"
 #include "ir/func_graph.h"
 #include "ir/manager.h"
@@ -39,15 +39,15 @@ constexpr char kDryRunComplete[] = "MINDSPORE_PALM_DRY_RUN_COMPLETE";
 constexpr char kHandover[] = "mindspore_palm_handover";
 const std::set<std::string> kWorlds = {"hccl_world_group", "nccl_world_group", "mccl_world_group"};
 
-// Who this process is, or in a dry run: plays.
-struct Part {
+// The rank of this process; in a dry run, the one it plays.
+struct Role {
   uint32_t rank{0};
   uint32_t devices{1};
   bool dry{true};
 };
-Part g_part;
+Role g_role;
 
-// Answers what the partitioner asks about groups.
+// Communication groups, for the partitioner.
 class Groups : public mindspore::CommManager {
  public:
   Groups() : CommManager("host") {}
@@ -56,8 +56,8 @@ class Groups : public mindspore::CommManager {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = groups_.find(group);
     if (found != groups_.end() && found->second == ranks) return true;
-    // Python asks MindSpore's own manager how many members a group has, and who of them this process is.
-    if (!g_part.dry && !CollectiveManager::instance()->CreateCommunicationGroup(group, ranks)) return false;
+    // Python asks MindSpore's own manager for the size of a group and the rank of this process in it.
+    if (!g_role.dry && !CollectiveManager::instance()->CreateCommunicationGroup(group, ranks)) return false;
     groups_[group] = ranks;
     return true;
   }
@@ -65,13 +65,13 @@ class Groups : public mindspore::CommManager {
   bool DestroyGroup(const std::string &group) const override {
     std::lock_guard<std::mutex> lock(mutex_);
     groups_.erase(group);
-    return g_part.dry || CollectiveManager::instance()->DestroyCommunicationGroup(group);
+    return g_role.dry || CollectiveManager::instance()->DestroyCommunicationGroup(group);
   }
 
   bool GetRankID(const std::string &group, unsigned *rank) const override {
     const std::vector<uint32_t> ranks = Ranks(group);
-    const auto found = std::find(ranks.begin(), ranks.end(), g_part.rank);
-    *rank = found == ranks.end() ? g_part.rank : static_cast<unsigned>(found - ranks.begin());
+    const auto found = std::find(ranks.begin(), ranks.end(), g_role.rank);
+    *rank = found == ranks.end() ? g_role.rank : static_cast<unsigned>(found - ranks.begin());
     return true;
   }
 
@@ -80,25 +80,25 @@ class Groups : public mindspore::CommManager {
     return true;
   }
 
-  uint32_t GetRank() override { return g_part.rank; }
+  uint32_t GetRank() override { return g_role.rank; }
 
   std::vector<uint32_t> Ranks(const std::string &group) const {
     if (kWorlds.count(group) != 0) {
-      std::vector<uint32_t> all(g_part.devices);
+      std::vector<uint32_t> all(g_role.devices);
       std::iota(all.begin(), all.end(), 0);
       return all;
     }
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = groups_.find(group);
     if (found != groups_.end()) return found->second;
-    if (!g_part.dry) {  // made in Python, by create_group
+    if (!g_role.dry) {  // created in Python, by create_group
       const auto ranks = CollectiveManager::instance()->GetGroupRanks(group);
       if (!ranks.empty()) return ranks;
     }
-    throw std::runtime_error("no communication group is called " + group);
+    throw std::runtime_error("there is no communication group " + group);
   }
 
-  void Forget() {
+  void Clear() {
     std::lock_guard<std::mutex> lock(mutex_);
     groups_.clear();
   }
@@ -113,7 +113,7 @@ const std::shared_ptr<Groups> &AllGroups() {
   return groups;
 }
 
-// The id that MindSpore knows the CPU by: whatever it was before the first network was compiled for something else.
+// MindSpore's id of the CPU: the one before the first network was compiled for another target.
 uint32_t CpuId() {
   static const uint32_t id = DeviceManagerConf::GetInstance()->device_id();
   return id;
@@ -122,29 +122,29 @@ uint32_t CpuId() {
 void AimAtCpu() { DeviceManagerConf::GetInstance()->set_device("CPU", CpuId(), false); }
 
 std::shared_ptr<mindspore::device::DeviceContext> Device(const DeviceContextKey &) {
-  if (g_part.dry) throw std::runtime_error(kDryRunComplete);
-  throw std::runtime_error("the host back end has no such device, and expects to be asked for none");
+  if (g_role.dry) throw std::runtime_error(kDryRunComplete);
+  throw std::runtime_error("the host back end has no such device");
 }
 
-// The front end's last step of a network that is partitioned: the target is the CPU.
+// The last pass of the front end for a partitioned network: it sets the CPU as the target.
 class Handover : public mindspore::opt::Pass {
  public:
   Handover() : mindspore::opt::Pass(kHandover) {}
 
   bool Run(const mindspore::FuncGraphPtr &graph) override {
-    if (g_part.dry || DeviceManagerConf::GetInstance()->GetDeviceTarget() == "CPU") return false;
+    if (g_role.dry || DeviceManagerConf::GetInstance()->GetDeviceTarget() == "CPU") return false;
     AimAtCpu();
-    // MS-16: MindSpore notes on Load, UpdateState and their like the target that it found for them. If that is another one
-    // than the kernels', the back end cuts the graph in a hundred places, and the order of reads and writes of a
-    // weight, which these nodes alone keep, is lost between the pieces.
+    // MS-16: MindSpore notes on Load, UpdateState and similar nodes the target that it chose for them. If it is not
+    // that of the kernels, the back end splits the graph in a hundred places, and the order of reads and writes of a
+    // weight, which only these nodes keep, is lost between the parts.
     for (const auto &node : graph->manager()->all_nodes()) {
       node->set_user_data("primitive_target", std::shared_ptr<std::string>());
     }
-    return false;  // the graph is what it was
+    return false;  // the graph is unchanged
   }
 };
 
-// What MindSpore asks for steps to add to its own.
+// Gives MindSpore our pass.
 class Plugin : public mindspore::opt::CustomPassPlugin {
  public:
   std::string GetPluginName() const override { return "Plugin"; }
@@ -165,26 +165,26 @@ void Register() {
 }
 
 void InstallDryRun(uint32_t rank, uint32_t devices) {
-  // Groups are kept: MindSpore names one after its ranks, and asks for the same one but once a process.
+  // Groups are kept: MindSpore names a group after its ranks, and creates the same one only once per process.
   Register();
-  g_part = {rank, devices, true};
+  g_role = {rank, devices, true};
 }
 
 void Install(uint32_t rank, uint32_t devices, double patience) {
   if (!World::IsOpen()) {
-    std::vector<Card> cards(devices);
-    const Card mine = World::Introduce();
+    std::vector<WorkerInfo> workers(devices);
+    const WorkerInfo mine = World::CreateBoard();
     if (devices == 1) {
-      cards[0] = mine;
+      workers[0] = mine;
     } else {
-      constexpr size_t kNumbers = sizeof(Card) / sizeof(int64_t);
+      constexpr size_t kFields = sizeof(WorkerInfo) / sizeof(int64_t);
       auto *library = CollectiveManager::instance()->host_comm_lib();
-      if (library == nullptr || !library->AllGather(&mine, cards.data(), kNumbers, mindspore::kNumberTypeInt64,
+      if (library == nullptr || !library->AllGather(&mine, workers.data(), kFields, mindspore::kNumberTypeInt64,
                                                     library->global_group_name())) {
         throw std::runtime_error("workers cannot be reached: call mindspore.communication.init() first, under msrun");
       }
     }
-    World::Open(rank, cards, patience);
+    World::Open(rank, workers, patience);
   }
   const World &world = World::Get();
   if (world.rank() != rank || world.size() != devices) {
@@ -193,8 +193,8 @@ void Install(uint32_t rank, uint32_t devices, double patience) {
   }
   Register();
   RegisterKernels();
-  AllGroups()->Forget();
-  g_part = {rank, devices, false};
+  AllGroups()->Clear();
+  g_role = {rank, devices, false};
   if (devices == 1) return;
   std::vector<uint32_t> all(devices);
   std::iota(all.begin(), all.end(), 0);
@@ -227,13 +227,13 @@ PYBIND11_MODULE(MS_EXTENSION_NAME, module) {
   using namespace mindspore_palm::host;  // NOLINT: nothing else is in this file
   module.attr("DRY_RUN_COMPLETE") = kDryRunComplete;
   module.attr("HANDOVER") = kHandover;
-  module.def("install", &Install, "rank, devices, patience in seconds: this process works in a run");
-  module.def("install_dry_run", &InstallDryRun, "rank, devices: this process only partitions, as if it did");
-  module.def("aim", &Aim, "target: what compiles next is compiled for it");
-  module.def("aim_at_cpu", &AimAtCpu, "what compiles next is compiled for this machine");
+  module.def("install", &Install, "rank, devices, patience in seconds: this process is a worker of a run");
+  module.def("install_dry_run", &InstallDryRun, "rank, devices: this process only partitions, as that worker would");
+  module.def("aim", &Aim, "target: networks are compiled for it from now on");
+  module.def("aim_at_cpu", &AimAtCpu, "networks are compiled for this machine from now on");
   module.def("group_size", &GroupSize);
   module.def("group_rank", &GroupRank);
   module.def("end", []() {
     if (World::IsOpen()) World::Get().End();
-  }, "tells the other workers not to wait for this one any more");
+  }, "tells the other workers not to wait for this one");
 }

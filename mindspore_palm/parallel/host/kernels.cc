@@ -1,8 +1,8 @@
-// MindSpore's collective kernels for CPU, on shared memory.
+// Collective kernels for MindSpore on CPU, in shared memory.
 //
-// MS-42: MindSpore 2.10 has an AllReduce for CPU that can only sum, AllGather over all workers alone, and no ReduceScatter; the
-// library below them has a ReduceScatter that does nothing and answers that it was done. All go through TCP: 4 MB summed
-// over four workers on two cores took 28 ms, and takes 2 ms here.
+// MS-42: MindSpore 2.10 has an AllReduce for CPU that only sums, an AllGather that only spans all workers, and no
+// ReduceScatter; the library below them has a ReduceScatter that does nothing and reports success. All go through TCP:
+// an all-reduce of 4 MB over four workers on two cores took 28 ms, and takes 2 ms here.
 #include <cstring>
 #include <memory>
 #include <string>
@@ -21,11 +21,11 @@ using mindspore::kernel::KernelTensor;
 
 using Tensors = std::vector<KernelTensor *>;
 
-const std::vector<TypeId> kNumbers = {
+const std::vector<TypeId> kReducible = {
     mindspore::kNumberTypeFloat16, mindspore::kNumberTypeBFloat16, mindspore::kNumberTypeFloat32,
     mindspore::kNumberTypeInt8,    mindspore::kNumberTypeInt16,    mindspore::kNumberTypeInt32,
     mindspore::kNumberTypeInt64};
-const std::vector<TypeId> kAnything = {
+const std::vector<TypeId> kAllTypes = {
     mindspore::kNumberTypeBool,     mindspore::kNumberTypeUInt8,   mindspore::kNumberTypeUInt16,
     mindspore::kNumberTypeUInt32,   mindspore::kNumberTypeUInt64,  mindspore::kNumberTypeFloat16,
     mindspore::kNumberTypeBFloat16, mindspore::kNumberTypeFloat32, mindspore::kNumberTypeFloat64,
@@ -40,8 +40,8 @@ class GroupKernel : public mindspore::kernel::NativeCpuKernelMod {
   }
 
   bool Launch(const Tensors &in, const Tensors &, const Tensors &out) override {
-    // Several tensors in one kernel come one after the other: every worker has them in the same order.
-    for (size_t i = 0; i < in.size(); ++i) Exchange(*in[i], *out[i]);
+    // A kernel may have several tensors; every worker has them in the same order.
+    for (size_t i = 0; i < in.size(); ++i) LaunchOne(*in[i], *out[i]);
     return true;
   }
 
@@ -54,18 +54,18 @@ class GroupKernel : public mindspore::kernel::NativeCpuKernelMod {
   }
 
  protected:
-  virtual const std::vector<TypeId> &Types() const { return kNumbers; }
+  virtual const std::vector<TypeId> &Types() const { return kReducible; }
   virtual void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) = 0;
 
   Reduce Reduction() const { return ReduceOf(mindspore::GetValue<std::string>(primitive_->GetAttr("op"))); }
-  static const char *Data(const KernelTensor &tensor) { return static_cast<const char *>(tensor.device_ptr()); }
-  static char *Room(const KernelTensor &tensor) { return static_cast<char *>(tensor.device_ptr()); }
+  static const char *Input(const KernelTensor &tensor) { return static_cast<const char *>(tensor.device_ptr()); }
+  static char *Output(const KernelTensor &tensor) { return static_cast<char *>(tensor.device_ptr()); }
 
  private:
-  void Exchange(const KernelTensor &in, const KernelTensor &out) {
+  void LaunchOne(const KernelTensor &in, const KernelTensor &out) {
     if (ranks_.empty()) ranks_ = RanksOf(group_);
     if (ranks_.size() == 1) {
-      std::memcpy(Room(out), Data(in), out.size());
+      std::memcpy(Output(out), Input(in), out.size());
       return;
     }
     if (channel_ == nullptr) channel_ = World::Get().Join(group_, ranks_);
@@ -79,23 +79,23 @@ class GroupKernel : public mindspore::kernel::NativeCpuKernelMod {
 
 class AllGatherKernel : public GroupKernel {
  protected:
-  const std::vector<TypeId> &Types() const override { return kAnything; }
+  const std::vector<TypeId> &Types() const override { return kAllTypes; }
   void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) override {
-    AllGather(channel, Data(in), Room(out), in.size());
+    AllGather(channel, Input(in), Output(out), in.size());
   }
 };
 
 class AllReduceKernel : public GroupKernel {
  protected:
   void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) override {
-    AllReduce(channel, Data(in), Room(out), out.size(), in.dtype_id(), Reduction());
+    AllReduce(channel, Input(in), Output(out), out.size(), in.dtype_id(), Reduction());
   }
 };
 
 class ReduceScatterKernel : public GroupKernel {
  protected:
   void Run(Channel *channel, const KernelTensor &in, const KernelTensor &out) override {
-    ReduceScatter(channel, Data(in), Room(out), out.size(), in.dtype_id(), Reduction());
+    ReduceScatter(channel, Input(in), Output(out), out.size(), in.dtype_id(), Reduction());
   }
 };
 

@@ -1,4 +1,4 @@
-#include "exchange.h"
+#include "shared_memory.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -25,25 +25,25 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr size_t kLine = 64;  // a cache line: what different workers write must not share one
+constexpr size_t kLine = 64;  // a cache line; variables of different workers must not share one
 constexpr size_t kPage = 4096;
-constexpr long kGlance = 100 * 1000 * 1000;  // nanoseconds between two looks at whether those awaited still live
-constexpr int kYields = 16;                  // turns given up before going to sleep: most meetings are short
+constexpr long kPoll = 100 * 1000 * 1000;  // nanoseconds between two checks that the awaited workers are alive
+constexpr int kYields = 16;                // of the processor before going to sleep: most waits are short
 
 double Seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-// MS-34: MindSpore holds an error back for three seconds, and msrun kills all workers within one when the first has ended: the
-// log is told at once.
-[[noreturn]] void Fail(const std::string &what) {
-  std::cerr << "mindspore_palm: " << what << std::endl;
-  throw std::runtime_error(what);
+// MS-34: MindSpore holds an error back for three seconds, and msrun kills all workers within one second after the first
+// has ended. So the message goes to the log at once.
+[[noreturn]] void Fail(const std::string &message) {
+  std::cerr << "mindspore_palm: " << message << std::endl;
+  throw std::runtime_error(message);
 }
 
 std::string Reason() { return std::strerror(errno); }
 
-// Fields 3 and 22 of /proc/PID/stat: state and start time. The name (field 2) may hold spaces and brackets.
-// Returns the start time, 0 for a process that has ended (also one that its parent has not collected yet).
-int64_t Born(int64_t pid) {
+// The start time of a process; 0 if it has ended, even if its parent has not collected it yet.
+// Reads fields 3 and 22 of /proc/PID/stat, state and start time. The name (field 2) may hold spaces and brackets.
+int64_t StartTime(int64_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
   std::string line;
   if (!std::getline(file, line)) return 0;
@@ -54,12 +54,12 @@ int64_t Born(int64_t pid) {
   fields >> state;
   if (state == "Z" || state == "X") return 0;
   for (int field = 4; field < 22; ++field) fields >> skipped;
-  int64_t born = 0;
-  fields >> born;
-  return born;
+  int64_t start_time = 0;
+  fields >> start_time;
+  return start_time;
 }
 
-// FNV-1a: every worker finds the same key for a group, whatever its standard library.
+// FNV-1a: all workers compute the same key for a group, whatever their standard library.
 uint64_t Key(const std::string &group, const std::vector<uint32_t> &ranks) {
   uint64_t hash = 14695981039346656037ull;
   auto add = [&hash](const void *data, size_t bytes) {
@@ -75,12 +75,12 @@ uint64_t Key(const std::string &group, const std::vector<uint32_t> &ranks) {
 SharedMemory::SharedMemory(size_t bytes) : bytes_(bytes) {
   fd_ = memfd_create("mindspore_palm", MFD_CLOEXEC);
   if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(bytes)) != 0) {
-    throw std::runtime_error("no memory to share between workers could be had: " + Reason());
+    throw std::runtime_error("memory to share between workers could not be allocated: " + Reason());
   }
   Map(fd_);
 }
 
-SharedMemory::SharedMemory(const Card &owner, int fd, size_t bytes) : bytes_(bytes) {
+SharedMemory::SharedMemory(const WorkerInfo &owner, int fd, size_t bytes) : bytes_(bytes) {
   const std::string path = "/proc/" + std::to_string(owner.pid) + "/fd/" + std::to_string(fd);
   const int opened = open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (opened < 0) {
@@ -115,56 +115,56 @@ std::string Call::Describe(uint64_t packed) {
          ")";
 }
 
-struct Channel::Seat {
-  alignas(kLine) std::atomic<uint32_t> step;  // the last meeting that this member came to
-  uint64_t call[2];                           // what it does there; by turns, as the buffers
+struct Channel::Member {
+  alignas(kLine) std::atomic<uint32_t> round;  // the last barrier that this member reached
+  uint64_t call[2];                            // its collective there; in turn, as the buffers
 };
 
-struct Channel::Table {
-  alignas(kLine) std::atomic<uint32_t> bell;  // rung when a meeting is complete; sleepers wait for it to change
-  Seat seats[1];                              // as many as there are members
+struct Channel::Header {
+  alignas(kLine) std::atomic<uint32_t> wake;  // changes when a barrier is complete; sleepers wait for that
+  Member members[1];                          // one for each member
 };
 
 size_t Channel::Bytes(size_t members) {
-  const size_t table = (sizeof(Table) + members * sizeof(Seat) + kPage - 1) / kPage * kPage;
-  return table + members * 2 * kBuffer;
+  const size_t header = (sizeof(Header) + members * sizeof(Member) + kPage - 1) / kPage * kPage;
+  return header + members * 2 * kBuffer;
 }
 
 Channel::Channel(World *world, std::string group, std::vector<uint32_t> ranks, std::unique_ptr<SharedMemory> memory)
     : world_(world), group_(std::move(group)), ranks_(std::move(ranks)), memory_(std::move(memory)) {
-  // Memory is all zeros when it is new, and that is what an atomic counter of zero looks like.
-  static_assert(std::atomic<uint32_t>::is_always_lock_free, "a lock would be a process's own");
-  table_ = reinterpret_cast<Table *>(memory_->data());
+  // New memory is all zeros, which is the representation of an atomic counter of zero.
+  static_assert(std::atomic<uint32_t>::is_always_lock_free, "a lock would belong to one process");
+  header_ = reinterpret_cast<Header *>(memory_->data());
   me_ = std::find(ranks_.begin(), ranks_.end(), world_->rank()) - ranks_.begin();
 }
 
-Channel::Seat &Channel::At(size_t member) { return table_->seats[member]; }
+Channel::Member &Channel::At(size_t member) { return header_->members[member]; }
 
-char *Channel::Buffer(size_t member, uint32_t step) {
+char *Channel::Buffer(size_t member, uint32_t round) {
   const size_t buffers = Bytes(size()) - size() * 2 * kBuffer;
-  return memory_->data() + buffers + (member * 2 + (step & 1)) * kBuffer;
+  return memory_->data() + buffers + (member * 2 + (round & 1)) * kBuffer;
 }
 
 void Channel::Begin(const Call &call) { call_ = call.Packed(); }
 
-void Channel::Meet() {
-  ++step_;
-  Seat &mine = At(me_);
-  mine.call[step_ & 1] = call_;
-  mine.step.store(step_);
-  // Stores and loads are sequentially consistent: whoever came last sees that all are there, and rings.
-  if (Complete()) {
-    table_->bell.fetch_add(1);
-    syscall(SYS_futex, &table_->bell, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+void Channel::Barrier() {
+  ++round_;
+  Member &mine = At(me_);
+  mine.call[round_ & 1] = call_;
+  mine.round.store(round_);
+  // Stores and loads are sequentially consistent: the last member to arrive sees that all have, and wakes the others.
+  if (AllArrived()) {
+    header_->wake.fetch_add(1);
+    syscall(SYS_futex, &header_->wake, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   } else {
     Wait();
   }
-  Compare();
+  CheckCalls();
 }
 
-bool Channel::Complete() {
+bool Channel::AllArrived() {
   for (size_t member = 0; member < size(); ++member) {
-    if (static_cast<int32_t>(At(member).step.load() - step_) < 0) return false;  // steps may wrap around
+    if (static_cast<int32_t>(At(member).round.load() - round_) < 0) return false;  // rounds may wrap around
   }
   return true;
 }
@@ -172,21 +172,21 @@ bool Channel::Complete() {
 void Channel::Wait() {
   for (int i = 0; i < kYields; ++i) {
     sched_yield();
-    if (Complete()) return;
+    if (AllArrived()) return;
   }
   const auto since = Clock::now();
-  const timespec glance{0, kGlance};
+  const timespec poll{0, kPoll};
   while (true) {
-    const uint32_t bell = table_->bell.load();
-    if (Complete()) return;
-    const long woken = syscall(SYS_futex, &table_->bell, FUTEX_WAIT, bell, &glance, nullptr, 0);
+    const uint32_t wake = header_->wake.load();
+    if (AllArrived()) return;
+    const long woken = syscall(SYS_futex, &header_->wake, FUTEX_WAIT, wake, &poll, nullptr, 0);
     if (woken == 0 || errno != ETIMEDOUT) continue;
     for (size_t member = 0; member < size(); ++member) {
       const uint32_t rank = ranks_[member];
-      const bool gone = world_->Gone(rank);  // asked before its step is read: it may come, and end after that
-      if (static_cast<int32_t>(At(member).step.load() - step_) >= 0) continue;
+      const bool ended = world_->HasEnded(rank);  // checked before its round is read: it may arrive and then end
+      if (static_cast<int32_t>(At(member).round.load() - round_) >= 0) continue;
       const std::string task = Call::Describe(call_) + " in group " + group_ + " is not possible";
-      if (gone) Fail(world_->Name(rank) + " is gone: " + task + "; its log tells why");
+      if (ended) Fail(world_->Name(rank) + " is gone: " + task + "; see its log");
       if (Seconds(since) > world_->patience()) {
         Fail(world_->Name(rank) + " has not come for " + std::to_string(static_cast<int>(world_->patience())) +
              " s: " + task);
@@ -195,17 +195,17 @@ void Channel::Wait() {
   }
 }
 
-void Channel::Compare() {
+void Channel::CheckCalls() {
   for (size_t member = 0; member < size(); ++member) {
-    const uint64_t theirs = At(member).call[step_ & 1];
+    const uint64_t theirs = At(member).call[round_ & 1];
     if (theirs == call_) continue;
-    Fail("workers disagree in group " + group_ + ": " + world_->Name(world_->rank()) + " does " +
-         Call::Describe(call_) + ", " + world_->Name(ranks_[member]) + " does " + Call::Describe(theirs) +
+    Fail("workers disagree in group " + group_ + ": " + world_->Name(world_->rank()) + " runs " +
+         Call::Describe(call_) + ", " + world_->Name(ranks_[member]) + " runs " + Call::Describe(theirs) +
          "; build the same network in all of them");
   }
 }
 
-// What a worker tells the others as it goes: written by its owner alone, so that no lock is needed.
+// A worker's messages to the others. Only its owner writes it, so that no lock is needed.
 struct World::Board {
   static constexpr uint32_t kGroups = 4096;
   std::atomic<uint32_t> ended;
@@ -221,13 +221,13 @@ std::unique_ptr<SharedMemory> g_board;
 std::unique_ptr<World> g_world;
 }  // namespace
 
-Card World::Introduce() {
+WorkerInfo World::CreateBoard() {
   if (g_board == nullptr) g_board = std::make_unique<SharedMemory>(sizeof(Board));
-  return {getpid(), Born(getpid()), g_board->fd()};
+  return {getpid(), StartTime(getpid()), g_board->fd()};
 }
 
-void World::Open(size_t rank, const std::vector<Card> &cards, double patience) {
-  g_world.reset(new World(rank, cards, patience));
+void World::Open(size_t rank, const std::vector<WorkerInfo> &workers, double patience) {
+  g_world.reset(new World(rank, workers, patience));
 }
 
 bool World::IsOpen() { return g_world != nullptr; }
@@ -237,18 +237,18 @@ World &World::Get() {
   return *g_world;
 }
 
-World::World(size_t rank, std::vector<Card> cards, double patience)
-    : rank_(rank), cards_(std::move(cards)), patience_(patience) {
-  for (size_t other = 0; other < cards_.size(); ++other) {
+World::World(size_t rank, std::vector<WorkerInfo> workers, double patience)
+    : rank_(rank), workers_(std::move(workers)), patience_(patience) {
+  for (size_t other = 0; other < workers_.size(); ++other) {
     if (other == rank) {
       boards_.push_back(std::move(g_board));
       continue;
     }
-    const Card &card = cards_[other];
-    if (Born(card.pid) != card.born) {  // there may be a process with that number, but it is another one
+    const WorkerInfo &worker = workers_[other];
+    if (StartTime(worker.pid) != worker.start_time) {  // a process may have that pid, but it is another one
       throw std::runtime_error(Name(other) + " does not run on this machine: start all workers on one");
     }
-    boards_.push_back(std::make_unique<SharedMemory>(card, static_cast<int>(card.board), sizeof(Board)));
+    boards_.push_back(std::make_unique<SharedMemory>(worker, static_cast<int>(worker.board), sizeof(Board)));
   }
 }
 
@@ -280,14 +280,14 @@ std::shared_ptr<Channel> World::Join(const std::string &group, const std::vector
   const Board &board = BoardOf(first);
   const auto since = Clock::now();
   while (true) {
-    const bool gone = Gone(first);
+    const bool ended = HasEnded(first);
     for (uint32_t i = 0, count = board.groups.load(); i < count; ++i) {
       if (board.group[i].key != key) continue;
-      auto memory = std::make_unique<SharedMemory>(cards_[first], static_cast<int>(board.group[i].fd), bytes);
+      auto memory = std::make_unique<SharedMemory>(workers_[first], static_cast<int>(board.group[i].fd), bytes);
       channel = std::make_shared<Channel>(this, group, ranks, std::move(memory));
       return channel;
     }
-    if (gone) Fail(Name(first) + " is gone: it did not open group " + group);
+    if (ended) Fail(Name(first) + " is gone: it did not open group " + group);
     if (Seconds(since) > patience_) Fail(Name(first) + " has not opened group " + group);
     const timespec pause{0, 1000 * 1000};
     nanosleep(&pause, nullptr);
@@ -296,12 +296,12 @@ std::shared_ptr<Channel> World::Join(const std::string &group, const std::vector
 
 void World::End() { const_cast<Board &>(BoardOf(rank_)).ended.store(1); }
 
-bool World::Gone(size_t rank) const {
-  return BoardOf(rank).ended.load() != 0 || Born(cards_[rank].pid) != cards_[rank].born;
+bool World::HasEnded(size_t rank) const {
+  return BoardOf(rank).ended.load() != 0 || StartTime(workers_[rank].pid) != workers_[rank].start_time;
 }
 
 std::string World::Name(size_t rank) const {
-  return "worker " + std::to_string(rank) + " (pid " + std::to_string(cards_[rank].pid) + ")";
+  return "worker " + std::to_string(rank) + " (pid " + std::to_string(workers_[rank].pid) + ")";
 }
 
 }  // namespace mindspore_palm::host

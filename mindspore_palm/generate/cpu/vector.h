@@ -1,0 +1,105 @@
+// SIMD vectors of kLanes float32 values, and the few functions of them that a decoding step needs.
+//
+// All headers of this folder belong to one translation unit, step.cc. Their unnamed namespace gives every function
+// internal linkage: the compiler inlines as within one file, and two builds in one process have nothing in common.
+#ifndef MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
+#define MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+typedef int32_t IntVector __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
+
+inline Vector Load(const float *from) { return *reinterpret_cast<const Vector *>(from); }
+inline void Store(float *to, Vector v) { *reinterpret_cast<Vector *>(to) = v; }
+// x in all lanes. x - 0 compiles to a bare broadcast; x + 0 would stay an addition, because -0 + 0 is 0.
+inline Vector Broadcast(float x) { return x - Vector{}; }
+
+// Horizontal sums of four vectors. Each step packs the halves of two vectors into one.
+inline void SumFour(const Vector *v, float *sums) {
+  IntVector even, odd, low, high, lane;
+  for (int i = 0; i < kLanes; ++i) {
+    even[i] = i / 2 * 2 + i % 2 * kLanes;
+    odd[i] = even[i] + 1;
+    low[i] = i / 4 * 4 + i % 2 + i / 2 % 2 * kLanes;
+    high[i] = low[i] + 2;
+    lane[i] = i;
+  }
+  const Vector first_pair = __builtin_shuffle(v[0], v[1], even) + __builtin_shuffle(v[0], v[1], odd);
+  const Vector second_pair = __builtin_shuffle(v[2], v[3], even) + __builtin_shuffle(v[2], v[3], odd);
+  Vector all = __builtin_shuffle(first_pair, second_pair, low) + __builtin_shuffle(first_pair, second_pair, high);
+#pragma GCC unroll 2
+  for (int width = kLanes / 2; width >= 4; width /= 2) all += __builtin_shuffle(all, (lane + width) % kLanes);
+  for (int i = 0; i < 4; ++i) sums[i] = all[i];
+}
+
+// Horizontal sum of one vector.
+inline float Sum(Vector v) {
+  const Vector four[4] = {v};
+  float sums[4];
+  SumFour(four, sums);
+  return sums[0];
+}
+
+// e^x with a relative error of 2e-7: 2^n e^r, |r| <= log(2) / 2. Arguments are clamped to [-87, 88], where float32
+// ends; NaN stays NaN.
+inline Vector Exp(Vector x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector low = Broadcast(-87.0f), high = Broadcast(88.0f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vector shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector power = Broadcast(1.0f / 5040);
+  for (float factorial : {720.0f, 120.0f, 24.0f, 6.0f, 2.0f, 1.0f, 1.0f}) power = power * r + 1.0f / factorial;
+  return power * reinterpret_cast<Vector>((reinterpret_cast<IntVector>(shifted) << 23) + (127 << 23));
+}
+
+float Exp(float x) { return Exp(Broadcast(x))[0]; }
+
+float Dot(const float *a, const float *b, int64_t count) {
+  Vector sums = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sums += Load(a + i) * Load(b + i);
+  float sum = Sum(sums);
+  for (; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// The size of a row that is padded to whole vectors.
+int64_t Padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// A buffer that starts at a cache line: loads that cross cache lines run at half the speed.
+class AlignedBuffer {
+ public:
+  ~AlignedBuffer() { std::free(data_); }
+  float *data() { return data_; }
+  // Grows to `size` floats, and loses its contents then; never shrinks.
+  void Resize(int64_t size) {
+    if (size <= size_) return;
+    std::free(data_);
+    size_ = 0;
+    data_ = static_cast<float *>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64));
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = size;
+  }
+
+ private:
+  float *data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace
+
+#endif  // MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
