@@ -1,6 +1,6 @@
 """Pairs of a prompt and a target from .jsonl: what is given, and what is learned.
 
-They meet where a prompt and its continuation always meet, see ``data.border``.
+They meet where a prompt and its continuation always meet, see ``data.prompt``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
-from mindspore_palm.data.border import follow
 from mindspore_palm.data.corpus import check_text, corpus_files, json_lines, text_of
 from mindspore_palm.data.files import JSON_LINES, find_files, shown
 from mindspore_palm.data.prepare import Prepared
+from mindspore_palm.data.prompt import encode_pairs
 from mindspore_palm.data.split import held_out
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
@@ -121,7 +121,7 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     if len(texts) < 2:
         raise UserError(f"data.path = {shown(data.path)}: there must be two pairs or more, one of which is held out")
     eod = np.array([tokenizer.eod], np.int32)
-    tokens = follow(tokenizer, ((prompt, target) for prompt, target, _ in texts))
+    tokens = encode_pairs(tokenizer, ((prompt, target) for prompt, target, _ in texts))
     pairs = [Pair(prompt, np.concatenate([target, eod])) for prompt, target in tokens]
     _check_lengths(pairs, [where for _, _, where in texts], data.seq_len)
     out = [held_out(prompt, data.validation_fraction) for prompt, _, _ in texts]

@@ -11,7 +11,7 @@ import numpy as np
 from lm_eval.api.model import LM
 
 from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
-from mindspore_palm.data.border import follow
+from mindspore_palm.data.prompt import encode_pairs
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
 from mindspore_palm.evaluate.tasks import fit_prompt
@@ -78,13 +78,13 @@ class HarnessPaLM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Natural log-likelihood of each continuation, and whether greedy decoding would give it.
 
-        Their border is that of ``data.border``: all choices of a question have the same context.
+        Their border is that of ``data.prompt``: all choices of a question have the same context.
 
         Raises:
             UserError: a continuation does not fit the window, or the logits are not finite.
         """
         rows = []
-        pairs = follow(self._scorer.tokenizer, (request.args for request in requests))
+        pairs = encode_pairs(self._scorer.tokenizer, (request.args for request in requests))
         for number, (context, tokens) in enumerate(pairs, 1):
             whole = np.concatenate([context, tokens])
             rows.append(continuation(whole, len(context), self._scorer.window, f"request {number}"))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
-from mindspore_palm.data.border import Prompt, at_border
 from mindspore_palm.data.corpus import BOM
 from mindspore_palm.data.files import shown
+from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.generate.cpu import step as cpu_step
@@ -244,7 +244,7 @@ class Terminal:
         while True:
             try:
                 line = waiting.pop(0) if waiting else input("> ")
-                new = at_border(tokenizer, prompt_of(os.fsencode(line), "the line") if line else "")
+                new = encode_prompt(tokenizer, prompt_of(os.fsencode(line), "the line") if line else "")
                 count = len(new.context) + len(tokenizer.encode(new.white_space))
                 if count >= context // 2:
                     raise UserError(f"the line has {count:,} tokens; at most {context // 2 - 1:,} fit")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from mindspore_palm import console, surroundings
+from mindspore_palm import console, preflight
 from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.launch import stop, supervisor
 
@@ -23,7 +23,7 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
     console.protect(results)
 
     def begin() -> None:
-        surroundings.check()
+        preflight.check()
         if not trains:
             stop.release()
             return
@@ -41,7 +41,7 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
         try:
             main()
         except (MemoryError, RuntimeError, ImportError) as error:
-            if said := surroundings.explain(error):
+            if said := preflight.explain(error):
                 limited = True
                 raise UserError(said) from None
             raise

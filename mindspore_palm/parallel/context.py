@@ -15,7 +15,7 @@ from mindspore_palm import console
 from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
-from mindspore_palm.surroundings import GRAPH_THREADS, NO_MEMORY, check_threads
+from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
 KINDS = ("Ascend", "GPU", "CPU")
 DEPTH = 100_000  # MS-19: calls within calls of a graph; MindSpore's own 1,000 end at some 100 layers

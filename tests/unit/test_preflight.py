@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspore_palm import surroundings
+from mindspore_palm import preflight
 from mindspore_palm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def test_nothing_is_left_behind(tmp_path):
     """No thread, no memory, the umask that was."""
     mask = os.umask(0o027)
     try:
-        surroundings.check()
+        preflight.check()
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(mask)
@@ -87,19 +87,19 @@ def test_threads_that_cannot_be_started_are_told(monkeypatch):
 
     monkeypatch.setattr("threading.Thread.start", fail)
     with pytest.raises(UserError, match="may not start as many threads as"):
-        surroundings.check_threads(1)
+        preflight.check_threads(1)
 
 
 def test_warnings_stay_warnings(tmp_path):
     assert start(tmp_path, PYTHONWARNINGS="error")[:2] == (0, "done 1\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        surroundings.check()
+        preflight.check()
         with pytest.warns(DeprecationWarning):
             warnings.warn("old", DeprecationWarning, stacklevel=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")  # what a user has silenced stays silent
-        surroundings.check()
+        preflight.check()
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert caught == []
 
@@ -119,6 +119,6 @@ def test_warnings_stay_warnings(tmp_path):
     ],
 )
 def test_errors_of_limits_are_told_from_others(error, said):
-    explained = surroundings.explain(error)
+    explained = preflight.explain(error)
     assert said in explained
     assert bool(explained) == bool(said)

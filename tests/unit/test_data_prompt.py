@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data import Tokenizer, read_pairs
-from mindspore_palm.data.border import at_border, follow, split
+from mindspore_palm.data.prompt import encode_pairs, encode_prompt, split_prompt
 from mindspore_palm.evaluate.questions import Question
 
 CODE = "def f(self, x):\n    return self\n\tx = 0\n  return 0 if x else self.x\n\n\n"
@@ -48,13 +48,13 @@ def any_tokenizer(request, tmp_path_factory):
 @given(prompt=st.text(max_size=12), white_space=st.sampled_from(WHITE_SPACE), text=st.text(min_size=1, max_size=8))
 def test_white_space_may_be_on_either_side_of_the_border(any_tokenizer, prompt, white_space, text):
     """And nothing of the text is lost."""
-    first, second = follow(any_tokenizer, [(prompt + white_space, text), (prompt, white_space + text)])
+    first, second = encode_pairs(any_tokenizer, [(prompt + white_space, text), (prompt, white_space + text)])
     if not prompt[-1:].isspace():  # or the rest of it belongs to the border, too
         for one, other in zip(first, second, strict=True):
             np.testing.assert_array_equal(one, other)
     whole = np.concatenate(first)
     assert any_tokenizer.decode_bytes(whole) == (prompt + white_space + text).encode()
-    found = at_border(any_tokenizer, prompt + white_space)
+    found = encode_prompt(any_tokenizer, prompt + white_space)
     np.testing.assert_array_equal(found.context, first[0])  # what a generation sees
     assert any_tokenizer.decode_bytes(found.context).decode() + found.white_space == prompt + white_space
 
@@ -63,14 +63,14 @@ def test_all_that_follows_a_prompt_has_one_context(any_tokenizer):
     """Also where the prompt ends within a word, and what follows would make one token with its end."""
     for prompt in ("return", "return ", "re", "", " ", "self.x\n", "漢"):
         texts = ["self", "turn", " self", "0", "\n", "漢字", "x = 0"]
-        contexts = {tuple(context) for context, _ in follow(any_tokenizer, [(prompt, text) for text in texts])}
-        assert contexts == {at_border(any_tokenizer, prompt).context}
+        contexts = {tuple(context) for context, _ in encode_pairs(any_tokenizer, [(prompt, text) for text in texts])}
+        assert contexts == {encode_prompt(any_tokenizer, prompt).context}
 
 
-def test_split():
-    assert split("a b \n") == ("a b", " \n")
-    assert split(" \t") == ("", " \t")
-    assert split("") == ("", "")
+def test_split_prompt():
+    assert split_prompt("a b \n") == ("a b", " \n")
+    assert split_prompt(" \t") == ("", " \t")
+    assert split_prompt("") == ("", "")
 
 
 def test_words_are_the_tokens_of_running_text(tmp_path):
@@ -78,7 +78,7 @@ def test_words_are_the_tokens_of_running_text(tmp_path):
     tokenizer = Tokenizer.train([CODE] * 5, 300, tmp_path / "it.model")
     expected = tokenizer.encode("return self")
     for prompt, text in (("return ", "self"), ("return", " self")):
-        ((context, tokens),) = follow(tokenizer, [(prompt, text)])
+        ((context, tokens),) = encode_pairs(tokenizer, [(prompt, text)])
         assert [*context, *tokens] == expected and tokenizer.decode(context) == "return"
 
 
@@ -91,7 +91,7 @@ def test_pairs_meet_at_the_border(any_tokenizer, tmp_path):
     prepared = read_pairs(data, FinetuneConfig(checkpoint="runs/some"), any_tokenizer)
     pairs = [*prepared.train.pairs, *prepared.validation.pairs]
     for (prompt, target), pair in zip(records, pairs, strict=True):
-        found = at_border(any_tokenizer, prompt)
+        found = encode_prompt(any_tokenizer, prompt)
         assert tuple(pair.prompt) == found.context
         assert pair.target[-1] == any_tokenizer.eod
         assert any_tokenizer.decode(pair.target) == found.white_space + target

@@ -31,23 +31,23 @@ class Prompt:
     """The end of the prompt, after the border: what follows begins with it."""
 
 
-def split(prompt: str) -> tuple[str, str]:
+def split_prompt(prompt: str) -> tuple[str, str]:
     """A prompt's text before the border and its white space after it; either may be empty."""
     before = prompt.rstrip()
     return before, prompt[len(before) :]
 
 
-def at_border(tokenizer: Tokenizer, prompt: str) -> Prompt:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> Prompt:
     """A prompt as tokens up to its border, without [eod] before them.
 
     Raises:
         UserError: the text holds a lone surrogate.
     """
-    before, white_space = split(prompt)
+    before, white_space = split_prompt(prompt)
     return Prompt(tuple(tokenizer.encode(before)), white_space)
 
 
-def follow(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+def encode_pairs(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Tokens before and after the border, without [eod].
 
     Args:
@@ -62,7 +62,7 @@ def follow(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple
     """
     texts = []
     for prompt, text in pairs:
-        before, white_space = split(prompt)
+        before, white_space = split_prompt(prompt)
         texts += [before, white_space + text]
     tokens = [np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
     return list(zip(tokens[::2], tokens[1::2], strict=True))
