@@ -80,7 +80,7 @@ def check_output(option: str, file: str | Path, inputs: Sequence[str | Path] = (
 
 
 @contextmanager
-def as_written(names: Mapping[str, str]) -> Iterator[None]:
+def naming_options(names: Mapping[str, str]) -> Iterator[None]:
     """Has messages name the options of a command instead of the settings behind them.
 
     ``{"data.path": "--data"}`` turns "data.path = x: ..." into "--data x: ...".

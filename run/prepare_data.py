@@ -21,7 +21,7 @@ def command(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that go over the file's")
     options = parser.parse_args(arguments)
     from mindspore_palm.data import prepare
-    from mindspore_palm.data.files import shown
+    from mindspore_palm.data.files import printable
     from mindspore_palm.effects import print_notes
     from mindspore_palm.parallel.workers import refuse_workers
     from mindspore_palm.settings import load_settings
@@ -31,7 +31,7 @@ def command(arguments: list[str] | None = None) -> None:
     print_notes(settings, origins, options.overrides, sys.stderr)
     prepared = prepare(settings.data, settings.model.vocab_size)
     print(prepared.summary())
-    print(f"folder      {shown(prepared.folder)}")
+    print(f"folder      {printable(prepared.folder)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

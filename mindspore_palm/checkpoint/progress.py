@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.data.order import Segment, merged
+from mindspore_palm.data.order import Segment, merge_ranges
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import write_json
 
@@ -85,7 +85,7 @@ class Progress:
 
 def skipped(rewinds: Sequence[Rewind], order: str = "") -> list[tuple[int, int]]:
     """The sequences of an order that decisions leave out, as rising ranges that do not touch."""
-    return merged([rewind.skip for rewind in rewinds if rewind.order == order])
+    return merge_ranges([rewind.skip for rewind in rewinds if rewind.order == order])
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:

@@ -128,7 +128,7 @@ def segments_from(
     if (now.ramp, now.seq_len, now.seed) == (last.ramp, last.seq_len, last.seed):
         return record
     before = batches_of(settings, prepared, record, progress.rewinds)
-    return before.continued(step, now.ramp, now.seq_len, now.seed)
+    return before.segments_after_change(step, now.ramp, now.seq_len, now.seed)
 
 
 def same_text(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

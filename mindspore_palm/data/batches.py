@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mindspore_palm.data.order import Order, Segment, merged, order_name, sizes_from, taken
+from mindspore_palm.data.order import Order, Segment, merge_ranges, order_name, sizes_from, taken
 from mindspore_palm.errors import UserError
 
 
@@ -72,7 +72,7 @@ class Batches:
         self._starts = [(self.sequences_before(s.step), s) for s in reversed(self._segments)]
         rest = self.order.first_count
         ahead = [(a + rest, b + rest) for a, b in self._segments[0].ahead]
-        self.skipped = merged([*skipped, *ahead])
+        self.skipped = merge_ranges([*skipped, *ahead])
         self.count = self.order.count
         largest = max(sizes_from(ramp, self.segments[-1].step))
         if self.count < largest and not tokens.repeats:
@@ -102,7 +102,7 @@ class Batches:
         ends = [segment.step for segment in self.segments[1:]] + [step]
         return sum(taken(segment, min(end, step)) for segment, end in zip(self.segments, ends, strict=True))
 
-    def begins(self, step: int) -> int:
+    def nominal_position(self, step: int) -> int:
         """Where in the order of the epochs a step begins if nothing is left out after its segment begins.
 
         Raises:
@@ -118,13 +118,15 @@ class Batches:
             ValueError: the step is of an earlier order.
         """
         self._segment(step)
-        return self._place(self.sequences_before(step))
+        return self._position_of(self.sequences_before(step))
 
     def epoch(self, step: int) -> int:
         """The epoch that a step begins in, from 0."""
         return self.order.locate(self.position(step))[2]
 
-    def continued(self, step: int, ramp: Sequence[tuple[int, int]], seq_len: int, seed: int) -> tuple[Segment, ...]:
+    def segments_after_change(
+        self, step: int, ramp: Sequence[tuple[int, int]], seq_len: int, seed: int
+    ) -> tuple[Segment, ...]:
         """The record of a run that takes ``step`` and later ones with other settings, on the text that is left.
 
         Args:
@@ -181,7 +183,7 @@ class Batches:
             )
         return segment
 
-    def _place(self, number: int) -> int:
+    def _position_of(self, number: int) -> int:
         """Where a sequence that is trained on stands in the order of the epochs; ``number`` counts the run's from 0."""
         before, segment = next(pair for pair in self._starts if pair[0] <= number)
         position = segment.position + number - before
@@ -199,7 +201,7 @@ class Batches:
         number = self.sequences_before(step) + first
         end = number + count
         while number < end:  # a batch may hold the ends of a gap
-            position = self._place(number)
+            position = self._position_of(number)
             gap = next((start - position for start, _ in self.skipped if start > position), count)
             run = min(end - number, gap)
             yield from self.order.numbers(position, run)

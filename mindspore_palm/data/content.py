@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspore_palm.data.files import CorpusFile, opened, shown
+from mindspore_palm.data.files import CorpusFile, open_file, printable
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import write_json
 
@@ -41,8 +41,8 @@ def content_of(files: Sequence[CorpusFile], memory: Path) -> list[list[str]]:
         try:
             digest = _digest(file.path, known, fresh)
         except OSError as error:
-            raise UserError(f"{shown(file.path)}: {error.strerror or error}") from None
-        result.append([file.kind, file.packing, digest])
+            raise UserError(f"{printable(file.path)}: {error.strerror or error}") from None
+        result.append([file.format, file.compression, digest])
     if fresh:
         with contextlib.suppress(OSError):  # it only saves time
             write_json(memory / REMEMBERED, {**known, **fresh})
@@ -50,7 +50,7 @@ def content_of(files: Sequence[CorpusFile], memory: Path) -> list[list[str]]:
 
 
 def _digest(path: Path, known: dict[str, str], fresh: dict[str, str]) -> str:
-    with opened(path) as file:
+    with open_file(path) as file:
         begun, state = time.time(), os.fstat(file.fileno())
         times = (state.st_mtime_ns, state.st_ctime_ns)
         identity = " ".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from mindspore_palm.data.files import JSON_LINES, PARQUET, PYTHON_STDLIB, CorpusFile, find_files, opened, shown
+from mindspore_palm.data.files import JSON_LINES, PARQUET, PYTHON_STDLIB, CorpusFile, find_files, open_file, printable
 from mindspore_palm.errors import UserError
 
 PART_BYTES = 4 * 2**20  # a longer .txt comes in parts of at most this, so that memory does not depend on its size
@@ -68,27 +68,27 @@ def documents(
         try:
             if path == PYTHON_STDLIB:
                 yield from _stdlib_document(file)
-            elif file.kind == JSON_LINES:
-                for record, where in json_lines(file.path, file.packing):
-                    yield from _whole(where, text_of(record, text_field, where, field_setting))
-            elif file.kind == PARQUET:
+            elif file.format == JSON_LINES:
+                for record, where in json_lines(file.path, file.compression):
+                    yield from _whole(where, read_text_field(record, text_field, where, field_setting))
+            elif file.format == PARQUET:
                 yield from _parquet(file, text_field, field_setting)
             else:
                 yield from _text(file)
         except OSError as error:
-            raise UserError(f"{shown(file.path)}: {error.strerror or error}") from None
+            raise UserError(f"{printable(file.path)}: {error.strerror or error}") from None
 
 
-def json_lines(path: Path, packing: str = "") -> Iterator[tuple[Any, str]]:
+def json_lines(path: Path, compression: str = "") -> Iterator[tuple[Any, str]]:
     """What each line of a .jsonl holds, and where it stands, for messages. Empty lines are passed over.
 
     Raises:
         UserError: names file, line, and byte or column; or it is no regular file.
         OSError: the file cannot be read.
     """
-    with opened(path, packing) as stream:
+    with open_file(path, compression) as stream:
         for number, line in enumerate(stream, 1):
-            where = f"{shown(path)}, line {number}"
+            where = f"{printable(path)}, line {number}"
             if number == 1:
                 line = line.removeprefix(BOM)
             try:
@@ -105,7 +105,7 @@ def json_lines(path: Path, packing: str = "") -> Iterator[tuple[Any, str]]:
                 yield record, where
 
 
-class Twice(dict[str, Any]):
+class DuplicateFields(dict[str, Any]):
     """An object of JSON in which fields come twice: JSON's readers keep the last value, and the first is lost."""
 
     names: frozenset[str]
@@ -117,22 +117,22 @@ def _record(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) == len(fields):
         return record
     counts = Counter(name for name, _ in fields)
-    twice = Twice(record)
+    twice = DuplicateFields(record)
     twice.names = frozenset(name for name, count in counts.items() if count > 1)
     return twice
 
 
-def check_once(record: dict[str, Any], field: str, where: str) -> None:
+def check_unique_field(record: dict[str, Any], field: str, where: str) -> None:
     """Sees that a field of what ``json_lines`` gives comes once.
 
     Raises:
         UserError: it comes twice, and one of its values would be lost.
     """
-    if isinstance(record, Twice) and field in record.names:
+    if isinstance(record, DuplicateFields) and field in record.names:
         raise UserError(f"{where}: the field {field!r} comes twice; keep one of them")
 
 
-def check_text(text: str, what: str) -> None:
+def check_encodable(text: str, what: str) -> None:
     """Sees that a string of JSON is text, which may hold any half of a character by its number.
 
     Raises:
@@ -147,9 +147,9 @@ def check_text(text: str, what: str) -> None:
         ) from None
 
 
-def names_of(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str]) -> str:
     """The first of some names of fields or columns, for messages."""
-    return ", ".join(shown(name) for name in islice(names, 10)) or "none"
+    return ", ".join(printable(name) for name in islice(names, 10)) or "none"
 
 
 def _whole(name: str, text: str) -> Iterator[Document]:
@@ -169,8 +169,8 @@ def _stdlib_document(file: CorpusFile) -> Iterator[Document]:
 
 
 def _text(file: CorpusFile) -> Iterator[Document]:
-    place, start, size = shown(file.path), *_extent(file)
-    with opened(file.path, file.packing) as stream:
+    place, start, size = printable(file.path), *_extent(file)
+    with open_file(file.path, file.compression) as stream:
         _read(stream, start)
         offset, rest = 0, b""
         while offset < size:
@@ -191,10 +191,10 @@ def _text(file: CorpusFile) -> Iterator[Document]:
 
 def _extent(file: CorpusFile) -> tuple[int, int]:
     """Bytes of a text's byte order mark, and bytes behind it; a packed one is read through for this."""
-    with opened(file.path, file.packing) as stream:
+    with open_file(file.path, file.compression) as stream:
         first = _read(stream, len(BOM))
         start = len(BOM) if first == BOM else 0
-        if not file.packing:
+        if not file.compression:
             return start, stream.seek(0, 2) - start
         return start, len(first) + sum(iter(lambda: len(stream.read(PART_BYTES)), 0)) - start
 
@@ -224,7 +224,7 @@ def _cut(block: bytes) -> int:
     return cut - 1 if cut > 1 and block[cut - 1] >= 0xC0 else len(block)
 
 
-def text_of(record: Any, field: str, where: str, setting: str) -> str:
+def read_text_field(record: Any, field: str, where: str, setting: str) -> str:
     """The text in a field of what a line of a .jsonl holds; ``setting`` is what names the field.
 
     Raises:
@@ -233,9 +233,9 @@ def text_of(record: Any, field: str, where: str, setting: str) -> str:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with the field {field!r}, found {_kind(record)}")
     if field not in record:
-        there = names_of(record)
+        there = list_names(record)
         raise UserError(f"{where}: there is no field {field!r}; set {setting} to one of the fields here ({there})")
-    check_once(record, field, where)
+    check_unique_field(record, field, where)
     if not isinstance(record[field], str):
         raise UserError(f"{where}: the field {field!r} must be a string, and is {_kind(record[field])}")
     return record[field]
@@ -257,18 +257,18 @@ def _kind(value: Any) -> str:
 
 
 def _parquet(file: CorpusFile, column: str, setting: str) -> Iterator[Document]:
-    place = shown(file.path)
+    place = printable(file.path)
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise UserError(f"{place}: reading .parquet needs pyarrow; pip install pyarrow") from None
-    with opened(file.path) as stream:
+    with open_file(file.path) as stream:
         try:
             with pyarrow.parquet.ParquetFile(stream) as table:
                 names = table.schema_arrow.names
                 if column not in names:
-                    there = names_of(names)
+                    there = list_names(names)
                     raise UserError(
                         f"{place}: there is no column {column!r}; set {setting} to one of the columns here ({there})"
                     )
@@ -282,7 +282,7 @@ def _parquet(file: CorpusFile, column: str, setting: str) -> Iterator[Document]:
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the content's
                 raise
-            reason = shown(" ".join(str(error).split()))  # several lines, some of them
+            reason = printable(" ".join(str(error).split()))  # several lines, some of them
             raise UserError(f"{place}: this is not a readable .parquet file ({reason})") from None
 
 

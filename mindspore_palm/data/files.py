@@ -21,8 +21,8 @@ from mindspore_palm.errors import UserError
 
 PYTHON_STDLIB = "python-stdlib"
 TEXT, JSON_LINES, PARQUET = ".txt", ".jsonl", ".parquet"
-KINDS = (TEXT, JSON_LINES, PARQUET)
-PACKED = (".gz", ".bz2", ".xz", ".zst")
+FORMATS = (TEXT, JSON_LINES, PARQUET)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".tar", ".tgz", ".zip", ".7z", ".rar")
 # Tests hold broken text on purpose; the others are installed beside the library and are not it.
 STDLIB_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -46,14 +46,14 @@ class CorpusFile:
     """Its path relative to the corpus, which decides the order."""
     size: int
     """Bytes on the disk."""
-    kind: str
+    format: str
     """How it is read: .txt, .jsonl or .parquet."""
-    packing: str = ""
+    compression: str = ""
     """How it is packed: .gz, .bz2, .xz or .zst; empty if it is not."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedFile:
     """Something in the folder of a corpus that is not read."""
 
     name: str
@@ -72,15 +72,15 @@ class Files:
 
     read: Sequence[CorpusFile]
     """Sorted by name."""
-    left_out: Sequence[LeftOut] = ()
+    skipped: Sequence[SkippedFile] = ()
 
-    def passed_over(self) -> str:
+    def describe_skipped(self) -> str:
         """What is left out, how many files and how much, in words; empty if nothing is."""
-        if not self.left_out:
+        if not self.skipped:
             return ""
-        count, size = sum(file.files for file in self.left_out), sum(file.size for file in self.left_out)
-        largest = sorted(self.left_out, key=lambda file: (-file.size, file.name))[:NAMED]
-        names = ", ".join(f"{shown(file.name)} ({file.why})" for file in largest)
+        count, size = sum(file.files for file in self.skipped), sum(file.size for file in self.skipped)
+        largest = sorted(self.skipped, key=lambda file: (-file.size, file.name))[:NAMED]
+        names = ", ".join(f"{printable(file.name)} ({file.why})" for file in largest)
         others = count - sum(file.files for file in largest)
         more = f" and {others:,} more" if others else ""
         return f"{count:,} {'file' if count == 1 else 'files'}, {amount(size)}, not read: {names}{more}"
@@ -93,7 +93,7 @@ def amount(size: float) -> str:
     return f"{size / 1e3:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.2f} MB"
 
 
-def shown(path: str | Path) -> str:
+def printable(path: str | Path) -> str:
     """A path for messages, on one line of any terminal: what cannot be printed comes as backslash escapes."""
     text = str(path)
     try:
@@ -120,7 +120,7 @@ def find_files(path: str, setting: str = "data.path") -> Files:
     """
     if path == PYTHON_STDLIB:
         return _stdlib_files(setting)
-    where = f"{setting} = {shown(path)}"
+    where = f"{setting} = {printable(path)}"
     if not path:
         raise UserError(f"{setting} is empty; name a file, a folder or a glob, or {PYTHON_STDLIB}")
     try:
@@ -128,16 +128,16 @@ def find_files(path: str, setting: str = "data.path") -> Files:
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a NUL in the name; an unknown ~user
         raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if not files.read:
-        folder, count = Path(path).expanduser().is_dir(), len(files.left_out)
+        folder, count = Path(path).expanduser().is_dir(), len(files.skipped)
         what = "the folder holds no {}" if folder else f"no {{}} among the {count} files that match"
-        rest = f" ({files.passed_over()})" if files.left_out else ""
-        kinds = f"{', '.join(KINDS)} file"
+        rest = f" ({files.describe_skipped()})" if files.skipped else ""
+        kinds = f"{', '.join(FORMATS)} file"
         raise UserError(f"{where}: {what.format(kinds)}{rest}; name a file outright to read it as text")
     return files
 
 
 @contextmanager
-def opened(path: Path, packing: str = "") -> Iterator[IO[bytes]]:
+def open_file(path: Path, compression: str = "") -> Iterator[IO[bytes]]:
     """Opens a regular file to read its content, unpacked; a pipe or a device is refused and never waited for.
 
     Raises:
@@ -147,18 +147,18 @@ def opened(path: Path, packing: str = "") -> Iterator[IO[bytes]]:
     # Without O_NONBLOCK, opening a named pipe waits until somebody writes into it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(handle, "rb") as file:
-        check_regular(os.fstat(handle), shown(path))
-        if not packing:
+        check_regular(os.fstat(handle), printable(path))
+        if not compression:
             yield file
             return
         try:
-            with _unpacked(file, path, packing) as content:
+            with _unpacked(file, path, compression) as content:
                 yield content
         except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             of_the_disk = isinstance(error, OSError) and error.errno is not None
             if of_the_disk or (isinstance(error, ValueError) and not type(error).__module__.startswith("pyarrow")):
                 raise
-            raise UserError(f"{shown(path)}: this is not a whole {packing} file ({error})") from None
+            raise UserError(f"{printable(path)}: this is not a whole {compression} file ({error})") from None
 
 
 def check_regular(state: os.stat_result, where: str) -> None:
@@ -179,35 +179,35 @@ def read_bytes(path: Path) -> bytes:
         UserError: it is no file.
         OSError: it cannot be read.
     """
-    with opened(path) as file:
+    with open_file(path) as file:
         return file.read()
 
 
-def _unpacked(file: IO[bytes], path: Path, packing: str) -> Any:
-    if packing == ".gz":
+def _unpacked(file: IO[bytes], path: Path, compression: str) -> Any:
+    if compression == ".gz":
         return gzip.GzipFile(fileobj=file)
-    if packing == ".bz2":
+    if compression == ".bz2":
         return bz2.BZ2File(file)
-    if packing == ".xz":
+    if compression == ".xz":
         return lzma.LZMAFile(file)
     try:
         import pyarrow
     except ImportError:
-        raise UserError(f"{shown(path)}: reading .zst needs pyarrow; pip install pyarrow, or unpack it") from None
+        raise UserError(f"{printable(path)}: reading .zst needs pyarrow; pip install pyarrow, or unpack it") from None
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd"))
 
 
-def packing_of(path: Path) -> str:
+def compression_of(path: Path) -> str:
     """How a file is packed, as its name says: .gz, .bz2, .xz or .zst; empty if it is not."""
-    return _kind(path.name)[1]
+    return _format_of(path.name)[1]
 
 
-def _kind(name: str) -> tuple[str, str]:
-    """Kind and packing that a file's name says; no kind where it says none that is read."""
+def _format_of(name: str) -> tuple[str, str]:
+    """Kind and compression that a file's name says; no kind where it says none that is read."""
     path = Path(name.lower())
-    packing = path.suffix if path.suffix in PACKED else ""
-    kind = path.with_suffix("").suffix if packing else path.suffix
-    return (kind if kind in KINDS and not (packing and kind == PARQUET) else ""), packing
+    compression = path.suffix if path.suffix in COMPRESSIONS else ""
+    format = path.with_suffix("").suffix if compression else path.suffix
+    return (format if format in FORMATS and not (compression and format == PARQUET) else ""), compression
 
 
 def _find(path: str, place: Path, where: str) -> Files:
@@ -226,38 +226,38 @@ def _find(path: str, place: Path, where: str) -> Files:
     return _sorted(_in_folder(p, p.as_posix()) for p in found if "**" not in path or not p.is_dir())
 
 
-def _sorted(files: Iterator[CorpusFile | LeftOut]) -> Files:
+def _sorted(files: Iterator[CorpusFile | SkippedFile]) -> Files:
     both = sorted(files, key=lambda file: file.name)
-    return Files([f for f in both if isinstance(f, CorpusFile)], [f for f in both if isinstance(f, LeftOut)])
+    return Files([f for f in both if isinstance(f, CorpusFile)], [f for f in both if isinstance(f, SkippedFile)])
 
 
 def _outright(path: Path, name: str, where: str) -> CorpusFile:
     """A file that the user named: any is text but what its ending says to be something else."""
     state = _state(path)
-    check_regular(state, where if path.name == name else shown(path))
-    kind, packing = _kind(name)
-    inner = Path(name.lower()).with_suffix("").suffix if packing else Path(name.lower()).suffix
-    if inner in ARCHIVES or (packing and inner == PARQUET):
+    check_regular(state, where if path.name == name else printable(path))
+    format, compression = _format_of(name)
+    inner = Path(name.lower()).with_suffix("").suffix if compression else Path(name.lower()).suffix
+    if inner in ARCHIVES or (compression and inner == PARQUET):
         what = "an archive" if inner in ARCHIVES else "a packed .parquet"
-        raise UserError(f"{shown(path)}: this is {what}; unpack it and name what is in it")
-    return CorpusFile(path, name, state.st_size, kind or TEXT, packing)
+        raise UserError(f"{printable(path)}: this is {what}; unpack it and name what is in it")
+    return CorpusFile(path, name, state.st_size, format or TEXT, compression)
 
 
-def _in_folder(path: Path, name: str) -> CorpusFile | LeftOut:
+def _in_folder(path: Path, name: str) -> CorpusFile | SkippedFile:
     """Something that the user did not name: read if it is a file and its ending says how."""
-    kind, packing = _kind(name)
-    if not kind and not path.exists():
-        return LeftOut(name, 0, "a link that leads nowhere")
+    format, compression = _format_of(name)
+    if not format and not path.exists():
+        return SkippedFile(name, 0, "a link that leads nowhere")
     state = _state(path)
     special = SPECIAL.get(stat.S_IFMT(state.st_mode))
     if special:
-        return LeftOut(name, 0, special)
-    if kind:
-        return CorpusFile(path, name, state.st_size, kind, packing)
-    return LeftOut(name, state.st_size, Path(name).suffix or "no ending")
+        return SkippedFile(name, 0, special)
+    if format:
+        return CorpusFile(path, name, state.st_size, format, compression)
+    return SkippedFile(name, state.st_size, Path(name).suffix or "no ending")
 
 
-def _hidden(path: Path, name: str) -> LeftOut:
+def _hidden(path: Path, name: str) -> SkippedFile:
     """A hidden file, or a hidden folder with all that is in it; links in there are not followed."""
     sizes = []
     below = [Path(folder, file) for folder, _, files in os.walk(path) for file in files]
@@ -265,23 +265,23 @@ def _hidden(path: Path, name: str) -> LeftOut:
         with suppress(OSError):  # it has gone, or may not be looked at: it is not read anyway
             state = file.lstat()
             sizes.append(state.st_size if stat.S_ISREG(state.st_mode) else 0)
-    return LeftOut(name, sum(sizes), "hidden", max(1, len(sizes)))
+    return SkippedFile(name, sum(sizes), "hidden", max(1, len(sizes)))
 
 
 def _state(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except FileNotFoundError:
-        raise UserError(f"{shown(path)}: a link that leads nowhere; correct it or take it away") from None
+        raise UserError(f"{printable(path)}: a link that leads nowhere; correct it or take it away") from None
     except OSError as error:
-        raise UserError(f"{shown(path)}: {error.strerror}") from None
+        raise UserError(f"{printable(path)}: {error.strerror}") from None
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """All that is in a folder and below, but not what is in hidden folders. Links are followed, each folder once."""
 
     def stop(error: OSError) -> None:
-        raise UserError(f"{shown(error.filename)}: {error.strerror}") from None
+        raise UserError(f"{printable(error.filename)}: {error.strerror}") from None
 
     seen = set()
     for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):

@@ -197,7 +197,7 @@ class RestOfText:
         return block * BLOCK + int(np.flatnonzero(bits)[kept - int(self._before[block])])
 
 
-def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Ranges as rising ones that do not touch; empty ones are left away."""
     out: list[tuple[int, int]] = []
     for start, end in sorted((a, b) for a, b in ranges if a < b):

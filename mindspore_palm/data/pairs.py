@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import DataConfig, FinetuneConfig
-from mindspore_palm.data.corpus import check_text, corpus_files, json_lines, text_of
-from mindspore_palm.data.files import JSON_LINES, find_files, shown
+from mindspore_palm.data.corpus import check_encodable, corpus_files, json_lines, read_text_field
+from mindspore_palm.data.files import JSON_LINES, find_files, printable
 from mindspore_palm.data.prepare import Prepared
 from mindspore_palm.data.prompt import encode_pairs
 from mindspore_palm.data.split import held_out
@@ -95,7 +95,7 @@ class PreparedPairs(Prepared):
         """Three lines for the start of a run."""
         sides = {"train": self.train, "validation": self.validation}
         longest = max(pair.length for side in sides.values() for pair in side.pairs)
-        lines = [f"pairs       {shown(self.folder)}, the longest of {longest:,} tokens"]
+        lines = [f"pairs       {printable(self.folder)}, the longest of {longest:,} tokens"]
         for name, side in sides.items():
             count = len(side.pairs)
             lines.append(f"{name:<11} {count:,} {'pair' if count == 1 else 'pairs'}, {len(side):,} tokens to learn")
@@ -119,7 +119,9 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     """
     texts = list(_texts(data.path, finetune))
     if len(texts) < 2:
-        raise UserError(f"data.path = {shown(data.path)}: there must be two pairs or more, one of which is held out")
+        raise UserError(
+            f"data.path = {printable(data.path)}: there must be two pairs or more, one of which is held out"
+        )
     eod = np.array([tokenizer.eod], np.int32)
     tokens = encode_pairs(tokenizer, ((prompt, target) for prompt, target, _ in texts))
     pairs = [Pair(prompt, np.concatenate([target, eod])) for prompt, target in tokens]
@@ -134,30 +136,30 @@ def read_pairs(data: DataConfig, finetune: FinetuneConfig, tokenizer: Tokenizer)
     }
     train, validation = (Pairs([pairs[number] for number in numbers]) for numbers in sides.values())
     meta: dict[str, Any] = {name: _describe([texts[n] for n in numbers]) for name, numbers in sides.items()}
-    of_corpus = {"gzip9_bits_per_byte": None, "left_out": find_files(data.path).passed_over()}
+    of_corpus = {"gzip9_bits_per_byte": None, "left_out": find_files(data.path).describe_skipped()}
     return PreparedPairs(Path(data.path), tokenizer, train, validation, {**meta, **of_corpus})
 
 
 def _texts(path: str, finetune: FinetuneConfig) -> Iterator[tuple[str, str, str]]:
     """Prompt, target and where they stand."""
     for found in corpus_files(path):
-        file = shown(found.path)
-        if found.kind != JSON_LINES:
+        file = printable(found.path)
+        if found.format != JSON_LINES:
             raise UserError(
-                f"data.path = {shown(path)}: fine-tuning learns from a .jsonl of pairs, such as "
+                f"data.path = {printable(path)}: fine-tuning learns from a .jsonl of pairs, such as "
                 f'{{"{finetune.prompt_field}": "2 + 2 =", "{finetune.target_field}": " 4"}}, and {file} is none'
             )
         try:
-            for record, where in json_lines(found.path, found.packing):
-                prompt = text_of(record, finetune.prompt_field, where, "finetune.prompt_field")
-                target = text_of(record, finetune.target_field, where, "finetune.target_field")
+            for record, where in json_lines(found.path, found.compression):
+                prompt = read_text_field(record, finetune.prompt_field, where, "finetune.prompt_field")
+                target = read_text_field(record, finetune.target_field, where, "finetune.target_field")
                 if not target:
                     raise UserError(
                         f"{where}: the field {finetune.target_field!r} is empty, and it is what is learned; "
                         "write it or take the line out"
                     )
                 for field, text in ((finetune.prompt_field, prompt), (finetune.target_field, target)):
-                    check_text(text, f"{where}: the field {field!r}")
+                    check_encodable(text, f"{where}: the field {field!r}")
                 yield prompt, target, where
         except OSError as error:
             raise UserError(f"{file}: {error.strerror or error}") from None

@@ -17,7 +17,7 @@ from mindspore_palm.config import DataConfig
 from mindspore_palm.data.batches import Sequences
 from mindspore_palm.data.content import content_of
 from mindspore_palm.data.corpus import Document, documents
-from mindspore_palm.data.files import PYTHON_STDLIB, Files, amount, find_files, shown
+from mindspore_palm.data.files import PYTHON_STDLIB, Files, amount, find_files, printable
 from mindspore_palm.data.split import SPLITS, Piece, share_is_near, split
 from mindspore_palm.data.survey import Digest, Survey, sample, survey, survey_from_json
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ LOCK, MODEL, SURVEY, PROGRESS, META = "lock", "tokenizer.model", "survey.json", 
 
 
 @dataclass(frozen=True)
-class Kept:
+class Pinned:
     """What a run keeps when it resumes, instead of deriving it from the text again."""
 
     tokenizer: bytes
@@ -92,7 +92,7 @@ class Prepared:
         return f"{how}; {far}" if how else far
 
 
-def prepare(data: DataConfig, vocab_size: int, progress: bool = True, kept: Kept | None = None) -> Prepared:
+def prepare(data: DataConfig, vocab_size: int, progress: bool = True, pinned: Pinned | None = None) -> Prepared:
     """Prepares a corpus under ``data.prepared``, or opens it where that is already done.
 
     The folder's name ends with a hash of all that decides its content: of the bytes of the text, not of where it lies
@@ -103,7 +103,7 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, kept: Kept
         data: the settings; ``seq_len`` plays no part, sequences are cut when they are read.
         vocab_size: ``model.vocab_size``.
         progress: show bars on standard error, where that is a terminal.
-        kept: of a run that resumes; None trains a tokenizer on the text, or takes that of ``data.tokenizer``.
+        pinned: of a run that resumes; None trains a tokenizer on the text, or takes that of ``data.tokenizer``.
 
     Raises:
         UserError: of the corpus, the tokenizer or its size, with what to change.
@@ -116,16 +116,16 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, kept: Kept
         raise UserError(f"data.tokenizer: {error}; leave data.tokenizer empty to train one on the text") from None
     if given is not None and given.vocab_size != vocab_size:
         raise UserError(
-            f"data.tokenizer = {shown(data.tokenizer)} has {given.vocab_size} tokens and model.vocab_size = "
+            f"data.tokenizer = {printable(data.tokenizer)} has {given.vocab_size} tokens and model.vocab_size = "
             f"{vocab_size}; set model.vocab_size to {given.vocab_size}"
         )
     files, root = find_files(data.path), Path(data.prepared).expanduser()
-    any_share = kept is not None and kept.any_share
+    any_share = pinned is not None and pinned.any_share
     work = _Work(data, vocab_size, given, files, any_share, content_of(files.read, root))
-    if given is None and kept is not None:
+    if given is None and pinned is not None:
         done = work.finished(root)
-        if done is None or (done / MODEL).read_bytes() != kept.tokenizer:
-            given = Tokenizer(root / "tokenizer of the run", kept.tokenizer)
+        if done is None or (done / MODEL).read_bytes() != pinned.tokenizer:
+            given = Tokenizer(root / "tokenizer of the run", pinned.tokenizer)
             work = dataclasses.replace(work, given=given)
     folder = work.finished(root)
     if folder is None:
@@ -154,7 +154,7 @@ def _open(folder: Path, data: DataConfig, files: Files) -> Prepared:
     except UserError as error:
         advice = "" if "prepare again" in str(error) else f"; delete {folder} and prepare again"
         raise UserError(f"{error}{advice}") from None
-    of_now = {"corpus": shown(data.path), "files": len(files.read), "left_out": files.passed_over()}
+    of_now = {"corpus": printable(data.path), "files": len(files.read), "left_out": files.describe_skipped()}
     return Prepared(folder, tokenizer, train, validation, {**meta, **of_now})
 
 
@@ -239,7 +239,7 @@ class _Preparation:
         try:
             return survey_from_json(json.loads(file.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):  # not there yet, or somebody cut it
-            fraction, where = self.data.validation_fraction, f"data.path = {shown(self.data.path)}"
+            fraction, where = self.data.validation_fraction, f"data.path = {printable(self.data.path)}"
             result = survey(lambda: self._documents("reading"), fraction, where, self.work.any_share)
             write_json(file, dataclasses.asdict(result))
             return result
@@ -262,7 +262,7 @@ class _Preparation:
         try:
             return Tokenizer.train(texts, self.vocab_size, file)
         except UserError as error:
-            raise UserError(f"data.path = {shown(self.data.path)}: {error}") from None
+            raise UserError(f"data.path = {printable(self.data.path)}: {error}") from None
 
     def _encode(self, found: Survey, tokenizer: Tokenizer) -> dict[str, Mark]:
         done, writers = self._writers(tokenizer)
@@ -299,7 +299,7 @@ class _Preparation:
     def _text_changed(self) -> None:
         for name in (SURVEY, MODEL, PROGRESS):  # they may be of neither the old text nor the new
             (self.folder / name).unlink(missing_ok=True)
-        raise UserError(f"data.path = {shown(self.data.path)}: the text changed while it was prepared; start again")
+        raise UserError(f"data.path = {printable(self.data.path)}: the text changed while it was prepared; start again")
 
     def _documents(self, stage: str) -> Iterator[Document]:
         total = sum(file.size for file in self.work.files.read)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mindspore_palm.data.files import read_bytes, shown
+from mindspore_palm.data.files import printable, read_bytes
 from mindspore_palm.data.model_proto import read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
@@ -47,7 +47,7 @@ class Tokenizer:
             UserError: the file is missing, is no SentencePiece model, has no token for the end of a document, or
                 loses something of the text.
         """
-        self.model_file, self._name = Path(model_file), shown(model_file)
+        self.model_file, self._name = Path(model_file), printable(model_file)
         self.serialized = self._read() if serialized is None else serialized
         self._model = sentencepiece.SentencePieceProcessor()
         try:

@@ -16,7 +16,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
 from mindspore_palm.evaluate.tasks import fit_prompt
 from mindspore_palm.generate import Generator, Sampling
-from mindspore_palm.options import as_written
+from mindspore_palm.options import naming_options
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
 
@@ -172,7 +172,7 @@ def sampling_of(wishes: dict[str, Any]) -> Sampling:
     if penalty := numbers.get("repetition_penalty"):
         drawn["repetition_penalty"] = penalty
     named = {name: name for name in NUMBERS} | {"max_tokens": next(iter(lengths), LENGTHS[0])}
-    with as_written({setting: f"the task asks for {name} =" for setting, name in named.items()}):
+    with naming_options({setting: f"the task asks for {name} =" for setting, name in named.items()}):
         return Sampling(
             max_tokens=next(iter(lengths.values()), MAX_TOKENS), stop=tuple(text for text in until if text), **drawn
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.data.corpus import BOM
-from mindspore_palm.data.files import shown
+from mindspore_palm.data.files import printable
 from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
@@ -80,7 +80,7 @@ def read_prompt(file: str) -> str:
     if file == "-":
         return prompt_of(sys.stdin.buffer.read(LONGEST).removeprefix(BOM), "the prompt on standard input")
     with open(file, "rb") as opened:
-        return prompt_of(opened.read(LONGEST).removeprefix(BOM), f"the prompt in {shown(Path(file))}")
+        return prompt_of(opened.read(LONGEST).removeprefix(BOM), f"the prompt in {printable(Path(file))}")
 
 
 def run(request: GenerateOptions, command: Sequence[str]) -> None:

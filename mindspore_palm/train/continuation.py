@@ -31,8 +31,8 @@ from mindspore_palm.checkpoint.timeline import (
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
-from mindspore_palm.data.files import shown
-from mindspore_palm.data.prepare import Kept
+from mindspore_palm.data.files import printable
+from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.errors import UserError
 from mindspore_palm.train.base_model import has_moved
 from mindspore_palm.train.state import fingerprint
@@ -189,7 +189,7 @@ def decide_by_hand(folder: Path, start: StartOptions, settings: Settings, prepar
         numbered = segments_from(newest.step if newest else 0, before, settings, prepared, corpus)
         numbering = batches_of(settings, prepared, numbered, rewinds)
         try:
-            first, last = (numbering.begins(batch) for batch in start.skip_batches)
+            first, last = (numbering.nominal_position(batch) for batch in start.skip_batches)
         except ValueError:
             first = last = -1
         if last < 0 or numbering.order_name != after.order_name:
@@ -238,9 +238,10 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
             changes += _changes(name, before[name], now[name], of_tokens)
     if changes and CONTENT not in start.accept:
         raise UserError(
-            f"data.path = {shown(settings.data.path)}: its text changed since the run began ({'; '.join(changes)}); "
-            f"bring the old text back, or train on the new one by --accept {CONTENT}: the run resumes at its step, "
-            "with its tokenizer, and its next batches come from the new text, some of which it may have seen"
+            f"data.path = {printable(settings.data.path)}: its text changed since the run began "
+            f"({'; '.join(changes)}); bring the old text back, or train on the new one by --accept {CONTENT}: the run "
+            "resumes at its step, with its tokenizer, and its next batches come from the new text, some of which it "
+            "may have seen"
         )
 
 
@@ -255,7 +256,7 @@ def _changes(name: str, before: Any, now: Any, without: Sequence[str]) -> list[s
     return [f"{name} had {before[key]} {key} and has {now[key]} now" for key in differ if key != "sha256"]
 
 
-def kept_text(folder: Path) -> Kept | None:
+def kept_text(folder: Path) -> Pinned | None:
     """What a run in a folder keeps of how its text was prepared; None if there is no checkpoint that knows it."""
     for step in steps_in(folder / "checkpoints"):
         try:
@@ -265,7 +266,7 @@ def kept_text(folder: Path) -> Kept | None:
         except (DamagedCheckpoint, OSError, KeyError):
             continue
         if hashlib.sha256(tokenizer).hexdigest() == corpus.get("tokenizer"):
-            return Kept(tokenizer, any_share=corpus.get("any_share", not _has_hash(corpus)))
+            return Pinned(tokenizer, any_share=corpus.get("any_share", not _has_hash(corpus)))
     return None
 
 

@@ -38,7 +38,7 @@ def fingerprint(prepared: Prepared) -> dict[str, Any]:
 
     ``train`` and ``validation`` hold each a ``sha256``: of all tokens in their order, which no other order of the
     documents and no changed digit gives; of pairs, of their texts in order. ``any_share`` says that the text is split
-    as earlier versions did, see ``Kept``.
+    as earlier versions did, see ``Pinned``.
     """
     return {
         "tokenizer": hashlib.sha256(prepared.tokenizer.serialized).hexdigest(),

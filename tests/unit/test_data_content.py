@@ -11,7 +11,7 @@ import pytest
 from mindspore_palm.config import DataConfig
 from mindspore_palm.data import content, prepare
 from mindspore_palm.data.files import find_files
-from mindspore_palm.data.prepare import Kept
+from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 
@@ -33,7 +33,7 @@ def write(file, content):
 
 def run(path, folder, kept=None, **changes):
     data = DataConfig(**{"path": str(path), "prepared": str(folder / "p"), "validation_fraction": 0.1, **changes})
-    return prepare(data, 300, progress=False, kept=kept)
+    return prepare(data, 300, progress=False, pinned=kept)
 
 
 def whole(prepared):
@@ -212,7 +212,7 @@ def _stop_at(write_json, name):
 def test_a_run_that_resumes_keeps_its_tokenizer(tmp_path):
     file = write(tmp_path / "a.txt", text("cats"))
     first = run(file, tmp_path)
-    kept = Kept(first.tokenizer.serialized)
+    kept = Pinned(first.tokenizer.serialized)
     assert run(file, tmp_path, kept).folder == first.folder  # nothing is encoded twice
     other = write(tmp_path / "b.txt", text("dogs"))
     second = run(other, tmp_path, kept)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from mindspore_palm.data.corpus import documents, json_lines
-from mindspore_palm.data.files import find_files, shown
+from mindspore_palm.data.files import find_files, printable
 from mindspore_palm.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_a_pattern_with_an_ending_names_its_files_outright(tmp_path):
         (tmp_path / name).write_text(name)
     assert read(tmp_path / "*.md") == ["a.md", "b.md"]
     assert read(tmp_path / "*") == ["c.txt"]
-    assert "3 files" in find_files(str(tmp_path / "*")).passed_over()
+    assert "3 files" in find_files(str(tmp_path / "*")).describe_skipped()
 
 
 PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -57,7 +57,7 @@ def test_packed_text_is_read_as_what_is_in_it(tmp_path, packing, request):
     (tmp_path / f"notes.md{packing}").write_bytes(pack(b"notes"))
     assert read(tmp_path) == ["líne\n\n", "one", "two\n"]
     assert read(tmp_path / f"notes.md{packing}") == ["notes"]
-    assert f"notes.md{packing}" in find_files(str(tmp_path)).passed_over()
+    assert f"notes.md{packing}" in find_files(str(tmp_path)).describe_skipped()
     assert [record["text"] for record, _ in json_lines(tmp_path / f"b.jsonl{packing}", packing)] == ["one", "two\n"]
 
 
@@ -108,7 +108,7 @@ def test_what_a_folder_holds_beside_text_is_said(tmp_path):
     (tmp_path / ".git").mkdir()
     os.mkfifo(tmp_path / "pipe")
     assert read(tmp_path) == ["licence", "one", "two\n"]  # packed text is read
-    said = find_files(str(tmp_path)).passed_over()
+    said = find_files(str(tmp_path)).describe_skipped()
     assert said == "4 files, 2.0 kB, not read: a.png (.png), b.md (.md), .git (hidden) and 1 more"
 
 
@@ -134,7 +134,7 @@ def special(tmp_path):
 def test_pipes_sockets_and_devices_in_a_folder_are_left_out_and_named(special):
     (special / "a.txt").write_text("text")
     assert read(special) == ["text"]
-    said = find_files(str(special)).passed_over()
+    said = find_files(str(special)).describe_skipped()
     for part in ("3 files", "pipe.txt (a named pipe)", "socket.jsonl (a socket)", "device.txt (a device)"):
         assert part in said
 
@@ -194,12 +194,12 @@ def test_names_that_are_not_utf8_are_read_and_shown_as_bytes(tmp_path):
             file.write(b"ab\xff" if name.endswith(b"md") else b"abc")
     path = os.fsdecode(folder)
     assert read(path) == ["abc"]
-    assert find_files(path).passed_over() == "1 file, 3 bytes, not read: caf\\xe9.md (.md)"
+    assert find_files(path).describe_skipped() == "1 file, 3 bytes, not read: caf\\xe9.md (.md)"
     with pytest.raises(UserError) as error:
         read(os.path.join(path, "caf\udce9.md"))
     assert "caf\\xe9.md: not UTF-8 text at byte 2" in str(error.value)
     str(error.value).encode()
-    assert shown("caf\udce9/é\ud800").isprintable()
+    assert printable("caf\udce9/é\ud800").isprintable()
 
 
 def test_messages_name_what_the_user_wrote(tmp_path):

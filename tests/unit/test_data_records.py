@@ -10,7 +10,7 @@ import pytest
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data import Tokenizer, read_pairs
 from mindspore_palm.data.corpus import documents
-from mindspore_palm.data.files import find_files, shown
+from mindspore_palm.data.files import find_files, printable
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.questions import read_questions
 
@@ -122,7 +122,7 @@ def test_of_hidden_folders_every_file_and_its_size_is_told(tmp_path):
     for name, size in {"a.txt": 10, ".secret/big.txt": 5000, ".secret/b/c.txt": 2000, ".alone": 3}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x" * size)
-    said = find_files(str(tmp_path)).passed_over()
+    said = find_files(str(tmp_path)).describe_skipped()
     assert said == ("3 files, 7.0 kB, not read: .secret (hidden), .alone (hidden)")
 
 
@@ -132,9 +132,9 @@ def test_a_folder_that_a_pattern_with_an_ending_matches_is_told(tmp_path):
     (tmp_path / "b.txt" / "c.txt").write_text("other")
     files = find_files(str(tmp_path / "*.txt"))
     assert [file.path.name for file in files.read] == ["a.txt"]
-    assert "b.txt (a folder)" in files.passed_over()
+    assert "b.txt (a folder)" in files.describe_skipped()
     assert len(find_files(str(tmp_path / "**" / "*.txt")).read) == 2  # there, what is in it is matched by itself
-    assert not find_files(str(tmp_path / "**" / "*.txt")).passed_over()
+    assert not find_files(str(tmp_path / "**" / "*.txt")).describe_skipped()
 
 
 def test_questions_are_read_packed_and_their_file_is_one_line_of_a_message(tmp_path):
@@ -161,7 +161,7 @@ def test_evaluation_names_a_file_once_and_in_one_line(tmp_path):
     from mindspore_palm.evaluate.evaluate import EvaluateOptions, _in_words_of, _read_tasks
 
     file = os.fsdecode(os.fsencode(tmp_path) + b"/a\n\xe9.txt")
-    for inner in (f"{shown(file)}: not UTF-8 text at byte 3", "there is no text to score"):
+    for inner in (f"{printable(file)}: not UTF-8 text at byte 3", "there is no text to score"):
         with pytest.raises(UserError) as caught, _in_words_of(file):
             raise UserError(inner)
         assert str(caught.value).isprintable() and str(caught.value).count(r"a\n\xe9.txt") == 1

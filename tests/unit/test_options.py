@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm.errors import UserError, run_command
-from mindspore_palm.options import Parser, as_written, check_output
+from mindspore_palm.options import Parser, check_output, naming_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +95,6 @@ def test_output_files_are_tried(tmp_path):
     ],
 )
 def test_messages_name_options(message, said):
-    with pytest.raises(UserError) as caught, as_written({"data.path": "--data", "data.text_field": "--text-field"}):
+    with pytest.raises(UserError) as caught, naming_options({"data.path": "--data", "data.text_field": "--text-field"}):
         raise UserError(message)
     assert str(caught.value) == said
