@@ -1,14 +1,14 @@
-"""The border between a prompt and what follows it: one for training on pairs, for scoring and for generation.
+"""The boundary between a prompt and its continuation, shared by training on pairs, scoring and generation.
 
-White space at the end of a prompt belongs to what follows. A tokenizer of words with the white space before them writes
-"return self" as "return" and " self"; a model that is given "return" and " " sees two tokens that no text has side by
-side. So the border is before that white space, and what follows begins with it:
+White space at the end of a prompt belongs to the continuation. The tokenizer keeps a word together with the white space
+before it, so it encodes "return self" as "return" and " self". A model given "return" and " " would see two tokens that
+never occur side by side in text. So the boundary is before that white space, and the continuation starts with it:
 
-    prompt "return ", then "self"     tokens of "return", then of " self"
-    prompt "return", then " self"     tokens of "return", then of " self"
+    prompt "return ", continuation "self"     tokens of "return", then of " self"
+    prompt "return", continuation " self"     tokens of "return", then of " self"
 
-The border depends on the prompt alone. So all choices of a question have the same context, and a generation continues
-from it, too. What follows is made into tokens by itself: no token runs over the border.
+The boundary depends on the prompt alone. So all choices of a question have the same context, and generation continues
+from that context too. The continuation is encoded separately: no token crosses the boundary.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mindspore_palm.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as a model gets it."""
+    """A prompt as a model receives it."""
 
     context: tuple[int, ...]
-    """Tokens before the border."""
+    """Tokens before the boundary."""
     white_space: str = ""
-    """The end of the prompt, after the border: what follows begins with it."""
+    """The white space at the end of the prompt: the continuation starts with it."""
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """A prompt's text before the border and its white space after it; either may be empty."""
+    """A prompt's text before the boundary, and its white space after the boundary; either may be empty."""
     before = prompt.rstrip()
     return before, prompt[len(before) :]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> Prompt:
-    """A prompt as tokens up to its border, without [eod] before them.
+    """Encodes a prompt up to its boundary, without a leading [eod].
 
     Raises:
         UserError: the text holds a lone surrogate.
@@ -48,14 +48,15 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> Prompt:
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tokens before and after the border, without [eod].
+    """Encodes prompts and their continuations, without [eod].
 
     Args:
-        tokenizer: of the model.
-        pairs: prompt and what follows it, as texts.
+        tokenizer: the model's tokenizer.
+        pairs: texts of a prompt and its continuation.
 
     Returns:
-        For each pair int32 [n], the context, and int32 [m], what follows with the prompt's last white space before it.
+        For each pair the context, int32 [n], and the continuation, int32 [m], which starts with the white space at the
+        end of the prompt.
 
     Raises:
         UserError: a text holds a lone surrogate.

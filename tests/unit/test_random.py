@@ -1,4 +1,4 @@
-"""The shuffle is a bijection for every size, depends on its key, and is even."""
+"""The permutation is a bijection for every size, depends on its key, and is uniform."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_every_element_once(size, key):
     assert np.array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
 
 
-def test_one_index_is_as_the_array():
+def test_one_index_gives_the_same_as_an_array():
     rows = permute(np.arange(1000), 1000, 7)
     assert [permute(i, 1000, 7) for i in range(1000)] == rows.tolist()
     assert type(permute(3, 1000, 7)) is int
@@ -27,7 +27,7 @@ FIXED = [2, 9, 1, 5, 3, 7, 0, 4, 8, 6]
 
 
 def test_the_order_is_fixed_for_all_time():
-    """A resumed run must find the order that it left, in every later version too."""
+    """A resumed run must get the order that it started with, in every later version too."""
     assert permute(np.arange(10), 10, 42).tolist() == FIXED
 
 
@@ -37,7 +37,7 @@ def test_keys_give_different_orders():
 
 
 @pytest.mark.parametrize("size", [3, 7, 16, 100])
-def test_every_place_is_equally_likely(size):
+def test_every_position_is_equally_likely(size):
     """Chi-square over 2,000 keys, for the first and the last element; 6 standard deviations."""
     for element in (0, size - 1):
         places = np.bincount([permute(element, size, key) for key in range(2000)], minlength=size)
@@ -46,7 +46,7 @@ def test_every_place_is_equally_likely(size):
         assert abs(chi_square - (size - 1)) < 6 * np.sqrt(2 * (size - 1)), places
 
 
-def test_neighbours_are_torn_apart():
+def test_neighbours_are_separated():
     size = 10_000
     rows = permute(np.arange(size), size, 3).astype(float)
     assert abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.05
@@ -61,6 +61,6 @@ def test_sizes_beyond_32_bits():
 
 
 @pytest.mark.parametrize(("index", "size"), [(0, 0), (5, 5), (-1, 5), (0, 2**63)])
-def test_what_is_out_of_range_is_an_error(index, size):
+def test_out_of_range_is_an_error(index, size):
     with pytest.raises(ValueError):
         permute(index, size, 0)
