@@ -1,7 +1,12 @@
-"""Pseudo-random permutation that is computed, not stored: any element's position, without the other elements."""
+"""Pseudo-random numbers as functions of a name and an index: nothing is stored, and no draw depends on another.
+
+Names are hashed to the keys of Philox streams (initial weights, dropout masks) and of permutations (the order of
+training sequences, the examples of few-shot prompts).
+"""
 
 from __future__ import annotations
 
+import hashlib
 from typing import overload
 
 import numpy as np
@@ -9,6 +14,17 @@ import numpy as np
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the round keys
 MASK = 2**64 - 1
+
+
+def key64(name: str) -> int:
+    """64-bit key of a name, uniform over range(2**64): the first bytes of its BLAKE2b hash, big-endian."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def philox(name: str) -> np.random.Philox:
+    """Philox stream of a name ("Parallel random numbers: as easy as 1, 2, 3", 2011): it can start at any element."""
+    key = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.Philox(key=int.from_bytes(key, "little"))
 
 
 @overload

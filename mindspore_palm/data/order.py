@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.data.tokens import TokenFile, shift
-from mindspore_palm.random import permute
+from mindspore_palm.random import key64, permute
 
 Ranges = tuple[tuple[int, int], ...]
 """Ascending ranges (from, up to) of sequences."""
@@ -213,5 +213,4 @@ def _read(base: TokenFile | RemainingText, start: int, stop: int) -> np.ndarray:
 
 
 def _key(seed: int, epoch: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return key64(f"{seed} {epoch}")

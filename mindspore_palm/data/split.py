@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from mindspore_palm.data.corpus import Document
+from mindspore_palm.random import key64
 
 Split = Literal["train", "validation"]
 Mode = Literal["documents", "long tails", "tails"]
@@ -29,8 +29,7 @@ class Piece:
 
 def held_out(text: str, fraction: float) -> bool:
     """Whether a document is held out, by the hash of its text (or of its first part): equal texts stay together."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return key64(text) < fraction * 2**64
 
 
 def share_is_near(share: float, fraction: float) -> bool:

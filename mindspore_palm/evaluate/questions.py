@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +11,7 @@ from typing import Any
 from mindspore_palm.data.corpus import check_encodable, check_unique_field, json_lines, list_names
 from mindspore_palm.data.files import compression_of, printable
 from mindspore_palm.errors import UserError
-from mindspore_palm.random import permute
+from mindspore_palm.random import key64, permute
 
 FIELDS = ("prompt", "choices", "answer")
 SEPARATOR = "\n\n"  # between worked examples
@@ -71,8 +70,8 @@ def prompts(questions: Sequence[Question], examples: Sequence[Question] | None, 
         raise UserError(f"{shots} examples are to stand before each question, and there are {there}; lower --shots")
     result = []
     for number, question in enumerate(questions):
-        digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
-        drawn = (permute(i, len(pool), int.from_bytes(digest, "big")) for i in range(len(pool)))
+        key = key64(f"{seed} {number}")
+        drawn = (permute(i, len(pool), key) for i in range(len(pool)))
         others = (place for place in drawn if examples is not None or place != number)
         worked = [pool[place].worked for place in islice(others, shots)]
         result.append(SEPARATOR.join([*worked, question.prompt]))
