@@ -40,12 +40,12 @@ def available_memory(root: Path = Path("/")) -> int:
             ("memory.high", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
-            most, taken = _number(group / limit), _number(group / used)
-            if most is not None and taken is not None:
-                free.append(most - taken + _statistic(group / "memory.stat", cached))
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if most != resource.RLIM_INFINITY:
-        free.append(most - psutil.Process().memory_info().vms)
+            maximum, current = _number(group / limit), _number(group / used)
+            if maximum is not None and current is not None:
+                free.append(maximum - current + _statistic(group / "memory.stat", cached))
+    maximum, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if maximum != resource.RLIM_INFINITY:
+        free.append(maximum - psutil.Process().memory_info().vms)
     return max(0, min(free))
 
 

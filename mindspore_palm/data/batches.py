@@ -1,4 +1,4 @@
-"""The one function (seed, step) -> batch, and the held-out batches.
+"""Training batches as a function of (seed, step), and held-out batches.
 
 Batches have no state of their own. A run resumes from three things: its step, the ranges that it skipped, and the
 segments that record which settings were changed midway.

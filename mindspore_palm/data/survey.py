@@ -121,15 +121,15 @@ def sample(pieces: Iterable[Piece], total: int, most: int) -> Iterator[str]:
         yield from (piece.text for piece in pieces if piece.split == "train")
         return
     block_bytes = max(1, min(SAMPLE_BLOCK_BYTES, most // 16))
-    seen = taken = 0
+    seen = sampled = 0
     for piece in pieces:
         if piece.split != "train":
             continue
         for block in _blocks(piece.text, block_bytes):
             size = len(block.encode())
             seen += size
-            if (taken + size) * total <= most * seen:  # never ahead of an even share
-                taken += size
+            if (sampled + size) * total <= most * seen:  # never ahead of an even share
+                sampled += size
                 yield block
 
 

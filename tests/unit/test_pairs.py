@@ -161,7 +161,7 @@ def test_pairs_are_read_compressed_and_skipped_files_are_listed(tokenizer, tmp_p
     folder.mkdir()
     (folder / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "pairs.jsonl").read_bytes()))
     (folder / "card.md").write_text("about these pairs")
-    packed = read(folder, tokenizer)
-    assert packed.meta["train"] == plain.meta["train"] and packed.meta["validation"] == plain.meta["validation"]
-    assert packed.summary().endswith("left out    1 file, 17 bytes, not read: card.md (.md)")
+    compressed = read(folder, tokenizer)
+    assert compressed.meta["train"] == plain.meta["train"] and compressed.meta["validation"] == plain.meta["validation"]
+    assert compressed.summary().endswith("left out    1 file, 17 bytes, not read: card.md (.md)")
     assert "left out" not in plain.summary()
