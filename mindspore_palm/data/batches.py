@@ -28,10 +28,10 @@ class Sequences(Protocol):
         """Number of sequences."""
 
     def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the sequences at ``indices``: int32 [n, seq_len] each. Negative targets are padding."""
+        """Inputs and targets of sequences: int32 [n, seq_len] each; the loss ignores negative targets."""
 
     def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
-        """Number of their targets that are not padding."""
+        """Number of their targets that the loss counts."""
 
 
 class Batches:
@@ -174,7 +174,7 @@ class Batches:
         return tuple(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1))
 
     def real_tokens(self, step: int) -> int:
-        """Number of targets of ``batch(step)`` that are not padding, over all workers."""
+        """Number of targets of ``batch(step)`` that the loss counts, over all workers."""
         rows = self._rows(step, 0, self.batch_size(step))
         return sum(source.real_tokens(numbers, self.seq_len) for source, numbers in rows)
 

@@ -187,7 +187,7 @@ class RemainingText:
         return shift(np.array(rows, np.int32).reshape(len(rows), seq_len), eod)
 
     def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
-        """Number of their targets: text has no padding."""
+        """Number of their targets; the loss counts all of them."""
         return len(indices) * seq_len
 
     def _number(self, kept: int) -> int:

@@ -103,7 +103,7 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, pinned: Pi
         data: the settings. ``seq_len`` has no effect, as tokens are split into sequences when they are read.
         vocab_size: ``model.vocab_size``.
         progress: show progress bars on standard error, if that is a terminal.
-        pinned: choices of a run that resumes; None uses ``data.tokenizer``, or trains a tokenizer on the text.
+        pinned: choices of a run that resumes. Without it and ``data.tokenizer``, a tokenizer is trained on the text.
 
     Raises:
         UserError: the corpus, the tokenizer or its size is not usable; says what to change.

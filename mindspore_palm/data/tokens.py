@@ -93,7 +93,7 @@ class TokenFile:
         return shift(self.rows(indices, seq_len), eod)
 
     def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
-        """Number of their targets: text has no padding."""
+        """Number of their targets; the loss counts all of them."""
         return len(indices) * seq_len
 
 
