@@ -98,7 +98,7 @@ class TokenFile:
 
 
 def shift(sequences: np.ndarray, eod: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of sequences [n, seq_len]: the sequences shifted right after [eod], and the sequences."""
+    """Inputs and targets of sequences [n, seq_len]: inputs shifted right by one, after [eod]; targets as given."""
     inputs = np.full_like(sequences, eod)
     inputs[:, 1:] = sequences[:, :-1]
     return inputs, sequences
