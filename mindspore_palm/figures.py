@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BACKEND = "MPLBACKEND"  # importing matplotlib fails if it names a backend that is not installed
 
 
-def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def make_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with one row of axes.
 
     Args:
