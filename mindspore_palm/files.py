@@ -6,12 +6,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TEMPORARY
 
 try:
     import fcntl
@@ -19,7 +21,6 @@ except ImportError:  # Windows: the user must then run one process at a time
     fcntl = None  # type: ignore[assignment]
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network disks have no locks either
-TEMPORARY = ".tmp"  # extension of a file that is still being written
 
 
 @contextlib.contextmanager
@@ -46,6 +47,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def names_pattern(*patterns: str) -> re.Pattern[str]:
+    """Matches names of files that ``write_atomically`` writes, also the ones they have until they are complete."""
+    return re.compile(rf"({'|'.join(patterns)})(\.[0-9]+{re.escape(TEMPORARY)})?")
 
 
 def write_json(path: Path, value: Any) -> None:

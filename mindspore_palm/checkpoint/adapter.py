@@ -1,4 +1,4 @@
-"""What LoRA has trained, alone: a small file that turns the model it was trained on into the fine-tuned one."""
+"""LoRA adapters: small files that turn the base model into the fine-tuned one."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from mindspore_palm.files import expanded, write_atomically
 from mindspore_palm.model.lora import adapter_shapes, merged_palm
 from mindspore_palm.model.palm import PaLM
 
-ADAPTER = "adapter.safetensors"
-FORMAT = "mindspore_palm LoRA 1"
+ADAPTER_FORMAT = "mindspore_palm LoRA 1"
 
 
 def save_adapter(checkpoint: Checkpoint, file: Path, config: PaLMConfig, finetune: FinetuneConfig) -> None:
-    """Writes every A and B of a checkpoint; with rank, alpha and the identity of the frozen weights as metadata.
+    """Writes every A and B of a checkpoint, with rank, alpha and the identity of the frozen weights as metadata.
 
     Raises:
-        OSError: the file could not be written; an earlier one is still there.
+        OSError: the file could not be written; an earlier one stays.
     """
     parts = {name: checkpoint.tensors[name] for name in adapter_shapes(config, finetune.lora_rank)}
     base = weights_identity({name: tensor.read for name, tensor in checkpoint.tensors.items()}, config)
-    about = {"format": FORMAT, "base": base, "rank": str(finetune.lora_rank), "alpha": repr(finetune.lora_alpha)}
+    rank, alpha = str(finetune.lora_rank), repr(finetune.lora_alpha)
+    about = {"format": ADAPTER_FORMAT, "base": base, "rank": rank, "alpha": alpha}
     with write_atomically(file) as content:
         write_tensors(content, parts, about)
 
 
 def with_adapter(palm: PaLM, file: str | Path) -> PaLM:
-    """A network and what LoRA has trained on it, merged: a new network.
+    """Merges an adapter into its base model.
+
+    Returns:
+        A new network.
 
     Raises:
-        UserError: the file is no adapter, or one of another network or of other weights.
+        UserError: the file is not an adapter, or one for another network or other weights.
     """
     file = expanded(file)
     try:
         with safe_open(file, framework="numpy") as content:
             about = content.metadata() or {}
             parts = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dictionary
-        if about.get("format") != FORMAT:
-            raise UserError(f"{file}: this is not an adapter that fine-tuning has left")
+        if about.get("format") != ADAPTER_FORMAT:
+            raise UserError(f"{file}: this is not an adapter written by fine-tuning")
         rank, alpha = int(about["rank"]), float(about["alpha"])
     except FileNotFoundError:
         raise UserError(f"there is no {file}") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{file}: this is not a whole adapter ({error})") from None
-    wanted = adapter_shapes(palm.config, rank)
-    if wrong := [name for name in wanted if name not in parts or parts[name].shape != wanted[name]]:
+        raise UserError(f"{file}: this is not a complete adapter ({error})") from None
+    shapes = adapter_shapes(palm.config, rank)
+    if wrong := [name for name in shapes if name not in parts or parts[name].shape != shapes[name]]:
         raise UserError(f"{file}: {wrong[0]} is missing or of another shape; it was trained on another network")
     weights = {weight.name: weight.asnumpy() for weight in palm.get_parameters()}
     if about.get("base", "") not in ("", weights_identity(weights, palm.config)):

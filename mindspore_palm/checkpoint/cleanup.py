@@ -1,4 +1,4 @@
-"""Deleting in a run's folder: what a run wrote, by name, and nothing of what others put beside it."""
+"""Deletes files that a run wrote, by name, and never a user's own files beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def delete_own_files(folder: Path, names: re.Pattern[str]) -> bool:
-    """Deletes the files and links of a folder that have such names, and the folder if it is empty then.
+    """Deletes the files and links of a folder with matching names, and then the folder if it is empty.
 
     A link to a folder is not followed.
 
@@ -25,16 +25,16 @@ def delete_own_files(folder: Path, names: re.Pattern[str]) -> bool:
     for path in folder.iterdir():
         if names.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # what others put there
+    with suppress(OSError):  # users' own files are left
         folder.rmdir()
     return not folder.exists()
 
 
 def move_into(source: Path, target: Path) -> None:
-    """Moves what is in a folder to another one, under a new name where the name is taken, and deletes the empty one.
+    """Moves the content of a folder to another one, under new names where names are taken, and deletes the folder.
 
     Raises:
-        OSError: something could not be moved.
+        OSError: a file could not be moved.
     """
     target.mkdir(exist_ok=True)
     for path in source.iterdir():
@@ -43,7 +43,7 @@ def move_into(source: Path, target: Path) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """A path at which nothing stands: this one, or with a number after it."""
+    """An unused path: this one, or with a number appended."""
     free, number = path, 2
     while os.path.lexists(free):
         free, number = path.with_name(f"{path.name}.{number}"), number + 1

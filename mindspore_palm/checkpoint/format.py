@@ -1,15 +1,15 @@
-"""A checkpoint on disk: slices of all state, and a manifest by which every byte of it can be believed.
+"""A checkpoint on disk: shards of all state, and a manifest that verifies every byte.
 
 ``checkpoints/step_000200/`` holds
 
-    rank_0.safetensors ...   slices of weights and optimizer state; a slice that several workers hold, once
-    state.json               step, place in the data, what was skipped, spike statistics, seed, versions
+    rank_0.safetensors ...   shards of weights and optimizer state; replicated shards are stored once
+    state.json               step, position in the data, skipped batches, spike statistics, seed, versions
     config.yaml              all settings
     tokenizer.model          the tokenizer
-    manifest.json            which slice is where, and size and SHA-256 of every file; of itself, too
+    manifest.json            location of every shard, size and SHA-256 of every file, and its own SHA-256
 
-It is written under another name, the manifest last, and takes its name by one rename: it is whole, or it is not seen.
-Nothing in it can execute code.
+It is written under a temporary name, the manifest last, and gets its name by one rename: it is complete, or it is not
+visible. Nothing in it can execute code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,96 +28,99 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
-from mindspore_palm.checkpoint.safetensors_stream import Digest, Digesting, digest_of, write_tensors
+from mindspore_palm.checkpoint.safetensors_stream import Digest, Digesting, digest_of, row_windows, write_tensors
 from mindspore_palm.errors import UserError
-from mindspore_palm.files import TEMPORARY, sync_folder, write_atomically
+from mindspore_palm.file_names import CONFIG, DAMAGED, GONE, MANIFEST, STATE, TEMPORARY, TOKENIZER
+from mindspore_palm.files import names_pattern, sync_folder, write_atomically
 from mindspore_palm.parallel.placement import Placement, Window
 
-FORMAT = "mindspore_palm checkpoint 1"
-MANIFEST, STATE, CONFIG, TOKENIZER = "manifest.json", "state.json", "config.yaml", "tokenizer.model"
-GONE = f".gone{TEMPORARY}"  # the ending of a checkpoint that is being deleted
-OWN_FILES = re.compile(
-    r"(rank_[0-9]+\.(safetensors|json)|state\.json|config\.yaml|tokenizer\.model|manifest\.json)(\.[0-9]+\.tmp)?"
+CHECKPOINT_FORMAT = "mindspore_palm checkpoint 1"
+CHECKPOINT_FILES = names_pattern(
+    r"rank_[0-9]+\.(safetensors|json)", *map(re.escape, (STATE, CONFIG, TOKENIZER, MANIFEST))
 )
 """Names of a checkpoint's files: no other is ever deleted."""
-ALL = re.compile(rf"(?P<name>step_[0-9]{{6,}}(\.damaged(\.[0-9]+)?)?)(?P<ending>((\.gone)?{TEMPORARY})?)")
-BLOCK = 2**26  # bytes of a tensor that are in memory at a time when it is copied
+CHECKPOINT_FOLDER = re.compile(
+    rf"(?P<name>step_[0-9]{{6,}}({re.escape(DAMAGED)}(\.[0-9]+)?)?)"
+    rf"(?P<ending>({re.escape(TEMPORARY)}|{re.escape(GONE)})?)"
+)
+"""Names of a checkpoint's folder: complete, set aside as damaged, being written, or being deleted."""
+BLOCK_BYTES = 2**26  # bytes of a tensor in memory at a time while it is copied
 
 
 class DamagedCheckpoint(UserError):
-    """A file of a checkpoint is missing, cut off or altered; the text names it."""
+    """A file of a checkpoint is missing, truncated or altered; the message names it."""
 
 
 @dataclass(frozen=True)
-class Slicing:
-    """How a tensor is cut into files: an even grid of slices."""
+class Sharding:
+    """An even grid of shards, and the file that each is stored in."""
 
     shape: tuple[int, ...]
-    """Of the whole tensor."""
-    slice_shape: tuple[int, ...]
-    """Of each slice."""
+    """Of the full tensor."""
+    shard_shape: tuple[int, ...]
+    """Of each shard."""
     ranks: tuple[int, ...]
-    """In whose file each slice is, the last dimension counting fastest."""
+    """Whose file each shard is in; the last dimension varies fastest."""
 
     @staticmethod
-    def of(placement: Placement) -> Slicing:
-        """The slicing of a placement; each slice is in the file of the first rank that holds it."""
+    def of(placement: Placement) -> Sharding:
+        """The sharding of a placement; each shard is in the file of the first rank that holds it."""
         grid = [range(0, size, part) for size, part in zip(placement.shape, placement.slice_shape, strict=True)]
-        missing = {starts: -1 for starts in product(*grid)}
-        left = len(missing)
+        ranks = {starts: -1 for starts in product(*grid)}
+        left = len(ranks)
         for rank in range(placement.layout.devices):
             if left and placement.is_first(rank):
-                missing[tuple(part.start for part in placement.window(rank))] = rank
+                ranks[tuple(part.start for part in placement.window(rank))] = rank
                 left -= 1
-        return Slicing(placement.shape, placement.slice_shape, tuple(missing.values()))
+        return Sharding(placement.shape, placement.slice_shape, tuple(ranks.values()))
 
     def overlapping(self, window: Window) -> Iterator[tuple[int, Window]]:
-        """The files that hold some of a window, and for each the part of the whole tensor that it has of it."""
-        counts = [size // part for size, part in zip(self.shape, self.slice_shape, strict=True)]
+        """Ranks whose files overlap a window, each with the overlap as a window of the full tensor."""
+        counts = [size // part for size, part in zip(self.shape, self.shard_shape, strict=True)]
         touched = [
             range(part.start // size, -(-part.stop // size))
-            for part, size in zip(window, self.slice_shape, strict=True)
+            for part, size in zip(window, self.shard_shape, strict=True)
         ]
-        for place in product(*touched):
+        for indices in product(*touched):
             number = 0
-            for index, count in zip(place, counts, strict=True):
+            for index, count in zip(indices, counts, strict=True):
                 number = number * count + index
             yield (
                 self.ranks[number],
                 tuple(
                     slice(max(part.start, i * size), min(part.stop, (i + 1) * size))
-                    for part, i, size in zip(window, place, self.slice_shape, strict=True)
+                    for part, i, size in zip(window, indices, self.shard_shape, strict=True)
                 ),
             )
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of a checkpoint: read in windows, or from its first row to its last in blocks that fit in memory."""
+class StoredTensor:
+    """A tensor of a checkpoint, read by window, or by blocks of rows that fit in memory."""
 
     checkpoint: Checkpoint
     name: str
-    slicing: Slicing
+    sharding: Sharding
     dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
-        return self.slicing.shape
+        """Of the full tensor."""
+        return self.sharding.shape
 
     def read(self, window: Window | None = None) -> np.ndarray:
-        """A window of it, or all; only the slices that overlap it are opened.
+        """A window of the tensor, or all of it; only files with overlapping shards are opened.
 
         Raises:
-            DamagedCheckpoint: a file does not hold what the manifest says.
+            DamagedCheckpoint: a file does not match the manifest.
         """
         window = window or tuple(slice(0, size) for size in self.shape)
         out = np.empty([part.stop - part.start for part in window], self.dtype)
-        for rank, part in self.slicing.overlapping(window):
+        for rank, part in self.sharding.overlapping(window):
             file = self.checkpoint.folder / rank_file(rank)
             within = tuple(
                 slice(p.start % size, p.start % size + p.stop - p.start)
-                for p, size in zip(part, self.slicing.slice_shape, strict=True)
+                for p, size in zip(part, self.sharding.shard_shape, strict=True)
             )
             target = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, window, strict=True))
             try:
@@ -129,28 +131,26 @@ class Stored:
         return out
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Runs of rows, in order."""
-        rows = max(1, BLOCK // max(1, prod(self.shape[1:]) * self.dtype.itemsize))
-        rest = tuple(slice(0, size) for size in self.shape[1:])
-        for start in range(0, self.shape[0], rows):
-            yield self.read((slice(start, min(start + rows, self.shape[0])), *rest))
+        """Blocks of rows, in order."""
+        for window in row_windows(self.shape, self.dtype.itemsize, BLOCK_BYTES):
+            yield self.read(window)
 
 
 class Checkpoint:
-    """A checkpoint that is whole as far as its manifest, its small files and all sizes tell.
+    """A checkpoint whose manifest, small files and file sizes are verified; ``verify`` reads the shards as well.
 
     Raises:
-        DamagedCheckpoint: it is not.
+        DamagedCheckpoint: one of them is missing or altered.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         manifest = _read_manifest(folder / MANIFEST)
         self.step: int = manifest["step"]
-        slicings = [Slicing(*(tuple(part) for part in slicing)) for slicing in manifest["slicings"]]
+        shardings = [Sharding(*(tuple(part) for part in sharding)) for sharding in manifest["slicings"]]
         self.tensors = {
-            name: Stored(self, name, slicings[number], np.dtype(kind))
-            for name, (kind, number) in manifest["tensors"].items()
+            name: StoredTensor(self, name, shardings[number], np.dtype(dtype))
+            for name, (dtype, number) in manifest["tensors"].items()
         }
         self.files = {name: Digest(**digest) for name, digest in manifest["files"].items()}
         if step_of(folder) not in (None, self.step):
@@ -158,8 +158,8 @@ class Checkpoint:
         for name, digest in self.files.items():
             size = (folder / name).stat().st_size if (folder / name).is_file() else None
             if size != digest.size:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                raise DamagedCheckpoint(f"{folder / name} {found}; the manifest says {digest.size:,} bytes")
+                problem = "is missing" if size is None else f"has {size:,} bytes"
+                raise DamagedCheckpoint(f"{folder / name} {problem}; the manifest says {digest.size:,} bytes")
         self.verify([name for name in self.files if not name.startswith("rank_")])
         try:
             self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
@@ -167,101 +167,101 @@ class Checkpoint:
             raise DamagedCheckpoint(f"{folder / STATE}: {error.strerror}") from None
 
     def verify(self, files: Iterable[str] | None = None) -> None:
-        """Reads files whole, all of them for None, and compares them with the manifest.
+        """Reads files in full, all of them for None, and compares them with the manifest.
 
         Raises:
-            DamagedCheckpoint: names the first that differs.
+            DamagedCheckpoint: names the first file that differs.
         """
         for name in self.files if files is None else files:
             try:
-                found = digest_of(self.folder / name)
+                digest = digest_of(self.folder / name)
             except OSError as error:
                 raise DamagedCheckpoint(f"{self.folder / name}: {error.strerror}") from None
-            if found != self.files[name]:
+            if digest != self.files[name]:
                 raise DamagedCheckpoint(f"{self.folder / name} was altered: its SHA-256 is not the manifest's")
 
     @property
     def identity(self) -> str:
-        """Names the content: all weights, the optimizer's state and the tokenizer, wherever the checkpoint is."""
+        """Hash of the content (weights, optimizer state, tokenizer), wherever the checkpoint is stored."""
         digests = sorted((n, d.sha256) for n, d in self.files.items() if n.startswith("rank_") or n == TOKENIZER)
         return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
-    def share_of_files(self, rank: int, devices: int) -> list[str]:
-        """The slice files that one of so many workers verifies, so that each is verified once."""
+    def files_to_verify(self, rank: int, devices: int) -> list[str]:
+        """The shard files that this rank verifies, so that all ranks together verify each once."""
         return sorted(name for name in self.files if name.startswith("rank_"))[rank::devices]
 
 
-def write_slices(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes this worker's file into a folder that is still under its other name, and beside it what it must be.
+def write_shards(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes this worker's shards into a folder that still has its temporary name, and their digest beside them.
 
     Raises:
         OSError: names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digest = _write(folder / rank_file(rank), lambda file: write_tensors(file, tensors, {"format": FORMAT}))
-    _write_json(folder / _note(rank), asdict(digest))
+    digest = _write(folder / rank_file(rank), lambda file: write_tensors(file, tensors, {"format": CHECKPOINT_FORMAT}))
+    _write_json(folder / _digest_file(rank), asdict(digest))
 
 
-def slicings(placements: Mapping[str, Placement]) -> dict[str, Slicing]:
-    """The slicing of each tensor; most are cut like others, and share it."""
-    found: dict[tuple, Slicing] = {}
+def shardings(placements: Mapping[str, Placement]) -> dict[str, Sharding]:
+    """The sharding of each tensor. Tensors that are sharded alike share one."""
+    distinct: dict[tuple, Sharding] = {}
     keys = {name: (p.shape, p.axes, p.fully_sharded) for name, p in placements.items()}
     for name, key in keys.items():
-        if key not in found:
-            found[key] = Slicing.of(placements[name])
-    return {name: found[key] for name, key in keys.items()}
+        if key not in distinct:
+            distinct[key] = Sharding.of(placements[name])
+    return {name: distinct[key] for name, key in keys.items()}
 
 
 def publish(
     temporary: Path,
-    tensors: Mapping[str, Slicing],
-    kinds: Mapping[str, str],
+    tensors: Mapping[str, Sharding],
+    dtypes: Mapping[str, str],
     step: int,
-    small: Mapping[str, bytes],
+    small_files: Mapping[str, bytes],
 ) -> Path:
-    """Completes a folder into which all workers have written their slices, and gives it its name.
+    """Completes a folder into which all workers have written their shards, and renames it to its final name.
 
     Args:
-        temporary: the folder, under its other name.
-        tensors: name to slicing.
-        kinds: name to number type.
-        step: whose checkpoint it is.
-        small: name to content of all further files.
+        temporary: the folder, under its temporary name.
+        tensors: name to sharding.
+        dtypes: name to dtype.
+        step: of the checkpoint.
+        small_files: name to content of all other files.
 
     Returns:
-        The folder under its own name.
+        The folder under its final name.
 
     Raises:
         OSError: names the file.
     """
-    different = list(dict.fromkeys(tensors.values()))
-    files = {name: asdict(_write(temporary / name, content)) for name, content in small.items()}
-    for rank in sorted({rank for slicing in different for rank in slicing.ranks}):
-        files[rank_file(rank)] = json.loads((temporary / _note(rank)).read_bytes())
-    for note in temporary.glob(_note("*")):
-        note.unlink()
+    distinct = list(dict.fromkeys(tensors.values()))
+    files = {name: asdict(_write(temporary / name, content)) for name, content in small_files.items()}
+    for rank in sorted({rank for sharding in distinct for rank in sharding.ranks}):
+        files[rank_file(rank)] = json.loads((temporary / _digest_file(rank)).read_bytes())
+    for file in temporary.glob(_digest_file("*")):
+        file.unlink()
     manifest = {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "step": step,
-        "slicings": [[s.shape, s.slice_shape, s.ranks] for s in different],
-        "tensors": {name: [kinds[name], different.index(slicing)] for name, slicing in tensors.items()},
+        "slicings": [[s.shape, s.shard_shape, s.ranks] for s in distinct],
+        "tensors": {name: [dtypes[name], distinct.index(sharding)] for name, sharding in tensors.items()},
         "files": files,
     }
     with write_atomically(temporary / MANIFEST) as file:
         file.write(_seal(manifest))
     folder = temporary.with_name(folder_name(step))
-    discard(folder)  # a damaged one of the same step
+    discard(folder)  # a damaged checkpoint of the same step
     if folder.is_dir():
-        move_into(folder, temporary)  # what others put into it
+        move_into(folder, temporary)  # users' own files
     os.replace(temporary, folder)
     sync_folder(folder.parent)
     return folder
 
 
 def discard(folder: Path) -> None:
-    """Deletes a checkpoint; at no moment is a part of it treated as one.
+    """Deletes a checkpoint; a partly deleted one is never treated as a checkpoint.
 
-    Of a link, the link alone is deleted. What others put into the folder stays there.
+    Of a link, only the link is deleted. Users' own files in the folder stay.
 
     Raises:
         OSError: it could not be deleted.
@@ -270,15 +270,15 @@ def discard(folder: Path) -> None:
         folder.unlink()
     elif folder.is_dir():
         gone = folder.with_name(f"{folder.name}{GONE}")
-        if gone.exists() and not delete_own_files(gone, OWN_FILES):  # of a deletion that was cut short
+        if gone.exists() and not delete_own_files(gone, CHECKPOINT_FILES):  # from an interrupted deletion
             move_into(gone, folder)
         os.replace(folder, gone)
-        if not delete_own_files(gone, OWN_FILES):
+        if not delete_own_files(gone, CHECKPOINT_FILES):
             os.replace(gone, folder)
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in ``checkpoints/``, the newest first."""
+    """Steps of the checkpoints in ``checkpoints/``, newest first."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -287,11 +287,11 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def has_our_files(folder: Path) -> bool:
-    """Whether a folder holds files of a checkpoint, or is all that is left of one: nothing."""
+    """Whether a folder holds files of a checkpoint, or is empty, as an interrupted deletion leaves it."""
     if not folder.is_dir():
         return False
     names = [path.name for path in folder.iterdir()]
-    return not names or any(OWN_FILES.fullmatch(name) for name in names)
+    return not names or any(CHECKPOINT_FILES.fullmatch(name) for name in names)
 
 
 def folder_name(step: int) -> str:
@@ -300,17 +300,17 @@ def folder_name(step: int) -> str:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in a folder's name; None if it is not a checkpoint's."""
-    found = re.fullmatch(r"step_([0-9]{6,})", folder.name)
-    return int(found.group(1)) if found and folder_name(int(found.group(1))) == folder.name else None
+    """The step in the name of a checkpoint's folder; None for any other name."""
+    match = re.fullmatch(r"step_([0-9]{6,})", folder.name)
+    return int(match.group(1)) if match and folder_name(int(match.group(1))) == folder.name else None
 
 
 def rank_file(rank: int) -> str:
-    """Where a worker's slices are."""
+    """Name of the file with a worker's shards."""
     return f"rank_{rank}.safetensors"
 
 
-def _note(rank: int | str) -> str:
+def _digest_file(rank: int | str) -> str:
     return f"rank_{rank}.json"
 
 
@@ -330,7 +330,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _seal(manifest: Mapping[str, Any]) -> bytes:
-    """JSON whose last entry is the SHA-256 of itself without that entry."""
+    """JSON whose last entry is the SHA-256 of the JSON without that entry."""
     text = json.dumps(manifest, indent=1)
     return (json.dumps({**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n").encode()
 
@@ -343,11 +343,13 @@ def _read_manifest(file: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         del manifest["sha256"]
-        whole = _seal(manifest) == content  # also of every space in it
+        intact = _seal(manifest) == content  # down to every space
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise DamagedCheckpoint(f"{file} was altered: it does not hold its own SHA-256")
-    if manifest["format"] != FORMAT:
-        raise DamagedCheckpoint(f"{file} is of the format {manifest['format']!r}; this version reads {FORMAT!r}")
+    if manifest["format"] != CHECKPOINT_FORMAT:
+        raise DamagedCheckpoint(
+            f"{file} is of the format {manifest['format']!r}; this version reads {CHECKPOINT_FORMAT!r}"
+        )
     return manifest

@@ -1,37 +1,35 @@
-"""Names of models by their content: the same wherever they are, however they are sharded, whatever they are called."""
+"""Identities of models: hashes of their content, independent of location, sharding and file names."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from math import prod
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mindspore_palm.checkpoint.format import BLOCK, CONFIG, Checkpoint
+from mindspore_palm.checkpoint.format import BLOCK_BYTES, Checkpoint
 from mindspore_palm.checkpoint.merged import model_weights
-from mindspore_palm.checkpoint.safetensors_stream import file_tensors
+from mindspore_palm.checkpoint.safetensors_stream import file_tensors, row_windows
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CONFIG, WEIGHTS
 from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.parallel.placement import Window
 from mindspore_palm.settings import load_settings
 
-WEIGHTS = "model.safetensors"
-MODEL_OF = "checkpoint"  # in the header of a model: the identity of the checkpoint that it was exported from
-
+SOURCE_CHECKPOINT = "checkpoint"  # metadata key of a model: the identity of the checkpoint it was exported from
 
 Reader = Callable[[Window], np.ndarray]
 """Reads a window of a weight."""
 
 
 def weights_identity(weights: Mapping[str, np.ndarray | Reader], config: PaLMConfig) -> str:
-    """Names the content of all weights of a network, in hexadecimal digits.
+    """Hash of all weights of a network, hexadecimal.
 
     Args:
-        weights: by name; no more than a block of rows of one is in memory at a time.
+        weights: by name; at most one block of rows is in memory at a time.
         config: of the network.
     """
     digest = hashlib.sha256()
@@ -43,7 +41,7 @@ def weights_identity(weights: Mapping[str, np.ndarray | Reader], config: PaLMCon
 
 
 def header_of(file: Path) -> dict[str, str]:
-    """What stands in the header of a model beside its tensors; nothing where it cannot be read."""
+    """Metadata in the header of a model's file; empty if it cannot be read."""
     try:
         with safe_open(file, framework="numpy") as content:
             return dict(content.metadata() or {})
@@ -52,20 +50,20 @@ def header_of(file: Path) -> dict[str, str]:
 
 
 def is_model_of(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Whether a folder holds the model that is exported from a checkpoint: by its header, or else by its weights."""
+    """Whether a folder holds the model exported from a checkpoint, by its metadata or, without it, by its weights."""
     file = folder / WEIGHTS
     about = header_of(file)
-    if MODEL_OF in about:
-        return about[MODEL_OF] == checkpoint.identity
+    if SOURCE_CHECKPOINT in about:
+        return about[SOURCE_CHECKPOINT] == checkpoint.identity
     if about.get("step") != str(checkpoint.step):
         return False
-    try:  # an earlier version wrote it
+    try:  # written by an earlier version
         config = load_settings(checkpoint.folder / CONFIG)[0].model
-        ours, theirs = file_tensors(file), model_weights(checkpoint, config)
+        exported, trained = file_tensors(file), model_weights(checkpoint, config)
         return all(
-            name in ours
-            and ours[name].shape == shape
-            and all(map(np.array_equal, _blocks(ours[name].read, shape), _blocks(theirs[name].read, shape)))
+            name in exported
+            and exported[name].shape == shape
+            and all(map(np.array_equal, _blocks(exported[name].read, shape), _blocks(trained[name].read, shape)))
             for name, shape in weight_shapes(config).items()
         )
     except UserError:
@@ -75,6 +73,4 @@ def is_model_of(folder: Path, checkpoint: Checkpoint) -> bool:
 def _blocks(weight: np.ndarray | Reader, shape: tuple[int, ...]) -> Iterable[np.ndarray]:
     if isinstance(weight, np.ndarray):
         return (weight,)
-    rows = max(1, BLOCK // max(1, 4 * prod(shape[1:])))
-    rest = tuple(slice(0, size) for size in shape[1:])
-    return (weight((slice(at, min(at + rows, shape[0])), *rest)) for at in range(0, shape[0], rows))
+    return map(weight, row_windows(shape, np.dtype(np.float32).itemsize, BLOCK_BYTES))

@@ -1,21 +1,21 @@
-"""The rows that pad the vocabulary: another mesh may want another number of them, and a run resumes all the same.
+"""Padding rows of the vocabulary: their number depends on the mesh, and a run resumes on a mesh that needs another one.
 
-No token has these rows. Their logits are masked, so their gradients are zero, and zeros are as good as what was there.
+No token uses these rows. Their logits are masked, so their gradients are zero, and zeros may replace their values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from mindspore_palm.checkpoint.safetensors_stream import row_windows
 from mindspore_palm.parallel.placement import Window
 
-TABLE = "embedding"  # the weight with a row for each token; its optimizer state has the name behind a prefix
-BLOCK = 2**24  # bytes that are read at a time
+EMBEDDING = "embedding"  # the weight with a row per token; its optimizer state has this name with a prefix
+BLOCK_BYTES = 2**24  # bytes read at a time
 
 
 class Tensor(Protocol):
@@ -23,33 +23,33 @@ class Tensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Of the full tensor."""
 
     @property
     def dtype(self) -> np.dtype:
-        """Of its numbers."""
+        """Dtype of its elements."""
 
     def read(self, window: Window | None = None) -> np.ndarray:
-        """A window of it, or all."""
+        """A window of the tensor, or all of it."""
 
 
-Stored = TypeVar("Stored", bound=Tensor)
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 @dataclass(frozen=True)
 class Repadded:
-    """A tensor with another number of rows at its end: cut off, or zeros."""
+    """A tensor with rows removed at its end, or rows of zeros added."""
 
     tensor: Tensor
     shape: tuple[int, ...]
 
     @property
     def dtype(self) -> np.dtype:
-        """Of its numbers."""
+        """Dtype of its elements."""
         return self.tensor.dtype
 
     def read(self, window: Window | None = None) -> np.ndarray:
-        """A window of it, or all."""
+        """A window of the tensor, or all of it."""
         rows, *rest = window or tuple(slice(0, size) for size in self.shape)
         out = np.zeros([part.stop - part.start for part in (rows, *rest)], self.dtype)
         stop = min(rows.stop, self.tensor.shape[0])
@@ -58,15 +58,14 @@ class Repadded:
         return out
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Runs of rows, in order."""
-        count = max(1, BLOCK // max(1, prod(self.shape[1:]) * self.dtype.itemsize))
-        rest = tuple(slice(0, size) for size in self.shape[1:])
-        for start in range(0, self.shape[0], count):
-            yield self.read((slice(start, min(start + count, self.shape[0])), *rest))
+        """Blocks of rows, in order."""
+        for window in row_windows(self.shape, self.dtype.itemsize, BLOCK_BYTES):
+            yield self.read(window)
 
 
-def with_rows(name: str, tensor: Stored, shape: Sequence[int]) -> Stored | Repadded:
-    """The tensor as a network of the same vocabulary wants it, if padding alone differs; or else as it is."""
-    wanted = tuple(shape)
-    padded = name.rpartition(".")[2] == TABLE and tensor.shape[1:] == wanted[1:] and len(tensor.shape) == len(wanted)
-    return Repadded(tensor, wanted) if padded and tensor.shape != wanted else tensor
+def with_padding(name: str, tensor: AnyTensor, shape: Sequence[int]) -> AnyTensor | Repadded:
+    """The tensor repadded to a shape if only the padding rows differ, or else as it is."""
+    target = tuple(shape)
+    same_rows = tensor.shape[1:] == target[1:] and len(tensor.shape) == len(target)
+    repaddable = name.rpartition(".")[2] == EMBEDDING and same_rows
+    return Repadded(tensor, target) if repaddable and tensor.shape != target else tensor

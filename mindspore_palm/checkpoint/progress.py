@@ -1,4 +1,4 @@
-"""Where a run stands, as the JSON of a checkpoint: with weights and optimizer state, all that decides the next step."""
+"""Progress of a run, stored in state.json: with weights and optimizer state, it determines the next step."""
 
 from __future__ import annotations
 
@@ -10,67 +10,66 @@ from typing import Any
 
 from mindspore_palm.data.order import Segment, merge_ranges
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import REWINDS
 from mindspore_palm.files import write_json
-
-REWINDS = "rewinds.json"
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """A decision to go back, to leave out part of the data, or both."""
+    """A decision to go back to a checkpoint, to skip part of the data, or both."""
 
     reason: str
-    """In words: the spike with its figures, or that it was asked for."""
+    """Text: the spike with its numbers, or the command that asked for it."""
     at: int
-    """Steps that had been taken when it was decided."""
+    """Steps taken when it was decided."""
     to: int
-    """Steps that had been taken at the checkpoint to go back to; 0 for the initial weights."""
+    """Step of the checkpoint to go back to; 0 for the initial weights."""
     skip: tuple[int, int]
-    """Sequences of the training text, in the order of the epochs, that are left out: from, and up to."""
+    """Range of sequences to skip, start and end, counted in the order of the training text over all epochs."""
     asked: str = ""
-    """The arguments that asked for it; empty for a spike."""
+    """Arguments that asked for it; empty for a spike."""
     order: str = ""
-    """Names the order in which ``skip`` counts; see ``order_name``."""
+    """Name of the order in which ``skip`` counts; see ``order_name``."""
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Rewind:
-        """What ``asdict`` gave."""
+        """Inverse of ``asdict``."""
         known = {name: values[name] for name in Rewind.__dataclass_fields__ if name in values}
         return Rewind(**{**known, "skip": tuple(values["skip"])})
 
 
 @dataclass
 class Progress:
-    """What a run has done."""
+    """Progress of a run."""
 
     step: int = 0
     """Steps taken."""
     tokens: int = 0
-    """Trained on."""
+    """Tokens trained on."""
     not_finite: int = 0
-    """Steps in a row, up to the last one, whose loss or gradients were not finite."""
+    """Consecutive steps, up to the last one, whose loss or gradients were not finite."""
     losses: list[float] = field(default_factory=list)
-    """Of the last steps that were no outliers: the running statistics by which spikes are found."""
+    """Losses of the last steps that were not outliers; spikes are detected against them."""
     norms: list[float] = field(default_factory=list)
-    """Logarithms of their gradient norms."""
+    """Logarithms of the gradient norms of these steps."""
     outliers: int = 0
-    """Steps in a row, up to the last one, that were outliers."""
+    """Consecutive steps, up to the last one, that were outliers."""
     rewinds: list[Rewind] = field(default_factory=list)
-    """All decisions so far, the oldest first."""
+    """All decisions so far, oldest first."""
     segments: tuple[Segment, ...] = ()
-    """Which text steps take; empty as long as nobody knows."""
+    """Which text the steps train on; empty as long as it is unknown."""
     sound: int = 0
-    """The newest step whose weights have given a finite loss and finite gradients: those of the step after it."""
+    """The newest step whose weights are known to be good: the step after it had a finite loss and finite gradients."""
     base: str = ""
-    """Names the content of the model that fine-tuning started from."""
+    """Identity of the model that fine-tuning started from."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values, for JSON."""
         return asdict(self)
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Progress:
-        """What ``to_json`` gave, as it was or read from JSON; what an older version did not know is as at the start."""
+        """Inverse of ``to_json``; values that an older version did not store get their defaults."""
         known = {name: values[name] for name in Progress.__dataclass_fields__ if name in values}
         sound = max(0, known.get("step", 0) - known.get("not_finite", 0) - 1)
         return Progress(
@@ -84,12 +83,12 @@ class Progress:
 
 
 def skipped(rewinds: Sequence[Rewind], order: str = "") -> list[tuple[int, int]]:
-    """The sequences of an order that decisions leave out, as rising ranges that do not touch."""
+    """Ranges of sequences that decisions skip in an order, ascending and disjoint."""
     return merge_ranges([rewind.skip for rewind in rewinds if rewind.order == order])
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:
-    """The decisions of a run, also those that no checkpoint knows yet.
+    """The decisions of a run, including those that no checkpoint contains yet.
 
     Raises:
         UserError: the file was altered.
@@ -100,11 +99,11 @@ def read_rewinds(folder: Path) -> list[Rewind]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{file} was altered and cannot be read; mend it, or begin anew by --overwrite") from None
+        raise UserError(f"{file} was altered and cannot be read; fix it, or start over with --overwrite") from None
 
 
 def write_rewinds(folder: Path, rewinds: Sequence[Rewind]) -> None:
-    """Writes the decisions of a run: from here on they hold, whatever happens.
+    """Writes the decisions of a run; from here on they hold, even if the run is killed.
 
     Raises:
         OSError: the file could not be written.

@@ -1,10 +1,10 @@
-"""Safetensors files written piece by piece, so that no tensor need be in memory whole. The library reads them."""
+"""Writes safetensors files block by block, so that no full tensor has to fit in memory. The library reads them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,33 +15,41 @@ from safetensors import SafetensorError, safe_open
 
 from mindspore_palm.errors import UserError
 
-KINDS = {"float32": "F32", "int32": "I32"}  # names of number types in NumPy and in the format
-ALIGNMENT = 8  # bytes: where the format wants its data to begin
-CHUNK = 2**22  # bytes that are read at a time
+DTYPES = {"float32": "F32", "int32": "I32"}  # NumPy's name of a dtype: the format's
+ALIGNMENT = 8  # bytes: alignment of the data in the format
+READ_BYTES = 2**22  # bytes read at a time
+
+
+def row_windows(shape: Sequence[int], itemsize: int, block_bytes: int) -> Iterator[tuple[slice, ...]]:
+    """Windows that cover a tensor in blocks of rows, each of at most ``block_bytes`` or of one row."""
+    rows = max(1, block_bytes // max(1, prod(shape[1:]) * itemsize))
+    rest = tuple(slice(0, size) for size in shape[1:])
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *rest)
 
 
 class Source(Protocol):
-    """A tensor that may lie elsewhere: on disk, in slices."""
+    """A tensor that is read by blocks, such as one stored on disk in shards."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Its values in order, a run of rows at a time."""
+        """Blocks of rows, in order."""
 
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file must be for its content to be believed."""
+    """Size and hash of a file's content."""
 
     size: int
     """Bytes."""
     sha256: str
-    """In hexadecimal digits."""
+    """Hexadecimal."""
 
 
 class Digesting:
-    """A file to write to that knows the digest of what was written."""
+    """A file to write to that computes the digest of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash, self._size = file, hashlib.sha256(), 0
@@ -53,39 +61,39 @@ class Digesting:
 
     @property
     def digest(self) -> Digest:
-        """Of all that was written so far."""
+        """Digest of all bytes written so far."""
         return Digest(self._size, self._hash.hexdigest())
 
 
 def digest_of(file: Path) -> Digest:
-    """Of a file that is there.
+    """Digest of an existing file.
 
     Raises:
         OSError: it cannot be read.
     """
-    found, size = hashlib.sha256(), 0
+    sha256, size = hashlib.sha256(), 0
     with open(file, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            found.update(chunk)
+        while chunk := stream.read(READ_BYTES):
+            sha256.update(chunk)
             size += len(chunk)
-    return Digest(size, found.hexdigest())
+    return Digest(size, sha256.hexdigest())
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a safetensors file, read in windows."""
+    """A tensor of a safetensors file, read by window."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype | str
-    """The format's own name where it is no type that is written here."""
+    """The format's own name for a dtype that is never written here."""
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
-        """A window of it.
+        """A window of the tensor.
 
         Raises:
-            UserError: the file has changed since it was opened.
+            UserError: the file changed after it was opened.
         """
         try:
             with safe_open(self.file, framework="numpy") as content:
@@ -95,41 +103,41 @@ class FileTensor:
 
 
 def file_tensors(file: Path) -> dict[str, FileTensor]:
-    """The tensors of a safetensors file by name; none of them is read yet.
+    """The tensors of a safetensors file by name; their data is not read yet.
 
     Raises:
-        UserError: the file is missing, cut off or of another kind.
+        UserError: the file is missing, truncated or of another format.
     """
-    types = {kind: np.dtype(name) for name, kind in KINDS.items()}
+    dtypes = {stored: np.dtype(name) for name, stored in DTYPES.items()}
     try:
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - not a dictionary
             return {
-                name: FileTensor(file, name, tuple(part.get_shape()), types.get(part.get_dtype(), part.get_dtype()))
+                name: FileTensor(file, name, tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()
             }
     except FileNotFoundError:
         raise UserError(f"there is no {file}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: this is not a whole safetensors file ({error})") from None
+        raise UserError(f"{file}: this is not a complete safetensors file ({error})") from None
 
 
 def write_tensors(
     file: IO[bytes] | Digesting, tensors: Mapping[str, np.ndarray | Source], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file: length of the header, header, data, in the order of ``tensors``.
+    """Writes a safetensors file: length of the header, header, data in the order of ``tensors``.
 
     Args:
         file: open for writing, at its start.
-        tensors: float32 or int32 arrays, or where they come from.
-        metadata: text that stands in the header.
+        tensors: float32 or int32 arrays, or their sources.
+        metadata: text for the header.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         header[name] = {
-            "dtype": KINDS[np.dtype(tensor.dtype).name],
+            "dtype": DTYPES[np.dtype(tensor.dtype).name],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

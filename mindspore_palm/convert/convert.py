@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_palm.checkpoint.model_folder import TOKENIZER, WEIGHTS, set_weights
+from mindspore_palm.checkpoint.model_folder import set_weights
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
 from mindspore_palm.convert.forward import NUMPY
@@ -24,6 +25,7 @@ from mindspore_palm.convert.widen import widen
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import count_tokens, fit_vocabulary, padding_note
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TOKENIZER, WEIGHTS
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.parallel.weights import deferred_init
@@ -40,8 +42,6 @@ FORMATS: Mapping[str, Format] = {
 MODEL = (WEIGHTS, INDEX)  # what says that a folder is a converted model
 SEED = 20220405  # of the random tokens
 # Fields of a configuration that decide what a network computes.
-SWITCHES = ("parallel", "attention", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
-SWITCHES += ("xpos_base",)
 TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below a kernel in the wrong place
 
 
@@ -169,7 +169,7 @@ def _check_bits(model: Model, again: Model, path: Path) -> None:
     Raises:
         UserError: it does not.
     """
-    names = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "padded_vocab", *SWITCHES)
+    names = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "padded_vocab", *PaLMConfig.switches())
     for name in names:
         if getattr(model.config, name) != getattr(again.config, name):
             raise UserError(f"{path} would be read with another model.{name}; nothing was kept")

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_palm.checkpoint.model_folder import CONFIG, TOKENIZER, find_model, load, save_model, weights_of
+from mindspore_palm.checkpoint.model_folder import find_model, load, save_model, weights_of
 from mindspore_palm.config import Settings
 from mindspore_palm.convert.model import SEQ_LEN, Computed, Model, Options
+from mindspore_palm.file_names import CONFIG, TOKENIZER
 from mindspore_palm.settings import load_settings
 
 

@@ -23,11 +23,12 @@ from mindspore_palm.data.survey import Digest, Survey, sample, survey_corpus, su
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import Interrupted, UserError
-from mindspore_palm.files import TEMPORARY, locked, write_json
+from mindspore_palm.file_names import LOCK, TEMPORARY, TOKENIZER
+from mindspore_palm.files import locked, write_json
 
-FORMAT = 2  # incremented whenever the same corpus would give other bits
+PREPARED_FORMAT = 2  # incremented whenever the same corpus would give other bits
 SHARD_BYTES = 4 * 2**20  # text encoded between two marks: the most work that a kill can cost
-LOCK, MODEL, SURVEY, PROGRESS, META = "lock", "tokenizer.model", "survey.json", "progress.json", "meta.json"
+SURVEY, PROGRESS, META = "survey.json", "progress.json", "meta.json"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, pinned: Pi
     work = _Work(data, vocab_size, given, files, any_share, content_of(files.read, root))
     if given is None and pinned is not None:
         finished = work.finished_folder(root)
-        if finished is None or (finished / MODEL).read_bytes() != pinned.tokenizer:
+        if finished is None or (finished / TOKENIZER).read_bytes() != pinned.tokenizer:
             given = Tokenizer(root / "tokenizer of the run", pinned.tokenizer)
             work = dataclasses.replace(work, given=given)
     folder = work.finished_folder(root)
@@ -148,7 +149,7 @@ def _open(folder: Path, data: DataConfig, files: Files) -> Prepared:
         train, validation = (TokenFile(folder / name) for name in SPLITS)
         for name, split_tokens in zip(SPLITS, (train, validation), strict=True):
             meta[name]["sha256"] = split_tokens.sha256
-        tokenizer = Tokenizer(folder / MODEL)
+        tokenizer = Tokenizer(folder / TOKENIZER)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / META}: not readable; delete {folder} and prepare again") from None
     except UserError as error:
@@ -176,7 +177,7 @@ class _Work:
         """Hash of everything that determines the content of the folder."""
         train = {"train": [self.vocab_size, self.data.tokenizer_megabytes]}
         inputs = {
-            "format": FORMAT,
+            "format": PREPARED_FORMAT,
             "stdlib": self.data.path == PYTHON_STDLIB,
             "files": self.content,
             "text_field": self.data.text_field,
@@ -221,7 +222,7 @@ class _Preparation:
             self._text_changed()
         size, tokens = survey.size, {name: marks[name].tokens for name in SPLITS}
         meta = {
-            "format": FORMAT,
+            "format": PREPARED_FORMAT,
             "split_mode": survey.mode,
             "any_share": self.work.any_share,
             "long_document": survey.long,
@@ -248,7 +249,7 @@ class _Preparation:
             return result
 
     def _tokenizer(self, survey: Survey) -> Tokenizer:
-        file = self.folder / MODEL
+        file = self.folder / TOKENIZER
         if self.given is not None:
             self.given.write(file)
             return Tokenizer(file)
@@ -300,7 +301,7 @@ class _Preparation:
             return 0, open_at({name: Mark() for name in SPLITS})
 
     def _text_changed(self) -> None:
-        for name in (SURVEY, MODEL, PROGRESS):  # they may belong to neither the old text nor the new one
+        for name in (SURVEY, TOKENIZER, PROGRESS):  # they may belong to neither the old text nor the new one
             (self.folder / name).unlink(missing_ok=True)
         raise UserError(f"data.path = {printable(self.data.path)}: the text changed while it was prepared; start again")
 

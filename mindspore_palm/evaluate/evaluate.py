@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
+from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.data.corpus import documents
 from mindspore_palm.data.files import find_files, printable
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ from mindspore_palm.evaluate.report import as_json, task_table, text_table
 from mindspore_palm.evaluate.scorer import Scorer, window_of
 from mindspore_palm.evaluate.tasks import choice_rows, exact_match, fit_prompt, multiple_choice
 from mindspore_palm.evaluate.text import check_text, score_text, stride_of
+from mindspore_palm.file_names import CONFIG
 from mindspore_palm.generate import Generator, Sampling
 from mindspore_palm.options import naming_options
 from mindspore_palm.parallel.context import open_device

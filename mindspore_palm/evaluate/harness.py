@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lm_eval.api.model import LM
 
-from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
+from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.data.prompt import encode_pairs
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
 from mindspore_palm.evaluate.tasks import fit_prompt
+from mindspore_palm.file_names import CONFIG
 from mindspore_palm.generate import Generator, Sampling
 from mindspore_palm.options import naming_options
 from mindspore_palm.parallel.context import open_device

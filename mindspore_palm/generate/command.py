@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspore_palm.checkpoint.model_folder import CONFIG, find_model, load, load_tokenizer
+from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
 from mindspore_palm.data.corpus import BOM
 from mindspore_palm.data.files import printable
 from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.file_names import CONFIG, WORKERS
 from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
@@ -158,7 +159,7 @@ def _start_workers(devices: int, kind: str, command: Sequence[str]) -> None:
     sys.stdout.reconfigure(encoding="utf-8")
     with tempfile.TemporaryDirectory() as logs:
         try:
-            Workers(devices, command, Path(logs) / "workers").join()
+            Workers(devices, command, Path(logs) / WORKERS).join()
         except Interrupted:
             raise Interrupted("\nstopped") from None
 
@@ -200,7 +201,7 @@ class Terminal:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
         self._status = not is_worker()  # what a worker says all goes to one place
         if rank > 0:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
         sys.stdout.reconfigure(encoding="utf-8")
 
     def write(self, prompt: str, seen: Prompt | None = None) -> list[int]:

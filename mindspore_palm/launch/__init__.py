@@ -1,1 +1,1 @@
-"""Starting, restarting and ending the processes of a job."""
+"""Starts, restarts and ends the processes of a job."""

@@ -1,4 +1,4 @@
-"""A command's process from its first line to its last: streams that never end it, signals that are heard, exit code."""
+"""Lifetime of a command's process: output streams that cannot end it, signal handling, exit code."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
 
     Args:
         main: the command.
-        trains: whether it trains: then it saves before it stops.
-        results: whether it exists for what it prints, and fails if that cannot be written; else that is a record.
+        trains: whether it trains, and so saves before it stops.
+        results: whether its output is its result, so that the command fails if it cannot be written; else the output is
+            only a record.
     """
     console.protect(results)
 
-    def begin() -> None:
+    def start() -> None:
         preflight.check()
         if not trains:
-            stop.release()
+            stop.unblock()
             return
         try:
             supervisor.supervise()
         except OSError as error:
             raise UserError(f"the process that trains cannot be started: {error.strerror}; see ulimit -a") from None
 
-    if code := run_command(begin):
+    if code := run_command(start):
         return console.flush(code)
     limited = False
 
@@ -41,21 +42,21 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
         try:
             main()
         except (MemoryError, RuntimeError, ImportError) as error:
-            if said := preflight.explain(error):
+            if explanation := preflight.explain(error):
                 limited = True
-                raise UserError(said) from None
+                raise UserError(explanation) from None
             raise
 
     code = run_command(command)
-    stop.deafen()
+    stop.ignore_signals()
     code = console.flush(code)
-    if limited or _imported_in_part():  # MindSpore would abort where it is unloaded
+    if limited or _partly_imported():  # MindSpore would abort when it is unloaded
         with suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code)
     return code
 
 
-def _imported_in_part() -> bool:
-    """Whether the import of MindSpore ended in an error, which leaves its C++ part behind."""
+def _partly_imported() -> bool:
+    """Whether the import of MindSpore failed, which leaves its C++ part loaded."""
     return "mindspore" not in sys.modules and any(name.startswith("mindspore.") for name in sys.modules)

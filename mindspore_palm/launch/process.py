@@ -1,4 +1,4 @@
-"""Processes that are watched: started again when they die, and ended with the one that started them."""
+"""Watched processes: restarted when they die, and ended with the process that started them."""
 
 from __future__ import annotations
 
@@ -18,102 +18,104 @@ from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import GRACE, LAUNCHER, PR_SET_PDEATHSIG
 
 OVERWRITE = "--overwrite"
-LOOK = 0.1  # seconds between two looks at a process
+POLL_SECONDS = 0.1  # between two checks of a process
 
 
-class Died(UserError):
-    """A process died or hung; the same again may do better, from the last checkpoint."""
+class ProcessDied(UserError):
+    """A process died or hung; a restart from the last checkpoint may succeed."""
 
 
-def with_restarts(attempt: Callable[[Sequence[str], stop.Board], None], command: Sequence[str], restarts: int) -> None:
-    """Runs an attempt, and again when its processes have died.
+def with_restarts(
+    attempt: Callable[[Sequence[str], stop.SharedFlags], None], command: Sequence[str], restarts: int
+) -> None:
+    """Runs an attempt, and restarts it when its processes have died.
 
     Args:
-        attempt: starts a command, whose processes share a board, and returns when it has ended well.
+        attempt: starts a command, whose processes share flags, and returns when it has succeeded.
         command: script and arguments.
-        restarts: how often at most.
+        restarts: at most.
 
     Raises:
-        Died: once more than that.
-        Interrupted: the user has asked to stop, whatever the attempt has come to.
+        ProcessDied: after the last restart.
+        Interrupted: the user asked to stop, whatever the result of the attempt.
         UserError: what a restart cannot fix.
     """
     if OVERWRITE in command:
-        os.environ[OVERWRITES] = "1"  # attempts that are started without it still name the user's command
-    stop.on_leaving(stopped_early)
+        os.environ[OVERWRITES] = "1"  # so that messages of restarted processes still name the user's command
+    stop.set_exit_message(stopped_message)
     for number in range(restarts + 1):
-        board = stop.Board()
+        flags = stop.SharedFlags()
         try:
-            attempt(command, board)
+            attempt(command, flags)
             return
-        except Died as died:
-            if stop.wished():
-                raise Interrupted(stopped_early()) from None
+        except ProcessDied as died:
+            if stop.requested():
+                raise Interrupted(stopped_message()) from None
             if number == restarts:
                 raise
             say(f"{died}; starting again from the last checkpoint ({number + 1} of {restarts})")
-            if board.begun:  # else the earlier run is still there, and must not be taken for this one
+            if flags.started:  # else the earlier run still exists, and would be taken for this one
                 command = [word for word in command if word != OVERWRITE]
-                stop.begun()
+                stop.mark_started()
         finally:
-            board.close()
+            flags.close()
 
 
-def stopped_early() -> str:
-    """What is said of processes that were stopped and could say nothing themselves."""
+def stopped_message() -> str:
+    """Message for processes that were stopped and could print none themselves."""
     return f"stopped; {same_command()} resumes from the last checkpoint, or starts over if there is none"
 
 
-class OneProcess:
-    """A command in a process of its own, which gets the signals that this one gets.
+class ChildProcess:
+    """A command in a process of its own, to which requests to stop are forwarded.
 
     Args:
         command: script and arguments.
-        board: on which it notes that it has something to save; None gives it one.
+        flags: in which it records unsaved work; None creates them.
     """
 
-    def __init__(self, command: Sequence[str], board: stop.Board | None = None) -> None:
-        self._board = board or stop.Board()
+    def __init__(self, command: Sequence[str], flags: stop.SharedFlags | None = None) -> None:
+        self._flags = flags or stop.SharedFlags()
         with stop.blocked():
-            self._process = subprocess.Popen(  # noqa: S603 - what the user started, again
+            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
                 [sys.executable, *command],
-                env={**os.environ, LAUNCHER: str(os.getpid()), stop.ADDRESS: self._board.address},
-                start_new_session=True,  # Ctrl-C comes here alone, and is passed on
+                env={**os.environ, LAUNCHER: str(os.getpid()), stop.FLAGS_ADDRESS: self._flags.address},
+                start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it
             )
 
     def join(self) -> None:
-        """Waits for its end. What it said is said; an exit code that means something becomes this process's.
+        """Waits for its end. A meaningful exit code becomes that of this process; its message is already printed.
 
         Raises:
-            Died: it was killed, or failed in a way that nobody foresaw.
-            Interrupted: it was asked to stop and had to be ended, because it had nothing to save.
+            ProcessDied: it was killed, or failed unexpectedly.
+            Interrupted: it was asked to stop and was killed, because it had nothing to save.
         """
-        told, end = False, float("inf")
+        asked, end = False, float("inf")
         try:
-            with stop.polled():
+            with stop.deferred():
                 while (code := self._process.poll()) is None:
-                    if stop.wished() and not told:
-                        told, end = True, time.monotonic() + GRACE
+                    if stop.requested() and not asked:
+                        asked, end = True, time.monotonic() + GRACE
                         self._process.send_signal(signal.SIGTERM)
-                    if stop.insisted() or (time.monotonic() > end and not self._board.unsaved):
-                        raise Interrupted(stopped_early())
-                    time.sleep(LOOK)
+                    if stop.forced() or (time.monotonic() > end and not self._flags.unsaved):
+                        raise Interrupted(stopped_message())
+                    time.sleep(POLL_SECONDS)
         finally:
-            end_processes(self._process)
-        if code == STOPPED or (told and code < 0):
+            kill_tree(self._process)
+        if code == STOPPED or (asked and code < 0):
             if code != STOPPED:
-                raise Interrupted(stopped_early())
+                raise Interrupted(stopped_message())
             sys.exit(code)
         if code < 0:
-            raise Died(f"process {self._process.pid} was ended by {signal.Signals(-code).name}")
+            raise ProcessDied(f"process {self._process.pid} was ended by {signal.Signals(-code).name}")
         if code == 1:
-            raise Died(f"process {self._process.pid} failed")
+            raise ProcessDied(f"process {self._process.pid} failed")
         if code:
             sys.exit(code)
 
 
-def end_processes(process: subprocess.Popen) -> None:
-    """Kills a process and what it has started."""
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kills a process and its descendants."""
     if process.poll() is None:
         try:
             family = psutil.Process(process.pid).children(recursive=True)
@@ -127,15 +129,15 @@ def end_processes(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def end_with_launcher() -> None:
-    """Has this process end when the one that started it is gone, which a kill leaves no time to see to (MS-48).
+def exit_with_launcher() -> None:
+    """Makes Linux kill this process when its launcher is gone, which may be killed without warning (MS-48).
 
-    Linux kills it when the thread that started it is gone: a worker's is msrun, msrun's is the launcher, and all ask
-    for that. Nothing of this process must run then: a worker may wait in C++ for others and keep Python's lock, and a
-    thread of Python that watches would never wake up. On other systems it goes on.
+    All processes of a job call this, and Linux kills each when the thread that started it is gone: msrun starts the
+    workers, the launcher starts msrun. Only the kernel can do it: a worker may wait in C++ and hold Python's lock, so a
+    watching Python thread would never wake up. On other systems, the process continues.
     """
     if LAUNCHER not in os.environ or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if int(os.environ[LAUNCHER]) not in (parent.pid for parent in psutil.Process().parents()):
-        os._exit(1)  # it, or msrun, went before the system knew
+        os._exit(1)  # the launcher, or msrun, was gone before the system call

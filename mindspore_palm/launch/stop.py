@@ -1,7 +1,8 @@
-"""A wish to stop, as a state: heard from the first line of a command to its last, and followed where nothing is lost.
+"""Stop requests by signal, kept as state from the first line of a command to its last.
 
-A process with nothing to save ends at once when it is told to stop. One with work to save notes the wish, and asks for
-it (``wished``) where it can save. Only the standard library is imported: until ``listen`` is called, a signal kills.
+A process with nothing to save ends at once when it is asked to stop. One with unsaved work records the request and
+checks it (``requested``) where it can save. Only the standard library is imported: until ``listen`` is called, a signal
+kills the process.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from types import FrameType
 from mindspore_palm.errors import STOPPED
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-INSIST = 1.0  # seconds; a second Ctrl-C that is sooner may be the first one, passed on by another process
-ADDRESS = "MINDSPORE_PALM_BOARD"  # tells a process where the board of the one that started it is
+FORCE_AFTER = 1.0  # seconds; a second Ctrl-C within them may be the first one, forwarded by another process
+FLAGS_ADDRESS = "MINDSPORE_PALM_BOARD"  # environment variable: where the flags of the parent process are
 
 
-class Board:
-    """Facts that a process shares with those that it starts, so that it knows what killing them would lose.
+class SharedFlags:
+    """Flags in memory that a process shares with its children, so that it knows what killing them would lose.
 
     Args:
-        address: of a board that another process made; None makes one.
+        address: of flags that another process created; None creates new ones.
     """
 
-    UNSAVED, BEGUN, DONE = 0, 1, 2
+    UNSAVED, STARTED, DONE = 0, 1, 2
 
     def __init__(self, address: str | None = None) -> None:
         if address is not None:
@@ -48,25 +49,25 @@ class Board:
 
     @property
     def unsaved(self) -> bool:
-        """Whether some process has work that is not saved."""
+        """Whether any process has unsaved work."""
         return bool(self._bytes[self.UNSAVED])
 
     @property
-    def begun(self) -> bool:
-        """Whether the run's folder is that of this run: an earlier run that had to go is deleted."""
-        return bool(self._bytes[self.BEGUN])
+    def started(self) -> bool:
+        """Whether the run's folder belongs to this run: an earlier run that was to be deleted is gone."""
+        return bool(self._bytes[self.STARTED])
 
     @property
-    def left(self) -> bool:
-        """Whether a run was begun and is not finished."""
-        return self.begun and not self._bytes[self.DONE]
+    def unfinished(self) -> bool:
+        """Whether a run was started and is not finished."""
+        return self.started and not self._bytes[self.DONE]
 
-    def note(self, fact: int) -> None:
-        """Has all processes see that a fact is true."""
-        self._bytes[fact] = 1
+    def set(self, flag: int) -> None:
+        """Sets a flag for all processes."""
+        self._bytes[flag] = 1
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Releases the memory."""
         self._bytes.close()
         os.close(self._file)
         if not self.address.startswith("/proc/"):
@@ -76,59 +77,60 @@ class Board:
 
 @dataclass
 class _State:
-    """What this process knows."""
+    """Signal state of this process."""
 
-    wish: int = 0
-    """The signal that came first; 0 if none has."""
+    request: int = 0
+    """Number of the first signal; 0 if none has come."""
     since: float = 0.0
-    insisted: bool = False
-    """Whether Ctrl-C came again, later."""
+    """Time of that signal."""
+    forced: bool = False
+    """Whether Ctrl-C came a second time, later."""
     listening: bool = False
     owned: bool = False
-    """Whether the process is the command's own, and may be ended; a notebook's is not."""
+    """Whether the process belongs to the command and may be ended; a notebook's does not."""
     unsaved: bool = False
-    polled: bool = False
-    """Whether the process watches others and asks several times a second."""
+    deferred: bool = False
+    """Whether the process watches others and polls several times a second."""
     done: bool = False
     """Whether the run is finished, so that there is nothing left to stop."""
-    board: Board | None = None
-    sentence: Callable[[], str] = lambda: "stopped before training began"
+    flags: SharedFlags | None = None
+    exit_message: Callable[[], str] = lambda: "stopped before training began"
 
 
 _state = _State()
 
 
-def listen(board: Board | None = None) -> None:
-    """Hears all signals from here on; until something is unsaved, they end the process with exit code 130.
+def listen(flags: SharedFlags | None = None) -> None:
+    """Handles all signals from here on; until there is unsaved work, they end the process with exit code 130.
 
     A hangup stays ignored where the user has asked for that (nohup).
 
     Args:
-        board: is told what this process does; None takes the one of the process that started this one, if there is one.
+        flags: records the progress of this process; None takes the parent's flags, if it shares any.
     """
-    if board is None and ADDRESS in os.environ:
+    if flags is None and FLAGS_ADDRESS in os.environ:
         with suppress(OSError):
-            board = Board(os.environ[ADDRESS])
-    _state.board, _state.owned = board, True
+            flags = SharedFlags(os.environ[FLAGS_ADDRESS])
+    _state.flags, _state.owned = flags, True
     _install()
     _mask(signal.SIG_UNBLOCK)
 
 
-def release() -> None:
-    """Lets signals do what they usually do, in a process whose starter has blocked them."""
+def unblock() -> None:
+    """Restores the default effect of signals, in a process whose parent has blocked them."""
     _mask(signal.SIG_UNBLOCK)
 
 
 def block() -> None:
-    """Hears nothing, and neither do processes that are started from here, until they call ``listen``."""
+    """Blocks signals here and in processes started from here, until they call ``listen``."""
     _mask(signal.SIG_BLOCK)
 
 
-def deafen() -> None:
-    """Hears nothing any more: how the process ends is decided.
+def ignore_signals() -> None:
+    """Ignores all signals: how the process ends is decided.
 
-    Ignored, not blocked: that would leave out the threads of C++ libraries. Python takes its own handlers away at its
-    end, and leaves this.
+    Blocking would leave out the threads of C++ libraries. Python removes its own handlers when it exits, and leaves
+    ignored signals ignored.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -136,7 +138,7 @@ def deafen() -> None:
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Processes that are started meanwhile hear signals only once they call ``listen``; none is lost, none kills."""
+    """Blocks signals in processes started inside, until they call ``listen``: no signal is lost, and none kills."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -148,10 +150,10 @@ def blocked() -> Iterator[None]:
 
 
 @contextmanager
-def training() -> Iterator[None]:
-    """Hears signals while a run trains, also in a process that is not a command's own, such as a notebook's.
+def handlers() -> Iterator[None]:
+    """Handles signals while a run trains, also in a process that does not belong to a command, such as a notebook's.
 
-    There a wish is noted from the first moment, and a second Ctrl-C raises KeyboardInterrupt.
+    There a request is recorded from the start, and a second Ctrl-C raises KeyboardInterrupt.
     """
     if _state.listening or threading.current_thread() is not threading.main_thread():
         yield
@@ -166,58 +168,58 @@ def training() -> Iterator[None]:
 
 
 @contextmanager
-def polled() -> Iterator[None]:
-    """A wish is only noted meanwhile: this process watches others, and asks several times a second."""
+def deferred() -> Iterator[None]:
+    """Only records requests inside: this process watches others, and polls several times a second."""
     if not _state.listening and threading.current_thread() is threading.main_thread():
-        with training(), polled():
+        with handlers(), deferred():
             yield
         return
-    if _state.board:
-        _state.board.note(Board.UNSAVED)  # who watches this process leaves it the time to end those that it watches
-    before, _state.polled = _state.polled, True
+    if _state.flags:
+        _state.flags.set(SharedFlags.UNSAVED)  # the parent then gives this process the time to end its children
+    before, _state.deferred = _state.deferred, True
     try:
         yield
     finally:
-        _state.polled = before
+        _state.deferred = before
 
 
-def wished() -> bool:
+def requested() -> bool:
     """Whether this process was asked to stop."""
-    return _state.wish != 0
+    return _state.request != 0
 
 
-def insisted() -> bool:
-    """Whether it was asked again, by Ctrl-C."""
-    return _state.insisted
+def forced() -> bool:
+    """Whether it was asked a second time, by Ctrl-C."""
+    return _state.forced
 
 
-def unsaved() -> None:
-    """There is work to save from here on: a wish to stop waits until the process asks for it."""
+def mark_unsaved() -> None:
+    """Records that there is work to save: from here on, the process checks for a request to stop itself."""
     _state.unsaved = True
-    if _state.board:
-        _state.board.note(Board.UNSAVED)
+    if _state.flags:
+        _state.flags.set(SharedFlags.UNSAVED)
 
 
-def begun() -> None:
-    """The run's folder is that of this run: nothing in it is of an earlier run that had to go."""
-    if _state.board:
-        _state.board.note(Board.BEGUN)
+def mark_started() -> None:
+    """Records that the run's folder belongs to this run: nothing of an earlier run that was to be deleted is left."""
+    if _state.flags:
+        _state.flags.set(SharedFlags.STARTED)
 
 
-def done() -> None:
-    """The run is finished: who asks for it to stop now gets what it has come to."""
+def mark_done() -> None:
+    """Records that the run is finished: a request to stop has no effect any more."""
     _state.done = True
-    if _state.board:
-        _state.board.note(Board.DONE)
+    if _state.flags:
+        _state.flags.set(SharedFlags.DONE)
 
 
-def on_leaving(sentence: Callable[[], str]) -> None:
-    """What is said when the process ends at once."""
-    _state.sentence = sentence
+def set_exit_message(message: Callable[[], str]) -> None:
+    """Sets the message that is printed when a signal ends the process at once."""
+    _state.exit_message = message
 
 
 def write(stream: int, text: str) -> None:
-    """Writes to standard output (1) or standard error (2) from a signal's handler, where ``print`` may be under way."""
+    """Writes to standard output (1) or standard error (2) from a signal handler, which may interrupt ``print``."""
     with suppress(OSError):
         os.write(stream, text.encode(errors="backslashreplace"))
 
@@ -228,13 +230,13 @@ def _install() -> dict[int, object]:
         handler = signal.getsignal(number)
         if number == getattr(signal, "SIGHUP", None) and handler == signal.SIG_IGN:
             continue
-        before[number] = signal.signal(number, _hear)
+        before[number] = signal.signal(number, _handle)
     _state.listening = True
     return before
 
 
 def _forget() -> None:
-    _state.wish, _state.insisted, _state.unsaved = 0, False, False
+    _state.request, _state.forced, _state.unsaved = 0, False, False
     _state.listening = _state.done = False
 
 
@@ -243,30 +245,30 @@ def _mask(how: int) -> None:
         signal.pthread_sigmask(how, SIGNALS)
 
 
-def _hear(number: int, _: FrameType | None) -> None:
+def _handle(number: int, _: FrameType | None) -> None:
     if _state.done:
         return
-    now, first = time.monotonic(), not _state.wish
+    now, first = time.monotonic(), not _state.request
     if first:
-        _state.wish, _state.since = number, now
-    elif number == signal.SIGINT and now - _state.since > INSIST:
-        _state.insisted = True
-    if _state.polled:
+        _state.request, _state.since = number, now
+    elif number == signal.SIGINT and now - _state.since > FORCE_AFTER:
+        _state.forced = True
+    if _state.deferred:
         return
-    if _state.insisted or (_state.owned and not _state.unsaved):
-        _leave()
+    if _state.forced or (_state.owned and not _state.unsaved):
+        _exit()
     if first:
         write(1, "\nstopping after this step; Ctrl-C again stops now, without saving\n")
 
 
-def _leave() -> None:
-    """Ends the process here and now: an exception could come in the midst of a C++ library, which then aborts."""
+def _exit() -> None:
+    """Ends the process at once: an exception could reach a C++ library in the middle of a call, and it would abort."""
     if not _state.owned:
         raise KeyboardInterrupt
-    with suppress(RuntimeError, OSError, ValueError, AttributeError):  # print may be under way: then its text is lost
+    with suppress(RuntimeError, OSError, ValueError, AttributeError):  # print may be interrupted: then its text is lost
         sys.stdout.flush()
     text = "stopped"
     with suppress(Exception):
-        text = _state.sentence()
+        text = _state.exit_message()
     write(2, f"{text}\n")
     os._exit(STOPPED)

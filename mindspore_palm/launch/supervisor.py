@@ -1,8 +1,8 @@
-"""The process that a command's caller sees: it starts the one that works, passes signals on, and ends in time.
+"""The process that a command's caller sees: it starts the working process, forwards signals, and ends in time.
 
-The working process may be in C++ for minutes, where Python hears nothing: training a tokenizer, compiling a graph. The
-supervisor hears at once. If nothing would be lost, it gives the worker a moment to end by itself and then kills it.
-When it ends, whatever else the worker has started is gone as well.
+The worker may spend minutes in C++, where Python handles no signals: training a tokenizer, compiling a graph. The
+supervisor reacts at once. If nothing would be lost, it gives the worker a moment to exit and then kills it. When the
+supervisor ends, everything that the worker has started is gone as well.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from contextlib import suppress
 from mindspore_palm.errors import STOPPED, same_command
 from mindspore_palm.launch import stop
 
-LAUNCHER = "MINDSPORE_PALM_LAUNCHER"  # tells a process the id of the one that started and watches it
-GRACE = 2.0  # seconds to end by itself for a process that has nothing to save
-LOOK = 0.2  # seconds between two looks at it once it was told to stop
-PATIENCE = 60.0  # seconds for processes that were killed to be gone
-PR_SET_PDEATHSIG = 1  # of Linux (sys/prctl.h): the signal that a process gets when its parent is gone
-PR_SET_CHILD_SUBREAPER = 36  # what children leave behind becomes a child of this process
+LAUNCHER = "MINDSPORE_PALM_LAUNCHER"  # environment variable: id of the process that started this one and watches it
+GRACE = 2.0  # seconds in which a process with nothing to save may exit by itself
+POLL_SECONDS = 0.2  # between two checks of a worker that was asked to stop
+KILL_TIMEOUT = 60.0  # seconds until killed processes are gone
+PR_SET_PDEATHSIG = 1  # Linux (sys/prctl.h): the signal that a process gets when its parent is gone
+PR_SET_CHILD_SUBREAPER = 36  # orphaned descendants become children of this process
 
 
 def supervise() -> None:
-    """Returns in a new process, which does the work and hears signals; the caller ends here with its exit code.
+    """Returns in a new process, which does the work and handles signals; the caller ends here with its exit code.
 
-    A process that somebody watches already, and one of a system without ``fork``, goes on by itself.
+    A process that is watched already, or one on a system without ``fork``, does the work itself.
     """
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # MS-45
         stop.block()  # msrun's scheduler ends with the workers
@@ -39,18 +39,18 @@ def supervise() -> None:
         stop.listen()
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, _watched())
-    board, supervisor = stop.Board(), os.getpid()
+    flags, supervisor = stop.SharedFlags(), os.getpid()
     worker = os.fork()
     if worker == 0:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:
-            os._exit(1)  # it went before the system knew
+            os._exit(1)  # it was gone before the system call
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        stop.listen(board)
+        stop.listen(flags)
         return
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    status = _watch(worker, board)
-    if status < 0:  # killed: this process ends in the same way, but leaves no second core
+    status = _watch(worker, flags)
+    if status < 0:  # killed: this process ends the same way, but writes no second core
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _watched())
         if -status not in (signal.SIGKILL, signal.SIGSTOP):
@@ -59,39 +59,39 @@ def supervise() -> None:
     os._exit(status if status >= 0 else 128 - status)
 
 
-def _watch(worker: int, board: stop.Board) -> int:
-    """Waits for the worker; its exit code, or the negative number of the signal that killed it."""
-    wished = end = None  # when the wish came, and when the worker is ended
+def _watch(worker: int, flags: stop.SharedFlags) -> int:
+    """Waits for the worker; returns its exit code, or the negative number of the signal that killed it."""
+    requested = end = None  # when the request to stop came, and when the worker is killed
     while True:
-        told = signal.sigtimedwait(_watched(), LOOK if wished else 3600)
+        received = signal.sigtimedwait(_watched(), POLL_SECONDS if requested else 3600)
         now = time.monotonic()
-        if told and told.si_signo in _heard():
-            if wished is None:
-                wished = now
-                _tell(worker, signal.SIGTERM)
-            elif told.si_signo == signal.SIGINT and now - wished > stop.INSIST:
-                _tell(worker, signal.SIGINT)
+        if received and received.si_signo in _stop_signals():
+            if requested is None:
+                requested = now
+                _send(worker, signal.SIGTERM)
+            elif received.si_signo == signal.SIGINT and now - requested > stop.FORCE_AFTER:
+                _send(worker, signal.SIGINT)
                 end = min(end or now + GRACE, now + GRACE)
         code = _collect(worker)
         if code is not None:
-            _end_all()
-            return code if wished is None or code >= 0 else _stopped()
-        if wished and end is None and not board.unsaved:
+            _kill_rest()
+            return code if requested is None or code >= 0 else _stopped()
+        if requested and end is None and not flags.unsaved:
             end = now + GRACE
         if end and now > end:
-            _tell(worker, signal.SIGKILL)
+            _send(worker, signal.SIGKILL)
             os.waitpid(worker, 0)
-            _end_all()
+            _kill_rest()
             return _stopped()
 
 
 def _collect(worker: int) -> int | None:
-    """The worker's exit code, None while it runs. Other processes that have ended are collected, too."""
+    """Reaps ended children; returns the worker's exit code, or None while it runs."""
     while True:
-        gone, status = os.waitpid(-1, os.WNOHANG)
-        if gone == worker:
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if ended == worker:
             return os.waitstatus_to_exitcode(status)
-        if gone == 0:
+        if ended == 0:
             return None
 
 
@@ -100,16 +100,16 @@ def _stopped() -> int:
     return STOPPED
 
 
-def _end_all() -> None:
-    """Kills what the worker has left behind."""
-    end = time.monotonic() + PATIENCE
+def _kill_rest() -> None:
+    """Kills the processes that the worker has left running."""
+    end = time.monotonic() + KILL_TIMEOUT
     while time.monotonic() < end:
         try:
-            gone, _ = os.waitpid(-1, os.WNOHANG)
+            ended, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
-        if gone == 0:
-            import psutil  # rarely: it takes a while
+        if ended == 0:
+            import psutil  # here, as it is slow to import and rarely needed
 
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
@@ -117,16 +117,16 @@ def _end_all() -> None:
             time.sleep(0.02)
 
 
-def _heard() -> set[int]:
-    """The signals that ask to stop, less a hangup that the user has ignored (nohup)."""
+def _stop_signals() -> set[int]:
+    """The signals that request a stop, without a hangup that the user ignores (nohup)."""
     return {number for number in stop.SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
 
 
 def _watched() -> set[int]:
-    return {*_heard(), signal.SIGCHLD}
+    return {*_stop_signals(), signal.SIGCHLD}
 
 
-def _tell(process: int, number: int) -> None:
+def _send(process: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, number)
 

@@ -1,4 +1,4 @@
-"""From one command to as many workers as the mesh has devices: on CPU, through msrun, on this machine."""
+"""Starts one worker per device of the mesh from one command: on CPU, on this machine, with msrun."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ import psutil
 
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.launch import stop
-from mindspore_palm.launch.process import Died, stopped_early
-from mindspore_palm.launch.supervisor import LAUNCHER
+from mindspore_palm.launch.process import ProcessDied, stopped_message
+from mindspore_palm.launch.supervisor import KILL_TIMEOUT, LAUNCHER
 from mindspore_palm.parallel.context import LOST
 
-NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
-FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # msrun's words
+NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # start of a line that MindSpore itself logs
+FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # from msrun
 MSRUN = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mindspore_palm import console
 from mindspore_palm.launch import stop
-console.protect()  # a full disk, where its log is, must not end it
-stop.block()  # MS-48: who ends a job may tell all its processes; workers save first
-from mindspore_palm.launch.process import end_with_launcher
-end_with_launcher()
+console.protect()  # a full disk under its log must not end it
+stop.block()  # MS-48: a scheduler may signal all processes of a job; workers save first
+from mindspore_palm.launch.process import exit_with_launcher
+exit_with_launcher()
 from mindspore.parallel.cluster.run import main
 main()
 """
-LOOK = 0.1  # seconds between two looks at what the workers say
-GRACE = 3.0  # MS-46: seconds that the others have when one has failed; msrun's scheduler would take half a minute
-PATIENCE = 60.0  # seconds for processes that were killed to be gone
+POLL_SECONDS = 0.1  # between two checks of the workers' logs
+GRACE = 3.0  # MS-46: seconds for the others once one has failed; msrun's scheduler would take half a minute
 ATTEMPT = "attempt_"
-KEPT = 10  # attempts whose logs are kept
+KEPT_ATTEMPTS = 10  # attempts whose logs are kept
 
 
 def next_attempt(logs: Path) -> Path:
-    """The folder for the logs of one more attempt; of earlier ones, the last few stay.
+    """The log folder of the next attempt; deletes old ones, except for the last few.
 
     Args:
         logs: ``workers/`` of the run.
     """
     attempts = {int(path.name.removeprefix(ATTEMPT)): path for path in logs.glob(f"{ATTEMPT}*") if is_attempt(path)}
-    for number in sorted(attempts)[: max(0, len(attempts) - KEPT + 1)]:
+    for number in sorted(attempts)[: max(0, len(attempts) - KEPT_ATTEMPTS + 1)]:
         shutil.rmtree(attempts[number], ignore_errors=True)
     return logs / f"{ATTEMPT}{max(attempts, default=0) + 1}"
 
 
 def is_attempt(path: Path) -> bool:
-    """Whether a folder is that of an attempt, and not somebody else's."""
+    """Whether a path is the log folder of an attempt, and not a user's own."""
     return path.is_dir() and not path.is_symlink() and path.name.removeprefix(ATTEMPT).isdecimal()
 
 
@@ -64,140 +63,143 @@ class Workers:
     """Worker processes on this machine, which end together.
 
     Args:
-        count: how many.
+        count: number of workers.
         command: script and arguments.
-        logs: new folder for what each of them says.
-        board: on which workers note that they have something to save; None gives them one.
+        logs: new folder for the log of each worker.
+        flags: in which workers record unsaved work; None creates them.
     """
 
-    def __init__(self, count: int, command: Sequence[str], logs: Path, board: stop.Board | None = None) -> None:
+    def __init__(self, count: int, command: Sequence[str], logs: Path, flags: stop.SharedFlags | None = None) -> None:
         logs.mkdir(parents=True)
-        self.logs, self._board, self._shown, self._rest = logs, board or stop.Board(), 0, ""
+        self.logs, self._flags, self._shown, self._rest = logs, flags or stop.SharedFlags(), 0, ""
         options = {
             "worker_num": count,
             "local_worker_num": count,
             "master_port": _free_port(),
             "log_dir": logs,
             "join": True,
-            "tail_worker_log": count,  # MS-47: there is no such worker, so msrun repeats nobody's log
+            "tail_worker_log": count,  # MS-47: no worker has this number, so msrun repeats no log
         }
         msrun = [sys.executable, "-c", MSRUN]
-        # MS-44: msrun starts scripts by the first python of the path, which need not be this one
+        # MS-44: msrun runs scripts with the first python of PATH, which need not be this one
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         width = str(shutil.get_terminal_size().columns)
         environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}
-        environment[stop.ADDRESS] = self._board.address
+        environment[stop.FLAGS_ADDRESS] = self._flags.address
         with (logs / "msrun.log").open("wb") as log, stop.blocked():
-            self.msrun = subprocess.Popen(  # noqa: S603 - what the user started, again
+            self.msrun = subprocess.Popen(  # noqa: S603 - the user's own command
                 [*msrun, *(f"--{name}={value}" for name, value in options.items()), *command],
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C comes here alone, and the workers are told
+                start_new_session=True,  # Ctrl-C reaches this process alone, which signals the workers
             )
         self._processes: set[psutil.Process] = {psutil.Process(self.msrun.pid)}
-        self._numbers: dict[int, str] = {}  # of workers, by process id
-        self._told: set[int] = set()  # workers, by process id, that know of the wish to stop
+        self._ranks: dict[int, str] = {}  # of workers, by process id
+        self._signalled: set[int] = set()  # process ids of workers that were asked to stop
 
     def join(self) -> None:
-        """Waits for all of them, and shows what the first one says.
+        """Waits for all workers, and prints the log of the first one.
 
         Raises:
-            UserError: one of them failed, in its own words where it has some; Died where it may do better next time.
-            Interrupted: they were asked to stop, and did.
+            UserError: a worker failed; has its error message, if there is one.
+            ProcessDied: a worker failed, and a restart may succeed.
+            Interrupted: the workers were asked to stop, and did.
         """
         try:
-            with stop.polled():
-                ends = None  # when the others have had their time to say something, once a worker has failed
-                while self.msrun.poll() is None and (ends is None or time.monotonic() < ends):
-                    self._look()
-                    if stop.wished() and (stop.insisted() or not self._board.unsaved):
+            with stop.deferred():
+                deadline = None  # once a worker has failed: when the others are killed
+                while self.msrun.poll() is None and (deadline is None or time.monotonic() < deadline):
+                    self._show_log()
+                    if stop.requested() and (stop.forced() or not self._flags.unsaved):
                         break
-                    if stop.wished():
-                        self._pass_on()
-                    if ends is None and FAILED.search(self._msrun_says()):
-                        ends = time.monotonic() + GRACE
-                    time.sleep(LOOK)
-                self._look()
+                    if stop.requested():
+                        self._forward_stop()
+                    if deadline is None and FAILED.search(self._msrun_log()):
+                        deadline = time.monotonic() + GRACE
+                    time.sleep(POLL_SECONDS)
+                self._show_log()
         finally:
-            self._end_all()
-        if stopped := self._words(r"^stopped .*$"):  # also if a worker alone was told to
+            self._kill_all()
+        if stopped := self._first_line(r"^stopped .*$"):  # also if only a worker got the signal
             raise Interrupted(stopped)
-        if self.msrun.returncode == 0 and self._board.left:  # a worker was told to, and its log is on a full disk
-            raise Interrupted(stopped_early())
+        # a worker got the signal, and its log is on a full disk
+        if self.msrun.returncode == 0 and self._flags.unfinished:
+            raise Interrupted(stopped_message())
         if self.msrun.returncode == 0:
             return
         problem = self._problem()
-        if stop.wished() and isinstance(problem, Died):
-            raise Interrupted(stopped_early())
+        if stop.requested() and isinstance(problem, ProcessDied):
+            raise Interrupted(stopped_message())
         raise problem
 
-    def _pass_on(self) -> None:
-        """Tells every worker of the wish to stop, once each: also those that are started later."""
+    def _forward_stop(self) -> None:
+        """Asks every worker to stop, once each, including those that start later."""
         for process in self._processes:
-            if process.pid in self._numbers and process.pid not in self._told:
-                self._told.add(process.pid)
-                with suppress(psutil.Error):  # ended meanwhile
+            if process.pid in self._ranks and process.pid not in self._signalled:
+                self._signalled.add(process.pid)
+                with suppress(psutil.Error):  # it has just ended
                     process.send_signal(signal.SIGTERM)
 
-    def _look(self) -> None:
-        """Shows what the first worker has said since the last look."""
-        self._find()
+    def _show_log(self) -> None:
+        """Prints what the first worker has logged since the last call."""
+        self._find_processes()
         try:
             with (self.logs / "worker_0.log").open("rb") as file:
                 file.seek(self._shown)
                 new = file.read()
-        except OSError:  # not there yet, or no more
+        except OSError:  # not created yet, or deleted
             return
         self._shown += len(new)
-        *whole, self._rest = re.split(r"(?<=[\n\r])", self._rest + new.decode(errors="replace"))
-        for line in whole:
-            if not NOISE.match(line) and not line.startswith(("error: ", "stopped ")):  # those come at the end
+        *lines, self._rest = re.split(r"(?<=[\n\r])", self._rest + new.decode(errors="replace"))
+        for line in lines:
+            if not NOISE.match(line) and not line.startswith(("error: ", "stopped ")):  # these are reported at the end
                 sys.stdout.write(line)
         sys.stdout.flush()
 
-    def _find(self) -> None:
+    def _find_processes(self) -> None:
         with suppress(psutil.Error):
             self._processes.update(psutil.Process(self.msrun.pid).children(recursive=True))
         for process in self._processes:
-            if process.pid not in self._numbers:
+            if process.pid not in self._ranks:
                 with suppress(psutil.Error):
                     environment = process.environ()
                     if environment.get("MS_ROLE") == "MS_WORKER":
-                        self._numbers[process.pid] = environment["RANK_ID"]
+                        self._ranks[process.pid] = environment["RANK_ID"]
 
-    def _end_all(self) -> None:
+    def _kill_all(self) -> None:
         for process in self._processes:
             with suppress(psutil.Error):
-                process.kill()  # by its id and start time: never another process that got the same number
-        psutil.wait_procs(self._processes, timeout=PATIENCE)
+                process.kill()  # checked by id and start time: never another process that got the same id
+        psutil.wait_procs(self._processes, timeout=KILL_TIMEOUT)
 
-    def _words(self, pattern: str) -> str:
-        """The first line of any worker that matches, the workers in order."""
+    def _first_line(self, pattern: str) -> str:
+        """The first matching line in the logs of the workers, in order of their ranks; empty if there is none."""
         for log in sorted(self.logs.glob("worker_*.log"), key=lambda file: int(file.stem.split("_")[1])):
-            if found := re.search(pattern, _content(log).replace("\r", "\n"), re.MULTILINE):
-                return found.group()
+            if match := re.search(pattern, _content(log).replace("\r", "\n"), re.MULTILINE):
+                return match.group()
         return ""
 
     def _problem(self) -> UserError:
-        failed = FAILED.search(self._msrun_says())
-        own = self._words(r"^error: .*$").removeprefix("error: ")
+        failed = FAILED.search(self._msrun_log())
+        message = self._first_line(r"^error: .*$").removeprefix("error: ")
         if failed and int(failed.group(2)) < 0:
             name = signal.Signals(-int(failed.group(2))).name
-            worker = f"worker {self._numbers.get(int(failed.group(1)), '?')} (process {failed.group(1)})"
-            return Died(f"{worker} was ended by {name}, and the others with it; see {self.logs}")
-        if own:
-            return (Died if LOST.search(own) else UserError)(own)
-        return Died(self._words(r"^\w*(Error|Exception): .*$") or f"a worker ended without a word; see {self.logs}")
+            worker = f"worker {self._ranks.get(int(failed.group(1)), '?')} (process {failed.group(1)})"
+            return ProcessDied(f"{worker} was ended by {name}, and the others with it; see {self.logs}")
+        if message:
+            return (ProcessDied if LOST.search(message) else UserError)(message)
+        error = self._first_line(r"^\w*(Error|Exception): .*$")
+        return ProcessDied(error or f"a worker ended without an error message; see {self.logs}")
 
-    def _msrun_says(self) -> str:
+    def _msrun_log(self) -> str:
         return _content(self.logs / "msrun.log")
 
 
 def _content(log: Path) -> str:
     try:
-        return log.read_text(errors="replace")
-    except OSError:  # somebody has deleted it
+        return log.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a user has deleted it
         return ""
 
 

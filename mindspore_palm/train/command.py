@@ -10,7 +10,8 @@ from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.errors import Interrupted, UserError
-from mindspore_palm.launch.process import OneProcess, end_with_launcher, with_restarts
+from mindspore_palm.file_names import WORKERS
+from mindspore_palm.launch.process import ChildProcess, exit_with_launcher, with_restarts
 from mindspore_palm.launch.supervisor import LAUNCHER
 from mindspore_palm.launch.workers import Workers, next_attempt
 from mindspore_palm.parallel.context import choose_device
@@ -34,7 +35,7 @@ def run(settings: Settings, start: StartOptions, command: Sequence[str]) -> None
         UserError, Interrupted: as ``train``.
     """
     devices, restarts = settings.parallel.devices, start.max_restarts
-    end_with_launcher()
+    exit_with_launcher()
     if is_worker():
         try:
             train(settings, start)
@@ -45,7 +46,7 @@ def run(settings: Settings, start: StartOptions, command: Sequence[str]) -> None
     elif devices == 1:
         check_memory(settings, check_settings(settings, choose_device(settings.train.device)[0]))
         with only_run(Path(settings.train.output)):
-            with_restarts(lambda again, board: OneProcess(again, board).join(), command, restarts)
+            with_restarts(lambda again, flags: ChildProcess(again, flags).join(), command, restarts)
     elif (kind := choose_device(settings.train.device)[0]) != "CPU":
         raise UserError(
             f"parallel asks for {devices} devices; on {kind}, start a worker for each: msrun --worker_num={devices} "
@@ -61,7 +62,7 @@ def run(settings: Settings, start: StartOptions, command: Sequence[str]) -> None
             build.extension()  # what must be built is built once, and what is missing is said once
             open_data(settings, start.overwrite)
             with_restarts(
-                lambda again, board: Workers(devices, again, next_attempt(folder / "workers"), board).join(),
+                lambda again, flags: Workers(devices, again, next_attempt(folder / WORKERS), flags).join(),
                 command,
                 restarts,
             )

@@ -6,27 +6,21 @@ import argparse
 import fnmatch
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.checkpoint.format import (
-    TOKENIZER,
-    Checkpoint,
-    DamagedCheckpoint,
-    folder_name,
-    steps_in,
-)
+from mindspore_palm.checkpoint.format import Checkpoint, DamagedCheckpoint, folder_name, steps_in
 from mindspore_palm.checkpoint.progress import Progress, Rewind, write_rewinds
 from mindspore_palm.checkpoint.timeline import (
-    CHECKPOINTS,
+    all_rewinds,
     batches_of,
     current_checkpoint,
-    decisions,
     progress_of,
     segments_from,
+    text_differences,
 )
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
@@ -34,6 +28,7 @@ from mindspore_palm.data import Prepared
 from mindspore_palm.data.files import printable
 from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CHECKPOINTS, TOKENIZER
 from mindspore_palm.train.base_model import has_moved
 from mindspore_palm.train.state import fingerprint
 
@@ -166,7 +161,7 @@ def decide_by_hand(folder: Path, start: StartOptions, settings: Settings, prepar
     Raises:
         UserError: there is no such checkpoint, or the batches were trained on before it.
     """
-    rewinds, steps = decisions(folder), steps_in(folder / CHECKPOINTS)
+    rewinds, steps = all_rewinds(folder), steps_in(folder / CHECKPOINTS)
     if any(rewind.asked == start.asked for rewind in rewinds):
         say(f"{start.asked}: was done before; going on")
         return
@@ -232,10 +227,13 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
             "force this one by --accept data.tokenizer: the run resumes, and has to learn what the tokens mean anew"
         )
     of_tokens = ("tokens", "sha256", "gzip9_bits_per_byte") if other_tokenizer else ()
-    changes = []
-    for name in (name for name in now if name in before and name != "tokenizer"):
-        if not changes or isinstance(now[name], dict):  # what follows from the text needs no word beside it
-            changes += _changes(name, before[name], now[name], of_tokens)
+    changes = _changes(
+        {
+            name: values
+            for name, values in text_differences(before, now).items()
+            if name != "tokenizer" and name.rpartition(".")[2] not in of_tokens
+        }
+    )
     if changes and CONTENT not in start.accept:
         raise UserError(
             f"data.path = {printable(settings.data.path)}: its text changed since the run began "
@@ -245,22 +243,25 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
         )
 
 
-def _changes(name: str, before: Any, now: Any, without: Sequence[str]) -> list[str]:
-    """What is another in a part of the fingerprint, in words; what only one side knows is not compared."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        known = before is not None and name not in without
-        return [f"{name} was {before} and is {now} now"] if known and before != now else []
-    differ = [key for key in now if key in before and key not in without and before[key] != now[key]]
-    if differ == ["sha256"]:
-        return [f"{name} has as many tokens as before, but other ones or in another order"]
-    return [f"{name} had {before[key]} {key} and has {now[key]} now" for key in differ if key != "sha256"]
+def _changes(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Sentences for the differences of two fingerprints; a difference that follows from another one gets none."""
+    sentences = []
+    for name, (old, new) in differences.items():
+        split, _, entry = name.rpartition(".")
+        if not split and not sentences:
+            sentences.append(f"{name} was {old} and is {new} now")
+        elif split and entry != "sha256":
+            sentences.append(f"{split} had {old} {entry} and has {new} now")
+        elif split and not any(other.startswith(f"{split}.") for other in differences if other != name):
+            sentences.append(f"{split} has as many tokens as before, but other ones or in another order")
+    return sentences
 
 
 def kept_text(folder: Path) -> Pinned | None:
     """What a run in a folder keeps of how its text was prepared; None if there is no checkpoint that knows it."""
-    for step in steps_in(folder / "checkpoints"):
+    for step in steps_in(folder / CHECKPOINTS):
         try:
-            checkpoint = Checkpoint(folder / "checkpoints" / folder_name(step))
+            checkpoint = Checkpoint(folder / CHECKPOINTS / folder_name(step))
             tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
             corpus = checkpoint.state["corpus"]
         except (DamagedCheckpoint, OSError, KeyError):
@@ -272,9 +273,9 @@ def kept_text(folder: Path) -> Pinned | None:
 
 def _knows_content(folder: Path) -> bool:
     """Whether the newest checkpoint of a run has a hash of what it was trained on."""
-    for step in steps_in(folder / "checkpoints"):
+    for step in steps_in(folder / CHECKPOINTS):
         with suppress(DamagedCheckpoint):
-            return _has_hash(Checkpoint(folder / "checkpoints" / folder_name(step)).state.get("corpus", {}))
+            return _has_hash(Checkpoint(folder / CHECKPOINTS / folder_name(step)).state.get("corpus", {}))
     return False
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mindspore_palm.checkpoint.format import CONFIG, folder_name, steps_in
+from mindspore_palm.checkpoint.format import folder_name, steps_in
 from mindspore_palm.checkpoint.progress import Progress
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS
 from mindspore_palm.config import OptimizerConfig, Settings, TrainConfig
 from mindspore_palm.errors import UserError, same_command
+from mindspore_palm.file_names import CHECKPOINTS, CONFIG
 from mindspore_palm.settings import load_settings
 
 LOST = 25  # steps in a row that are not finite, after which no later one will be

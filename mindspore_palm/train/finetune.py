@@ -8,18 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_palm.checkpoint.model_folder import (
-    CONFIG,
-    TOKENIZER,
-    find_model,
-    load_tokenizer,
-    read_config,
-    weight_reader,
-)
+from mindspore_palm.checkpoint.model_folder import find_model, load_tokenizer, read_config, weight_reader
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data import Prepared, prepare, read_pairs
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CONFIG, TOKENIZER
 from mindspore_palm.model.dropout import draw_dropout_mask
 from mindspore_palm.model.lora import adapt
 from mindspore_palm.model.palm import PaLM

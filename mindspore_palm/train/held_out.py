@@ -49,7 +49,7 @@ def evaluate(
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal stopped
         for batch in held_out(settings, prepared, limit):
-            if stopped := any(votes(stop.wished())):
+            if stopped := any(votes(stop.requested())):
                 return
             yield batch
 

@@ -9,18 +9,25 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from mindspore_palm.checkpoint.adapter import ADAPTER, save_adapter
+from mindspore_palm.checkpoint.adapter import save_adapter
 from mindspore_palm.checkpoint.format import steps_in
-from mindspore_palm.checkpoint.manager import CheckpointManager, clear
+from mindspore_palm.checkpoint.manager import CheckpointManager, delete_incomplete
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.checkpoint.restore import discard_after, restore
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, ahead_of, batches_of, next_step, segments_from, what_changed
+from mindspore_palm.checkpoint.timeline import (
+    batches_of,
+    describe_change,
+    resume_step,
+    segments_from,
+    with_remaining_ramp,
+)
 from mindspore_palm.config import Settings
 from mindspore_palm.console import Bar, say
 from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.data import Prepared
 from mindspore_palm.errors import Interrupted, UserError, same_command
+from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL, LOSS_CHART, METRICS, REWINDS, TENSORBOARD
 from mindspore_palm.files import check_links
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import LAUNCHER
@@ -106,7 +113,7 @@ def check_settings(settings: Settings, kind: str, start: StartOptions | None = N
     place = layout_of(settings, kind)
     start = start or StartOptions()
     begun = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
-    step = next_step(folder, start.overwrite, start.rewind_to)
+    step = resume_step(folder, start.overwrite, start.rewind_to)
     check_layout(settings, place, placements, step, may_change=is_free if begun else lambda _: True)
     return place
 
@@ -120,8 +127,8 @@ def _train(
         say(finished(settings))
         return None
     prepared = open_data(settings, start.overwrite)
-    step = votes.broadcast(next_step(folder, start.overwrite, start.rewind_to) if lead else 0)
-    batches_of(ahead_of(settings, step), prepared)
+    step = votes.broadcast(resume_step(folder, start.overwrite, start.rewind_to) if lead else 0)
+    batches_of(with_remaining_ramp(settings, step), prepared)
     list(held_out(settings, prepared, limit=1))  # too little text is found before anything is computed
     place = current_layout()
     peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, place.compute_dtype)) * place.devices
@@ -130,13 +137,13 @@ def _train(
         say(f"an earlier run in {folder} ended before its first checkpoint; beginning anew")
     if lead:
         start_run_folder(folder, settings, found)
-        clear(folder / CHECKPOINTS)
+        delete_incomplete(folder / CHECKPOINTS)
         if start.asked:
             decide_by_hand(folder, start, settings, prepared)
     votes()
-    stop.begun()
-    stop.on_leaving(lambda: f"stopped at once; {where_it_resumes(folder)}")
-    with stop.training():
+    stop.mark_started()
+    stop.set_exit_message(lambda: f"stopped at once; {where_it_resumes(folder)}")
+    with stop.handlers():
         try:
             return train_and_go_back(settings, start, folder, prepared, votes, peak)
         except KeyboardInterrupt:  # in a process that is not the command's own
@@ -158,7 +165,7 @@ def train_and_go_back(
             if spike is None:
                 return finish(run)
         go_back(run, spike)
-        if any(votes(stop.wished())):
+        if any(votes(stop.requested())):
             raise Interrupted(f"stopped after going back; {where_it_resumes(folder)}")
         del run
         gc.collect()  # its network makes room for the next one
@@ -196,9 +203,9 @@ def assemble(
     if progress.step:
         say(f"going on from step {progress.step}")
         if records and len(records.rows) < progress.step:
-            say("metrics.csv lacks rows before that step: somebody has taken them out")
+            say(f"{METRICS} lacks rows before that step: somebody has taken them out")
     if known and progress.segments != known:
-        say(what_changed(progress.segments, batches))
+        say(describe_change(progress.segments, batches))
     tokenizer = prepared.tokenizer.serialized
     manager = CheckpointManager(
         folder / CHECKPOINTS, step.state, settings, tokenizer, votes, records.sync if records else nullcontext
@@ -229,17 +236,14 @@ def run_steps(run: Run) -> Spike | None:
             count = run.batches.real_tokens(progress.step)
             mask = dropout_mask(settings, progress.step, range(own.start, own.stop))
             result = run.step(inputs, targets, count, mask)
-            stop.unsaved()
+            stop.mark_unsaved()
             seconds = time.perf_counter() - begun
             progress.step += 1
             progress.tokens += count
             progress.not_finite = progress.not_finite + 1 if result.skipped else 0
             progress.sound = progress.sound if result.skipped else progress.step - 1
             spike = watch(progress, result.loss, result.gradient_norm, train)
-            # asked once a step, of all workers: a later stop takes one more step
-            stopped, written, failed = run.votes(stop.wished(), *run.manager.tell())
-            run.manager.hear(written, failed)
-            run.manager.look()
+            stopped = run.manager.poll(stop.requested())  # once per step: a later wish takes one more step
 
             rate = size * settings.data.seq_len / seconds  # of all tokens: prompts are computed as well
             row = row_of(progress, result, seconds, rate, rate * flops / run.peak, rate * hardware_flops / run.peak)
@@ -293,7 +297,7 @@ def finish(run: Run) -> Evaluation:
     if step not in steps_in(run.folder / CHECKPOINTS):
         run.save()
     if not run.manager.finish():
-        if run.manager.worthless:
+        if run.manager.state_not_finite:
             raise UserError(f"the weights after step {step:,} are not finite: {advice(run.settings, run.progress)}")
         raise UserError(
             f"step {step:,} could not be saved: {run.manager.problem}; {same_command()} resumes from the last "
@@ -312,9 +316,9 @@ def finish(run: Run) -> Evaluation:
         finetune = run.settings.finetune
         if finetune.lora_rank:
             save_adapter(run.manager.newest(), run.folder / ADAPTER, run.settings.model, finetune)
-        export(run.manager.newest(), run.folder / "final", run.settings)
+        export(run.manager.newest(), run.folder / FINAL, run.settings)
         run.manager.prune(step, step)
-    stop.done()
+    stop.mark_done()
     if run.records:
         say(report(result, run))
     return result
@@ -353,7 +357,7 @@ def report(result: Evaluation, run: Run) -> str:
         f"{result.bits_per_byte:.4f} bits a byte\n"
         + (f"gzip -9 on the same text: {gzip9:.4f} bits a byte\n" if gzip9 is not None else "")
         + f"skipped steps: {sum(row.skipped for row in run.records.rows)}\n"
-        + (f"decisions to go back or to leave out batches: {decisions}, in rewinds.json\n" if decisions else "")
-        + f"the run is in {run.folder}: final/ opens alone, loss.png shows it, "
-        "metrics.csv and tensorboard/ hold every step"
+        + (f"decisions to go back or to leave out batches: {decisions}, in {REWINDS}\n" if decisions else "")
+        + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
+        f"{METRICS} and {TENSORBOARD}/ hold every step"
     )

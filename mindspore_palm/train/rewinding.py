@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from mindspore_palm.checkpoint.format import steps_in
 from mindspore_palm.checkpoint.progress import Rewind, write_rewinds
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, batches_of, segments_from
+from mindspore_palm.checkpoint.timeline import batches_of, segments_from
 from mindspore_palm.console import say
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CHECKPOINTS
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.spikes import Spike, batches_to_skip, step_to_go_back_to, tries

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mindspore_palm.checkpoint.adapter import ADAPTER
 from mindspore_palm.checkpoint.cleanup import delete_own_files, free_name
 from mindspore_palm.checkpoint.format import (
-    ALL,
+    CHECKPOINT_FOLDER,
     Checkpoint,
     DamagedCheckpoint,
     discard,
@@ -22,24 +21,35 @@ from mindspore_palm.checkpoint.format import (
     steps_in,
 )
 from mindspore_palm.checkpoint.identity import is_model_of
-from mindspore_palm.checkpoint.manager import clear
+from mindspore_palm.checkpoint.manager import delete_incomplete
 from mindspore_palm.checkpoint.model_folder import MODEL_FILES
-from mindspore_palm.checkpoint.progress import REWINDS
-from mindspore_palm.checkpoint.timeline import CHECKPOINTS, current_checkpoint
+from mindspore_palm.checkpoint.timeline import current_checkpoint
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import (
+    ADAPTER,
+    CHECKPOINTS,
+    CONFIG,
+    FINAL,
+    LOCK,
+    LOSS_CHART,
+    METRICS,
+    OTHER,
+    REWINDS,
+    TEMPORARY,
+    TENSORBOARD,
+)
 from mindspore_palm.files import check_links, try_lock, write_atomically
 from mindspore_palm.settings import load_settings, settings_to_yaml
 from mindspore_palm.train.continuation import NAMES, StartOptions, check_same, differences
 from mindspore_palm.train.finetune import check_text
 from mindspore_palm.train.log.metrics import EVENT_FILES, other_rows, unread_lines
 
-FILES = ("metrics.csv", "loss.png", REWINDS, ADAPTER)
-BOARDS = ("tensorboard", "tensorboard.tmp")
+FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
+BOARDS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")
 BEGUN = (*FILES, *BOARDS, CHECKPOINTS)
-MODELS = ("final", "interrupted")  # what is hours of work by itself; earlier versions left the second one
-PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
+LOCK_TIMEOUT = 20.0  # seconds for the processes of a command that was killed to be gone
 
 
 class RunFolderState(enum.IntEnum):
@@ -61,8 +71,8 @@ def only_run(folder: Path) -> Iterator[None]:
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "ab") as file:
-        end = time.monotonic() + PATIENCE
+    with open(folder / LOCK, "ab") as file:
+        end = time.monotonic() + LOCK_TIMEOUT
         while not try_lock(file):
             if time.monotonic() > end:
                 raise UserError(f"another process is training in {folder}; set train.output to another folder")
@@ -89,19 +99,19 @@ def check_run_folder(settings: Settings, start: StartOptions) -> RunFolderState:
     if not there:
         if start.rewind_to is not None:
             raise UserError(f"--rewind-to {start.rewind_to}: there is no checkpoint in {folder / CHECKPOINTS}")
-        if any(holds_something(folder / name) for name in MODELS):
+        if holds_something(folder / FINAL):
             raise UserError(
                 f"{folder} holds a run already, which left no checkpoint to go on from; set train.output to another "
                 "folder, or delete that run by --overwrite"
             )
         if not any(holds_something(folder / name) for name in BEGUN):
             return RunFolderState.NOTHING
-        if (folder / "config.yaml").exists():
-            check_same(load_settings(folder / "config.yaml")[0], settings, start, folder)
+        if (folder / CONFIG).exists():
+            check_same(load_settings(folder / CONFIG)[0], settings, start, folder)
         return RunFolderState.BEGUN
     for step in there:
         try:
-            config = Checkpoint(folder / CHECKPOINTS / folder_name(step)).folder / "config.yaml"
+            config = Checkpoint(folder / CHECKPOINTS / folder_name(step)).folder / CONFIG
         except DamagedCheckpoint:
             continue  # said when the run goes on from the one before
         before = load_settings(config)[0]
@@ -115,7 +125,7 @@ def check_run_folder(settings: Settings, start: StartOptions) -> RunFolderState:
             "or go back by --rewind-to"
         )
     newest = current_checkpoint(folder) if there[0] == steps else None
-    if not (newest and newest.step == steps and is_model_of(folder / "final", newest)):
+    if not (newest and newest.step == steps and is_model_of(folder / FINAL, newest)):
         return RunFolderState.CHECKPOINTS
     if set(differences(before, settings)) & set(NAMES):  # else a run on another text would be said to be finished
         check_text(settings, start, newest.state)
@@ -126,7 +136,7 @@ def finished(settings: Settings) -> str:
     """What is said where there is nothing left to do."""
     folder, steps = Path(settings.train.output), settings.train.steps
     return (
-        f"the run in {folder} is finished: {steps:,} steps, and its model is in {folder / 'final'}; set train.steps "
+        f"the run in {folder} is finished: {steps:,} steps, and its model is in {folder / FINAL}; set train.steps "
         "higher to go on, or begin anew in another train.output, or by --overwrite"
     )
 
@@ -146,12 +156,11 @@ def start_run_folder(folder: Path, settings: Settings, found: RunFolderState) ->
                 (folder / name).unlink(missing_ok=True)
         for name in BOARDS:
             delete_own_files(folder / name, EVENT_FILES)
-        for name in MODELS:
-            delete_own_files(folder / name, MODEL_FILES)
+        delete_own_files(folder / FINAL, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
     else:
         keep_edited_settings(folder, settings)
-    with write_atomically(folder / "config.yaml") as file:
+    with write_atomically(folder / CONFIG) as file:
         file.write(settings_to_yaml(settings).encode())
 
 
@@ -161,17 +170,17 @@ def keep_edited_settings(folder: Path, settings: Settings) -> None:
     Raises:
         OSError: it could not be copied.
     """
-    file, newest = folder / "config.yaml", current_checkpoint(folder)
+    file, newest = folder / CONFIG, current_checkpoint(folder)
     if not file.exists() or newest is None:
         return
     try:
         found = load_settings(file)[0]
-        known = (settings, load_settings(newest.folder / "config.yaml")[0])
+        known = (settings, load_settings(newest.folder / CONFIG)[0])
         edited = all(differences(found, other) for other in known)
     except UserError:
         edited = True
     if edited:
-        aside = free_name(folder / "config.yaml.other")
+        aside = free_name(folder / f"{CONFIG}{OTHER}")
         shutil.copyfile(file, aside)
         say(
             f"{file} was changed by somebody: it records the settings of the run, and none are read from it; it is "
@@ -189,13 +198,13 @@ def set_other_rows_aside(folder: Path, losses: Iterable[tuple[int, str]]) -> Non
     Raises:
         OSError: it could not be renamed.
     """
-    table = folder / "metrics.csv"
+    table = folder / METRICS
     if other_rows(table, losses):
-        aside = free_name(folder / "metrics.csv.other")
+        aside = free_name(folder / f"{METRICS}{OTHER}")
         os.replace(table, aside)
         say(f"{table} has other losses than this run: it is set aside as {aside.name}")
     elif unread_lines(table) > 1:  # one may have been cut off by a kill
-        aside = free_name(folder / "metrics.csv.other")
+        aside = free_name(folder / f"{METRICS}{OTHER}")
         shutil.copyfile(table, aside)
         say(f"{table} has lines that are not its next rows: it is kept as {aside.name}, and they are taken out")
 
@@ -208,9 +217,9 @@ def delete_checkpoints(folder: Path) -> None:
     """
     if folder.is_symlink() or not folder.is_dir():
         return
-    clear(folder)
+    delete_incomplete(folder)
     for path in folder.iterdir():
-        if ALL.fullmatch(path.name):
+        if CHECKPOINT_FOLDER.fullmatch(path.name):
             discard(path)
     with suppress(OSError):  # what others put there
         folder.rmdir()
@@ -226,14 +235,14 @@ def check_places(folder: Path) -> None:
         UserError: names the link, or the file that is in the way.
     """
     check_links(folder, "train.output")
-    for name in (CHECKPOINTS, "tensorboard", *MODELS[:1]):
+    for name in (CHECKPOINTS, TENSORBOARD, FINAL):
         path = folder / name
-        if path.is_symlink() and (name in MODELS or not path.is_dir()):
+        if path.is_symlink() and (name == FINAL or not path.is_dir()):
             what = "and a run replaces what is there" if path.is_dir() else "where there is no folder"
             raise UserError(f"{path} is a link to {os.readlink(path)}, {what}; remove the link")
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and a run keeps a folder there; move it away")
-    for name in (*FILES, "config.yaml"):
+    for name in (*FILES, CONFIG):
         path = folder / name
         if path.is_symlink():
             raise UserError(f"{path} is a link to {os.readlink(path)}, which a run would replace; remove the link")
@@ -248,7 +257,7 @@ def check_nothing_is_elsewhere(folder: Path) -> None:
     Raises:
         UserError: its checkpoints, or the events of TensorBoard, are in another folder.
     """
-    for name in (CHECKPOINTS, "tensorboard"):
+    for name in (CHECKPOINTS, TENSORBOARD):
         path = folder / name
         if path.is_symlink() and holds_something(path):
             raise UserError(
@@ -262,7 +271,7 @@ def holds_something(path: Path) -> bool:
     if not path.is_dir():
         return path.exists()
     if path.name == CHECKPOINTS:
-        return any(ALL.fullmatch(entry.name) and has_our_files(entry) for entry in path.iterdir())
+        return any(CHECKPOINT_FOLDER.fullmatch(entry.name) and has_our_files(entry) for entry in path.iterdir())
     names = EVENT_FILES if path.name in BOARDS else MODEL_FILES
     entries = [entry.name for entry in path.iterdir()]
-    return (not entries and path.name in MODELS) or any(names.fullmatch(name) for name in entries)
+    return (not entries and path.name == FINAL) or any(names.fullmatch(name) for name in entries)

@@ -1,4 +1,4 @@
-"""The training command in processes of its own: started, killed with all that belongs to it, and compared."""
+"""The training command in its own processes: start it, kill it with its descendants, compare two runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["model.vocab_size=512", "model.d_model=32", "model.layers=1", "model.heads=2", "model.head_dim=16"]
 SIZES += ["model.d_ff=64", "data.seq_len=32", "train.batch_size=8", "train.peak_tflops=1", "train.device=CPU"]
-TIMES = ("seconds", "tokens_per_second", "mfu", "hfu")  # columns that no two runs share
+TIMES = ("seconds", "tokens_per_second", "mfu", "hfu")  # columns that differ in every run
 LIMIT = 240  # seconds for a command
 
 
 def write_text(home: Path) -> Path:
-    """A folder with a text that has something to learn: words of unequal frequency."""
+    """Writes a text with something to learn, words of unequal frequency, into a folder."""
     draw = random.Random(7)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(300)]
     weights = [1 / (rank + 1) for rank in range(len(words))]
@@ -32,14 +32,14 @@ def write_text(home: Path) -> Path:
 
 
 def start(home: Path, output: str, *more: str, script: Path = ROOT / "run" / "train.py", **options) -> subprocess.Popen:
-    places = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
-    command = [sys.executable, str(script), *SIZES, *places, *more]
+    paths = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
+    command = [sys.executable, str(script), *SIZES, *paths, *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options)
 
 
 def finish(process: subprocess.Popen, limit: float = LIMIT) -> tuple[int, str, str]:
-    """Exit code and what it said; nothing of it is left."""
+    """Waits for a command; returns exit code, standard output and standard error. No process is left."""
     try:
         out, err = process.communicate(timeout=limit)
     finally:
@@ -48,7 +48,7 @@ def finish(process: subprocess.Popen, limit: float = LIMIT) -> tuple[int, str, s
 
 
 def run(home: Path, output: str, *more: str, **options) -> str:
-    """A command that must end well; what it said."""
+    """Runs a command that must succeed; returns its output."""
     code, out, err = finish(start(home, output, *more, **options))
     assert code == 0, err[-2000:] + out[-2000:]
     assert "Traceback" not in err
@@ -56,7 +56,7 @@ def run(home: Path, output: str, *more: str, **options) -> str:
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """A command and all that it has started."""
+    """A command's process and all its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
         return [parent, *parent.children(recursive=True)]
@@ -64,18 +64,18 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def workers(process: subprocess.Popen) -> dict[str, psutil.Process]:
-    """The workers of a command by their number."""
-    found = {}
+    """The workers of a command by rank."""
+    by_rank = {}
     for member in family(process):
         with contextlib.suppress(psutil.Error):
             environment: Mapping[str, str] = member.environ()
             if environment.get("MS_ROLE") == "MS_WORKER":
-                found[environment["RANK_ID"]] = member
-    return found
+                by_rank[environment["RANK_ID"]] = member
+    return by_rank
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL for a command and all that it has started."""
+    """Sends SIGKILL to a command and all its descendants."""
     members = family(process)
     for member in members:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -84,15 +84,13 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(members, timeout=30)
 
 
-def wait_for_rows(
-    process: subprocess.Popen, folder: Path, rows: int = 1, behind: int = 0, limit: float = LIMIT
-) -> None:
-    """Returns when a run that goes on from step ``behind`` has written rows: old ones are cut before it compiles."""
+def wait_for_rows(process: subprocess.Popen, folder: Path, rows: int = 1, after: int = 0, limit: float = LIMIT) -> None:
+    """Waits until a run that resumes from step ``after`` has written rows; it deletes later ones before it compiles."""
     end, cut = time.monotonic() + limit, False
-    while not cut or len(lines_of(folder)) <= behind + rows:
-        cut = cut or len(lines_of(folder)) <= behind + 1
+    while not cut or len(lines_of(folder)) <= after + rows:
+        cut = cut or len(lines_of(folder)) <= after + 1
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"no {rows} rows behind step {behind} in time"
+        assert time.monotonic() < end, f"no {rows} rows after step {after} in time"
         time.sleep(0.02)
 
 
@@ -102,25 +100,25 @@ def lines_of(folder: Path) -> list[str]:
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv, times aside."""
+    """Rows of metrics.csv without the timings."""
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         return [{name: text for name, text in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 def checkpoints_of(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are there, rising."""
+    """Steps of the checkpoints, ascending."""
     names = [path.name for path in (folder / "checkpoints").glob("step_*")]
     return sorted(int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name))
 
 
 def same_bits(one: Path, other: Path) -> list[str]:
-    """What differs between two finished runs: rows of metrics.csv, the model, slices of weights and optimizer state."""
+    """Differences between two finished runs in metrics.csv, the model, and the shards of the newest checkpoint."""
     ours, theirs = rows_of(one), rows_of(other)
     different = [f"row {a['step']}: {a} {b}" for a, b in zip(ours, theirs, strict=False) if a != b][:3]
     if len(ours) != len(theirs):
         different.append(f"{len(ours)} and {len(theirs)} rows")
     newest = f"checkpoints/step_{checkpoints_of(one)[-1]:06d}"
-    slices = [f"{newest}/{path.name}" for path in (one / newest).glob("rank_*.safetensors")]
-    assert slices
-    files = ["final/model.safetensors", *slices]
+    shards = [f"{newest}/{path.name}" for path in (one / newest).glob("rank_*.safetensors")]
+    assert shards
+    files = ["final/model.safetensors", *shards]
     return different + [name for name in files if (one / name).read_bytes() != (other / name).read_bytes()]

@@ -1,4 +1,4 @@
-"""The training command in this process, on a text of its own: for tests that start it often."""
+"""The training command inside the test process, for tests that start it often."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main_of(script: Path) -> Callable[[], None]:
 
 
 def trainer(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Train:
-    """``train(output, *arguments)`` gives exit code, standard output and standard error."""
+    """A function ``train(output, *arguments)`` that returns exit code, standard output and standard error."""
     main = main_of(COMMAND)
 
     def train(output: str | Path, *arguments: str) -> tuple[int, str, str]:
@@ -46,9 +46,9 @@ def trainer(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["train.py", *SIZES, *paths, *arguments])
         capsys.readouterr()
         code = run_command(main)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
 
     return train
 

@@ -1,4 +1,4 @@
-"""run/train.py on a text of which some batches are poisoned: their tokens are drawn at random. POISON=FROM:TO."""
+"""run/train.py with some batches poisoned: their tokens are random. POISON=FROM:TO."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BATCH = 8
 
 
 def poison(first: int, last: int) -> None:
-    """Of all data, wherever the run stands: the sequences of batches ``first`` up to ``last``."""
+    """Poisons the sequences of batches ``first`` up to ``last``, whatever step trains on them."""
     healthy = Batches.slice
 
     def slice(self, step, start, count):
         inputs, targets = healthy(self, step, start, count)
         for row in range(count):
-            place = self._position_of(self.sequences_before(step) + start + row)
-            if BATCH * first <= place < BATCH * last:
-                targets[row] = np.random.default_rng(place).integers(0, 512, targets.shape[1])
+            sequence = self._position_of(self.sequences_before(step) + start + row)
+            if BATCH * first <= sequence < BATCH * last:
+                targets[row] = np.random.default_rng(sequence).integers(0, 512, targets.shape[1])
                 inputs[row] = shift(targets[row : row + 1], self.eod)[0]
         return inputs, targets
 

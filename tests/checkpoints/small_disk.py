@@ -1,4 +1,4 @@
-"""A run on a disk of a few megabytes that fills up and becomes read-only; started in a mount namespace of its own.
+"""A run on a disk of a few megabytes that fills up and then becomes read-only, in its own mount namespace.
 
 unshare -m python small_disk.py HOME      (as root; others: unshare -rm)
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from checkpoints.command import checkpoints_of, finish, run, same_bits, start
 
 OPTIONS = ["train.checkpoint_every=5", "train.keep_last=2", "train.eval_every=10"]
-SIZE, LEFT = 6_000_000, 200_000  # bytes of the disk, and free on it when it is full: less than a checkpoint
+SIZE, LEFT = 6_000_000, 200_000  # bytes: of the disk, and free when it counts as full, less than a checkpoint
 
 
 def content(folder):
@@ -54,12 +54,12 @@ def main(home: Path) -> None:
     assert content(folder) == before
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert "going on from step 40\n" in run(home, "disk/run", "train.steps=50", *OPTIONS)
-    print("full: 4 checkpoints refused and named, the one before gone on from, to the same bits; read-only: refused")
+    print("full: 4 checkpoints refused and named, resumed from the previous one, to the same bits; read-only: refused")
 
 
 def free(disk: Path) -> int:
-    found = os.statvfs(disk)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A clock that jumps gets a sentence, and changes nothing but what the file system stamps."""
+"""A clock that jumps is logged, and changes nothing but file timestamps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def home(tmp_path_factory):
 
 
 def test_a_clock_that_jumps(home):
-    said = run(home, "jumped", *OPTIONS, script=Path(__file__).with_name("jumping_clock.py"))
-    found = re.findall(r"step (\d+): the system's clock was set by ([-+0-9,]+) s", said)
-    assert found == [("5", "-86,400"), ("9", "+90,000")]
+    out = run(home, "jumped", *OPTIONS, script=Path(__file__).with_name("jumping_clock.py"))
+    jumps = re.findall(r"step (\d+): the system's clock was set by ([-+0-9,]+) s", out)
+    assert jumps == [("5", "-86,400"), ("9", "+90,000")]
     run(home, "straight", *OPTIONS)
     assert not same_bits(home / "jumped", home / "straight")
     with open(home / "jumped" / "metrics.csv", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, saving included: every resume is exact, and nothing is lost but the steps since a save."""
+"""SIGKILL at random moments, also during a save: every resume is exact, only steps since the checkpoint are lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from checkpoints.command import (
 
 from mindspore_palm.checkpoint.format import Checkpoint, folder_name
 
-EVERY = 5  # steps between checkpoints: one is being written most of the time
+EVERY = 5  # steps between checkpoints: most of the time, one is being written
 OPTIONS = [f"train.checkpoint_every={EVERY}", "train.eval_every=7", "train.eval_sequences=16"]
 MESHES = {"one process": [], "1 x 2 x 2": ["parallel.data=2", "parallel.model=2"]}
 CASES = [
@@ -40,10 +40,10 @@ def home(tmp_path_factory):
 
 @pytest.mark.parametrize(("mesh", "kills"), CASES)
 def test_killed_at_any_moment(mesh, kills, home, request):
-    """Every tenth kill may come before training begins; of the others, half while a checkpoint is being written."""
+    """Every tenth kill may come before training starts; half of the others come while a checkpoint is being written."""
     draw, name = random.Random(f"{mesh} {kills}"), f"{mesh.replace(' ', '')}-{kills}"
     folder, options = home / name, [*OPTIONS, *MESHES[mesh]]
-    lost, while_saving, resumed = [], 0, 0
+    lost, during_save, resumed = [], 0, 0
     for number in range(kills):
         process = start(home, name, "train.steps=1000000", *options)
         if number % 10 == 9:
@@ -66,9 +66,9 @@ def test_killed_at_any_moment(mesh, kills, home, request):
             code, _, err = finish(process)
             assert code == 2 and "was ended by SIGKILL" in err, err
         steps = checkpoints_of(folder)
-        for step in steps:  # what is seen is whole
+        for step in steps:  # every visible checkpoint is complete
             Checkpoint(folder / "checkpoints" / folder_name(step)).verify()
-        while_saving += bool(list((folder / "checkpoints").glob("*.tmp"))) if steps else 0
+        during_save += bool(list((folder / "checkpoints").glob("*.tmp"))) if steps else 0
         taken = max(0, len(lines_of(folder)) - 1)
         resumed = steps[-1] if steps else 0
         if taken >= resumed:
@@ -80,15 +80,15 @@ def test_killed_at_any_moment(mesh, kills, home, request):
     assert not same_bits(folder, home / f"{name}-straight")
     with capsys_disabled(request):
         print(
-            f"\n{mesh}: {kills} kills, {while_saving} of them in the midst of saving, {total} steps to the same bits; "
-            f"steps lost by a kill: {sum(lost) / len(lost):.1f} in the mean, {max(lost)} at most"
+            f"\n{mesh}: {kills} kills, {during_save} of them during a save, {total} steps to the same bits; "
+            f"steps lost per kill: {sum(lost) / len(lost):.1f} on average, {max(lost)} at most"
         )
 
 
 def wait_for_saving(folder, limit=30):
     end = time.monotonic() + limit
     while not list((folder / "checkpoints").glob("*.tmp")):
-        assert time.monotonic() < end, "nothing is saved"
+        assert time.monotonic() < end, "no checkpoint is being written"
         time.sleep(0.0005)
 
 
@@ -96,7 +96,7 @@ def wait_until_gone(members, seconds):
     import psutil
 
     _, alive = psutil.wait_procs(members, timeout=seconds)
-    assert not alive, f"{len(alive)} processes outlive the command that started them"
+    assert not alive, f"{len(alive)} processes outlive their command"
 
 
 def capsys_disabled(request):

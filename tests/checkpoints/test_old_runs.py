@@ -1,6 +1,6 @@
-"""A run written by version 0.1.0 (tests/data/run_0.1.0): this version resumes it and opens its model.
+"""A run written by version 0.1.0 (tests/data/run_0.1.0) is resumed by this version, and its model opens.
 
-``run/`` was trained for 12 of 20 steps and left there; ``after/`` is what version 0.1.0 made of it in the other eight.
+``run/`` was trained for 12 of 20 steps; ``after/`` is the result of the other eight with version 0.1.0.
 The text is synthetic: common English words in random order.
 """
 
@@ -23,7 +23,7 @@ OLD = Path(__file__).parents[1] / "data" / "run_0.1.0"
 SIZES = ["model.layers=2", "model.d_model=16", "model.heads=2", "model.head_dim=8", "model.d_ff=32"]
 SIZES += ["model.vocab_size=300", "data.seq_len=16", "train.batch_size=4", "train.eval_every=10"]
 SIZES += ["train.checkpoint_every=6", "train.keep_last=9", "train.peak_tflops=1", "data.validation_fraction=0.1"]
-ROUNDING = 1e-5  # another processor adds in another order
+ROUNDING = 1e-5  # other processors add in another order
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def resumed(tmp_path_factory):
     home = tmp_path_factory.mktemp("old")
     shutil.copytree(OLD / "run", home / "run")
     shutil.copy(OLD / "text.jsonl", home)
-    paths = ["data.path=text.jsonl", "data.prepared=prepared", "train.output=run"]  # relative, as they were then
+    paths = ["data.path=text.jsonl", "data.prepared=prepared", "train.output=run"]  # relative, as when it was written
     words = [sys.executable, str(command.ROOT / "run" / "train.py"), *SIZES, *paths, "train.steps=20"]
     done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=command.LIMIT)
     assert done.returncode == 0, done.stderr + done.stdout

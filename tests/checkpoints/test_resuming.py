@@ -1,4 +1,4 @@
-"""The same command again, after whatever has happened: it goes on, exactly, or says in a sentence why it does not."""
+"""The same command again, after any failure, resumes exactly, or prints why it does not."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ EVERY = ["train.eval_every=5", "train.eval_sequences=16", "train.checkpoint_ever
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("going_on"))
+    return write_text(tmp_path_factory.mktemp("resuming"))
 
 
 @pytest.fixture(scope="module")
 def straight(home):
-    """Eighteen steps that nothing stopped."""
+    """Eighteen uninterrupted steps."""
     run(home, "straight", "train.steps=18", *EVERY)
     return home / "straight"
 
@@ -45,8 +45,8 @@ def test_killed_before_the_first_checkpoint(home, straight):
     assert not same_bits(home / "early", straight)
 
 
-def test_damage_is_named_and_the_one_before_taken(home, straight):
-    """Also when the run was finished, and its last two checkpoints are damaged."""
+def test_damage_is_named_and_the_previous_checkpoint_used(home, straight):
+    """Even if the run was finished, and its last two checkpoints are damaged."""
     run(home, "damaged", "train.steps=12", *EVERY)
     checkpoints = home / "damaged" / "checkpoints"
     assert checkpoints_of(home / "damaged") == [4, 8, 12]
@@ -79,7 +79,7 @@ def test_a_change_that_is_accepted_by_name(home, straight):
     run(home, "changed", "train.steps=18", *EVERY, "train.seed=3", "--accept", "train.seed")
     ours, theirs = rows_of(home / "changed"), rows_of(straight)
     assert len(ours) == 18 and ours[:7] == theirs[:7] and ours[9] != theirs[9]  # other batches from then on
-    run(home, "changed", "train.steps=19", *EVERY, "train.seed=3")  # and it is the run's own now
+    run(home, "changed", "train.steps=19", *EVERY, "train.seed=3")  # and it is now the run's setting
 
 
 @pytest.mark.slow
@@ -100,10 +100,10 @@ def test_nothing_is_finite_from_the_first_step(home, straight):
     assert out.count("; skipped") == 25
 
 
-def test_a_process_that_dies_is_started_again(home, straight):
+def test_a_process_that_dies_is_restarted(home, straight):
     process = start(home, "again", "train.steps=18", *EVERY, "--max-restarts", "1", "--overwrite")
     wait_for_rows(process, home / "again", 5)
-    child = family(process)[-1]  # it trains; the two before it wait for it
+    child = family(process)[-1]  # the one that trains; the two others wait for it
     child.kill()
     code, out, err = finish(process)
     assert code == 0, err

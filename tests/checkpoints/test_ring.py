@@ -1,11 +1,11 @@
-"""One run goes around a ring of meshes, back to the start, and learns what one process learns."""
+"""One run resumes on a ring of meshes, back to the first one, and has the losses of one process."""
 
 from __future__ import annotations
 
 import pytest
 from checkpoints.command import rows_of, run, write_text
 
-RING = {  # meshes, and what else may change on the way
+RING = {  # meshes, and other settings that change on the way
     (1, 1, 1): [],
     (1, 2, 1): ["train.micro_batch=4"],
     (1, 2, 2): [],
@@ -17,8 +17,8 @@ TOLERANCE = 1e-5
 
 
 def go_around(home, ring):
-    """Largest relative differences of losses and gradient norms from one process; what was said."""
-    # all held-out text each time, as after the last step: the last step of one mesh is no last step of one process
+    """Largest relative differences of losses and gradient norms from one process."""
+    # all held-out text each time, as after a last step: the last step on a mesh is not the last step of one process
     options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=100000"]
     run(home, "one", f"train.steps={STEPS * len(ring)}", *options)
     for number, (pods, data, model) in enumerate(ring, 1):
@@ -43,7 +43,7 @@ def go_around(home, ring):
     ],
 )
 def test_losses_are_those_of_one_process(ring, tmp_path, request):
-    far = go_around(write_text(tmp_path), ring)
-    assert max(far.values()) < TOLERANCE, far
+    differences = go_around(write_text(tmp_path), ring)
+    assert max(differences.values()) < TOLERANCE, differences
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nmeshes {' '.join(map(str, ring))}, {STEPS} steps on each: {far}")
+        print(f"\nmeshes {' '.join(map(str, ring))}, {STEPS} steps on each: {differences}")

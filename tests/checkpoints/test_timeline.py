@@ -1,4 +1,4 @@
-"""Where a run stands is what it wrote down: its text after a change, its healthy checkpoints, its newest model."""
+"""The timeline of a run: its text after a change of settings, its finite checkpoints, its newest model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("standing")
+    home = tmp_path_factory.mktemp("timeline")
     write_text(home)
     return home
 
@@ -41,25 +41,25 @@ def begun(home, train):
 
 
 @pytest.mark.parametrize(("size", "end"), [(8, 80), (2, 50)])
-def test_another_batch_size_resumes_where_the_text_stands(size, end, begun, train):
+def test_a_new_batch_size_resumes_at_the_same_position_in_the_text(size, end, begun, train):
     run = begun(f"size_{size}")
     change = ["train.steps=15", f"train.batch_size={size}"]
     code, out, err = train(run, *change, "--accept", "train.batch_size")
     assert code == 0, err
     assert "the batches changed at step 10: they continue with sequence 40 of the order" in out
     assert state_of(run, 10)["data"]["position"] == 40 and state_of(run, 15)["data"]["position"] == end
-    code, out, err = train(run, *change)  # it is the run's own from then on
+    code, out, err = train(run, *change)  # it is the run's setting from then on
     assert code == 0 and "is finished" in out
 
 
-def test_another_sequence_length_has_the_rest_of_the_epoch(begun, train):
+def test_a_new_sequence_length_trains_on_the_rest_of_the_epoch(begun, train):
     run = begun("length")
     code, out, err = train(run, "train.steps=15", "data.seq_len=32", "--accept", "data.seq_len")
     assert code == 0, err
     assert re.search(r"data\.seq_len changed at step 10: the text of epoch 1 that no step has taken comes first", out)
     segment = state_of(run, 15)["progress"]["segments"][-1]
     assert (segment["step"], segment["rest_of"], segment["seq_len"]) == (10, 40, 32)
-    # a rewind before the change, with the settings from before it, is as if it had never been
+    # going back to before the change, with the settings from before, undoes it
     code, _, err = train(run, "train.steps=15", "--rewind-to", "5", "--accept", "data.seq_len")
     assert code == 0, err
     code, _, err = train("straight_15", "train.steps=15")
@@ -68,7 +68,7 @@ def test_another_sequence_length_has_the_rest_of_the_epoch(begun, train):
 
 
 def test_batches_are_numbered_as_the_run_took_them(begun, train):
-    """Batch 7 of 4 sequences is sequences 28 to 32, though batches have 8 now."""
+    """Batch 7 of 4 sequences is sequences 28 to 32, although batches now have 8."""
     run = begun("numbered")
     asked = ["--rewind-to", "5", "--skip-batches", "7:9"]
     code, _, err = train(run, "train.steps=12", "train.batch_size=8", "--accept", "train.batch_size", *asked)
@@ -112,8 +112,8 @@ def test_a_run_that_is_lost_from_its_start_is_started_over_as_advised(train, hom
     assert np.isfinite(load_file(home / "lost" / "final" / "model.safetensors")["embedding"]).all()
 
 
-def test_a_model_of_another_past_is_not_the_runs_own(begun, train, capsys):
-    """The run was extended, or went back and trained again to the same step, and its ``final`` is still the old one."""
+def test_a_model_of_another_past_is_not_the_runs_model(begun, train, capsys):
+    """The run was extended, or went back and trained again to the same step, and ``final`` is still the old model."""
     from mindspore_palm import load
 
     run = begun("extended")
@@ -129,9 +129,9 @@ def test_a_model_of_another_past_is_not_the_runs_own(begun, train, capsys):
         assert not np.array_equal(load_file(run / "final" / "model.safetensors")["embedding"], newest)
         capsys.readouterr()
         np.testing.assert_array_equal(load(run).embedding.asnumpy(), newest)
-        said = capsys.readouterr()
-        assert "step_000015; name" in said.err and said.out == ""
-    code, out, err = train(run, "train.steps=15")  # so it is not finished: the model is written again
+        captured = capsys.readouterr()
+        assert "step_000015; name" in captured.err and captured.out == ""
+    code, out, err = train(run, "train.steps=15")  # so the run is not finished, and the model is exported again
     assert code == 0 and "is finished" not in out, err
     np.testing.assert_array_equal(load_file(run / "final" / "model.safetensors")["embedding"], newest)
     assert "is finished" in train(run, "train.steps=15")[1]

@@ -55,8 +55,8 @@ def test_bad_input(command, home, monkeypatch):
     cases = [
         (["--from", "nowhere", *to], "there is no folder nowhere"),
         (["--from", "lucidrains", "palm.pt", *to], "this needs torch; pip install torch"),
-        (["--from", "lucidrains", "palm.safetensors", *to], "not a whole safetensors file"),
-        (["--from", "flaxformer", "palm.safetensors", *to], "not a whole safetensors file"),
+        (["--from", "lucidrains", "palm.safetensors", *to], "not a complete safetensors file"),
+        (["--from", "flaxformer", "palm.safetensors", *to], "not a complete safetensors file"),
         (["--from", "flaxformer", "nowhere.safetensors", *to], "there is no nowhere.safetensors"),
         (["--from", "flaxformer", "there", *to], "T5X's own checkpoints are not read"),
         (["--from", "huggingface-safetensors", "there", *to], "there is no there/config.json"),

@@ -175,7 +175,7 @@ def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, doo
     [
         (["finetune.checkpoint=nowhere"], "there is no folder nowhere"),
         (["finetune.checkpoint=no_tokenizer"], "no_tokenizer/tokenizer.model; copy the tokenizer"),
-        (["finetune.checkpoint=cut"], "cut/model.safetensors: this is not a whole safetensors file"),
+        (["finetune.checkpoint=cut"], "cut/model.safetensors: this is not a complete safetensors file"),
         (["finetune.checkpoint=."], "name the folder of a finished run"),
         (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["data.path=tiny.model"], "learns from a .jsonl of pairs"),

@@ -1,4 +1,4 @@
-"""Runs that are stopped, and runs whose records cannot be written: commands as a user types them, from start to end."""
+"""Runs that are stopped, and runs whose records cannot be written: commands as a user types them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def home(tmp_path_factory):
 
 
 def words_of(home, output, *more):
-    places = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
-    return [sys.executable, str(ROOT / "run" / "train.py"), *SIZES, *places, *more]
+    paths = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
+    return [sys.executable, str(ROOT / "run" / "train.py"), *SIZES, *paths, *more]
 
 
 def start(home, output, *more, **options):
@@ -51,7 +51,7 @@ def wait_for(process, folder, rows=1, limit=200):
 
 @pytest.fixture(scope="module")
 def straight(home):
-    """A run that nobody disturbs."""
+    """An uninterrupted run."""
     code, out, err = finish(start(home, "straight"))
     assert code == 0, err + out
     return home / "straight"
@@ -67,7 +67,7 @@ def test_a_log_without_a_terminal_gets_lines_and_no_bar(home):
 
 
 @pytest.mark.parametrize("more", [[], ["--max-restarts", "1"], ["parallel.data=2"]], ids=["one", "restarts", "workers"])
-def test_head_behind_a_run_does_not_end_it(more, home, straight):
+def test_head_after_a_run_does_not_end_it(more, home, straight):
     output = f"head-{'-'.join(more)}"
     line = f"{' '.join(words_of(home, output, *more))} 2>&1 | head -2; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -86,8 +86,8 @@ def test_the_backend_of_a_notebook_and_a_full_log_end_nothing(home, straight):
     assert not same_bits(home / "notebook", straight) and (home / "notebook" / "loss.png").exists()
 
 
-def test_rows_that_could_not_be_written_are_there_in_the_end(home, straight):
-    """The folder's records are taken away while it trains: a folder stands where metrics.csv was."""
+def test_rows_that_could_not_be_written_are_written_later(home, straight):
+    """While the run trains, metrics.csv is replaced by a folder for a while."""
     process = start(home, "rows")
     try:
         wait_for(process, home / "rows", 2)
@@ -102,8 +102,8 @@ def test_rows_that_could_not_be_written_are_there_in_the_end(home, straight):
     assert not same_bits(home / "rows", straight)
 
 
-def test_an_evaluation_is_left_at_once_and_made_up_for(home):
-    """Scoring all of the held-out text again and again: no batch is waited for, and the row gets its number later."""
+def test_an_evaluation_is_interrupted_at_once_and_repeated(home):
+    """Each evaluation scores all held-out text. It stops between two batches, and the row gets its loss later."""
     more = ["train.steps=9", "train.eval_every=4", "train.checkpoint_every=0"]
     long = [*more, "data.validation_fraction=0.5", "train.eval_sequences=2000000", "train.micro_batch=1"]
     code, out, err = finish(start(home, "evaluated", *long))
@@ -120,7 +120,7 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(home):
         kill(process)
     assert process.returncode == 130, err
     assert "stopped after step 4; the same command resumes from there" in err
-    assert lines_of(home / "left")[4].endswith(",,")  # no number yet
+    assert lines_of(home / "left")[4].endswith(",,")  # no held-out loss yet
     code, out, err = finish(start(home, "left", *long))
     assert code == 0, err
     assert "going on from step 4\n" in out
@@ -128,7 +128,7 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(home):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_workers_that_are_still_starting_do_not_train_on(number, home):
+def test_workers_that_are_still_starting_stop_as_well(number, home):
     process = start(home, "starting", *FOREVER, "parallel.data=2", "--max-restarts", "2")
     try:
         end = time.monotonic() + 120
@@ -147,7 +147,7 @@ def test_workers_that_are_still_starting_do_not_train_on(number, home):
 
 
 def test_after_overwrite_another_command_resumes(home):
-    """With --overwrite once more, the run would be deleted."""
+    """A second --overwrite would delete the run."""
     process = start(home, "again", *FOREVER, "--overwrite")
     try:
         wait_for(process, home / "again", 3)
@@ -159,8 +159,8 @@ def test_after_overwrite_another_command_resumes(home):
     assert "; the same command without --overwrite resumes from there" in err
 
 
-def test_of_two_launches_into_one_folder_the_second_gets_a_sentence(home):
-    """The first one has not even started its workers; it trains on as if nothing had happened."""
+def test_a_second_launch_into_one_folder_is_refused(home):
+    """The first one has not even started its workers, and trains on undisturbed."""
     first = start(home, "twice", "parallel.data=2")
     try:
         end = time.monotonic() + 120
@@ -178,7 +178,7 @@ def test_of_two_launches_into_one_folder_the_second_gets_a_sentence(home):
 
 
 def test_attempts_keep_their_logs(home):
-    """The message points to the log of the attempt that died, and it is still there after the next one."""
+    """The message names the log of the attempt that died, and the log still exists after the next attempt."""
     process = start(home, "attempts", *FOREVER, "parallel.data=2", "--max-restarts", "1")
     try:
         wait_for(process, home / "attempts", 2)

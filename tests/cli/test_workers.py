@@ -1,4 +1,4 @@
-"""The training command on several devices: it starts its workers, they agree with one process, and end together."""
+"""The training command on several devices: it starts its workers, which match one process and end together."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIZES += ["model.d_ff=64", "data.seq_len=32", "train.batch_size=8", "train.peak_
 
 
 def command(home, output, *more):
-    places = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
-    return [sys.executable, "run/train.py", *SIZES, *places, *more]
+    paths = [f"data.path={home / 'text.txt'}", f"data.prepared={home / 'prepared'}", f"train.output={home / output}"]
+    return [sys.executable, "run/train.py", *SIZES, *paths, *more]
 
 
 def start(home, output, *more):
@@ -34,20 +34,20 @@ def start(home, output, *more):
 
 
 def family(process):
-    """A command and all that it started."""
+    """A command's process and all its descendants."""
     parent = psutil.Process(process.pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def workers(process):
-    found = []
+    processes = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if child.environ().get("MS_ROLE") == "MS_WORKER":
-                found.append(child)
+                processes.append(child)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def wait_for_steps(process, folder, seconds=180):
@@ -105,7 +105,7 @@ def test_four_workers_write_what_one_process_writes(both):
                 assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
 
 
-def test_the_folder_opens_alone_with_whole_weights(both):
+def test_the_model_folder_is_self_contained_with_full_weights(both):
     from safetensors.numpy import load_file
 
     one, four, _ = both
@@ -117,7 +117,7 @@ def test_the_folder_opens_alone_with_whole_weights(both):
     assert len(list((four / "checkpoints" / "step_000008").glob("rank_*.safetensors"))) == 4
 
 
-def test_only_the_first_worker_speaks(both):
+def test_only_the_first_worker_prints(both):
     *_, out = both
     assert "1 pods x 2 data x 2 model" in out and "gradients_mean=False" in out
     assert out.count("bits a byte\n") and out.count("the run is in") == 1
@@ -157,7 +157,7 @@ def test_workers_end_with_a_command_that_is_killed(home, training):
 
 
 def test_sigterm_to_all_processes_saves_and_ends(home):
-    """As systemd and Slurm end a job."""
+    """As systemd and Slurm do to end a job."""
     process = start(home, "ended", "train.steps=100000", "parallel.model=2", "train.eval_every=0")
     wait_for_steps(process, home / "ended")
     members = family(process)
@@ -208,7 +208,7 @@ def test_print_sharding_of_palm_540b():
 
 
 def test_steps_that_are_not_finite_are_skipped_by_all_workers(home):
-    """A rate that throws every weight out of range: all later steps change nothing, on all workers, to the end."""
+    """A learning rate that drives every weight out of range: later steps change nothing, on all workers, to the end."""
     rate = ["optimizer.name=adamw", "optimizer.schedule=constant", "optimizer.learning_rate=1e30"]
     process = start(home, "wild", "train.steps=4", "train.eval_every=0", "parallel.data=2", *rate)
     out, err = finish(process)

@@ -1,4 +1,4 @@
-"""The writer of checkpoints: one consistent snapshot, which are kept, and what happens when the disk refuses."""
+"""CheckpointManager: a consistent snapshot, which checkpoints are kept, and a disk that is full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspore_palm.config import Settings
 
 @pytest.fixture
 def make(device, tmp_path):
-    """A manager of two tensors, and a way to change them."""
+    """Makes a manager of two tensors, and a function that sets them."""
     from mindspore import Parameter, Tensor
 
     from mindspore_palm.parallel.votes import Votes
@@ -24,7 +24,7 @@ def make(device, tmp_path):
 
     def set_to(number):
         for p in state:
-            p.asnumpy()[...] = number  # where it lies, as a step does
+            p.asnumpy()[...] = number  # in place, as a step does
 
     def make(**train):
         settings = Settings.model_validate({"train": train})
@@ -42,7 +42,7 @@ def value(manager, step):
 @pytest.mark.parametrize(
     ("train", "kept"), [({}, [10, 9, 8]), ({"keep_last": 1}, [10]), ({"keep_last": 2, "keep_every": 4}, [10, 9, 8, 4])]
 )
-def test_which_are_kept(train, kept, make):
+def test_which_checkpoints_are_kept(train, kept, make):
     manager, set_to = make(**train)
     for step in range(1, 11):
         set_to(step)
@@ -54,28 +54,28 @@ def test_which_are_kept(train, kept, make):
         assert Checkpoint(manager.folder / folder_name(step)).state == {"step": step}
 
 
-def test_a_snapshot_is_of_one_moment(make, monkeypatch):
-    """Weights that change while it is being written do not change it."""
-    go, write = threading.Event(), module.checkpoint.write_slices
-    monkeypatch.setattr(module.checkpoint, "write_slices", lambda *a: (go.wait(10), write(*a)))
+def test_a_snapshot_is_consistent(make, monkeypatch):
+    """Weights that change while a checkpoint is being written do not change it."""
+    go, write = threading.Event(), module.checkpoint.write_shards
+    monkeypatch.setattr(module.checkpoint, "write_shards", lambda *a: (go.wait(10), write(*a)))
     manager, set_to = make()
     set_to(5)
     manager.save(5, {})
     set_to(6)
-    assert manager.tell() == (False, False) and steps_in(manager.folder) == []
+    assert manager._phase() == (False, False) and steps_in(manager.folder) == []
     go.set()
     assert manager.finish()
     assert (value(manager, 5) == 5).all()
 
 
-def test_at_once_is_at_once(make):
+def test_saving_in_the_foreground_waits(make):
     manager, _ = make(checkpoint_in_background=False)
     manager.save(3, {})
     assert steps_in(manager.folder) == [3]
 
 
 def test_there_is_never_a_second_writer(make, monkeypatch):
-    busy, most, write = [], [], module.checkpoint.write_slices
+    busy, most, write = [], [], module.checkpoint.write_shards
 
     def slow(*arguments):
         busy.append(1)
@@ -83,7 +83,7 @@ def test_there_is_never_a_second_writer(make, monkeypatch):
         write(*arguments)
         busy.pop()
 
-    monkeypatch.setattr(module.checkpoint, "write_slices", slow)
+    monkeypatch.setattr(module.checkpoint, "write_shards", slow)
     manager, _ = make()
     for step in range(20):
         manager.save(step, {})
@@ -91,8 +91,8 @@ def test_there_is_never_a_second_writer(make, monkeypatch):
     assert len(most) == 20 and max(most) == 1
 
 
-@pytest.mark.parametrize("where", ["write_slices", "publish"])
-def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, capsys):
+@pytest.mark.parametrize("where", ["write_shards", "publish"])
+def test_a_full_disk_is_logged_and_the_last_checkpoint_stays(where, make, monkeypatch, capsys):
     manager, _ = make()
     manager.save(1, {})
     assert manager.finish()
@@ -105,44 +105,43 @@ def test_a_full_disk_is_told_and_the_last_one_stays(where, make, monkeypatch, ca
         manager.save(2, {})
         while manager._thread.is_alive():
             pass
-        for _ in range(3):  # as after steps
-            manager.hear(*manager.tell())
+        for _ in range(3):  # as after each step
+            manager.poll()
             manager._thread.join()
-            manager.look()
         assert not manager.finish()
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "the checkpoint of step 2 could not be written: No space left on device (the/file)" in said
-    assert "the last one is of step 1" in said
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "the checkpoint of step 2 could not be written: No space left on device (the/file)" in out
+    assert "the last one is of step 1" in out
     assert [path.name for path in manager.folder.iterdir()] == ["step_000001"]
     manager.save(3, {})
     assert manager.finish() and steps_in(manager.folder) == [3, 1]
 
 
-def test_what_was_never_completed_is_cleared(make):
+def test_incomplete_checkpoints_are_deleted(make):
     manager, _ = make()
     manager.save(1, {})
     manager.finish()
     (manager.folder / "step_000002.tmp").mkdir()
     (manager.folder / "step_000002.tmp" / "rank_0.safetensors").write_bytes(b"half")
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     assert [path.name for path in manager.folder.iterdir()] == ["step_000001"]
-    module.clear(manager.folder / "nowhere")
+    module.delete_incomplete(manager.folder / "nowhere")
 
 
-def test_state_that_is_not_finite_is_no_checkpoint(make, capsys):
+def test_state_that_is_not_finite_is_not_saved(make, capsys):
     manager, set_to = make(keep_last=1)
     set_to(1)
     manager.save(1, {})
     for value_ in (np.nan, np.inf, -np.inf):
         manager.state[0].asnumpy()[2, 1] = value_
         manager.save(2, {})
-        assert not manager.finish() and manager.worthless
+        assert not manager.finish() and manager.state_not_finite
     assert steps_in(manager.folder) == [1] and (value(manager, 1) == 1).all()
     assert capsys.readouterr().out.count("step 2 could not be written: weight holds values that are not finite") == 3
     manager.state[0].asnumpy()[2, 1] = 3.0e38  # huge, and finite
     manager.save(3, {})
-    assert manager.finish() and not manager.worthless
+    assert manager.finish() and not manager.state_not_finite
 
 
 def test_the_newest_sound_checkpoint_outlives_those_in_doubt(make):
@@ -155,7 +154,7 @@ def test_the_newest_sound_checkpoint_outlives_those_in_doubt(make):
     assert steps_in(manager.folder) == [25]
 
 
-def test_what_others_put_into_a_checkpoint_outlives_it(make):
+def test_users_files_in_a_checkpoint_survive_its_deletion(make):
     manager, _ = make(keep_last=1)
     manager.save(1, {})
     manager.finish()
@@ -166,19 +165,20 @@ def test_what_others_put_into_a_checkpoint_outlives_it(make):
     manager.finish()
     assert steps_in(manager.folder) == [2] and note.read_text() == "mine"
     assert {path.name for path in note.parent.iterdir()} == {"notes.txt", ".ipynb_checkpoints"}
-    module.clear(manager.folder)
-    manager.save(1, {})  # as after going back: the place is taken by what others left
+    module.delete_incomplete(manager.folder)
+    manager.save(1, {})  # as after going back: users' own files are in its folder
     manager.finish()
     assert Checkpoint(note.parent).step == 1 and note.read_text() == "mine"
 
 
-def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
+def test_folders_with_similar_names_are_left_alone(make, tmp_path):
     manager, _ = make(keep_last=1)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "rank_0.safetensors").write_text("of another disk")
     names = [
         "step_000010 (copy)",
         "step_000001.bak",
+        "step_000001_tmp",
         "notes.tmp",
         ".nfs00001",
         "step_" + 5 * "\u0660" + "\u0661",
@@ -191,7 +191,7 @@ def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
         names.append(name)
     (manager.folder / "step_000002.tmp").symlink_to(tmp_path / "elsewhere")
     (manager.folder / "step_000004").symlink_to(tmp_path / "nowhere")
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     for step in (1, 5, 6):
         manager.save(step, {})
     assert manager.finish() and steps_in(manager.folder) == [6]
@@ -199,7 +199,7 @@ def test_names_that_only_look_like_ours_are_left_alone(make, tmp_path):
     assert (tmp_path / "elsewhere" / "rank_0.safetensors").read_text() == "of another disk"
 
 
-def test_of_a_link_to_a_checkpoint_the_link_alone_is_deleted(make, tmp_path):
+def test_deleting_a_linked_checkpoint_deletes_only_the_link(make, tmp_path):
     manager, _ = make(keep_last=1)
     manager.save(1, {})
     manager.finish()
@@ -212,11 +212,11 @@ def test_of_a_link_to_a_checkpoint_the_link_alone_is_deleted(make, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".gone.tmp", ".tmp", ".damaged.gone.tmp"])
-def test_a_deletion_that_was_cut_short_is_ended(ending, make):
+def test_an_interrupted_deletion_is_completed(ending, make):
     manager, _ = make()
     half = manager.folder / f"step_000007{ending}"
     half.mkdir(parents=True)
     (half / "rank_0.safetensors").write_bytes(b"half")
     (half / "state.json.4711.tmp").write_bytes(b"half")
-    module.clear(manager.folder)
+    module.delete_incomplete(manager.folder)
     assert list(manager.folder.iterdir()) == []

@@ -6,7 +6,7 @@ import pytest
 from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 
 FLOORS = (
-    ("errors", "machine", "presets", "random", "tables"),
+    ("errors", "file_names", "machine", "presets", "random", "tables"),
     ("console", "fields", "files", "native", "options", "preflight"),
     ("config", "figures"),
     ("data", "parallel"),

@@ -1,4 +1,4 @@
-"""Starting again what died, as often as was allowed."""
+"""Processes that die are restarted, as often as allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from mindspore_palm.errors import OVERWRITES, Interrupted, UserError, same_command
 from mindspore_palm.launch import stop
-from mindspore_palm.launch.process import Died, OneProcess, with_restarts
+from mindspore_palm.launch.process import ChildProcess, ProcessDied, with_restarts
 
 
 @pytest.fixture(autouse=True)
@@ -23,17 +23,17 @@ def no_overwrites(monkeypatch):
 
 
 def attempts(outcomes):
-    """An attempt that ends in each of the outcomes in turn, and the commands that it was given.
+    """An attempt that ends with each of the outcomes in turn, and the commands that it was given.
 
-    An outcome in a tuple comes after the run's folder was begun.
+    An outcome in a tuple comes after the run was started in its folder.
     """
     seen, left = [], iter(outcomes)
 
-    def attempt(command, board):
+    def attempt(command, flags):
         seen.append(list(command))
         outcome = next(left)
         if isinstance(outcome, tuple):
-            board.note(board.BEGUN)
+            flags.set(flags.STARTED)
             (outcome,) = outcome
         if outcome:
             raise outcome
@@ -41,16 +41,16 @@ def attempts(outcomes):
     return attempt, seen
 
 
-def test_again_until_it_ends_well(capsys):
-    attempt, seen = attempts([(Died("worker 1 died"),), Died("worker 0 died"), None])
+def test_restarts_until_it_succeeds(capsys):
+    attempt, seen = attempts([(ProcessDied("worker 1 died"),), ProcessDied("worker 0 died"), None])
     with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
     assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "a=b"], ["train.py", "a=b"]]  # deletes once
     assert "worker 0 died; starting again from the last checkpoint (2 of 5)" in capsys.readouterr().out
 
 
-def test_an_attempt_that_dies_before_it_deletes_the_earlier_run_leaves_that_to_the_next():
-    """Else the second attempt would resume the run that had to go."""
-    attempt, seen = attempts([Died("early"), (Died("late"),), None])
+def test_an_attempt_that_dies_before_deleting_the_earlier_run_leaves_that_to_the_next():
+    """Otherwise the second attempt would resume the run that was to be deleted."""
+    attempt, seen = attempts([ProcessDied("early"), (ProcessDied("late"),), None])
     with_restarts(attempt, ["train.py", "--overwrite", "a=b"], 5)
     assert seen == [["train.py", "--overwrite", "a=b"], ["train.py", "--overwrite", "a=b"], ["train.py", "a=b"]]
 
@@ -58,31 +58,31 @@ def test_an_attempt_that_dies_before_it_deletes_the_earlier_run_leaves_that_to_t
 def test_attempts_without_overwrite_still_name_the_command_of_the_user(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     assert same_command() == "the same command"
-    attempt, _ = attempts([(Died("late"),), None])
+    attempt, _ = attempts([(ProcessDied("late"),), None])
     with_restarts(attempt, ["train.py", "--overwrite"], 5)
     assert same_command() == "the same command without --overwrite"
 
 
-def test_a_process_that_was_to_stop_is_not_started_again(monkeypatch):
-    monkeypatch.setattr(stop, "wished", lambda: True)
-    attempt, seen = attempts([Died("was ended by SIGTERM"), None])
+def test_a_process_that_was_asked_to_stop_is_not_restarted(monkeypatch):
+    monkeypatch.setattr(stop, "requested", lambda: True)
+    attempt, seen = attempts([ProcessDied("was ended by SIGTERM"), None])
     with pytest.raises(Interrupted, match="the same command resumes from the last checkpoint"):
         with_restarts(attempt, ["train.py"], 2)
     assert len(seen) == 1
 
 
-def test_no_more_than_was_allowed():
-    attempt, seen = attempts([Died("first"), Died("second"), None])
-    with pytest.raises(Died, match="second"):
+def test_no_more_restarts_than_allowed():
+    attempt, seen = attempts([ProcessDied("first"), ProcessDied("second"), None])
+    with pytest.raises(ProcessDied, match="second"):
         with_restarts(attempt, ["train.py"], 1)
     assert len(seen) == 2
-    attempt, seen = attempts([Died("first"), None])
-    with pytest.raises(Died):
+    attempt, seen = attempts([ProcessDied("first"), None])
+    with pytest.raises(ProcessDied):
         with_restarts(attempt, ["train.py"], 0)
     assert len(seen) == 1
 
 
-def test_what_the_user_must_mend_is_not_tried_again():
+def test_user_errors_are_not_retried():
     attempt, seen = attempts([UserError("no such file"), None])
     with pytest.raises(UserError, match="no such file"):
         with_restarts(attempt, ["train.py"], 9)
@@ -93,18 +93,18 @@ def test_what_the_user_must_mend_is_not_tried_again():
     ("code", "raised"),
     [
         ("pass", None),
-        ("raise ValueError", Died),
-        ("import os; os.kill(os.getpid(), 9)", Died),
+        ("raise ValueError", ProcessDied),
+        ("import os; os.kill(os.getpid(), 9)", ProcessDied),
         ("import sys; sys.exit(2)", SystemExit),
     ],
 )
 def test_how_a_process_ends(code, raised):
     if raised is None:
-        OneProcess(["-c", code]).join()
+        ChildProcess(["-c", code]).join()
         return
     with pytest.raises(raised) as caught:
-        OneProcess(["-c", code]).join()
-    assert raised is Died or caught.value.code == 2
+        ChildProcess(["-c", code]).join()
+    assert raised is ProcessDied or caught.value.code == 2
 
 
 HANGS = "lock, c = ctypes.create_string_buffer(64), ctypes.PyDLL(None); [c.pthread_mutex_lock(lock) for _ in range(2)]"
@@ -116,12 +116,12 @@ stop.listen()
 print("ready", flush=True)
 {then}
 """
-PASSES_ON = """
+FORWARDS = """
 import sys
 from mindspore_palm.errors import Interrupted
-from mindspore_palm.launch.process import OneProcess
+from mindspore_palm.launch.process import ChildProcess
 try:
-    OneProcess(["-c", sys.argv[1]]).join()
+    ChildProcess(["-c", sys.argv[1]]).join()
 except Interrupted:
     sys.exit(99)
 """
@@ -132,14 +132,14 @@ except Interrupted:
     ("late", "then", "code"),
     [
         (0, "while True: time.sleep(0.1)", 130),  # with nothing to save, it ends at once
-        (1, "while True: time.sleep(0.1)", 130),  # it is told when it does not listen yet
-        (0, HANGS, 99),  # it cannot hear, and is ended
+        (1, "while True: time.sleep(0.1)", 130),  # it is signalled before it listens
+        (0, HANGS, 99),  # it cannot handle signals, and is killed
     ],
     ids=["waits", "starts", "computes in C"],
 )
-def test_a_wish_to_stop_reaches_a_process_whenever_it_comes(number, late, then, code):
+def test_a_stop_request_reaches_a_process_at_any_time(number, late, then, code):
     launcher = subprocess.Popen(
-        [sys.executable, "-c", PASSES_ON, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
+        [sys.executable, "-c", FORWARDS, LISTENS.format(late=late, then=then)], stdout=subprocess.PIPE
     )
     try:
         end = time.monotonic() + 30
@@ -160,27 +160,27 @@ def test_a_wish_to_stop_reaches_a_process_whenever_it_comes(number, late, then, 
 
 WAITS = """
 import ctypes, time
-from mindspore_palm.launch.process import end_with_launcher
+from mindspore_palm.launch.process import exit_with_launcher
 time.sleep({late})
-end_with_launcher()
+exit_with_launcher()
 print("ready", flush=True)
-ctypes.PyDLL(None).sleep(100)  # with Python's lock, as a collective that waits for a worker that is gone
+ctypes.PyDLL(None).sleep(100)  # holding Python's lock, as a collective that waits for a worker that is gone
 """
 STARTS = """
 import subprocess, sys
-from mindspore_palm.launch.process import end_with_launcher
-end_with_launcher()
+from mindspore_palm.launch.process import exit_with_launcher
+exit_with_launcher()
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 print(child.pid, flush=True)
 child.wait()
 """
-LAUNCHES = "import sys; from mindspore_palm.launch.process import OneProcess; OneProcess(sys.argv[1:]).join()"
+LAUNCHES = "import sys; from mindspore_palm.launch.process import ChildProcess; ChildProcess(sys.argv[1:]).join()"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
 @pytest.mark.parametrize("late", [0, 2])
-def test_all_processes_end_with_the_one_that_started_them(late):
-    """The launcher is killed, and its grandchild waits in C, or does not know yet that it has a launcher."""
+def test_all_processes_end_with_their_launcher(late):
+    """The launcher is killed while its grandchild waits in C, or before the grandchild has asked to end with it."""
     command = [sys.executable, "-c", LAUNCHES, "-c", STARTS, WAITS.format(late=late)]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE)
     others = []

@@ -1,4 +1,4 @@
-"""A model as a folder: back to the same bits, there whole or not at all, and refused in a sentence when damaged."""
+"""A model as a folder: loaded to the same bits, written completely or not at all, refused with a message if damaged."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def palm(device, settings):
     from mindspore_palm import PaLM
 
     palm = PaLM(settings.model, seed=3)
-    for number, weight in enumerate(palm.trainable_params()):  # norm scales too, which start at zero
+    for number, weight in enumerate(palm.trainable_params()):  # norm scales as well, which start at zero
         weight.set_data(Tensor(np.random.default_rng(number).standard_normal(weight.shape).astype(np.float32)))
     return palm
 
@@ -72,13 +72,13 @@ def test_a_run_opens_by_its_own_folder(folder, settings):
 
 @pytest.fixture
 def run(palm, settings, tokenizer, tmp_path):
-    """A run that has a checkpoint, and no model yet."""
+    """A run that has a checkpoint and no final model yet."""
     from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.parallel.votes import Votes
 
     (tmp_path / "run").mkdir()
-    state, place = palm.trainable_params(), tmp_path / "run" / "checkpoints"
-    manager = CheckpointManager(place, state, settings, tokenizer.serialized, Votes(), lambda: None)
+    state, path = palm.trainable_params(), tmp_path / "run" / "checkpoints"
+    manager = CheckpointManager(path, state, settings, tokenizer.serialized, Votes(), lambda: None)
     manager.save(7, {"a": 1})
     assert manager.finish()
     return tmp_path / "run"
@@ -114,13 +114,13 @@ def test_a_checkpoint_becomes_a_model(run, palm, settings, tmp_path):
 
 
 def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm, tmp_path):
-    """With the weights, the sizes and the tokenizer that are there."""
+    """With its weights, sizes and tokenizer."""
     from mindspore_palm import PaLM
     from mindspore_palm.train.finetune import begin, open_data, with_model_of_checkpoint
 
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "1", "target": "2"}\n' * 2)
-    for place in (run, run / "checkpoints" / "step_000007", folder, folder.parent):
-        more = {"finetune": {"checkpoint": str(place)}, "data": {"path": str(tmp_path / "pairs.jsonl")}}
+    for path in (run, run / "checkpoints" / "step_000007", folder, folder.parent):
+        more = {"finetune": {"checkpoint": str(path)}, "data": {"path": str(tmp_path / "pairs.jsonl")}}
         settings = with_model_of_checkpoint(Settings.model_validate({**more, "train": {"output": "elsewhere"}}))
         assert settings.model == palm.config
         assert open_data(settings).tokenizer.vocab_size == palm.config.vocab_size
@@ -130,7 +130,7 @@ def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm
             np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy(), strict=True)
 
 
-def test_what_people_import():
+def test_public_imports():
     from mindspore_palm import PaLM, PaLMConfig, Tokenizer, load
 
     assert [thing.__name__ for thing in (load, Tokenizer, PaLM, PaLMConfig)] == [
@@ -180,12 +180,12 @@ def test_an_earlier_model_outlives_a_failed_write(folder, palm, settings, monkey
 def test_a_truncated_file(keep, folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    assert "model.safetensors: this is not a whole safetensors file" in refused(folder)
+    assert "model.safetensors: this is not a complete safetensors file" in refused(folder)
 
 
 def test_garbage(folder):
     (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
-    assert "not a whole safetensors file" in refused(folder)
+    assert "not a complete safetensors file" in refused(folder)
 
 
 def test_weights_that_are_a_folder(folder):
@@ -207,20 +207,20 @@ def test_a_missing_weight(name, folder):
 
 
 def test_a_weight_too_many(folder):
-    said = changed(folder, lambda weights: weights.update({"blocks.9.kv": np.zeros(3, np.float32)}))
-    assert "blocks.9.kv" in said
+    message = changed(folder, lambda weights: weights.update({"blocks.9.kv": np.zeros(3, np.float32)}))
+    assert "blocks.9.kv" in message
 
 
 @pytest.mark.parametrize("name", ["blocks.0.kv", "blocks.0.norm.scale"])
 def test_a_wrong_shape(name, folder):
-    said = changed(folder, lambda weights: weights.update({name: np.zeros((3, 5), np.float32)}))
-    assert f"{name} is float32 [3, 5]" in said
-    assert "wants float32 [16" in said
+    message = changed(folder, lambda weights: weights.update({name: np.zeros((3, 5), np.float32)}))
+    assert f"{name} is float32 [3, 5]" in message
+    assert "wants float32 [16" in message
 
 
-def test_a_wrong_type(folder):
-    said = changed(folder, lambda weights: weights.update(embedding=weights["embedding"].astype(np.float16)))
-    assert "embedding is float16 [320, 16]" in said
+def test_a_wrong_dtype(folder):
+    message = changed(folder, lambda weights: weights.update(embedding=weights["embedding"].astype(np.float16)))
+    assert "embedding is float16 [320, 16]" in message
 
 
 def test_a_refused_file_changes_no_weight(palm):
@@ -235,7 +235,7 @@ def test_a_refused_file_changes_no_weight(palm):
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
 
-def test_weights_are_compared_before_a_network_is_made(folder, monkeypatch):
+def test_weights_are_checked_before_the_network_is_built(folder, monkeypatch):
     from mindspore_palm.checkpoint import model_folder as saved
 
     (folder / "config.yaml").write_text("model: {preset: palm_540b}")
@@ -244,7 +244,7 @@ def test_weights_are_compared_before_a_network_is_made(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         ("", "'model' is missing"),
         ("- a", "'model' is missing"),
@@ -257,11 +257,11 @@ def test_weights_are_compared_before_a_network_is_made(folder, monkeypatch):
         (b"\xff", "config.yaml"),
     ],
 )
-def test_a_broken_config(content, said, folder):
+def test_a_broken_config(content, problem, folder):
     (folder / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refused(folder)
     assert "config.yaml" in message
-    assert said in message
+    assert problem in message
 
 
 def test_missing_files(folder, tmp_path):
@@ -277,8 +277,8 @@ def test_missing_files(folder, tmp_path):
     assert "there is no folder" in refused(tmp_path / "nowhere")
 
 
-def test_a_model_that_an_earlier_version_exported_is_known_by_its_weights(run, palm, settings, tokenizer, capsys):
-    """It does not say which checkpoint it is of: the same weights are, and a number of steps is not."""
+def test_a_model_exported_by_an_earlier_version_is_identified_by_its_weights(run, palm, settings, tokenizer, capsys):
+    """Its metadata does not name its checkpoint: the weights must be the same, and the same step is not enough."""
     from mindspore_palm.checkpoint.model_folder import find_model, save_model, weights_of
 
     save_model(run / "final", weights_of(palm), tokenizer.serialized, settings, step=7)
@@ -286,11 +286,11 @@ def test_a_model_that_an_earlier_version_exported_is_known_by_its_weights(run, p
     weights = weights_of(palm) | {"embedding": palm.embedding.asnumpy() + 1}
     save_model(run / "final", weights, tokenizer.serialized, settings, step=7)
     assert find_model(run) == run / "checkpoints" / "step_000007"
-    assert "holds the model of step 7, and the run stands at another one" in capsys.readouterr().err
+    assert "holds the model of step 7, and the run is at another checkpoint" in capsys.readouterr().err
 
 
 def test_a_run_opens_where_it_went_back_to(run, palm, settings, tokenizer):
-    """Also before the next start has deleted what it left behind."""
+    """Even before the next start deletes the checkpoints that it went back from."""
     from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.checkpoint.model_folder import find_model
     from mindspore_palm.checkpoint.progress import Rewind, write_rewinds
@@ -306,7 +306,7 @@ def test_a_run_opens_where_it_went_back_to(run, palm, settings, tokenizer):
     assert find_model(run) == checkpoints / "step_000007"
 
 
-def test_what_others_put_beside_a_model_outlives_it(folder, palm, settings, tokenizer):
+def test_users_files_beside_a_model_survive(folder, palm, settings, tokenizer):
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 
     (folder / "notes.txt").write_text("mine")
@@ -315,7 +315,7 @@ def test_what_others_put_beside_a_model_outlives_it(folder, palm, settings, toke
     assert (folder / "notes.txt").read_text() == "mine" and (folder / ".ipynb_checkpoints").is_dir()
 
 
-def test_a_home_is_followed(folder, settings, monkeypatch):
+def test_a_home_directory_is_expanded(folder, settings, monkeypatch):
     from mindspore_palm import load
 
     monkeypatch.setenv("HOME", str(folder.parent))
@@ -324,7 +324,7 @@ def test_a_home_is_followed(folder, settings, monkeypatch):
 
 @pytest.fixture
 def adapted(tokenizer, tmp_path, device):
-    """A network, LoRA on it in a checkpoint, and its settings."""
+    """A network, a checkpoint with LoRA adapters on it, and its settings."""
     from mindspore_palm import PaLM
     from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.model.lora import adapt
@@ -341,8 +341,8 @@ def adapted(tokenizer, tmp_path, device):
     return manager.newest(), tuned
 
 
-def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
-    """By their content: a network of the same sizes is another one."""
+def test_an_adapter_is_tied_to_the_weights_it_was_trained_on(adapted, tmp_path):
+    """By their content: a network of the same sizes may be another one."""
     from mindspore_palm import PaLM
     from mindspore_palm.checkpoint.adapter import save_adapter, with_adapter
 
@@ -353,8 +353,8 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(adapted, tmp_path):
         with_adapter(PaLM(tuned.model, seed=4), tmp_path / "adapter.safetensors")
 
 
-def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_path):
-    """Moved, it is the same; trained further, it is another one, which matters to a run that goes back to its start."""
+def test_fine_tuning_identifies_its_model_by_content(palm, settings, tokenizer, tmp_path):
+    """A moved model is the same. Trained further it is another one, which matters to a run that goes back to step 0."""
     from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of
     from mindspore_palm.checkpoint.progress import Progress
@@ -376,10 +376,8 @@ def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_p
     check_base(tuned(tmp_path / "base"), progress)
     progress.step = 7
     state = {"progress": progress.to_json()}
-    place, parameters = tmp_path / "run" / "checkpoints", palm.trainable_params()
-    manager = CheckpointManager(
-        place, parameters, tuned(tmp_path / "base"), tokenizer.serialized, Votes(), lambda: None
-    )
+    path, parameters = tmp_path / "run" / "checkpoints", palm.trainable_params()
+    manager = CheckpointManager(path, parameters, tuned(tmp_path / "base"), tokenizer.serialized, Votes(), lambda: None)
     manager.save(7, state)
     assert manager.finish()
     before = tuned(tmp_path / "base")
@@ -387,7 +385,7 @@ def test_fine_tuning_knows_its_model_by_content(palm, settings, tokenizer, tmp_p
     with pytest.raises(UserError, match=r"finetune\.checkpoint was .*base and is .*other now"):
         check_same(before, tuned(tmp_path / "other"), StartOptions(), tmp_path / "run")
 
-    check_base(tuned(tmp_path / "other"), progress)  # it has weights of its own
+    check_base(tuned(tmp_path / "other"), progress)  # it has its own weights
     progress.step = 0
     with pytest.raises(UserError, match="holds another model than the one that this run started from"):
         check_base(tuned(tmp_path / "other"), progress)

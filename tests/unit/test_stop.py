@@ -1,4 +1,4 @@
-"""A wish to stop, from the first line of a command to its last, and the process that sees to it."""
+"""Stop requests from the first line of a command to its last, and the supervisor that enforces them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def ready():
     print("ready", flush=True)
 
 def hang():
-    lock, library = ctypes.create_string_buffer(64), ctypes.PyDLL(None)  # with Python's lock
+    lock, library = ctypes.create_string_buffer(64), ctypes.PyDLL(None)  # holding Python's lock
     library.pthread_mutex_lock(lock)
     library.pthread_mutex_lock(lock)
 
 def wait():
     for _ in range(600):
-        if stop.wished():
+        if stop.requested():
             raise Interrupted("stopped after step 7")
         time.sleep(0.05)
 
@@ -80,12 +80,12 @@ def test_with_nothing_to_save_a_command_ends_at_once(number):
         started(process).send_signal(number)
         _, err = process.communicate(timeout=10)
         assert process.returncode == 130
-        assert re.fullmatch("stopped before training began\n|stopped; .*\n", err)  # or it slept already
+        assert re.fullmatch("stopped before training began\n|stopped; .*\n", err)  # or it was asleep already
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_with_something_to_save_it_is_waited_for(number):
-    with command("stop.unsaved(); ready(); time.sleep(3); wait()") as process:
+def test_a_command_with_something_to_save_is_given_time(number):
+    with command("stop.mark_unsaved(); ready(); time.sleep(3); wait()") as process:
         started(process).send_signal(number)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (130, "stopped after step 7\n")
@@ -93,8 +93,8 @@ def test_with_something_to_save_it_is_waited_for(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_library_that_hears_nothing_is_ended(number):
-    """It keeps Python's lock, as MindSpore while it compiles."""
+def test_a_process_that_hangs_in_a_library_is_killed(number):
+    """It holds Python's lock, as MindSpore does while it compiles."""
     with command("ready(); hang()") as process:
         started(process)
         time.sleep(1)  # until it hangs
@@ -105,7 +105,7 @@ def test_a_library_that_hears_nothing_is_ended(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_waits_since_before_the_first_line_is_followed(number):
+def test_a_signal_pending_from_before_the_first_line_is_handled(number):
     with stop.blocked(), command("ready(); time.sleep(100)") as process:
         process.send_signal(number)
         process.communicate(timeout=10)
@@ -113,17 +113,17 @@ def test_a_signal_that_waits_since_before_the_first_line_is_followed(number):
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with command("stop.unsaved(); ready(); time.sleep(100)") as process:
+    with command("stop.mark_unsaved(); ready(); time.sleep(100)") as process:
         started(process).send_signal(signal.SIGINT)
-        time.sleep(stop.INSIST + 0.5)
+        time.sleep(stop.FORCE_AFTER + 0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
         assert process.returncode == 130
 
 
-def test_one_ctrl_c_that_comes_to_all_processes_is_one_wish():
-    with command("stop.unsaved(); ready(); time.sleep(2); wait()") as process:
+def test_one_ctrl_c_received_by_all_processes_is_one_request():
+    with command("stop.mark_unsaved(); ready(); time.sleep(2); wait()") as process:
         started(process)
         for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             member.send_signal(signal.SIGINT)
@@ -142,8 +142,8 @@ def test_a_hangup_that_the_user_ignores_stays_ignored():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_finished_run_is_a_finished_run(number):
-    with command("stop.unsaved(); stop.done(); ready(); time.sleep(2)") as process:
+def test_a_finished_run_ignores_stop_requests(number):
+    with command("stop.mark_unsaved(); stop.mark_done(); ready(); time.sleep(2)") as process:
         started(process).send_signal(number)
         assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == 0
@@ -153,7 +153,7 @@ def test_a_finished_run_is_a_finished_run(number):
     ("ends", "code"), [("", 0), ("; os._exit(3)", 3), ("; os.kill(os.getpid(), 9)", -9), ("; os.abort()", -6)]
 )
 def test_nothing_that_a_command_has_started_outlives_it(ends, code):
-    """However it ends; and its caller sees how."""
+    """However it ends; and the exit code says how."""
     body = "print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid, flush=True)" + ends
     with command(body) as process:
         child = psutil.Process(int(process.stdout.readline()))
@@ -161,7 +161,7 @@ def test_nothing_that_a_command_has_started_outlives_it(ends, code):
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_command_that_is_killed_takes_its_work_with_it():
+def test_a_killed_command_takes_its_worker_with_it():
     with command("ready(); time.sleep(100)") as process:
         started(process)
         members = psutil.Process(process.pid).children(recursive=True)
@@ -170,14 +170,14 @@ def test_a_command_that_is_killed_takes_its_work_with_it():
         assert not psutil.wait_procs(members, timeout=10)[1]
 
 
-def test_in_a_process_of_others_a_wish_is_an_exception_and_handlers_are_given_back():
-    """A notebook's process is not ended, and has its own handlers again after the run."""
+def test_in_a_notebook_a_stop_request_is_an_exception_and_handlers_are_restored():
+    """The process is not ended, and has its own handlers again after the run."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stop.training():
+    with pytest.raises(KeyboardInterrupt), stop.handlers():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
-        assert stop.wished() and not stop.insisted()
-        time.sleep(stop.INSIST + 0.1)
+        assert stop.requested() and not stop.forced()
+        time.sleep(stop.FORCE_AFTER + 0.1)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-    assert signal.getsignal(signal.SIGINT) is before and not stop.wished()
+    assert signal.getsignal(signal.SIGINT) is before and not stop.requested()

@@ -22,13 +22,13 @@ from tensorboardX.record_writer import RecordWriter
 
 from mindspore_palm.checkpoint.cleanup import delete_own_files
 from mindspore_palm.console import say
+from mindspore_palm.file_names import LOSS_CHART, METRICS, TEMPORARY, TENSORBOARD
 from mindspore_palm.files import write_atomically
 from mindspore_palm.train.log.clock import Clock
 from mindspore_palm.train.log.growing_file import GrowingFile
 from mindspore_palm.train.log.loss_chart import draw_loss
 from mindspore_palm.train.log.row import Row
 
-TABLE, BOARD, CHART = "metrics.csv", "tensorboard", "loss.png"
 UNWRITTEN = "rows_not_in_metrics"  # in a checkpoint's state: the rows that the file did not take
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
 """Names of the files that a run writes into tensorboard/: all others are somebody else's."""
@@ -64,10 +64,10 @@ class Records:
         self.folder, self.reference, self.rewinds, self.clock = folder, reference, list(rewinds), Clock()
         self._failing: set[str] = set()
         self._board: RecordWriter | None = None
-        self._board_file = folder / BOARD
+        self._board_file = folder / TENSORBOARD
         self._boards = 0  # event files so far
-        table = folder / TABLE
-        cut = until is None or self._record(TABLE, lambda: cut_records(folder, until))
+        table = folder / METRICS
+        cut = until is None or self._record(METRICS, lambda: cut_records(folder, until))
         self.rows = [row for row in read_rows(table) if until is None or row.step <= until]
         before = len(self.rows)
         for values in unwritten:
@@ -101,7 +101,7 @@ class Records:
         self._table.replace_last(_line(row))
         self._write()
         values = {"validation_loss": validation_loss, "validation_bits_per_byte": validation_bits_per_byte}
-        self._record(BOARD, lambda: self._add_event(row.step, values))
+        self._record(TENSORBOARD, lambda: self._add_event(row.step, values))
 
     def unwritten(self) -> list[dict[str, Any]]:
         """The last rows, as far as metrics.csv lacks them."""
@@ -110,12 +110,14 @@ class Records:
 
     def sync(self) -> None:
         """Returns when all rows so far are on the disk, if they could be written."""
-        self._record(TABLE, self._table.sync)
+        self._record(METRICS, self._table.sync)
 
     def draw(self) -> None:
         """Writes loss.png anew."""
         if self.rows:
-            self._record(CHART, lambda: draw_loss(self.rows, self.reference, self.folder / CHART, self.rewinds))
+            self._record(
+                LOSS_CHART, lambda: draw_loss(self.rows, self.reference, self.folder / LOSS_CHART, self.rewinds)
+            )
 
     def close(self) -> None:
         """Draws a last time and closes the files."""
@@ -125,8 +127,8 @@ class Records:
         self._close_board()
 
     def _write(self) -> None:
-        self._record(TABLE, self._table.write)
-        self._record(BOARD, self._write_board)
+        self._record(METRICS, self._table.write)
+        self._record(TENSORBOARD, self._write_board)
 
     def _record(self, name: str, write: Callable[[], None]) -> bool:
         """Whether a file could be written; what was wrong is said once, until it can be written again."""
@@ -161,12 +163,12 @@ class Records:
 
     def _open_board(self, step: int) -> None:
         self._close_board()
-        (self.folder / BOARD).mkdir(parents=True, exist_ok=True)
+        (self.folder / TENSORBOARD).mkdir(parents=True, exist_ok=True)
         self._boards += 1
         started = f".from_{step - 1}" if step > 1 else ""
         number = f".{self._boards}" if self._boards > 1 else ""
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}{started}{number}"
-        self._board_file = self.folder / BOARD / name
+        self._board_file = self.folder / TENSORBOARD / name
         self._board = RecordWriter(str(self._board_file))
         self._board.write(Event(wall_time=self.clock.now(), file_version="brain.Event:2").SerializeToString())
 
@@ -216,7 +218,7 @@ def cut_records(folder: Path, step: int) -> None:
     Raises:
         OSError: a file could not be written; says which.
     """
-    table, board, new_board = folder / "metrics.csv", folder / "tensorboard", folder / "tensorboard.tmp"
+    table, board, new_board = folder / METRICS, folder / TENSORBOARD, folder / f"{TENSORBOARD}{TEMPORARY}"
     rows = [row for row in read_rows(table) if row.step <= step]
     if rows:
         text = io.StringIO(newline="")

@@ -1,0 +1,42 @@
+"""Names of the files and folders of a run: the one home of each.
+
+The folder of a run, ``train.output``::
+
+    config.yaml           settings
+    metrics.csv           one row per step
+    loss.png              those rows, drawn
+    tensorboard/          the same for TensorBoard; tensorboard.tmp while it is rewritten
+    rewinds.json          decisions to go back, and batches left out
+    checkpoints/          one folder per checkpoint, such as step_000200
+    final/                the trained model
+    adapter.safetensors   weights trained by LoRA, alone
+    workers/              logs of worker processes, one folder per attempt
+    lock                  held by the process that trains here
+
+A checkpoint holds manifest.json, state.json, config.yaml, tokenizer.model, and the shards in rank_0.safetensors and so
+on.
+A model holds model.safetensors, config.yaml and tokenizer.model.
+"""
+
+from __future__ import annotations
+
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer.model"
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+METRICS = "metrics.csv"
+LOSS_CHART = "loss.png"
+TENSORBOARD = "tensorboard"
+REWINDS = "rewinds.json"
+CHECKPOINTS = "checkpoints"
+FINAL = "final"
+ADAPTER = "adapter.safetensors"
+WORKERS = "workers"
+LOCK = "lock"  # also of prepared text
+
+TEMPORARY = ".tmp"  # ending of what is still being written
+GONE = f".gone{TEMPORARY}"  # ending of a checkpoint that is being deleted
+DAMAGED = ".damaged"  # ending of a damaged checkpoint that was set aside
+OTHER = ".other"  # ending of a file of another run, or one that a user edited, which was set aside
