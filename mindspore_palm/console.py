@@ -1,4 +1,4 @@
-"""Output of a command. A terminal, pipe or file that takes no more text does not end a run: it is only a record."""
+"""Output of a command. A terminal, pipe or file that accepts no more text does not end a run: it is only a log."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mindspore_palm.errors import READER_GONE
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-EVERY = 30.0  # seconds between two lines of progress where there is no terminal
-STALLED = 5.0  # seconds that a stream may be full before its text is dropped, if it says so at all
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)  # it may take text again later
+EVERY = 30.0  # seconds between two lines of progress without a terminal
+STALLED = 5.0  # seconds that a non-blocking stream may be full before its text is dropped
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)  # the stream may accept text again later
 
 _muted = False
 _bar: tqdm | None = None
 
 
 class _Stream(io.RawIOBase):
-    """A file descriptor. Text that it does not take is dropped, unless it carries results."""
+    """A file descriptor. Text that it does not accept is dropped, unless the stream carries results."""
 
     def __init__(self, number: int, closed: bool) -> None:
         self._number, self._closed, self.results = number, closed, False
@@ -45,7 +45,7 @@ class _Stream(io.RawIOBase):
         except OSError as error:
             if self.results:
                 raise
-            if error.errno not in FULL:  # closed, for good: what C++ writes goes nowhere, too
+            if error.errno not in FULL:  # closed permanently: output of C++ is dropped too
                 with suppress(OSError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._number)
             return len(data)
@@ -55,29 +55,29 @@ class _Stream(io.RawIOBase):
             raise OSError(errno.EBADF, "standard output is closed, and nobody can read the results")
         try:
             return os.write(self._number, data)
-        except BlockingIOError:  # somebody has made it non-blocking
+        except BlockingIOError:  # another program made it non-blocking
             select.select([], [self._number], [], None if self.results else STALLED)
             return os.write(self._number, data)
 
 
 def protect(results: bool = False) -> None:
-    """Makes standard output and standard error such that writing to them never fails, whoever writes.
+    """Replaces standard output and standard error with streams that never fail.
 
-    Called before any file is opened: a stream that is closed would lend its number to the next file, and whatever is
-    printed would go there.
+    It must run before any file is opened: the next file would get the number of a closed stream, and everything printed
+    would be written to it.
 
     Args:
-        results: standard output carries what the command is for; there, failing to write is an error (``flush``).
+        results: standard output carries the command's results, so failing to write there is an error (see ``flush``).
     """
     closed = _open_all()
-    if sys.stdin is None:  # closed before Python began: to read from it is to come to its end
-        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - for good
+    if sys.stdin is None:  # closed before Python started: reading must return end of file
+        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - stays open
     for number, name in ((1, "stdout"), (2, "stderr")):
         before, raw = getattr(sys, name), _Stream(number, number in closed)
         text = io.TextIOWrapper(
             io.BufferedWriter(raw),
             encoding=getattr(before, "encoding", None) or "utf-8",
-            errors="backslashreplace",  # a path may hold bytes that the encoding has no letter for
+            errors="backslashreplace",  # a path may have bytes that the encoding cannot represent
             line_buffering=number == 2 or not results or raw.isatty(),
         )
         setattr(sys, name, text)
@@ -86,13 +86,13 @@ def protect(results: bool = False) -> None:
 
 
 def results_follow() -> None:
-    """Marks later output as results: failing to write them is an error."""
+    """Marks all later output as results: failing to write it is an error."""
     if isinstance(raw := _raw_stdout(), _Stream):
         raw.results = True
 
 
 def flush(code: int) -> int:
-    """Writes what is still buffered; the command's exit code after that, 0 only if all results were written."""
+    """Writes buffered output and returns the command's exit code: 0 only if all results were written."""
     raw = _raw_stdout()
     try:
         sys.stdout.flush()
@@ -103,18 +103,18 @@ def flush(code: int) -> int:
             print(f"error: {getattr(error, 'strerror', None) or error} (standard output)", file=sys.stderr)
             code = 2
     if isinstance(raw, _Stream):
-        raw.results = False  # the interpreter flushes once more, and must not fail
+        raw.results = False  # the interpreter flushes again on exit, which must not fail
     return code
 
 
 def mute() -> None:
-    """Has ``say`` print nothing in this process: another worker speaks."""
+    """Silences ``say`` in this process: another worker prints."""
     global _muted
     _muted = True
 
 
 def say(text: str) -> None:
-    """Prints above the progress bar, in the worker that speaks. A reader that went away does not end the run."""
+    """Prints above the progress bar, unless this worker is muted. A closed output does not end the run."""
     if _muted:
         return
     try:
@@ -124,19 +124,19 @@ def say(text: str) -> None:
             print(text)
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):
-        if isinstance(_raw_stdout(), _Stream):  # else the process has its own streams: a notebook's, a script's
+        if isinstance(_raw_stdout(), _Stream):  # else the streams belong to a notebook or a user's script
             raise
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar:
-    """Progress: a bar on a terminal; elsewhere, such as in a log file, a line now and then.
+    """Progress: a bar on a terminal; elsewhere, as in a log file, a line every ``EVERY`` seconds.
 
     Args:
-        total: steps.
-        done: steps that were taken before.
-        shown: whether this process shows it.
+        total: number of steps.
+        done: steps completed before the start.
+        shown: whether this process shows progress.
     """
 
     def __init__(self, total: int, done: int, shown: bool = True) -> None:
@@ -161,7 +161,7 @@ class Bar:
                 self._bar.close()
 
     def advance(self, text: str) -> None:
-        """One more step; the text says how it went."""
+        """Completes a step; ``text`` describes its result."""
         self._done += 1
         if self._bar is not None:
             with suppress(OSError, ValueError):
@@ -172,7 +172,7 @@ class Bar:
             self.show(text)
 
     def show(self, text: str) -> None:
-        """A line where there is no bar."""
+        """Prints a line of progress if there is no bar."""
         if self._bar is None and self._shown:
             self._last = time.monotonic()
             say(f"step {self._done:,} of {self._total:,}: {text}")
@@ -186,14 +186,14 @@ def _is_terminal() -> bool:
 
 
 def _open_all() -> set[int]:
-    """Sees that 0, 1 and 2 are open, on nothing where they were closed; those that were."""
+    """Opens those of the descriptors 0, 1 and 2 that are closed, on the null device; returns their numbers."""
     closed = set()
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             closed.add(number)
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
             os.set_inheritable(number, True)
     return closed
 

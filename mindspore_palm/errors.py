@@ -1,4 +1,4 @@
-"""The one exception for what a user can fix, and how a command ends on it."""
+"""The exception for errors that a user can fix, and how a command ends on it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import os
 import sys
 from collections.abc import Callable
 
-READER_GONE = 141  # 128 + SIGPIPE: what a shell reports of a command whose reader went away
+READER_GONE = 141  # 128 + SIGPIPE: the exit code in a shell of a command whose reader went away
 STOPPED = 130  # 128 + SIGINT
-OVERWRITES = "MINDSPORE_PALM_OVERWRITES"  # tells a process that the user's command, not its own, has --overwrite
+OVERWRITES = "MINDSPORE_PALM_OVERWRITES"  # set in a worker if the user's command, not its own, has --overwrite
 
 
 class UserError(Exception):
-    """Bad input, said in one or two clear sentences: what, where, what to do. Commands exit with 2 on it."""
+    """Bad input. The message says in one or two sentences what, where and how to fix it. Commands exit with 2."""
 
 
 class Interrupted(Exception):
-    """The user stopped the run and it was saved; the text says where. Commands then exit with 130."""
+    """The user stopped the run and it was saved; the message says where. Commands exit with 130."""
 
 
 def not_finite(model: str, text: str) -> UserError:
-    """What to say of a model whose logits are NaN or infinite.
+    """Error for a model whose logits are NaN or infinite.
 
     Args:
-        model: its name: a folder, or "the model".
-        text: what it was given.
+        model: name of the model: a folder, or "the model".
+        text: name of the text that the logits are for.
     """
     return UserError(
-        f"{model}: the logits for {text} are not finite (NaN or infinity), so nothing can be said of it; "
-        "the weights are of a training that failed: take an earlier checkpoint"
+        f"{model}: the logits for {text} are not finite (NaN or infinity), so they mean nothing; "
+        "the weights are from a training run that failed: use an earlier checkpoint"
     )
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Runs a command and turns what a user can fix into its sentence on standard error.
+    """Runs a command and prints an error that the user can fix as one message on standard error.
 
     Returns:
-        The exit code: 0 if the command is done, 2 for bad input or a full or unwritable disk, 130 for an interrupted
-        run, 141 if the reader of its results went away before it had them (``| head``).
+        The exit code: 0 for success, 2 for bad input or a full or unwritable disk, 130 for an interrupted run, 141 if
+        the reader of its results went away before the end (``| head``).
     """
-    for stream in (sys.stdout, sys.stderr):  # the name of a file may be no text at all; printing it is no reason to die
+    for stream in (sys.stdout, sys.stderr):  # printing a file name that is not valid text must not raise
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -66,6 +66,6 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def same_command() -> str:
-    """The words for the command that resumes this run: with ``--overwrite``, it would delete the run instead."""
+    """Phrase for the command that resumes this run: with ``--overwrite``, it would delete the run instead."""
     overwrites = "--overwrite" in sys.argv or OVERWRITES in os.environ
     return "the same command without --overwrite" if overwrites else "the same command"

@@ -1,4 +1,4 @@
-"""Charts as PNG files, by matplotlib's objects alone: whatever backend a notebook or a user has set plays no part."""
+"""Charts as PNG files, by matplotlib's objects alone, independent of the backend that a notebook or user has set."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BACKEND = "MPLBACKEND"  # matplotlib cannot be imported where it names a backend that is not installed
+BACKEND = "MPLBACKEND"  # importing matplotlib fails if it names a backend that is not installed
 
 
-def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of one row of axes.
+def make_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with one row of axes.
 
     Args:
-        columns: how many axes.
-        width: of the figure, in inches.
-        height: the same.
+        columns: number of axes.
+        width: width of the figure in inches.
+        height: height of the figure in inches.
     """
     backend = os.environ.pop(BACKEND, None)
     try:
@@ -45,7 +45,7 @@ def save_figure(figure: Figure, file: Path, dpi: int) -> None:
     """Writes a figure as a PNG, atomically.
 
     Raises:
-        OSError: names the file.
+        OSError: the file cannot be written; with its name.
     """
     image = io.BytesIO()
     figure.savefig(image, dpi=dpi, format="png")

@@ -1,4 +1,4 @@
-"""Paths and files: ~ and links, files that are there in full or not at all, and locks between processes."""
+"""Paths and files: ~ and links, atomic writes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mindspore_palm.file_names import TEMPORARY
 
 try:
     import fcntl
-except ImportError:  # Windows: one process at a time is then the user's care
+except ImportError:  # Windows: the user must then run one process at a time
     fcntl = None  # type: ignore[assignment]
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network disks: as on Windows then
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network disks have no locks either
 
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that takes its name only once every byte of it is on the disk.
+    """Opens a file for writing, which takes its name only once all its bytes are on disk.
 
     Raises:
-        OSError: with ``path`` as its file name, also where the system names none (a full disk while writing); or what
-            stands there is no file, and would not be one that takes what is written.
+        OSError: the file cannot be written, or ``path`` is a folder or a device. The error always has ``path`` as its
+            file name, even if the system names none (a full disk).
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "a folder or a device stands there, not a file", str(path))
+        raise OSError(errno.EINVAL, "this is a folder or a device, not a file", str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
@@ -59,22 +59,22 @@ def write_json(path: Path, value: Any) -> None:
     with write_atomically(path) as file:
         try:
             file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-        except UnicodeEncodeError:  # the name of a file that is not UTF-8; escaped, it comes back as it was
+        except UnicodeEncodeError:  # a file name that is not UTF-8; escapes preserve it
             file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file ``path``; waits, and says so, while another process holds it. A killed process frees it."""
+    """Holds the lock file ``path``. Waits while another process holds it, and prints that. A kill releases the lock."""
     with open(path, "ab") as file:
         if not try_lock(file):
-            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr, flush=True)
+            print(f"waiting for another process that is preparing {path.parent}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock
+        yield  # closing the file releases the lock
 
 
 def try_lock(file: IO[bytes]) -> bool:
-    """Takes the lock of an open file unless another process holds it; where there are no locks, as if nobody did."""
+    """Takes the lock of an open file; False if another process holds it. True where the system has no locks."""
     if fcntl is None:
         return True
     try:
@@ -88,7 +88,7 @@ def try_lock(file: IO[bytes]) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """A renamed file survives a power cut only when its folder is on the disk too."""
+    """Syncs a folder to disk: without it, a renamed file may not survive a power failure."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -98,39 +98,39 @@ def sync_folder(folder: Path) -> None:
 
 
 def expanded(path: str | Path, origin: str = "") -> Path:
-    """A path whose ~ is the home of its user; a shell does that in some places and not in others.
+    """Expands a ~ at the start of a path, which a shell does in some positions and not in others.
 
     Args:
-        path: as it was given.
-        origin: the setting or option that gave it, for messages.
+        path: the path as the user wrote it.
+        origin: the setting or option with the path, for messages.
 
     Raises:
-        UserError: there is no such home.
+        UserError: this user has no home directory here.
     """
     text = os.fspath(path)
-    if not text.startswith("~") or os.path.lexists(text):  # a file may be called like that
+    if not text.startswith("~") or os.path.lexists(text):  # a file's name may start with ~
         return Path(path)
-    found = os.path.expanduser(text)
-    if found == text:
+    expanded_text = os.path.expanduser(text)
+    if expanded_text == text:
         name = Path(text).parts[0]
         raise UserError(
             f"{f'{origin} = ' if origin else ''}{text}: {name} names a home that this machine does not know; write the "
             "path in full"
         )
-    return Path(found)
+    return Path(expanded_text)
 
 
 def check_links(path: Path, origin: str) -> None:
-    """Sees that no part of a path, which is to be made or written to, is a link that leads nowhere.
+    """Checks that no part of a path that will be created or written to is a broken link.
 
     Raises:
-        UserError: names the link and where it leads.
+        UserError: a part is a broken link; names the link and its target.
     """
     if path.parts[:1] == ("~",):
-        raise UserError(f"{origin} = {path}: a ~ alone is no folder of a run; write the path in full")
+        raise UserError(f"{origin} = {path}: a ~ alone cannot be the folder of a run; write the path in full")
     for part in (path, *path.parents):
         if part.is_symlink() and not part.exists():
             raise UserError(
-                f"{origin} = {path}: {part} is a link to {os.readlink(part)}, and nothing is there; mount or make what "
-                "it leads to, or remove the link"
+                f"{origin} = {path}: {part} is a link to {os.readlink(part)}, and nothing is there; mount or create "
+                "the target, or remove the link"
             )

@@ -1,4 +1,4 @@
-"""Options of the commands: one rule for what is given twice, output files tried first, messages in the user's words."""
+"""Options of the commands: no option twice, output files checked first, messages that name the user's options."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mindspore_palm.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of all commands: an option takes effect each time that it is given, or it is refused.
+    """Parser of all commands. An option that is given twice is refused, unless each occurrence has an effect.
 
-    Options that are lists (``action="append"``) grow; a switch may be repeated; any other option is given once.
+    List options (``action="append"``) collect all values, and switches may be repeated. Any other option is given once.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -26,16 +26,16 @@ class Parser(argparse.ArgumentParser):
         self.given: dict[str, Any] = {}
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
-        """As argparse does it, which calls this for every way to parse."""
+        """Parses as argparse does; every parse method of argparse calls this one."""
         self.given = {}
         return super().parse_known_args(args, namespace)
 
 
 class _StoreOnce(argparse._StoreAction):
-    """Stores a value.
+    """Stores a value that is given only once.
 
     Raises:
-        UserError: the option was given before.
+        UserError: the option was given twice.
     """
 
     def __call__(
@@ -47,28 +47,28 @@ class _StoreOnce(argparse._StoreAction):
     ) -> None:
         if option_string is not None:
             if self.dest in parser.given:
-                both = f"{_said(parser.given[self.dest])} and {_said(values)}"
+                both = f"{_as_given(parser.given[self.dest])} and {_as_given(values)}"
                 raise UserError(f"{option_string} is given twice, with {both}; give it once")
             parser.given[self.dest] = values
         super().__call__(parser, namespace, values, option_string)
 
 
 def check_output(option: str, file: str | Path, inputs: Sequence[str | Path] = ()) -> None:
-    """Sees that a file can be written, before anything is computed for it. What is there stays as it is.
+    """Checks that a file can be written, before any work is done for it. An existing file is not changed.
 
     Args:
-        option: that names the file.
-        file: will be written or replaced.
+        option: the option that names the file.
+        file: the file to write or replace.
         inputs: files that the command reads.
 
     Raises:
-        UserError: it is a folder, it is one of the inputs, or its folder is missing or cannot be written.
+        UserError: the file is a folder or one of the inputs, or its folder is missing or cannot be written.
     """
     path = Path(file)
     if not path.parent.is_dir():
         raise UserError(f"{option} {file}: there is no folder {path.parent}")
     if path.exists() and not path.is_file():
-        raise UserError(f"{option} {file}: a folder or a device stands there, not a file; choose another name")
+        raise UserError(f"{option} {file}: this is a folder or a device, not a file; choose another name")
     for other in map(Path, inputs):
         if path.exists() and other.exists() and path.samefile(other):
             raise UserError(f"{option} {file}: this would replace an input of the command; name another file")
@@ -80,13 +80,13 @@ def check_output(option: str, file: str | Path, inputs: Sequence[str | Path] = (
 
 
 @contextmanager
-def as_written(names: Mapping[str, str]) -> Iterator[None]:
-    """Has messages name the options of a command instead of the settings behind them.
+def naming_options(names: Mapping[str, str]) -> Iterator[None]:
+    """Makes error messages name a command's options instead of the underlying settings.
 
     ``{"data.path": "--data"}`` turns "data.path = x: ..." into "--data x: ...".
 
     Raises:
-        UserError: in these words.
+        UserError: the original error, with its message rewritten.
     """
     try:
         yield
@@ -103,5 +103,5 @@ def _option(match: re.Match[str], option: str) -> str:
     return f"{option} " if match.group().endswith(" = ") else option
 
 
-def _said(value: Any) -> str:
+def _as_given(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,7 +1,12 @@
-"""A shuffle that is computed, not stored: the place of any one element, without the other ones."""
+"""Pseudo-random numbers as functions of a name and an index: nothing is stored, and no draw depends on another.
+
+Names are hashed to the keys of Philox streams (initial weights, dropout masks) and of permutations (the order of
+training sequences, the examples of few-shot prompts).
+"""
 
 from __future__ import annotations
 
+import hashlib
 from typing import overload
 
 import numpy as np
@@ -11,24 +16,35 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the round keys
 MASK = 2**64 - 1
 
 
+def key64(name: str) -> int:
+    """64-bit key of a name, uniform over range(2**64): the first bytes of its BLAKE2b hash, big-endian."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def philox(name: str) -> np.random.Philox:
+    """Philox stream of a name ("Parallel random numbers: as easy as 1, 2, 3", 2011): it can start at any element."""
+    key = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.Philox(key=int.from_bytes(key, "little"))
+
+
 @overload
 def permute(index: int, size: int, key: int) -> int: ...
 @overload
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray: ...
 def permute(index: int | np.ndarray, size: int, key: int) -> int | np.ndarray:
-    """Where ``index`` goes in the pseudo-random permutation of range(size) that ``key`` names.
+    """Image of ``index`` under the pseudo-random permutation of range(size) that ``key`` selects.
 
-    A Feistel network (Luby and Rackoff, 1988) permutes the smallest power of four that holds ``size``; what it sends
-    outside of range(size) is sent on until it comes back (Black and Rogaway, "Ciphers with arbitrary finite domains",
-    2002). That takes fewer than four rounds through the network on average.
+    A Feistel network (Luby and Rackoff, 1988) permutes the smallest power of four that is at least ``size``. A value
+    outside range(size) goes through the network again until it is inside: cycle walking (Black and Rogaway, "Ciphers
+    with arbitrary finite domains", 2002). That takes fewer than four passes through the network on average.
 
     Args:
         index: one index, or an array of any shape, each in range(size).
-        size: how many elements are permuted, at most 2**62.
-        key: any integer; its lowest 64 bits count.
+        size: number of elements, at most 2**62.
+        key: any integer; only its lowest 64 bits matter.
 
     Returns:
-        int for an int, else an int64 array of the same shape.
+        An int for an int, else an int64 array of the same shape.
 
     Raises:
         ValueError: ``size`` or an index is out of range.
@@ -56,7 +72,7 @@ def _feistel(values: np.ndarray, half: int, keys: list[int]) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+    """Finalizer of splitmix64 (Steele, Lea and Flood, 2014): every input bit affects every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # arrays wrap around at 2**64
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.launch.command import run_process
-from mindspore_palm.options import Parser, as_written
+from mindspore_palm.options import Parser, naming_options
 from mindspore_palm.parallel.workers import refuse_workers
 
 FORMATS = "mindspore_palm (a folder that training left; need not be named), lucidrains, conceptofmind, flaxformer, "
@@ -47,7 +47,7 @@ def main() -> None:
         shard_bytes=int(arguments.shard_gb * 1e9),
     )
     tokenizer = Path(arguments.tokenizer) if arguments.tokenizer else None
-    with as_written({"leave data.tokenizer empty": "leave --tokenizer out", "data.tokenizer": "--tokenizer"}):
+    with naming_options({"leave data.tokenizer empty": "leave --tokenizer out", "data.tokenizer": "--tokenizer"}):
         convert(source, target, options, print, tokenizer, arguments.seq_len, arguments.overwrite, arguments.widen)
 
 

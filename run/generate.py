@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.launch.command import run_process
-from mindspore_palm.options import Parser, as_written
+from mindspore_palm.options import Parser, naming_options
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     if not prompts and not arguments.interactive:
         raise UserError('there is no prompt; write one, such as "def main(", or --prompt-file FILE, or --interactive')
     names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
-    with as_written({name: f"--{name.replace('_', '-')}" for name in names}):
+    with naming_options({name: f"--{name.replace('_', '-')}" for name in names}):
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     if arguments.devices < 1:
         raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
@@ -63,7 +63,7 @@ def main() -> None:
         device=arguments.device,
         devices=arguments.devices,
     )
-    with as_written({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
+    with naming_options({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
         run(options, sys.argv)
 
 

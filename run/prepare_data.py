@@ -13,15 +13,15 @@ from mindspore_palm.options import Parser
 
 
 def command(arguments: list[str] | None = None) -> None:
-    """Prepares the corpus that the arguments name; None takes those of the process."""
+    """Prepares the corpus that the arguments name; None uses the process's own arguments."""
     parser = Parser(
-        description="Trains a tokenizer on a corpus and turns the corpus into tokens; training does it too if need be."
+        description="Trains a tokenizer on a corpus and encodes the corpus; training does the same if needed."
     )
     parser.add_argument("--config", help="a YAML file of settings; without it, the defaults")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that go over the file's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file's")
     options = parser.parse_args(arguments)
     from mindspore_palm.data import prepare
-    from mindspore_palm.data.files import shown
+    from mindspore_palm.data.files import printable
     from mindspore_palm.effects import print_notes
     from mindspore_palm.parallel.workers import refuse_workers
     from mindspore_palm.settings import load_settings
@@ -31,7 +31,7 @@ def command(arguments: list[str] | None = None) -> None:
     print_notes(settings, origins, options.overrides, sys.stderr)
     prepared = prepare(settings.data, settings.model.vocab_size)
     print(prepared.summary())
-    print(f"folder      {shown(prepared.folder)}")
+    print(f"folder      {printable(prepared.folder)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

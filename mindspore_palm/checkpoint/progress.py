@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.data.order import Segment, merged
+from mindspore_palm.data.order import Segment, merge_ranges
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import REWINDS
 from mindspore_palm.files import write_json
@@ -84,7 +84,7 @@ class Progress:
 
 def skipped(rewinds: Sequence[Rewind], order: str = "") -> list[tuple[int, int]]:
     """Ranges of sequences that decisions skip in an order, ascending and disjoint."""
-    return merged([rewind.skip for rewind in rewinds if rewind.order == order])
+    return merge_ranges([rewind.skip for rewind in rewinds if rewind.order == order])
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:

@@ -127,7 +127,7 @@ def segments_from(
     if (now.ramp, now.seq_len, now.seed) == (last.ramp, last.seq_len, last.seed):
         return past
     before = batches_of(settings, prepared, past, progress.rewinds)
-    return before.continued(step, now.ramp, now.seq_len, now.seed)
+    return before.segments_after_change(step, now.ramp, now.seq_len, now.seed)
 
 
 def text_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

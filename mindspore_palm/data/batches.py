@@ -1,6 +1,7 @@
-"""The one function (seed, step) -> batch, and the held-out batches.
+"""Training batches as a function of (seed, step), and held-out batches.
 
-No state: a run resumes by its step, by the list of what it left out, and by the record of what was changed midway.
+Batches have no state of their own. A run resumes from three things: its step, the ranges that it skipped, and the
+segments that record which settings were changed midway.
 """
 
 from __future__ import annotations
@@ -10,34 +11,36 @@ from typing import Protocol
 
 import numpy as np
 
-from mindspore_palm.data.order import Order, Segment, merged, order_name, sizes_from, taken
+from mindspore_palm.data.order import Order, Segment, merge_ranges, order_name, sequences_taken, sizes_from
 from mindspore_palm.errors import UserError
 
 
 class Sequences(Protocol):
-    """What batches are made of: sequences of text (``TokenFile``), or pairs of a prompt and a target (``Pairs``)."""
+    """Source of batches: sequences of text (``TokenFile``), or pairs of a prompt and a target (``Pairs``)."""
 
     repeats: bool
-    """Whether one batch may take a sequence twice, where there are few of them."""
+    """Whether one batch may contain a sequence twice, if there are fewer sequences than a batch takes."""
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
 
     def sequences(self, seq_len: int) -> int:
-        """How many there are."""
+        """Number of sequences."""
 
     def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets by their numbers, int32 [n, seq_len] each; a negative target is no real token."""
+        """Inputs and targets of sequences: int32 [n, seq_len] each; the loss ignores negative targets."""
 
     def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
-        """How many of their targets are real."""
+        """Number of their targets that the loss counts."""
 
 
 class Batches:
-    """Training batches: every sequence once an epoch, in an order of its own for each epoch and seed.
+    """Training batches: every sequence once per epoch, in an order that depends on the seed and the epoch.
 
-    The shuffle is over the whole set and computed, not stored, so that any step costs the same, and any number of
-    workers read their own rows of the same batch.
+    The shuffle covers the full set and is computed, not stored. So every step costs the same, and any number of workers
+    can each read their own rows of the same batch.
+
+    A position counts sequences in the order of the epochs, skipped ones included.
     """
 
     def __init__(
@@ -54,13 +57,13 @@ class Batches:
 
         Args:
             tokens: the train split.
-            seq_len: tokens of a sequence.
-            eod: the token that stands before the first token of every sequence.
-            ramp: (first step, sequences) of each batch size, from step 0 on and rising, as ``TrainConfig.batch_ramp``.
-            seed: with the epoch, decides the order.
-            skipped: rising ranges (from, up to) of sequences, in the order of the epochs, that are left out.
-            segments: the record of a run whose batches were changed midway, the oldest first; the last one has
-                ``ramp``, ``seq_len`` and ``seed``. Empty for a run that was not. ``skipped`` counts in its order.
+            seq_len: tokens per sequence.
+            eod: the token before the first token of every sequence.
+            ramp: (first step, sequences) of each batch size, ascending from step 0, as ``TrainConfig.batch_ramp``.
+            seed: determines the order, together with the epoch.
+            skipped: ascending ranges (from, up to) of positions that no step takes, in the order of the last segment.
+            segments: the segments of a run whose batches were changed midway, oldest first; empty for any other run.
+                The last one has the values of ``ramp``, ``seq_len`` and ``seed``.
 
         Raises:
             UserError: there are fewer sequences than the largest batch takes.
@@ -68,11 +71,11 @@ class Batches:
         self.tokens, self.seq_len, self.eod, self.ramp, self.seed = tokens, seq_len, eod, list(ramp), seed
         self.segments = tuple(segments) or (Segment(0, tuple((a, b) for a, b in ramp), seq_len, seed),)
         self.order, first = _last_order(tokens, self.segments)
-        self._segments = self.segments[first:]  # those of the last order
+        self._segments = self.segments[first:]  # the segments that share the last order
         self._starts = [(self.sequences_before(s.step), s) for s in reversed(self._segments)]
         rest = self.order.first_count
         ahead = [(a + rest, b + rest) for a, b in self._segments[0].ahead]
-        self.skipped = merged([*skipped, *ahead])
+        self.skipped = merge_ranges([*skipped, *ahead])
         self.count = self.order.count
         largest = max(sizes_from(ramp, self.segments[-1].step))
         if self.count < largest and not tokens.repeats:
@@ -83,11 +86,11 @@ class Batches:
 
     @property
     def order_name(self) -> str:
-        """Names the order in which positions count."""
+        """Name of the order that positions refer to."""
         return order_name(self.segments)
 
     def batch_size(self, step: int) -> int:
-        """Sequences of a step; steps count from 0.
+        """Number of sequences in a step's batch; steps count from 0.
 
         Raises:
             ValueError: the step is negative.
@@ -98,50 +101,52 @@ class Batches:
         return next(size for start, size in reversed(segment.ramp) if start <= step)
 
     def sequences_before(self, step: int) -> int:
-        """Sequences that all steps before ``step`` take together."""
+        """Number of sequences that all steps before ``step`` take."""
         ends = [segment.step for segment in self.segments[1:]] + [step]
-        return sum(taken(segment, min(end, step)) for segment, end in zip(self.segments, ends, strict=True))
+        return sum(sequences_taken(segment, min(end, step)) for segment, end in zip(self.segments, ends, strict=True))
 
-    def begins(self, step: int) -> int:
-        """Where in the order of the epochs a step begins if nothing is left out after its segment begins.
+    def nominal_position(self, step: int) -> int:
+        """Position at which a step starts if nothing is skipped after the start of its segment.
 
         Raises:
-            ValueError: the step is of an earlier order.
+            ValueError: the step belongs to an earlier order.
         """
         segment = self._segment(step)
-        return segment.position + taken(segment, step)
+        return segment.position + sequences_taken(segment, step)
 
     def position(self, step: int) -> int:
-        """Where in the order of the epochs a step begins: sequences before it, with those that are left out.
+        """Position at which a step starts: the number of sequences before it, skipped ones included.
 
         Raises:
-            ValueError: the step is of an earlier order.
+            ValueError: the step belongs to an earlier order.
         """
         self._segment(step)
-        return self._place(self.sequences_before(step))
+        return self._position_of(self.sequences_before(step))
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step begins in, from 0."""
+        """Epoch in which a step starts; epochs count from 0."""
         return self.order.locate(self.position(step))[2]
 
-    def continued(self, step: int, ramp: Sequence[tuple[int, int]], seq_len: int, seed: int) -> tuple[Segment, ...]:
-        """The record of a run that takes ``step`` and later ones with other settings, on the text that is left.
+    def segments_after_change(
+        self, step: int, ramp: Sequence[tuple[int, int]], seq_len: int, seed: int
+    ) -> tuple[Segment, ...]:
+        """Segments of this run if ``step`` and all later steps use other settings, on the text that is left.
 
         Args:
-            step: the first with them; behind all segments of this record.
+            step: the first step with the other settings; it comes after the start of every present segment.
             ramp: as for ``Batches``.
             seq_len: as for ``Batches``.
             seed: as for ``Batches``.
         """
         last, position = self.segments[-1], self.position(step)
         rule = {"step": step, "ramp": tuple((a, b) for a, b in ramp), "seq_len": seq_len, "seed": seed}
-        same_sequences = seq_len == last.seq_len or self.tokens.repeats  # no length cuts pairs
+        same_sequences = seq_len == last.seq_len or self.tokens.repeats  # a pair is one sequence at any length
         if same_sequences and seed == last.seed:
             same = last.ramp == rule["ramp"] and last.seq_len == seq_len
             return self.segments if same else (*self.segments, Segment(**rule, position=position, epoch=last.epoch))
         end = self.order.end_of_epoch(position)
         left_out = tuple((max(a, position), min(b, end)) for a, b in self.skipped if a < end and b > position)
-        # ranges of later epochs, whose sequences are others now: as much text from as far on
+        # Later epochs have other sequences now, so their skipped ranges become as much text from as far on.
         old, new = (1, 1) if same_sequences else (last.seq_len, seq_len)
         later = ((max(0, a - end), b - end) for a, b in self.skipped if b > end)
         ahead = tuple((a * old // new, -(-b * old // new)) for a, b in later)
@@ -152,37 +157,38 @@ class Batches:
         """The batch of a step.
 
         Returns:
-            inputs and targets, int32 [batch, seq_len] each. The targets are the sequence, and the inputs the same moved
-            right by one behind [eod], as T5X does: every token of the text is predicted exactly once an epoch.
+            inputs and targets, int32 [batch, seq_len] each. The targets are the sequence. The inputs are the sequence
+            shifted right by one, with [eod] first, as in T5X: every token of the text is predicted exactly once per
+            epoch.
         """
         return self.slice(step, 0, self.batch_size(step))
 
     def slice(self, step: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows ``first`` to ``first + count`` of ``batch(step)``, for a worker that needs no others.
+        """Rows ``first`` to ``first + count`` of ``batch(step)``, for a worker that needs only these.
 
         Raises:
-            ValueError: the batch has no such rows, or the step is of an earlier order.
+            ValueError: the batch has no such rows, or the step belongs to an earlier order.
         """
         empty = np.empty((0, self.seq_len), np.int32)
         parts = [source.examples(rows, self.seq_len, self.eod) for source, rows in self._rows(step, first, count)]
         return tuple(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1))
 
     def real_tokens(self, step: int) -> int:
-        """Targets of ``batch(step)`` that are real, on all workers."""
+        """Number of targets of ``batch(step)`` that the loss counts, over all workers."""
         rows = self._rows(step, 0, self.batch_size(step))
         return sum(source.real_tokens(numbers, self.seq_len) for source, numbers in rows)
 
     def _segment(self, step: int) -> Segment:
-        """The segment of a step, in the last order."""
+        """Segment of a step; the step must belong to the last order."""
         segment = next((s for s in reversed(self._segments) if s.step <= step), None)
         if segment is None:
             raise ValueError(
-                f"step {step} is of another order of the text, which ended at step {self._segments[0].step}"
+                f"step {step} belongs to another order of the text, which ended at step {self._segments[0].step}"
             )
         return segment
 
-    def _place(self, number: int) -> int:
-        """Where a sequence that is trained on stands in the order of the epochs; ``number`` counts the run's from 0."""
+    def _position_of(self, number: int) -> int:
+        """Position of the run's sequence ``number``, counted from 0 over the sequences that are not skipped."""
         before, segment = next(pair for pair in self._starts if pair[0] <= number)
         position = segment.position + number - before
         for start, end in self.skipped:
@@ -191,15 +197,15 @@ class Batches:
         return position
 
     def _rows(self, step: int, first: int, count: int) -> Iterator[tuple[Sequences, np.ndarray]]:
-        """Which sequences the rows are."""
+        """The rows' sequences, as (source, indices) of one epoch each."""
         size = self.batch_size(step)
         if first < 0 or count < 0 or first + count > size:
             raise ValueError(f"rows {first} to {first + count} are outside the {size} rows of step {step}")
         self._segment(step)
         number = self.sequences_before(step) + first
         end = number + count
-        while number < end:  # a batch may hold the ends of a gap
-            position = self._place(number)
+        while number < end:  # a batch may span a skipped range
+            position = self._position_of(number)
             gap = next((start - position for start, _ in self.skipped if start > position), count)
             run = min(end - number, gap)
             yield from self.order.numbers(position, run)
@@ -207,14 +213,14 @@ class Batches:
 
 
 def _last_order(tokens: Sequences, segments: Sequence[Segment]) -> tuple[Order, int]:
-    """The order of the last segment, and the number of the first segment that has it."""
+    """The order of the last segment, and the index of the first segment in that order."""
     first = max(number for number, segment in enumerate(segments) if number == 0 or segment.text)
     order = Order(tokens, segments[first].seq_len, segments[first].seed, segments[first].epoch)
     for number, segment in enumerate(segments):
         if number > first and segment.rest_of is not None:
             rest = order.rest(segment.rest_of, segment.left_out)
             order, first = Order(tokens, segment.seq_len, segment.seed, segment.epoch, rest), number
-    if order.seq_len != segments[-1].seq_len:  # pairs, which no length cuts
+    if order.seq_len != segments[-1].seq_len:  # only with pairs: a pair is one sequence at any length
         order = Order(tokens, segments[-1].seq_len, order.seed, order.epoch, order.first)
     return order, first
 
@@ -222,21 +228,21 @@ def _last_order(tokens: Sequences, segments: Sequence[Segment]) -> tuple[Order, 
 def validation_batches(
     tokens: Sequences, seq_len: int, eod: int, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Held-out batches, in the order of the text, always the same.
+    """Held-out batches, in the order of the text: the same batches on every call.
 
     Args:
         tokens: the validation split.
-        seq_len: tokens of a sequence.
-        eod: the token that stands before the first token of every sequence.
-        batch_size: sequences of a batch.
-        limit: at most so many sequences, spread evenly over the whole split; None takes all.
+        seq_len: tokens per sequence.
+        eod: the token before the first token of every sequence.
+        batch_size: sequences per batch.
+        limit: the maximum number of sequences, spread evenly over the split; None takes all.
 
     Returns:
-        An iterator of inputs and targets, int32 [batch_size, seq_len] each. The last batch is filled up with rows whose
-        targets are -1, which the loss leaves out.
+        An iterator of inputs and targets, int32 [batch_size, seq_len] each. The last batch is padded with rows whose
+        targets are -1, which the loss ignores.
 
     Raises:
-        UserError: there is no sequence. Raised by the call, not by the first step of the iterator.
+        UserError: the split has no sequence. The call raises it, before the iterator is used.
     """
     count = tokens.sequences(seq_len)
     if count < 1:
@@ -244,8 +250,8 @@ def validation_batches(
             f"the validation text is {len(tokens)} tokens, 0 sequences of data.seq_len = {seq_len}; "
             "raise data.validation_fraction, lower data.seq_len, or bring more text"
         )
-    taken = count if limit is None else min(limit, count)
-    return _validation_batches(tokens, seq_len, eod, batch_size, [i * count // taken for i in range(taken)])
+    used = count if limit is None else min(limit, count)
+    return _validation_batches(tokens, seq_len, eod, batch_size, [i * count // used for i in range(used)])
 
 
 def _validation_batches(

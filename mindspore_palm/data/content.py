@@ -1,4 +1,4 @@
-"""What the files of a corpus hold, as hashes: two corpora are one if their bytes are, wherever they lie."""
+"""Content hashes of a corpus: two corpora are the same if their bytes are, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -10,67 +10,67 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspore_palm.data.files import CorpusFile, opened, shown
+from mindspore_palm.data.files import CorpusFile, open_file, printable
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import write_json
 
-BLOCK_BYTES = 2**20
-REMEMBERED_BYTES = 256 * 2**20  # smaller files are read again each time, at about 1 GB/s
-SETTLED_SECONDS = 60  # a file changed later than this before it was read is not remembered: its clock may be too coarse
-REMEMBERED = "hashes.json"
+READ_BYTES = 2**20
+CACHED_BYTES = 256 * 2**20  # hashes of smaller files are computed each time, at about 1 GB/s
+SETTLED_SECONDS = 60  # a file that changed more recently is not cached: the file system's clock may be too coarse
+CACHE_FILE = "hashes.json"
 
 
-def content_of(files: Sequence[CorpusFile], memory: Path) -> list[list[str]]:
-    """How each file is read, and the hash of its bytes, in order.
+def content_of(files: Sequence[CorpusFile], cache: Path) -> list[list[str]]:
+    """Format, compression and hash of each file, in order.
 
-    Names, sizes and times play no part. Only for a large file, the hash is remembered, with what the system changes
-    whenever it is written to: device, inode, size, and the times of the last change of content and of inode (ctime,
-    which no program can set back).
+    Names, sizes and times do not matter. The hash of a large file is cached. Its key is everything that the system
+    changes when the file is written: device, inode, size, and the times of the last change of content and of inode
+    (ctime, which no program can set back).
 
     Args:
-        files: of a corpus.
-        memory: folder in which hashes of large files are remembered.
+        files: the files of a corpus.
+        cache: folder that caches the hashes of large files.
 
     Raises:
         UserError: a file cannot be read.
     """
-    known = _known(memory)
+    known = _read_cache(cache)
     fresh: dict[str, str] = {}
     result = []
     for file in files:
         try:
             digest = _digest(file.path, known, fresh)
         except OSError as error:
-            raise UserError(f"{shown(file.path)}: {error.strerror or error}") from None
-        result.append([file.kind, file.packing, digest])
+            raise UserError(f"{printable(file.path)}: {error.strerror or error}") from None
+        result.append([file.format, file.compression, digest])
     if fresh:
-        with contextlib.suppress(OSError):  # it only saves time
-            write_json(memory / REMEMBERED, {**known, **fresh})
+        with contextlib.suppress(OSError):  # the cache only saves time
+            write_json(cache / CACHE_FILE, {**known, **fresh})
     return result
 
 
 def _digest(path: Path, known: dict[str, str], fresh: dict[str, str]) -> str:
-    with opened(path) as file:
-        begun, state = time.time(), os.fstat(file.fileno())
+    with open_file(path) as file:
+        started, state = time.time(), os.fstat(file.fileno())
         times = (state.st_mtime_ns, state.st_ctime_ns)
         identity = " ".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))
-        large = state.st_size >= REMEMBERED_BYTES
+        large = state.st_size >= CACHED_BYTES
         if large and identity in known:
             return known[identity]
         hasher = hashlib.blake2b(digest_size=32)
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(READ_BYTES):
             hasher.update(block)
         after = os.fstat(file.fileno())
-        settled = max(times) / 1e9 < begun - SETTLED_SECONDS
+        settled = max(times) / 1e9 < started - SETTLED_SECONDS
         if large and settled and (after.st_mtime_ns, after.st_ctime_ns) == times:
             fresh[identity] = hasher.hexdigest()
         return hasher.hexdigest()
 
 
-def _known(memory: Path) -> dict[str, str]:
+def _read_cache(cache: Path) -> dict[str, str]:
     try:
-        known = json.loads((memory / REMEMBERED).read_bytes())
+        known = json.loads((cache / CACHE_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    sound = isinstance(known, dict) and all(isinstance(value, str) for value in known.values())
-    return known if sound else {}
+    valid = isinstance(known, dict) and all(isinstance(value, str) for value in known.values())
+    return known if valid else {}

@@ -1,4 +1,4 @@
-"""Documents from where text lies: .txt, .jsonl and .parquet files, or the source of Python's own standard library."""
+"""Documents of a corpus: from .txt, .jsonl and .parquet files, or the source of Python's own standard library."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from mindspore_palm.data.files import JSON_LINES, PARQUET, PYTHON_STDLIB, CorpusFile, find_files, opened, shown
+from mindspore_palm.data.files import JSON_LINES, PARQUET, PYTHON_STDLIB, CorpusFile, find_files, open_file, printable
 from mindspore_palm.errors import UserError
 
-PART_BYTES = 4 * 2**20  # a longer .txt comes in parts of at most this, so that memory does not depend on its size
+PART_BYTES = 4 * 2**20  # a longer .txt is read in parts of at most this, so memory does not depend on its size
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or a part of one: a large .txt comes in parts, in order, each cut after a line where there is one."""
+    """A document, or a part of one: a large .txt is read in parts, in order, each ending after a line if it has one."""
 
     name: str
-    """For messages: the file, and the line or row."""
+    """Name for messages: the file, and the line or row."""
     text: str
     """Never empty."""
     offset: int
     """Bytes of the document before this part."""
     size: int
-    """Bytes of the whole document, in UTF-8."""
+    """Bytes of the full document, in UTF-8."""
     part_size: int
     """Bytes of ``text``, in UTF-8."""
 
@@ -42,74 +42,74 @@ class Document:
 
 
 def corpus_files(path: str) -> list[CorpusFile]:
-    """The files that are read of a corpus, sorted by name; see ``files.find_files``."""
+    """Files of a corpus that are read, sorted by name; see ``files.find_files``."""
     return list(find_files(path).read)
 
 
 def documents(
     path: str, text_field: str, path_setting: str = "data.path", field_setting: str = "data.text_field"
 ) -> Iterator[Document]:
-    """The documents of a corpus in a fixed order, one at a time.
+    """Documents of a corpus in a fixed order, one at a time.
 
-    A text is one document, a line of .jsonl and a row of .parquet are one each. Text is taken as it is, line ends
-    included; only a byte order mark at the start of a file is dropped, being a mark of the encoding and no text. Empty
-    documents and empty lines of .jsonl are passed over.
+    A text file is one document; so is each line of .jsonl and each row of .parquet. Text is read unchanged, line ends
+    included. Only a byte order mark at the start of a file is dropped, as it is not text. Empty documents and empty
+    lines of .jsonl are skipped.
 
     Args:
         path: as in ``data.path``.
         text_field: the field of .jsonl or the column of .parquet.
-        path_setting: what the user named the path with, for messages.
-        field_setting: what the user named the field with, for messages.
+        path_setting: the setting or option that the user gave the path with, for messages.
+        field_setting: the setting or option that the user gave the field with, for messages.
 
     Raises:
-        UserError: one sentence that names the file and the byte, line or row.
+        UserError: text cannot be read; names the file and the byte, line or row.
     """
     for file in find_files(path, path_setting).read:
         try:
             if path == PYTHON_STDLIB:
                 yield from _stdlib_document(file)
-            elif file.kind == JSON_LINES:
-                for record, where in json_lines(file.path, file.packing):
-                    yield from _whole(where, text_of(record, text_field, where, field_setting))
-            elif file.kind == PARQUET:
+            elif file.format == JSON_LINES:
+                for record, where in json_lines(file.path, file.compression):
+                    yield from _one_document(where, read_text_field(record, text_field, where, field_setting))
+            elif file.format == PARQUET:
                 yield from _parquet(file, text_field, field_setting)
             else:
                 yield from _text(file)
         except OSError as error:
-            raise UserError(f"{shown(file.path)}: {error.strerror or error}") from None
+            raise UserError(f"{printable(file.path)}: {error.strerror or error}") from None
 
 
-def json_lines(path: Path, packing: str = "") -> Iterator[tuple[Any, str]]:
-    """What each line of a .jsonl holds, and where it stands, for messages. Empty lines are passed over.
+def json_lines(path: Path, compression: str = "") -> Iterator[tuple[Any, str]]:
+    """Record of each line of a .jsonl, and its location for messages. Empty lines are skipped.
 
     Raises:
-        UserError: names file, line, and byte or column; or it is no regular file.
+        UserError: a line is not JSON in UTF-8, or this is not a regular file; names file, line, and byte or column.
         OSError: the file cannot be read.
     """
-    with opened(path, packing) as stream:
+    with open_file(path, compression) as stream:
         for number, line in enumerate(stream, 1):
-            where = f"{shown(path)}, line {number}"
+            where = f"{printable(path)}, line {number}"
             if number == 1:
                 line = line.removeprefix(BOM)
             try:
                 text = line.decode().strip()
                 record = json.loads(text, object_pairs_hook=_record) if text else None
             except UnicodeDecodeError as error:
-                hint = _encoding(line) if number == 1 else ""
+                hint = _encoding_hint(line) if number == 1 else ""
                 raise UserError(f"{where}: not UTF-8 text at byte {error.start} of the line{hint}") from None
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}, column {error.colno}: this is not JSON ({error.msg})") from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested lists
                 raise UserError(f"{where}: this is not JSON ({error})") from None
             if text:
                 yield record, where
 
 
-class Twice(dict[str, Any]):
-    """An object of JSON in which fields come twice: JSON's readers keep the last value, and the first is lost."""
+class DuplicateFields(dict[str, Any]):
+    """A JSON object with duplicate fields: JSON readers keep the last value, and the first one is lost."""
 
     names: frozenset[str]
-    """These fields."""
+    """Fields that appear more than once."""
 
 
 def _record(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,42 +117,42 @@ def _record(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) == len(fields):
         return record
     counts = Counter(name for name, _ in fields)
-    twice = Twice(record)
-    twice.names = frozenset(name for name, count in counts.items() if count > 1)
-    return twice
+    duplicate = DuplicateFields(record)
+    duplicate.names = frozenset(name for name, count in counts.items() if count > 1)
+    return duplicate
 
 
-def check_once(record: dict[str, Any], field: str, where: str) -> None:
-    """Sees that a field of what ``json_lines`` gives comes once.
+def check_unique_field(record: dict[str, Any], field: str, where: str) -> None:
+    """Checks that a record of ``json_lines`` has a field only once.
 
     Raises:
-        UserError: it comes twice, and one of its values would be lost.
+        UserError: the field appears twice, and one of its values would be lost.
     """
-    if isinstance(record, Twice) and field in record.names:
-        raise UserError(f"{where}: the field {field!r} comes twice; keep one of them")
+    if isinstance(record, DuplicateFields) and field in record.names:
+        raise UserError(f"{where}: the field {field!r} appears twice; keep one of them")
 
 
-def check_text(text: str, what: str) -> None:
-    """Sees that a string of JSON is text, which may hold any half of a character by its number.
+def check_encodable(text: str, name: str) -> None:
+    """Checks that a JSON string is Unicode text: JSON can escape a lone surrogate, which UTF-8 cannot encode.
 
     Raises:
-        UserError: it is none; ``what`` names it.
+        UserError: the string holds a lone surrogate; ``name`` is the string's name in the message.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{what} holds a lone surrogate at character {error.start}, which is half a character; write the character "
-            "whole, or take it out"
+            f"{name} holds a lone surrogate at character {error.start}, which is half a character; write the full "
+            "character, or remove it"
         ) from None
 
 
-def names_of(names: Iterable[str]) -> str:
-    """The first of some names of fields or columns, for messages."""
-    return ", ".join(shown(name) for name in islice(names, 10)) or "none"
+def list_names(names: Iterable[str]) -> str:
+    """The first ten names of fields or columns, for messages."""
+    return ", ".join(printable(name) for name in islice(names, 10)) or "none"
 
 
-def _whole(name: str, text: str) -> Iterator[Document]:
+def _one_document(name: str, text: str) -> Iterator[Document]:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
@@ -163,44 +163,44 @@ def _whole(name: str, text: str) -> Iterator[Document]:
 
 def _stdlib_document(file: CorpusFile) -> Iterator[Document]:
     try:
-        yield from _whole(file.name, file.path.read_bytes().removeprefix(BOM).decode())
+        yield from _one_document(file.name, file.path.read_bytes().removeprefix(BOM).decode())
     except UnicodeDecodeError:
-        return  # a few files declare another encoding: no fault of the user's
+        return  # a few files declare another encoding, which the user cannot change
 
 
 def _text(file: CorpusFile) -> Iterator[Document]:
-    place, start, size = shown(file.path), *_extent(file)
-    with opened(file.path, file.packing) as stream:
+    name, start, size = printable(file.path), *_extent(file)
+    with open_file(file.path, file.compression) as stream:
         _read(stream, start)
         offset, rest = 0, b""
         while offset < size:
             block = rest + _read(stream, min(PART_BYTES - len(rest), size - offset - len(rest)))
             at_end = offset + len(block) >= size
-            part = block if at_end else block[: _cut(block)]
+            part = block if at_end else block[: _part_end(block)]
             rest = block[len(part) :]
             if len(block) < min(PART_BYTES, size - offset):
-                raise UserError(f"{place}: the file changed while it was read; start again")
+                raise UserError(f"{name}: the file changed while it was read; start again")
             try:
                 text = part.decode()
             except UnicodeDecodeError as error:
-                where, hint = start + offset + error.start, "" if offset else _encoding(block)
-                raise UserError(f"{place}: not UTF-8 text at byte {where}{hint}; save the file as UTF-8") from None
-            yield Document(place, text, offset, size, len(part))
+                byte, hint = start + offset + error.start, "" if offset else _encoding_hint(block)
+                raise UserError(f"{name}: not UTF-8 text at byte {byte}{hint}; save the file as UTF-8") from None
+            yield Document(name, text, offset, size, len(part))
             offset += len(part)
 
 
 def _extent(file: CorpusFile) -> tuple[int, int]:
-    """Bytes of a text's byte order mark, and bytes behind it; a packed one is read through for this."""
-    with opened(file.path, file.packing) as stream:
+    """Bytes of a text file's byte order mark, and bytes after it; a compressed file is read in full to count them."""
+    with open_file(file.path, file.compression) as stream:
         first = _read(stream, len(BOM))
         start = len(BOM) if first == BOM else 0
-        if not file.packing:
+        if not file.compression:
             return start, stream.seek(0, 2) - start
         return start, len(first) + sum(iter(lambda: len(stream.read(PART_BYTES)), 0)) - start
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
-    """So many bytes, or all there are; one ``read`` of a packed stream may give fewer."""
+    """``size`` bytes, or all that are left; one ``read`` of a compressed stream may return fewer."""
     blocks = []
     while size > 0 and (block := stream.read(size)):
         blocks.append(block)
@@ -208,42 +208,42 @@ def _read(stream: IO[bytes], size: int) -> bytes:
     return b"".join(blocks)
 
 
-def _encoding(start: bytes) -> str:
-    """What else the encoding of a text may be, for messages."""
+def _encoding_hint(start: bytes) -> str:
+    """Likely encoding of a text that is not UTF-8, for messages; empty if unknown."""
     return " (it looks like UTF-16)" if start.startswith(UTF16) else ""
 
 
-def _cut(block: bytes) -> int:
-    """Where to end a part: after its last line, or else before the character that its end may cut."""
+def _part_end(block: bytes) -> int:
+    """End of a part within a block: after its last line, or else before a character that the block's end splits."""
     line_end = block.rfind(b"\n") + 1
     if line_end:
         return line_end
-    cut = len(block)
-    while cut > max(1, len(block) - 4) and 0x80 <= block[cut - 1] < 0xC0:  # bytes inside a character
-        cut -= 1
-    return cut - 1 if cut > 1 and block[cut - 1] >= 0xC0 else len(block)
+    end = len(block)
+    while end > max(1, len(block) - 4) and 0x80 <= block[end - 1] < 0xC0:  # bytes inside a character
+        end -= 1
+    return end - 1 if end > 1 and block[end - 1] >= 0xC0 else len(block)
 
 
-def text_of(record: Any, field: str, where: str, setting: str) -> str:
-    """The text in a field of what a line of a .jsonl holds; ``setting`` is what names the field.
+def read_text_field(record: Any, field: str, where: str, setting: str) -> str:
+    """Text in a field of a .jsonl record; ``setting`` is the setting or option that names the field.
 
     Raises:
-        UserError: there is none, or no text in it.
+        UserError: the record has no such field, or its value is not a string.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object with the field {field!r}, found {_kind(record)}")
+        raise UserError(f"{where}: expected an object with the field {field!r}, found {_type_name(record)}")
     if field not in record:
-        there = names_of(record)
-        raise UserError(f"{where}: there is no field {field!r}; set {setting} to one of the fields here ({there})")
-    check_once(record, field, where)
+        fields = list_names(record)
+        raise UserError(f"{where}: there is no field {field!r}; set {setting} to one of the fields here ({fields})")
+    check_unique_field(record, field, where)
     if not isinstance(record[field], str):
-        raise UserError(f"{where}: the field {field!r} must be a string, and is {_kind(record[field])}")
+        raise UserError(f"{where}: the field {field!r} must be a string, not {_type_name(record[field])}")
     return record[field]
 
 
-def _kind(value: Any) -> str:
-    kinds: tuple[tuple[Any, str], ...] = (
-        (bool, "a truth value"),
+def _type_name(value: Any) -> str:
+    type_names: tuple[tuple[Any, str], ...] = (
+        (bool, "a boolean"),
         (type(None), "null"),
         (str, "a string"),
         (dict, "an object"),
@@ -253,49 +253,51 @@ def _kind(value: Any) -> str:
         (datetime.timedelta, "a duration"),
         (numbers.Number, "a number"),
     )
-    return next((name for types, name in kinds if isinstance(value, types)), f"of type {type(value).__name__}")
+    return next(
+        (name for types, name in type_names if isinstance(value, types)), f"a value of type {type(value).__name__}"
+    )
 
 
 def _parquet(file: CorpusFile, column: str, setting: str) -> Iterator[Document]:
-    place = shown(file.path)
+    name = printable(file.path)
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{place}: reading .parquet needs pyarrow; pip install pyarrow") from None
-    with opened(file.path) as stream:
+        raise UserError(f"{name}: reading .parquet needs pyarrow; pip install pyarrow") from None
+    with open_file(file.path) as stream:
         try:
             with pyarrow.parquet.ParquetFile(stream) as table:
-                names = table.schema_arrow.names
-                if column not in names:
-                    there = names_of(names)
+                columns = table.schema_arrow.names
+                if column not in columns:
                     raise UserError(
-                        f"{place}: there is no column {column!r}; set {setting} to one of the columns here ({there})"
+                        f"{name}: there is no column {column!r}; set {setting} to one of the columns here "
+                        f"({list_names(columns)})"
                     )
-                if names.count(column) > 1:
-                    raise UserError(f"{place}: the column {column!r} comes twice; keep one of them")
+                if columns.count(column) > 1:
+                    raise UserError(f"{name}: the column {column!r} appears twice; keep one of them")
                 row = 0
                 for batch in table.iter_batches(batch_size=256, columns=[column]):
                     for value in batch.column(batch.schema.names.index(column)):
                         row += 1
-                        yield from _parquet_row(value, column, f"{place}, row {row}")
+                        yield from _parquet_row(value, column, f"{name}, row {row}")
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the content's
+            if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the content
                 raise
-            reason = shown(" ".join(str(error).split()))  # several lines, some of them
-            raise UserError(f"{place}: this is not a readable .parquet file ({reason})") from None
+            reason = printable(" ".join(str(error).split()))  # some messages have several lines
+            raise UserError(f"{name}: this is not a readable .parquet file ({reason})") from None
 
 
 def _parquet_row(value: Any, column: str, where: str) -> Iterator[Document]:
     try:
         text = value.as_py()
-        if isinstance(text, bytes):  # text that was written without saying that it is
+        if isinstance(text, bytes):  # text in a column of type binary
             text = text.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text at byte {error.start} of the column {column!r}") from None
-    except (ValueError, OverflowError):  # a time that Python's own types cannot hold
+    except (ValueError, OverflowError):  # a time that Python's own types cannot represent
         text = value
     if not isinstance(text, str):
-        kind = _kind(text) if text is not value else f"of type {value.type}"
-        raise UserError(f"{where}: the column {column!r} must hold strings, and here is {kind}")
-    yield from _whole(where, text)
+        type_name = _type_name(text) if text is not value else f"a value of type {value.type}"
+        raise UserError(f"{where}: the column {column!r} must hold strings, not {type_name}")
+    yield from _one_document(where, text)

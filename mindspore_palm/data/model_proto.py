@@ -1,7 +1,7 @@
-"""The properties of a SentencePiece model that decide whether it keeps every text, read off its file.
+"""Properties of a SentencePiece model that determine whether it is lossless, read from its file.
 
-The file is a protocol buffer (``sentencepiece_model.proto``). Its generated Python module demands a protobuf version of
-its own, so the few fields that matter are read here.
+The file is a protocol buffer (``sentencepiece_model.proto``). The generated Python module for it requires a specific
+protobuf version, so the few fields that matter are parsed here.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 TRAINER, NORMALIZER = 2, 3  # fields of ModelProto
 BYTE_FALLBACK = 35  # of TrainerSpec
 NAME, CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES = 1, 2, 3, 4  # of NormalizerSpec
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # how a field is written
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
 class Properties:
-    """What a SentencePiece model does to a text before it looks for pieces, and with characters that it lacks."""
+    """Changes that a SentencePiece model makes to a text before it looks for pieces, and its byte fallback."""
 
     normalizer: str
     """Name of the normalizer that changes the text; empty if none does."""
     adds_dummy_prefix: bool
-    """A space is put before the text."""
+    """Whether a space is added before the text."""
     removes_extra_whitespaces: bool
-    """Spaces at both ends, and all but one of several, are dropped."""
+    """Whether spaces at both ends, and all but one of several in a row, are dropped."""
     byte_fallback: bool
-    """Characters outside the vocabulary become their UTF-8 bytes."""
+    """Whether characters outside the vocabulary become their UTF-8 bytes."""
 
     def losses(self) -> list[str]:
-        """Reasons why the model does not keep every text, in words; empty if it does, given all 256 byte pieces."""
+        """Reasons why the model is not lossless, as phrases; empty if it is, given all 256 byte pieces."""
         reasons = {
             f"its normalizer {self.normalizer} changes characters": bool(self.normalizer),
             "it puts a space before the text (add_dummy_prefix)": self.adds_dummy_prefix,
@@ -40,14 +40,14 @@ class Properties:
 
 
 def read_properties(model: bytes) -> Properties:
-    """Reads the properties off a serialized ``ModelProto``; fields that it lacks have the defaults of the format.
+    """Reads the properties from a serialized ``ModelProto``; missing fields have the defaults of the format.
 
     Raises:
-        ValueError: this is no protocol buffer.
+        ValueError: this is not a protocol buffer.
     """
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for field, value in _fields(model):  # a message that comes twice is merged, as protocol buffers are
+    for field, value in _fields(model):  # a message that appears twice is merged, as the format requires
         if field == TRAINER and isinstance(value, bytes):
             trainer |= dict(_fields(value))
         elif field == NORMALIZER and isinstance(value, bytes):
@@ -65,34 +65,34 @@ def read_properties(model: bytes) -> Properties:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field, in order: an integer, or the bytes of a string or of a message within."""
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
-        kind = key & 7
-        if kind == VARINT:
-            value, place = _varint(message, place)
+    """Number and value of each field, in order: an integer, or the bytes of a string or of a nested message."""
+    offset = 0
+    while offset < len(message):
+        key, offset = _varint(message, offset)
+        wire_type = key & 7
+        if wire_type == VARINT:
+            value, offset = _varint(message, offset)
             yield key >> 3, value
             continue
-        if kind == LENGTH:
-            size, place = _varint(message, place)
-        elif kind in (FIXED64, FIXED32):
-            size = 8 if kind == FIXED64 else 4
+        if wire_type == LENGTH:
+            size, offset = _varint(message, offset)
+        elif wire_type in (FIXED64, FIXED32):
+            size = 8 if wire_type == FIXED64 else 4
         else:
-            raise ValueError(f"there is no kind {kind} of fields")
-        if place + size > len(message):
-            raise ValueError("a field runs over the end")
-        yield key >> 3, message[place : place + size]
-        place += size
+            raise ValueError(f"unknown wire type {wire_type}")
+        if offset + size > len(message):
+            raise ValueError("a field is truncated")
+        yield key >> 3, message[offset : offset + size]
+        offset += size
 
 
-def _varint(message: bytes, place: int) -> tuple[int, int]:
+def _varint(message: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        if place >= len(message) or shift > 63:
-            raise ValueError("an integer does not end")
-        byte = message[place]
+        if offset >= len(message) or shift > 63:
+            raise ValueError("an integer is truncated or too long")
+        byte = message[offset]
         value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, place
+            return value, offset

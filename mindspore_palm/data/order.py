@@ -1,7 +1,7 @@
-"""The order in which a run sees its text, as a record: a change midway leaves nothing out and repeats nothing.
+"""The order in which a run sees its text, recorded as segments: a change midway skips nothing and repeats nothing.
 
-A run is one segment until a setting that decides its batches is changed by hand. Then another segment begins, which
-knows where in the text the one before ended. A batch is a function of its step and of these segments.
+A run is a single segment until a setting that determines its batches is changed by hand. The change starts another
+segment, which records where in the text the previous one ended. A batch is a function of its step and these segments.
 """
 
 from __future__ import annotations
@@ -16,50 +16,50 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.data.tokens import TokenFile, shift
-from mindspore_palm.random import permute
+from mindspore_palm.random import key64, permute
 
 Ranges = tuple[tuple[int, int], ...]
-"""Rising (from, up to) of sequences."""
-MARKED_AT_ONCE = 2**20  # sequences
-BLOCK = 4096  # sequences whose remaining ones are counted together
+"""Ascending ranges (from, up to) of sequences."""
+MARKED_AT_ONCE = 2**20  # sequences: bounds the memory of ``Order.rest``
+COUNT_BLOCK = 4096  # sequences: ``RemainingText`` stores one count of kept sequences for this many
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps of a run whose batches follow one rule."""
+    """Consecutive steps of a run whose batches follow the same settings. Checkpoints store it as JSON."""
 
     step: int
-    """The first of them; steps count from 0."""
+    """First step; steps count from 0."""
     ramp: Ranges
     """(first step, sequences) of each batch size, as ``TrainConfig.batch_ramp``."""
     seq_len: int
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     seed: int
-    """With the epoch, decides the order."""
+    """Determines the order, together with the epoch."""
     position: int = 0
-    """Sequences of its order that are over when it begins."""
+    """Position in its order at which the segment starts."""
     rest_of: int | None = None
-    """Set where another order begins: it has the rest of the epoch of the order before, from this position on, and
-    after it whole epochs. None: the order of the segment before, or the first order of a text."""
+    """Set if this segment starts another order: the rest of the previous order's epoch, from this position on, then
+    full epochs. None: the segment continues the previous order, or starts the first order of a text."""
     left_out: Ranges = ()
-    """With ``rest_of``: ranges of that rest, in the order before, that no step takes."""
+    """With ``rest_of``: ranges of that rest that no step takes, as positions in the previous order."""
     ahead: Ranges = ()
-    """With ``rest_of``: ranges of the epochs after the rest that no step takes, counted from the first of them."""
+    """With ``rest_of``: ranges of the full epochs that no step takes, counted from the start of the first one."""
     text: str = ""
-    """Set where the run was given another text: names its content. Its first epoch begins here."""
+    """Set if the run was given another text, whose first epoch starts here: identifies its content."""
     epoch: int = 0
-    """In which the order begins."""
+    """Epoch in which the order starts."""
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Segment:
-        """What ``asdict`` gave, as it was or read from JSON."""
+        """The segment of ``asdict(segment)``, directly or read back from JSON."""
         ranges = {name: tuple((a, b) for a, b in values.get(name, ())) for name in ("ramp", "left_out", "ahead")}
         known = {name: values[name] for name in Segment.__dataclass_fields__ if name in values}
         return Segment(**{**known, **ranges})
 
 
 def order_name(segments: Sequence[Segment]) -> str:
-    """Names the order of the last segment by all that decides it; the first order of a run is called ''."""
+    """Name of the last segment's order: a hash of everything that determines it; '' for the first order of a run."""
     name = ""
     for before, segment in pairwise(segments):
         if segment.text or segment.rest_of is not None:
@@ -69,8 +69,8 @@ def order_name(segments: Sequence[Segment]) -> str:
     return name
 
 
-def taken(segment: Segment, step: int) -> int:
-    """Sequences that the steps of a segment before ``step`` take together."""
+def sequences_taken(segment: Segment, step: int) -> int:
+    """Number of sequences that a segment's steps before ``step`` take."""
     ends = [start for start, _ in segment.ramp[1:]] + [step]
     return sum(
         size * max(0, min(end, step) - max(start, segment.step))
@@ -79,7 +79,7 @@ def taken(segment: Segment, step: int) -> int:
 
 
 def sizes_from(ramp: Sequence[tuple[int, int]], step: int) -> list[int]:
-    """The batch sizes of a ramp that a step from ``step`` on has."""
+    """Batch sizes of a ramp that apply to ``step`` or any later step."""
     ends = [start for start, _ in ramp[1:]]
     return [size for (_, size), end in zip(ramp, [*ends, None], strict=True) if end is None or end > step]
 
@@ -88,82 +88,82 @@ class Order:
     """Sequences in the order of the epochs.
 
     Args:
-        whole: the text, or the pairs.
-        seq_len: tokens of a sequence.
-        seed: with the epoch, decides the order.
-        epoch: the first one.
-        first: what is left of it; None for all.
+        full: the text, or the pairs.
+        seq_len: tokens per sequence.
+        seed: determines the order, together with the epoch.
+        epoch: number of the first epoch.
+        first: what is left of the first epoch; None for all of it.
     """
 
-    def __init__(self, whole: Any, seq_len: int, seed: int, epoch: int = 0, first: Any = None) -> None:
-        self.whole, self.seq_len, self.seed, self.epoch = whole, seq_len, seed, epoch
-        self.count = whole.sequences(seq_len)
-        self.first = whole if first is None else first
+    def __init__(self, full: Any, seq_len: int, seed: int, epoch: int = 0, first: Any = None) -> None:
+        self.full, self.seq_len, self.seed, self.epoch = full, seq_len, seed, epoch
+        self.count = full.sequences(seq_len)
+        self.first = full if first is None else first
         self.first_count = self.first.sequences(seq_len)
 
     def locate(self, position: int) -> tuple[Any, int, int, int]:
-        """Of a position: the sequences that its epoch has, their number, the epoch, and the place in it."""
+        """Epoch of a position: its sequences, their count, the epoch's number, and the offset of the position in it."""
         if position < self.first_count or not self.count:
             return self.first, self.first_count, self.epoch, position
-        epoch, place = divmod(position - self.first_count, self.count)
-        return self.whole, self.count, self.epoch + 1 + epoch, place
+        epoch, offset = divmod(position - self.first_count, self.count)
+        return self.full, self.count, self.epoch + 1 + epoch, offset
 
     def numbers(self, position: int, count: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """The sequences at positions, as runs of (sequences, numbers) of one epoch each."""
+        """Sequences at ``count`` positions, as runs of (source, indices) of one epoch each."""
         end = position + count
         while position < end:
-            source, size, epoch, place = self.locate(position)
-            run = min(end - position, size - place)
-            yield source, permute(np.arange(place, place + run, dtype=np.int64), size, _key(self.seed, epoch))
+            source, size, epoch, offset = self.locate(position)
+            run = min(end - position, size - offset)
+            yield source, permute(np.arange(offset, offset + run, dtype=np.int64), size, _key(self.seed, epoch))
             position += run
 
     def rest(self, position: int, left_out: Ranges) -> Any:
-        """What no position before ``position`` had of its epoch, less what is left out."""
-        source, size, epoch, place = self.locate(position)
+        """Sequences of a position's epoch that come at this position or later, without those in ``left_out``."""
+        source, size, epoch, offset = self.locate(position)
         kept = np.ones(size, bool)
-        start = position - place
-        for a, b in [(0, place), *((max(a - start, place), min(b - start, size)) for a, b in left_out)]:
+        start = position - offset
+        for a, b in [(0, offset), *((max(a - start, offset), min(b - start, size)) for a, b in left_out)]:
             for chunk in range(a, b, MARKED_AT_ONCE):
-                places = np.arange(chunk, min(b, chunk + MARKED_AT_ONCE), dtype=np.int64)
-                kept[permute(places, size, _key(self.seed, epoch))] = False
+                offsets = np.arange(chunk, min(b, chunk + MARKED_AT_ONCE), dtype=np.int64)
+                kept[permute(offsets, size, _key(self.seed, epoch))] = False
         if source.repeats:  # pairs
             return source.only(np.flatnonzero(kept))
-        return RestOfText(source, self.seq_len, kept)
+        return RemainingText(source, self.seq_len, kept)
 
     def end_of_epoch(self, position: int) -> int:
-        """The position at which the epoch of a position ends."""
-        _, size, _, place = self.locate(position)
-        return position - place + size
+        """Position at which the epoch of a position ends."""
+        _, size, _, offset = self.locate(position)
+        return position - offset + size
 
 
-class RestOfText:
-    """Text of which some sequences are taken out: what is left, in the order of the text, moves together.
+class RemainingText:
+    """Text without some of its sequences: the kept ones, concatenated in the order of the text.
 
-    It may then be cut into sequences of another length. Between two of the old ones that did not stand side by side, a
-    new sequence has a seam, as at the border of two documents.
+    The result can be split into sequences of another length. Where two kept sequences were not adjacent, a new sequence
+    has a seam, as at a document boundary.
 
     Args:
-        base: the text, or the rest of one.
-        seq_len: tokens of the sequences that ``kept`` counts; what lies after the last of them is kept.
-        kept: bool [sequences], which stay.
+        base: the text, or the remainder of one.
+        seq_len: tokens per sequence of ``kept``; tokens after the last full sequence are kept.
+        kept: bool [sequences], True for those that stay.
     """
 
     repeats = False
 
-    def __init__(self, base: TokenFile | RestOfText, seq_len: int, kept: np.ndarray) -> None:
+    def __init__(self, base: TokenFile | RemainingText, seq_len: int, kept: np.ndarray) -> None:
         self.base, self.seq_len = base, seq_len
-        padded = np.pad(kept, (0, -len(kept) % BLOCK))
-        self._bits = np.packbits(padded)  # one bit for each: a text may have hundreds of millions
-        self._before = np.concatenate([[0], np.cumsum(padded.reshape(-1, BLOCK).sum(axis=1, dtype=np.int64))])
+        padded = np.pad(kept, (0, -len(kept) % COUNT_BLOCK))
+        self._bits = np.packbits(padded)  # one bit per sequence: a text may have hundreds of millions
+        self._before = np.concatenate([[0], np.cumsum(padded.reshape(-1, COUNT_BLOCK).sum(axis=1, dtype=np.int64))])
         self._kept_tokens = int(self._before[-1]) * seq_len
-        self._tail = len(kept) * seq_len  # where in the base the text after the last sequence begins
+        self._tail = len(kept) * seq_len  # where in the base the tokens after the last full sequence start
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return self._kept_tokens + len(self.base) - self._tail
 
     def sequences(self, seq_len: int) -> int:
-        """How many sequences of ``seq_len`` tokens there are; the tail that does not fill one is dropped."""
+        """Number of sequences of ``seq_len`` tokens; an incomplete last one is dropped."""
         return len(self) // seq_len
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -182,23 +182,23 @@ class RestOfText:
         return np.concatenate([np.empty(0, np.int32), *parts])
 
     def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of sequences by their numbers, int32 [n, seq_len] each; see ``shift``."""
+        """Inputs and targets of the sequences at ``indices``: int32 [n, seq_len] each; see ``shift``."""
         rows = [self.read(int(i) * seq_len, (int(i) + 1) * seq_len) for i in indices]
         return shift(np.array(rows, np.int32).reshape(len(rows), seq_len), eod)
 
     def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
-        """Targets of sequences by their numbers: all."""
+        """Number of their targets; the loss counts all of them."""
         return len(indices) * seq_len
 
     def _number(self, kept: int) -> int:
-        """Which sequence of the base is the one of this number among those that stay."""
+        """Index in the base of the kept sequence number ``kept``."""
         block = int(np.searchsorted(self._before, kept, "right")) - 1
-        bits = np.unpackbits(self._bits[block * BLOCK // 8 : (block + 1) * BLOCK // 8])
-        return block * BLOCK + int(np.flatnonzero(bits)[kept - int(self._before[block])])
+        bits = np.unpackbits(self._bits[block * COUNT_BLOCK // 8 : (block + 1) * COUNT_BLOCK // 8])
+        return block * COUNT_BLOCK + int(np.flatnonzero(bits)[kept - int(self._before[block])])
 
 
-def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges as rising ones that do not touch; empty ones are left away."""
+def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in ascending order, with those that touch or overlap merged and empty ones removed."""
     out: list[tuple[int, int]] = []
     for start, end in sorted((a, b) for a, b in ranges if a < b):
         if out and start <= out[-1][1]:
@@ -208,10 +208,9 @@ def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
-def _read(base: TokenFile | RestOfText, start: int, stop: int) -> np.ndarray:
-    return base.read(start, stop) if isinstance(base, RestOfText) else np.asarray(base.tokens[start:stop], np.int32)
+def _read(base: TokenFile | RemainingText, start: int, stop: int) -> np.ndarray:
+    return base.read(start, stop) if isinstance(base, RemainingText) else np.asarray(base.tokens[start:stop], np.int32)
 
 
 def _key(seed: int, epoch: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return key64(f"{seed} {epoch}")

@@ -1,8 +1,8 @@
-"""Text to tokens and back without loss: SentencePiece with the properties of PaLM's vocabulary (section 2.2).
+"""Lossless tokenizer: SentencePiece with the properties of PaLM's vocabulary (section 2.2).
 
-Whitespace is kept as it is, characters outside the vocabulary become their UTF-8 bytes, every digit is a token of its
-own. SentencePiece writes a space as U+2581 and so takes a U+2581 in the text for a space; here such a character always
-goes as its three bytes, and nothing is lost.
+Whitespace is preserved, characters outside the vocabulary become their UTF-8 bytes, and every digit is a token of its
+own. SentencePiece writes a space as U+2581, so it cannot tell a U+2581 in the text from a space. Here such a character
+is always encoded as its three bytes, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mindspore_palm.data.files import read_bytes, shown
+from mindspore_palm.data.files import printable, read_bytes
 from mindspore_palm.data.model_proto import read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import write_atomically
 from mindspore_palm.machine import processors
 
-CHUNK_CHARACTERS = 100_000  # longer text is cut after a line: bounds memory, and threads share one document
+CHUNK_CHARACTERS = 100_000  # longer text is split after a line: bounds memory, and threads share a document
 
 
 class Tokenizer:
-    """A SentencePiece model that is lossless: ``decode(encode(text)) == text`` for any text.
+    """A lossless SentencePiece model: ``decode(encode(text)) == text`` for any text.
 
     Attributes:
-        model_file: where the model was read from.
-        serialized: the model's bytes; written to a file they are the same tokenizer.
+        model_file: path that the model was read from.
+        serialized: the model's bytes; a file of them is the same tokenizer.
         vocab_size: number of tokens.
         eod: the token that ends a document. No text encodes to it, not even a literal "[eod]".
-        piece_bytes: int32 [vocab_size], the UTF-8 bytes a token stands for, 0 for control tokens; so
+        piece_bytes: int32 [vocab_size], the number of UTF-8 bytes that a token stands for, 0 for control tokens; so
             ``piece_bytes[encode(text)].sum() == len(text.encode())`` for any text.
     """
 
@@ -40,14 +40,14 @@ class Tokenizer:
         """Opens a model.
 
         Args:
-            model_file: where it is read from; with ``serialized``, only a name for messages.
-            serialized: the model itself, where it is at hand.
+            model_file: path to read from; with ``serialized``, only a name for messages.
+            serialized: the model's bytes, if they are in memory already.
 
         Raises:
-            UserError: the file is missing, is no SentencePiece model, has no token for the end of a document, or
-                loses something of the text.
+            UserError: the file is missing, is not a SentencePiece model, has no token for the end of a document, or is
+                not lossless.
         """
-        self.model_file, self._name = Path(model_file), shown(model_file)
+        self.model_file, self._name = Path(model_file), printable(model_file)
         self.serialized = self._read() if serialized is None else serialized
         self._model = sentencepiece.SentencePieceProcessor()
         try:
@@ -64,55 +64,56 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, model_file: str | Path) -> Tokenizer:
-        """Learns a vocabulary, sees that it loses nothing, and only then writes it; the same texts give the same bytes.
+        """Learns a vocabulary, checks that it is lossless, and only then writes it. Deterministic.
 
         Args:
-            texts: what to learn from; read once, and kept in memory.
+            texts: training text; read once, and kept in memory.
             vocab_size: tokens of the vocabulary: 3 control tokens, 256 bytes, characters and pieces.
-            model_file: where the model goes.
+            model_file: path to write to.
 
         Raises:
-            UserError: the texts are too small for so many tokens, or too few tokens for a vocabulary; the message
-                names the size that is possible.
+            UserError: the texts are too small for this vocabulary size, or the size is too small for any vocabulary;
+                the message names the size that is possible.
         """
         tokenizer = cls(model_file, train_model(texts, vocab_size))
         tokenizer.write(model_file)
         return tokenizer
 
     def write(self, model_file: str | Path) -> None:
-        """Writes the model; read from there, it is the same tokenizer.
+        """Writes the model to a file, from which it opens as the same tokenizer.
 
         Raises:
-            OSError: with the name of the file.
+            OSError: the file cannot be written; with its name.
         """
         with write_atomically(Path(model_file)) as file:
             file.write(self.serialized)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of ``text``, without [eod].
+        """Tokens of ``text``, without [eod].
 
         Raises:
-            UserError: the text holds a lone surrogate, which no UTF-8 text can.
+            UserError: the text holds a lone surrogate, which UTF-8 cannot encode.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, as ``encode`` gives them, on all cores."""
+        """Tokens of each text, the same as from ``encode``, computed on all cores."""
         chunks: list[str] = []
-        owners: list[int] = []  # which text a chunk belongs to
-        for owner, text in enumerate(texts):
+        text_of_chunk: list[int] = []
+        for number, text in enumerate(texts):
             _check_encodable(text)
             for chunk in _chunks(text):
                 chunks.append(chunk)
-                owners.append(owner)
+                text_of_chunk.append(number)
         result: list[list[int]] = [[] for _ in texts]
         threads = max(1, min(processors(), len(chunks)))
-        for owner, chunk, tokens in zip(owners, chunks, self._model.encode(chunks, num_threads=threads), strict=True):
-            result[owner].extend(self._literal_space if chunk == SPACE else self._with_spaces(tokens))
+        encoded = self._model.encode(chunks, num_threads=threads)
+        for number, chunk, tokens in zip(text_of_chunk, chunks, encoded, strict=True):
+            result[number].extend(self._literal_space if chunk == SPACE else self._with_spaces(tokens))
         return result
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of ``tokens``; control tokens give nothing, bytes that are not UTF-8 give U+FFFD.
+        """Text of ``tokens``; control tokens decode to nothing, bytes that are not UTF-8 to U+FFFD.
 
         Raises:
             ValueError: a token is outside the vocabulary.
@@ -120,7 +121,7 @@ class Tokenizer:
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """As ``decode``, before UTF-8 is read: for text that arrives token by token, where a character may be cut.
+        """UTF-8 bytes of ``tokens``: for text that is generated token by token, where a character may be incomplete.
 
         Raises:
             ValueError: a token is outside the vocabulary.
@@ -155,7 +156,7 @@ class Tokenizer:
         raise UserError(f"{self._name}: the tokenizer has no control token {EOD} or </s> that ends a document")
 
     def _check_lossless(self, losses: list[str]) -> None:
-        """Sees that nothing in the model loses text: not by samples of text, but by what the model itself says."""
+        """Checks that the model is lossless, by its own properties and not by sample texts."""
         byte_tokens = {self._bytes[t]: t for t in range(self.vocab_size) if self._model.is_byte(t)}
         if len(byte_tokens) < 256 and "it has no byte fallback" not in losses:
             losses = [*losses, f"it has {len(byte_tokens)} of the 256 byte pieces"]
@@ -168,10 +169,10 @@ class Tokenizer:
         self._space = byte_tokens[b" "]
 
     def _with_spaces(self, tokens: list[int]) -> list[int]:
-        """The tokens, with a space where the model has written one as the bytes of U+2581.
+        """The tokens, with a space wherever the model encoded one as the three bytes of U+2581.
 
-        It does so if its vocabulary lacks U+2581, or knows whole words alone. No text that reaches the model holds
-        U+2581, so each time these three bytes come in a row they are a space.
+        A model does that if its vocabulary lacks U+2581, or has only full words. The text given to the model never
+        contains U+2581, so these three bytes in a row are always a space.
         """
         if self._literal_space[0] not in tokens:
             return tokens
@@ -184,7 +185,7 @@ class Tokenizer:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Pieces of ``text`` that are encoded by themselves: the character U+2581 alone, and bounded runs without it."""
+    """Chunks of ``text`` that are encoded separately: each U+2581 alone, and runs of bounded length without it."""
     for run in re.split(f"({SPACE})", text):
         start = 0
         while len(run) - start > CHUNK_CHARACTERS:
@@ -202,5 +203,5 @@ def _check_encodable(text: str) -> None:
     except UnicodeEncodeError as error:
         raise UserError(
             f"the text holds a lone surrogate ({text[error.start]!r} at character {error.start}), "
-            "which no Unicode text does"
+            "which is not valid in Unicode text"
         ) from None

@@ -1,4 +1,4 @@
-"""A split as one long row of tokens on disk, memory-mapped: reading a sequence costs its own bytes, not the file's."""
+"""Token files: a split as one memory-mapped array on disk, so reading a sequence reads only its own bytes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from mindspore_palm.files import write_json
 
 TOKENS, DOCUMENTS, META = "tokens.bin", "documents.bin", "meta.json"
 OFFSET = np.dtype("<i8")
-BLOCK_BYTES = 2**20
+READ_BYTES = 2**20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type for the tokens of a vocabulary: uint16, or uint32 above 65,536 tokens."""
+    """Smallest dtype for the tokens of a vocabulary: uint16, or uint32 above 65,536 tokens."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 class TokenFile:
-    """The tokens of a split: documents one after the other, each ended by [eod].
+    """Tokens of a split: its documents concatenated, each with a final [eod].
 
     Attributes:
-        folder: where it lies: ``tokens.bin``, ``documents.bin`` and ``meta.json``, which is written last.
+        folder: folder of ``tokens.bin``, ``documents.bin`` and ``meta.json``, which is written last.
         tokens: uint16 or uint32 [tokens], memory-mapped.
         document_offsets: int64 [documents + 1], memory-mapped: document d is
             ``tokens[document_offsets[d] : document_offsets[d + 1]]``, its [eod] included.
-        documents: how many documents there are.
+        documents: number of documents.
         vocab_size: tokens of the vocabulary.
-        sha256: of ``tokens.bin``, hexadecimal: documents, their order and their ends; empty of an earlier version.
+        sha256: hash of ``tokens.bin``, hexadecimal; covers the documents, their order and their ends. Empty if an
+            earlier version wrote the folder.
     """
 
     repeats = False
@@ -45,7 +46,7 @@ class TokenFile:
         """Opens a folder that ``TokenWriter`` finished.
 
         Raises:
-            UserError: it was never finished, or a file of it is missing or was cut.
+            UserError: the folder was never finished, or one of its files is missing or truncated.
         """
         self.folder = Path(folder)
         try:
@@ -55,49 +56,49 @@ class TokenFile:
             self.tokens = _map(self.folder / TOKENS, token_dtype(self.vocab_size), count)
             self.document_offsets = _map(self.folder / DOCUMENTS, OFFSET, self.documents + 1)
         except (FileNotFoundError, ValueError) as error:
-            what = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else error
+            problem = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else error
             raise UserError(
-                f"{self.folder}: the tokens are not whole ({what}); delete {self.folder.parent} and prepare again"
+                f"{self.folder}: the tokens are not complete ({problem}); delete {self.folder.parent} and prepare again"
             ) from None
 
     def __len__(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens."""
         return self.tokens.shape[0]
 
     def sequences(self, seq_len: int) -> int:
-        """How many sequences of ``seq_len`` tokens there are; the tail that does not fill one is dropped."""
+        """Number of sequences of ``seq_len`` tokens; an incomplete last one is dropped."""
         return len(self) // seq_len
 
     def rows(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> np.ndarray:
-        """Sequences by their numbers, cut from the row of tokens without overlap.
+        """Sequences at ``indices``; sequences are consecutive and do not overlap.
 
         Args:
             indices: [n], each in range(sequences(seq_len)).
-            seq_len: tokens of a sequence.
+            seq_len: tokens per sequence.
 
         Returns:
             int32 [n, seq_len], a copy.
 
         Raises:
-            IndexError: there is no such sequence.
+            IndexError: an index is out of range.
         """
         count = self.sequences(seq_len)
         chosen = np.asarray(indices, np.int64)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= count):
-            raise IndexError(f"a sequence number is outside range({count})")
+            raise IndexError(f"a sequence index is outside range({count})")
         return np.asarray(self.tokens[: count * seq_len].reshape(count, seq_len)[chosen]).astype(np.int32)
 
     def examples(self, indices: Sequence[int] | np.ndarray, seq_len: int, eod: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of sequences by their numbers, int32 [n, seq_len] each; see ``shift``."""
+        """Inputs and targets of the sequences at ``indices``: int32 [n, seq_len] each; see ``shift``."""
         return shift(self.rows(indices, seq_len), eod)
 
     def real_tokens(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> int:
-        """Targets of sequences by their numbers: all, as sequences of text are full."""
+        """Number of their targets; the loss counts all of them."""
         return len(indices) * seq_len
 
 
 def shift(sequences: np.ndarray, eod: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of sequences [n, seq_len]: the same moved right by one behind [eod], and the sequences."""
+    """Inputs and targets of sequences [n, seq_len]: inputs shifted right by one, after [eod]; targets as given."""
     inputs = np.full_like(sequences, eod)
     inputs[:, 1:] = sequences[:, :-1]
     return inputs, sequences
@@ -105,26 +106,26 @@ def shift(sequences: np.ndarray, eod: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a ``TokenWriter`` has got."""
+    """High-water mark of a ``TokenWriter``. progress.json stores it."""
 
     tokens: int = 0
-    """Tokens on the disk."""
+    """Tokens on disk."""
     documents: int = 0
-    """Documents that are ended."""
+    """Completed documents."""
 
 
 class TokenWriter:
-    """Writes a split in steps that can be gone back to: what lies behind the last mark of a killed process is cut off.
+    """Resumable writer of a split: tokens that a killed process wrote after its last mark are truncated.
 
     The folder opens as a ``TokenFile`` only after ``finish``. One process writes at a time.
     """
 
     def __init__(self, folder: Path, vocab_size: int, eod: int, mark: Mark = Mark()) -> None:
-        """Goes on from ``mark``; from the default mark, starts anew.
+        """Resumes from ``mark``; the default mark starts over.
 
         Raises:
-            ValueError: less is on the disk than the mark says.
-            OSError: with the name of the file.
+            ValueError: the files on disk are shorter than the mark.
+            OSError: a file cannot be written; with its name.
         """
         self.folder, self.vocab_size, self.eod, self.mark = folder, vocab_size, eod, mark
         self._dtype = token_dtype(vocab_size)
@@ -140,10 +141,10 @@ class TokenWriter:
             _size(folder / TOKENS) < mark.tokens * self._dtype.itemsize
             or _size(folder / DOCUMENTS) < (mark.documents + 1) * OFFSET.itemsize
         ):
-            raise ValueError(f"{folder} holds less than its mark says")
+            raise ValueError(f"{folder} holds less than its mark")
 
     def add(self, tokens: Sequence[int], ends: bool) -> None:
-        """Takes more tokens of the present document; ``ends`` puts [eod] behind them."""
+        """Adds tokens of the current document; ``ends`` appends [eod] and completes the document."""
         piece = np.asarray([*tokens, self.eod] if ends else tokens, self._dtype)
         self._pending.append(piece)
         self._pending_tokens += len(piece)
@@ -151,13 +152,13 @@ class TokenWriter:
             self._ends.append(self.mark.tokens + self._pending_tokens)
 
     def flush(self) -> Mark:
-        """Brings all that was added to the disk.
+        """Writes everything added so far to disk.
 
         Returns:
-            The mark to go on from.
+            The mark to resume from.
 
         Raises:
-            OSError: with the name of the file.
+            OSError: a file cannot be written; with its name.
         """
         if not self._pending:
             return self.mark
@@ -170,7 +171,7 @@ class TokenWriter:
         return self.mark
 
     def finish(self) -> TokenFile:
-        """Flushes, and makes the folder whole."""
+        """Flushes, and completes the folder."""
         self.flush()
         meta = {
             "tokens": self.mark.tokens,
@@ -188,15 +189,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
     meta = json.loads(path.read_bytes())
     names = ("tokens", "documents", "vocab_size")
     if not isinstance(meta, dict) or not all(isinstance(meta.get(name), int) for name in names):
-        raise ValueError(f"{path.name} does not say {', '.join(names)}")
+        raise ValueError(f"{path.name} lacks {', '.join(names)}")
     return meta
 
 
 def _sha256(path: Path) -> str:
-    """Of a whole file, as it is on the disk: what an earlier process wrote counts as well."""
+    """SHA-256 of a file as it is on disk, including what an earlier process wrote."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
@@ -213,7 +214,7 @@ def _size(path: Path) -> int:
 
 
 def _append(path: Path, start: int, content: bytes) -> None:
-    """Puts ``content`` at byte ``start`` and ends the file behind it, on the disk."""
+    """Truncates a file to ``start`` bytes, appends ``content``, and syncs it to disk."""
     with _naming(path), open(path, "r+b" if path.exists() else "w+b") as file:
         file.truncate(start)
         file.seek(start)
@@ -223,13 +224,13 @@ def _append(path: Path, start: int, content: bytes) -> None:
 
 
 def write_all(file: IO[bytes], content: bytes) -> None:
-    """Every byte that reaches a token file passes here."""
+    """Writes to a token file: the only function that does, so tests can interrupt it."""
     file.write(content)
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A full disk names no file; the message should."""
+    """Adds the file's name to an OSError: the error of a full disk does not name one."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How a vocabulary is learned: byte-pair encoding over words with their whitespace, each digit by itself."""
+"""Training of a vocabulary: byte-pair encoding over words with their whitespace, each digit a separate word."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from mindspore_palm.errors import UserError
 
 EOD = "[eod]"
 SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
-RESERVED = "\u2585"  # no training text holds it, so no text can spell the name of a control token
-UNTRAINABLE = re.compile("[\0\u2581\u2585]")  # characters that SentencePiece's trainer uses for itself
-UNIT_CHARACTERS = 1000  # longest unit shown to the trainer, for text without spaces
-COVERAGE = 0.9995  # share of the text's characters that the vocabulary holds; rarer ones become bytes
+RESERVED = "\u2585"  # never in training text, so no text can spell the name of a control token
+UNTRAINABLE = re.compile("[\0\u2581\u2585]")  # characters that SentencePiece's trainer reserves
+UNIT_CHARACTERS = 1000  # longest unit for the trainer, which bounds text without spaces
+COVERAGE = 0.9995  # share of the text's characters that get a token; rarer ones become bytes
 FIXED = 3 + 256  # control tokens and bytes
-# A digit of any script alone; a word with the whitespace before it. ASCII digits, which the trainer keeps apart itself,
-# bring their whitespace along: it drops line ends that nothing follows.
+# A unit is a digit of any script, or a word with the whitespace before it. An ASCII digit, which the trainer separates
+# itself, keeps its whitespace too: the trainer would drop line ends that nothing follows.
 UNIT = re.compile(r"\s*[0-9]|\d|\s*[^\s\d]+|\s+")
 LINE_ENDS = "\r\n"
-BYTE_NAME = re.compile(r"(?<=<0x[0-9A-F]{2})(?=>)")  # the trainer would take the name of a byte piece for the byte
+BYTE_NAME = re.compile(r"(?<=<0x[0-9A-F]{2})(?=>)")  # the trainer would treat the name of a byte piece as the byte
 
 
 def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
     """Learns a vocabulary; the same texts give the same bytes.
 
-    Byte-pair encoding and not the unigram model: on 4 MB of Python it trains in 2 s instead of 25 s and gives
-    longer tokens at this size. It sees words together with the whitespace before them, so that a newline with its
-    indentation can be one token, but no token runs over the end of a word. Every digit of any script (category Nd) is a
-    word: SentencePiece's own split_digits knows ASCII and fullwidth digits alone. U+2581 is always a piece, whether
-    the text holds a space or not.
+    It uses byte-pair encoding and not the unigram model: on 4 MB of Python, BPE trains in 2 s instead of 25 s and gives
+    longer tokens at this size. A word includes the whitespace before it, so a newline with its indentation can be one
+    token, but no token crosses the end of a word. Every digit of any script (category Nd) is a word: SentencePiece's
+    own split_digits knows only ASCII and fullwidth digits. U+2581 is always a piece, even if the text has no space.
 
     Args:
-        texts: what to learn from; read once, and kept in memory.
-        vocab_size: tokens of the vocabulary: 3 control tokens, 256 bytes, characters and pieces. Where the characters
-            of the text would take more than half of what is left, only the most frequent ones are taken, and the others
-            are written as bytes.
+        texts: training text; read once, and kept in memory.
+        vocab_size: tokens of the vocabulary: 3 control tokens, 256 bytes, characters and pieces. If the characters of
+            the text would take more than half of the rest, only the most frequent ones get a token, and the others are
+            encoded as bytes.
 
     Returns:
         The serialized model.
 
     Raises:
-        UserError: the texts are too small for so many tokens, or too few tokens for a vocabulary; the message names
-            the size that is possible.
+        UserError: the texts are too small for this vocabulary size, or the size is too small for any vocabulary; the
+            message names the size that is possible.
     """
     texts = list(texts)
     counts = _count_characters(texts)
@@ -55,7 +54,7 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
     if room < 2:  # U+2581 and a character
         raise UserError(f"model.vocab_size = {vocab_size} is too small for any text; set it to {FIXED + 2} or more")
     wanted = _alphabet(counts)
-    sizes = [len(wanted)] if len(wanted) <= room else [max(1, room // 2), room]  # then as many as there is room for
+    sizes = [len(wanted)] if len(wanted) <= room else [max(1, room // 2), room]  # the second leaves no room for pieces
     for number, size in enumerate(sizes, 1):
         try:
             return _train(texts, set(wanted[:size]), counts, vocab_size)
@@ -73,12 +72,12 @@ def _count_characters(texts: Sequence[str]) -> Counter[str]:
         counts.pop(character, None)
     for end in LINE_ENDS:
         if end in counts and not any(end in unit.rstrip(LINE_ENDS) for unit in _units(texts, {})):
-            del counts[end]  # the trainer will not see it
+            del counts[end]  # the trainer drops it
     return counts
 
 
 def _alphabet(counts: Counter[str]) -> list[str]:
-    """The characters worth a token, the most important first: the space, digits, then the most frequent ones."""
+    """Characters worth a token, the most important first: the space, digits, then the most frequent ones."""
     total, seen, frequent = sum(counts.values()), 0, []
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if seen >= COVERAGE * total:
@@ -104,16 +103,16 @@ def _train(texts: Sequence[str], alphabet: set[str], counts: Counter[str], vocab
         split_digits=True,
         allow_whitespace_only_pieces=True,
         split_by_whitespace=False,  # the units are already words
-        character_coverage=1.0,  # the units hold the alphabet alone
-        required_chars=SPACE,  # without it, a space in a text to encode would be taken for U+2581
-        max_sentence_length=8 * UNIT_CHARACTERS,  # bytes; longer ones would be left out silently
+        character_coverage=1.0,  # the units contain only the alphabet
+        required_chars=SPACE,  # without it, a space in a text would be encoded as U+2581
+        max_sentence_length=8 * UNIT_CHARACTERS,  # bytes; longer ones would be skipped silently
         hard_vocab_limit=True,
         num_threads=1,  # the same model on any machine
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
-        pad_piece=f"<pad>{RESERVED}",  # a text with <unk> in it is to be learned from like any other
+        pad_piece=f"<pad>{RESERVED}",  # so text that contains <unk> is learned like any other
         eos_piece=f"{EOD}{RESERVED}",
         unk_piece=f"<unk>{RESERVED}",
         minloglevel=3,
@@ -122,7 +121,7 @@ def _train(texts: Sequence[str], alphabet: set[str], counts: Counter[str], vocab
 
 
 def _units(texts: Iterable[str], left_out: dict[int, str]) -> Iterator[str]:
-    """Words with the whitespace before them, and digits."""
+    """Units for the trainer: words with the whitespace before them, and digits."""
     for text in texts:
         for clean in UNTRAINABLE.split(text.translate(left_out) if left_out else text):
             for part in BYTE_NAME.split(clean):

@@ -1,4 +1,4 @@
-"""One rule for a tokenizer beside a model: fewer tokens than rows leave padding, more tokens are refused."""
+"""Fit of a tokenizer to a model: with fewer tokens than the model has, rows become padding; more are refused."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mindspore_palm.errors import UserError
 
 
 def fit_vocabulary(config: PaLMConfig, tokens: int, tokenizer: str | Path) -> PaLMConfig:
-    """The configuration of a model as a tokenizer uses it; conversion, evaluation, generation and fine-tuning ask it.
+    """Configuration of a model with a tokenizer's vocabulary, for conversion, evaluation, generation and fine-tuning.
 
-    Rows of the embedding table without a token are padding: they get no probability anywhere and are never generated,
-    like the rows that ``vocab_multiple`` adds. The table keeps its size.
+    Rows of the embedding table without a token become padding, like the rows that ``vocab_multiple`` adds: they never
+    get any probability and are never generated. The table keeps its size.
 
     Args:
-        config: of the model.
-        tokens: of the tokenizer.
-        tokenizer: its name in the message.
+        config: configuration of the model.
+        tokens: number of tokens of the tokenizer.
+        tokenizer: name of the tokenizer in the message.
 
     Raises:
         UserError: the tokenizer has tokens that the model does not have.
@@ -35,7 +35,7 @@ def fit_vocabulary(config: PaLMConfig, tokens: int, tokenizer: str | Path) -> Pa
 
 
 def padding_note(config: PaLMConfig, tokens: int, tokenizer: str | Path) -> str:
-    """A sentence about rows of a model that a tokenizer has no tokens for; empty if there are none."""
+    """Message about rows of a model's table for which a tokenizer has no token; empty if there are none."""
     if tokens >= config.vocab_size:
         return ""
     return (
@@ -45,7 +45,7 @@ def padding_note(config: PaLMConfig, tokens: int, tokenizer: str | Path) -> str:
 
 
 def count_tokens(tokenizer: Path | bytes) -> int | None:
-    """Tokens of a SentencePiece model, a file or its content; None where it is none."""
+    """Number of tokens of a SentencePiece model, given as a file or its content; None if it is not a model."""
     model = sentencepiece.SentencePieceProcessor()
     try:
         content = tokenizer if isinstance(tokenizer, bytes) else tokenizer.read_bytes()

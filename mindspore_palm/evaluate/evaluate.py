@@ -10,7 +10,7 @@ from typing import Any
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.data.corpus import documents
-from mindspore_palm.data.files import find_files, shown
+from mindspore_palm.data.files import find_files, printable
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import UserError
@@ -21,7 +21,7 @@ from mindspore_palm.evaluate.tasks import choice_rows, exact_match, fit_prompt, 
 from mindspore_palm.evaluate.text import check_text, score_text, stride_of
 from mindspore_palm.file_names import CONFIG
 from mindspore_palm.generate import Generator, Sampling
-from mindspore_palm.options import as_written
+from mindspore_palm.options import naming_options
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
 
@@ -74,7 +74,7 @@ def evaluate(checkpoint: str, wanted: EvaluateOptions, say: Callable[[str], None
     settings, _ = load_settings(folder / CONFIG)
     window = window_of(wanted.window, settings.data.seq_len)
     stride_of(wanted.stride, window)
-    with as_written({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
+    with naming_options({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
         tokenizer = load_tokenizer(folder)
     for path in wanted.text:
         with _in_words_of(path):
@@ -92,12 +92,12 @@ def evaluate(checkpoint: str, wanted: EvaluateOptions, say: Callable[[str], None
 
     text_results, task_results = {}, {}
     for path in wanted.text:
-        if left_out := find_files(path, "--data").passed_over():
-            say(f"{shown(path)}: left out {left_out}")
+        if left_out := find_files(path, "--data").describe_skipped():
+            say(f"{printable(path)}: left out {left_out}")
         with _in_words_of(path):
             texts = documents(path, wanted.text_field)
             text_results[path] = score_text(scorer, texts, wanted.stride)
-        say(f"{shown(path)}: {text_table(text_results[path])}")
+        say(f"{printable(path)}: {text_table(text_results[path])}")
     for name, questions in tasks.items():
         with _in_words_of(name):
             if questions[0].choices:
@@ -107,7 +107,7 @@ def evaluate(checkpoint: str, wanted: EvaluateOptions, say: Callable[[str], None
                 generator = Generator(palm, tokenizer, scorer.window, wanted.batch, model)
                 result = exact_match(generator, sampling, questions, asked[name], wanted.shots)
         task_results[name] = result
-        say(f"{shown(name)}: {task_table(task_results[name])}")
+        say(f"{printable(name)}: {task_table(task_results[name])}")
     return as_json(checkpoint, text_results, task_results)
 
 
@@ -146,7 +146,7 @@ def _read_tasks(wanted: EvaluateOptions) -> tuple[dict[str, list[Question]], dic
         raise UserError(f"--shots {wanted.shots} must be 0 or more")
     if not all(wanted.stop):
         raise UserError("--stop '' is empty; name a text that ends an answer, or leave it out")
-    with as_written({"stop": "--stop", "max_tokens": "--max-tokens"}):
+    with naming_options({"stop": "--stop", "max_tokens": "--max-tokens"}):
         Sampling(max_tokens=wanted.max_tokens, stop=tuple(wanted.stop))
     for option, values in (("--data", list(wanted.text)), ("--task", [str(file) for file in wanted.tasks])):
         if twice := [value for value in values if values.count(value) > 1]:
@@ -174,9 +174,9 @@ def _check_task(
 @contextmanager
 def _in_words_of(name: str) -> Iterator[None]:
     """Has messages name a file that the user gave, and options instead of settings."""
-    with as_written({"data.path": "--data", "data.text_field": "--text-field"}):
+    with naming_options({"data.path": "--data", "data.text_field": "--text-field"}):
         try:
             yield
         except UserError as error:
-            named = name in str(error) or shown(name) in str(error)
-            raise UserError(str(error) if named else f"{shown(name)}: {error}") from None
+            named = name in str(error) or printable(name) in str(error)
+            raise UserError(str(error) if named else f"{printable(name)}: {error}") from None

@@ -11,13 +11,13 @@ import numpy as np
 from lm_eval.api.model import LM
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
-from mindspore_palm.data.border import follow
+from mindspore_palm.data.prompt import encode_pairs
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
 from mindspore_palm.evaluate.tasks import fit_prompt
 from mindspore_palm.file_names import CONFIG
 from mindspore_palm.generate import Generator, Sampling
-from mindspore_palm.options import as_written
+from mindspore_palm.options import naming_options
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.settings import load_settings
 
@@ -79,13 +79,13 @@ class HarnessPaLM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Natural log-likelihood of each continuation, and whether greedy decoding would give it.
 
-        Their border is that of ``data.border``: all choices of a question have the same context.
+        Their border is that of ``data.prompt``: all choices of a question have the same context.
 
         Raises:
             UserError: a continuation does not fit the window, or the logits are not finite.
         """
         rows = []
-        pairs = follow(self._scorer.tokenizer, (request.args for request in requests))
+        pairs = encode_pairs(self._scorer.tokenizer, (request.args for request in requests))
         for number, (context, tokens) in enumerate(pairs, 1):
             whole = np.concatenate([context, tokens])
             rows.append(continuation(whole, len(context), self._scorer.window, f"request {number}"))
@@ -173,7 +173,7 @@ def sampling_of(wishes: dict[str, Any]) -> Sampling:
     if penalty := numbers.get("repetition_penalty"):
         drawn["repetition_penalty"] = penalty
     named = {name: name for name in NUMBERS} | {"max_tokens": next(iter(lengths), LENGTHS[0])}
-    with as_written({setting: f"the task asks for {name} =" for setting, name in named.items()}):
+    with naming_options({setting: f"the task asks for {name} =" for setting, name in named.items()}):
         return Sampling(
             max_tokens=next(iter(lengths.values()), MAX_TOKENS), stop=tuple(text for text in until if text), **drawn
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mindspore_palm.data.corpus import check_once, check_text, json_lines, names_of
-from mindspore_palm.data.files import packing_of, shown
+from mindspore_palm.data.corpus import check_encodable, check_unique_field, json_lines, list_names
+from mindspore_palm.data.files import compression_of, printable
 from mindspore_palm.errors import UserError
-from mindspore_palm.random import permute
+from mindspore_palm.random import key64, permute
 
 FIELDS = ("prompt", "choices", "answer")
 SEPARATOR = "\n\n"  # between worked examples
@@ -45,10 +44,10 @@ def read_questions(file: Path) -> list[Question]:
     """
     questions = [_question(record, where) for record, where in _records(file)]
     if not questions:
-        raise UserError(f"{shown(file)}: there is no question in it")
+        raise UserError(f"{printable(file)}: there is no question in it")
     if any(bool(question.choices) != bool(questions[0].choices) for question in questions):
         raise UserError(
-            f"{shown(file)}: some questions have 'choices' and some have not; put each kind in a file of its own"
+            f"{printable(file)}: some questions have 'choices' and some have not; put each kind in a file of its own"
         )
     return questions
 
@@ -71,8 +70,8 @@ def prompts(questions: Sequence[Question], examples: Sequence[Question] | None, 
         raise UserError(f"{shots} examples are to stand before each question, and there are {there}; lower --shots")
     result = []
     for number, question in enumerate(questions):
-        digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
-        drawn = (permute(i, len(pool), int.from_bytes(digest, "big")) for i in range(len(pool)))
+        key = key64(f"{seed} {number}")
+        drawn = (permute(i, len(pool), key) for i in range(len(pool)))
         others = (place for place in drawn if examples is not None or place != number)
         worked = [pool[place].worked for place in islice(others, shots)]
         result.append(SEPARATOR.join([*worked, question.prompt]))
@@ -81,26 +80,26 @@ def prompts(questions: Sequence[Question], examples: Sequence[Question] | None, 
 
 def _records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
     try:
-        for record, where in json_lines(file, packing_of(file)):
+        for record, where in json_lines(file, compression_of(file)):
             if not isinstance(record, dict):
                 raise UserError(f'{where}: expected an object such as {{"prompt": "2 + 2 =", "answer": " 4"}}')
             yield record, where
     except OSError as error:
-        raise UserError(f"{shown(file)}: {error.strerror or error}") from None
+        raise UserError(f"{printable(file)}: {error.strerror or error}") from None
 
 
 def _question(record: dict[str, Any], where: str) -> Question:
     for name in ("prompt", "answer"):
         if name not in record:
-            raise UserError(f"{where}: there is no field {name!r}; there are {names_of(record)}")
+            raise UserError(f"{where}: there is no field {name!r}; there are {list_names(record)}")
     if unknown := sorted(record.keys() - set(FIELDS)):
         raise UserError(f"{where}: there is no use for the field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     for name in FIELDS:
-        check_once(record, name, where)
+        check_unique_field(record, name, where)
     prompt, answer = record["prompt"], record["answer"]
     if not isinstance(prompt, str):
         raise UserError(f"{where}: 'prompt' must be a string")
-    check_text(prompt, f"{where}: 'prompt'")
+    check_encodable(prompt, f"{where}: 'prompt'")
     if "choices" not in record:
         return Question(prompt, (), _texts([answer] if isinstance(answer, str) else answer, "answer", where))
     choices = _texts(record["choices"], "choices", where)
@@ -115,5 +114,5 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
         raise UserError(f"{where}: {name!r} must be a list of strings, none of them empty")
     for text in value:
-        check_text(text, f"{where}: {name!r}")
+        check_encodable(text, f"{where}: {name!r}")
     return tuple(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspore_palm.data.border import Prompt, at_border, follow
+from mindspore_palm.data.prompt import Prompt, encode_pairs, encode_prompt
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.estimate import Estimate, share
@@ -50,7 +50,7 @@ def choice_rows(
     """
     rows, cut = [], 0
     for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True), 1):
-        pairs = follow(tokenizer, ((prompt, choice) for choice in question.choices))
+        pairs = encode_pairs(tokenizer, ((prompt, choice) for choice in question.choices))
         for context, tokens in pairs:
             whole = np.concatenate([context, tokens])
             rows.append(continuation(whole, len(context), window, f"question {number}"))
@@ -61,7 +61,7 @@ def choice_rows(
 def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequence[str], shots: int) -> TaskResult:
     """Takes the choice that the network finds most likely after the prompt.
 
-    All choices of a question have the same context, that of ``data.border``.
+    All choices of a question have the same context, that of ``data.prompt``.
 
     Raises:
         UserError: a choice alone is longer than the window, or the logits are not finite.
@@ -119,7 +119,7 @@ def fit_prompt(tokenizer: Tokenizer, context: int, prompt: str, max_tokens: int)
             f"answers of {max_tokens} tokens leave no room for a prompt in a window of {context}; "
             f"set --max-tokens to at most {context - 2}"
         )
-    whole = at_border(tokenizer, prompt)
+    whole = encode_prompt(tokenizer, prompt)
     room = context - 1 - max_tokens - len(tokenizer.encode(whole.white_space))
     if room < 0:
         raise UserError(
@@ -131,6 +131,6 @@ def fit_prompt(tokenizer: Tokenizer, context: int, prompt: str, max_tokens: int)
 
 
 def prompt_and_continuation(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, int]:
-    """Tokens of ``prompt + text``, and which of them is the first to be scored as ``text``: see ``data.border``."""
-    ((context, tokens),) = follow(tokenizer, [(prompt, text)])
+    """Tokens of ``prompt + text``, and which of them is the first to be scored as ``text``: see ``data.prompt``."""
+    ((context, tokens),) = encode_pairs(tokenizer, [(prompt, text)])
     return np.concatenate([context, tokens]), len(context)

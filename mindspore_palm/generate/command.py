@@ -13,9 +13,9 @@ from pathlib import Path
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
-from mindspore_palm.data.border import Prompt, at_border
 from mindspore_palm.data.corpus import BOM
-from mindspore_palm.data.files import shown
+from mindspore_palm.data.files import printable
+from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.file_names import CONFIG, WORKERS
@@ -81,7 +81,7 @@ def read_prompt(file: str) -> str:
     if file == "-":
         return prompt_of(sys.stdin.buffer.read(MAX_BYTES).removeprefix(BOM), "the prompt on standard input")
     with open(file, "rb") as opened:
-        return prompt_of(opened.read(MAX_BYTES).removeprefix(BOM), f"the prompt in {shown(Path(file))}")
+        return prompt_of(opened.read(MAX_BYTES).removeprefix(BOM), f"the prompt in {printable(Path(file))}")
 
 
 def run(options: GenerateOptions, command: Sequence[str]) -> None:
@@ -247,7 +247,7 @@ class Terminal:
         while True:
             try:
                 line = waiting.pop(0) if waiting else input("> ")
-                new = at_border(tokenizer, prompt_of(os.fsencode(line), "the line") if line else "")
+                new = encode_prompt(tokenizer, prompt_of(os.fsencode(line), "the line") if line else "")
                 count = len(new.context) + len(tokenizer.encode(new.white_space))
                 if count >= context // 2:
                     raise UserError(f"the line has {count:,} tokens; at most {context // 2 - 1:,} fit")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from mindspore_palm.data.border import Prompt, at_border
+from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError, not_finite
@@ -115,7 +115,7 @@ class Generator:
             if len(prompt) > self.context * int(self.tokenizer.piece_bytes.max()):  # too long, without tokenizing it
                 raise UserError(f"{name} has {len(prompt):,} characters, {self._too_long}")
             try:
-                text = at_border(self.tokenizer, prompt)
+                text = encode_prompt(self.tokenizer, prompt)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
             prompt = Prompt((self.tokenizer.eod, *text.context), text.white_space)

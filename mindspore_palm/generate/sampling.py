@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspore_palm.data.border import Prompt
+from mindspore_palm.data.prompt import Prompt
 from mindspore_palm.errors import UserError
 
 MAX_LOGIT = 1e300  # bound of a logit after the penalty

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from mindspore_palm import console, surroundings
+from mindspore_palm import console, preflight
 from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.launch import stop, supervisor
 
@@ -24,7 +24,7 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
     console.protect(results)
 
     def start() -> None:
-        surroundings.check()
+        preflight.check()
         if not trains:
             stop.unblock()
             return
@@ -42,7 +42,7 @@ def run_process(main: Callable[[], None], *, trains: bool = False, results: bool
         try:
             main()
         except (MemoryError, RuntimeError, ImportError) as error:
-            if explanation := surroundings.explain(error):
+            if explanation := preflight.explain(error):
                 limited = True
                 raise UserError(explanation) from None
             raise

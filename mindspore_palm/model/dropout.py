@@ -6,13 +6,12 @@ the batch: no compiler, device or mesh changes it, and a resumed run draws it ag
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.parallel.axes import shard
+from mindspore_palm.random import philox
 
 
 class Dropout(nn.Cell):
@@ -59,8 +58,7 @@ def draw_dropout_mask(seed: int, step: int, rows: range, places: int, d_model: i
     """
     mask = np.empty((len(rows), places, d_model), np.float32)
     for i, row in enumerate(rows):
-        key = hashlib.blake2b(f"{seed}:dropout:{step}:{row}".encode(), digest_size=16).digest()
-        words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(places * d_model)
+        words = philox(f"{seed}:dropout:{step}:{row}").random_raw(places * d_model)
         retained = (words >> np.uint64(11)) * 2.0**-53 >= rate
         mask[i] = np.where(retained, 1.0 / (1.0 - rate), 0.0).reshape(places, d_model)
     return mask

@@ -6,7 +6,6 @@ random numbers: as easy as 1, 2, 3", 2011) starts at any i.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +15,7 @@ from mindspore import Parameter
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.weights import Weight, placements, weight_axes, weight_shapes, weights
 from mindspore_palm.parallel.weights import make_weight
+from mindspore_palm.random import philox
 
 __all__ = ["draw", "initial_parameter", "initial_values", "initial_weight", "placements", "standard_normal"]
 __all__ += ["weight_axes", "weight_shapes"]  # these and placements moved to weights.py
@@ -25,8 +25,7 @@ WORDS = 4  # 64-bit words that Philox gives for one step of its counter
 
 def standard_normal(seed: int, name: str, start: int, count: int) -> np.ndarray:
     """Elements start .. start + count of the endless sequence of N(0, 1) of (seed, name): float32 [count]."""
-    key = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
-    generator = np.random.Philox(key=int.from_bytes(key, "little"))
+    generator = philox(f"{seed}:{name}")
     generator.advance(start // WORDS)
     skip = start % WORDS
     words = generator.random_raw(skip + count)[skip:]

@@ -15,7 +15,7 @@ from mindspore_palm import console
 from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
-from mindspore_palm.surroundings import GRAPH_THREADS, NO_MEMORY, check_threads
+from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
 TARGETS = ("Ascend", "GPU", "CPU")  # device types, fastest first
 DEPTH = 100_000  # MS-19: nested calls of a graph; MindSpore's own limit of 1,000 is reached at some 100 layers

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from mindspore_palm.config import Recompute
-from mindspore_palm.figures import new_figure, save_figure
+from mindspore_palm.figures import make_figure, save_figure
 from mindspore_palm.plan.pods import PODS, Span
 from mindspore_palm.plan.step_time import PARTS, StepTime
 
@@ -95,7 +95,7 @@ def draw_pods(spans: dict[tuple[int, float], Span], own: float, file: Path, publ
 
     ``published``: how many times one pod PaLM's two were; None leaves the published points out.
     """
-    figure, (left, right) = new_figure(2, 12, 4.6)
+    figure, (left, right) = make_figure(2, 12, 4.6)
     links = sorted(link for pods, link in spans if pods == 2)
     for axes, x, chosen, label in (
         (left, links, [spans[2, link] for link in links], "2 pods"),
@@ -128,7 +128,7 @@ def _ways(spans: Sequence[Span]) -> list[tuple[str, list[float], str, str]]:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure, (axes,) = new_figure(1, width, height)
+    figure, (axes,) = make_figure(1, width, height)
     return figure, axes
 
 

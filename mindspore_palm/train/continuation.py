@@ -25,8 +25,8 @@ from mindspore_palm.checkpoint.timeline import (
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
-from mindspore_palm.data.files import shown
-from mindspore_palm.data.prepare import Kept
+from mindspore_palm.data.files import printable
+from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CHECKPOINTS, TOKENIZER
 from mindspore_palm.train.base_model import has_moved
@@ -192,7 +192,7 @@ def record_request(folder: Path, start: StartOptions, settings: Settings, prepar
         segments = segments_from(newest.step if newest else 0, before, settings, prepared, corpus)
         numbering = batches_of(settings, prepared, segments, rewinds)
         try:
-            first, last = (numbering.begins(batch) for batch in start.skip_batches)
+            first, last = (numbering.nominal_position(batch) for batch in start.skip_batches)
         except ValueError:
             first = last = -1
         if last < 0 or numbering.order_name != after.order_name:
@@ -244,8 +244,8 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
     )
     if changes and CONTENT not in start.accept:
         raise UserError(
-            f"data.path = {shown(settings.data.path)}: its text changed since the run began ({'; '.join(changes)}); "
-            f"restore the old text, or train on the new one with --accept {CONTENT}: the run resumes at its step, "
+            f"data.path = {printable(settings.data.path)}: its text changed since the run began "
+            f"({'; '.join(changes)}); restore the old text, or train on the new one with --accept {CONTENT}: the run resumes at its step, "
             "with its tokenizer, and its next batches come from the new text, some of which it may have seen"
         )
 
@@ -264,7 +264,7 @@ def _changes(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return sentences
 
 
-def kept_text(folder: Path) -> Kept | None:
+def kept_text(folder: Path) -> Pinned | None:
     """Tokenizer and split that the run in a folder keeps for its text; None if no checkpoint has them."""
     for step in steps_in(folder / CHECKPOINTS):
         try:
@@ -274,7 +274,7 @@ def kept_text(folder: Path) -> Kept | None:
         except (DamagedCheckpoint, OSError, KeyError):
             continue
         if hashlib.sha256(tokenizer).hexdigest() == corpus.get("tokenizer"):
-            return Kept(tokenizer, any_share=corpus.get("any_share", not _has_hash(corpus)))
+            return Pinned(tokenizer, any_share=corpus.get("any_share", not _has_hash(corpus)))
     return None
 
 

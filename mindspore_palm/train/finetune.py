@@ -80,7 +80,7 @@ def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
     finetune = settings.finetune
     if not finetune.checkpoint:
         kept = None if overwrite else kept_text(Path(settings.train.output))
-        return prepare(settings.data, settings.model.vocab_size, kept=kept)
+        return prepare(settings.data, settings.model.vocab_size, pinned=kept)
     return read_pairs(settings.data, finetune, load_tokenizer(finetune.checkpoint))
 
 

@@ -38,7 +38,7 @@ def fingerprint(prepared: Prepared) -> dict[str, Any]:
 
     ``train`` and ``validation`` each hold a ``sha256``. For text it covers all tokens in order: another order of the
     documents or a single changed digit gives another hash. For pairs it covers their texts in order. ``any_share``
-    marks a text that is split as earlier versions split it, see ``Kept``.
+    marks a text that is split as earlier versions split it, see ``Pinned``.
     """
     return {
         "tokenizer": hashlib.sha256(prepared.tokenizer.serialized).hexdigest(),

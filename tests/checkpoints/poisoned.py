@@ -26,7 +26,7 @@ def poison(first: int, last: int) -> None:
     def slice(self, step, start, count):
         inputs, targets = healthy(self, step, start, count)
         for row in range(count):
-            sequence = self._place(self.sequences_before(step) + start + row)
+            sequence = self._position_of(self.sequences_before(step) + start + row)
             if BATCH * first <= sequence < BATCH * last:
                 targets[row] = np.random.default_rng(sequence).integers(0, 512, targets.shape[1])
                 inputs[row] = shift(targets[row : row + 1], self.eod)[0]

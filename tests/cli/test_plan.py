@@ -107,8 +107,8 @@ REFUSED = {
         ["--config", "yaml/palm_8b.yaml", "--json", "no/such/plan.json"],
         "there is no folder to write",
     ),
-    "a folder": (["--config", "yaml/palm_8b.yaml", "--json", "tests"], "a folder or a device stands there"),
-    "a device": (["--config", "yaml/palm_8b.yaml", "--json", "/dev/null"], "a folder or a device stands there"),
+    "a folder": (["--config", "yaml/palm_8b.yaml", "--json", "tests"], "this is a folder or a device"),
+    "a device": (["--config", "yaml/palm_8b.yaml", "--json", "/dev/null"], "this is a folder or a device"),
     "a machine's folder": (
         ["--config", "yaml/palm_8b.yaml", "--machine", "no/such.yaml"],
         "there is no file no/such.yaml",

@@ -1,4 +1,4 @@
-"""The door for data: a good run ends with 0 from any folder, a bad one with 2 and a sentence."""
+"""The command prepare_data: it exits with 0 from any folder, and on bad input with 2 and one message."""
 
 import os
 import re
@@ -53,7 +53,7 @@ def test_a_name_that_is_not_utf8_is_prepared_and_shown(tmp_path, settings):
     assert missing.returncode == 2 and b"th\\xe9.txt: there is no such file" in missing.stderr
 
 
-def test_a_folder_says_what_is_not_read_and_does_not_wait_for_a_pipe(tmp_path, settings):
+def test_skipped_files_are_printed_and_a_pipe_is_not_waited_for(tmp_path, settings):
     texts = tmp_path / "texts"
     texts.mkdir()
     (tmp_path / "a.txt").rename(texts / "a.txt")
@@ -90,7 +90,7 @@ def test_a_book_among_notes_is_trained_on(tmp_path):
         ("data.prepared=a.txt", "a.txt"),
     ],
 )
-def test_bad_input_is_a_sentence(tmp_path, settings, change, message):
+def test_bad_input_is_one_message(tmp_path, settings, change, message):
     (tmp_path / "bad.txt").write_bytes(b"ab\xff")
     (tmp_path / "empty").mkdir()
     done = command(tmp_path, *settings, change)
@@ -99,8 +99,8 @@ def test_bad_input_is_a_sentence(tmp_path, settings, change, message):
     assert len(done.stderr.splitlines()) <= 2 and not done.stdout
 
 
-def test_a_limit_of_the_system_is_a_sentence(tmp_path, settings):
-    """What a full disk does, done by the system itself: no file may pass 2,000 bytes."""
+def test_a_limit_of_the_system_is_one_message(tmp_path, settings):
+    """The system limits files to 2,000 bytes, which has the effect of a full disk."""
     done = command(tmp_path, *settings, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
     assert done.returncode == 2
     assert done.stderr.startswith("error: File too large (p/") and len(done.stderr.splitlines()) == 1

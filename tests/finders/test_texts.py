@@ -1,7 +1,8 @@
-"""Finds texts that are not kept: any script, structure, encoding and kind of file is prepared losslessly or refused.
+"""Searches for text that is not preserved: any script, structure, encoding and file format is lossless or refused.
 
-A refusal must be one sentence that names the place, and must have its reason: bytes that are not UTF-8, no text, or a
-vocabulary that does not fit, in which case the size that it names must work. ``TEXTS=2000`` searches longer.
+A refusal must be one line that names the location, and it must have a reason: bytes that are not UTF-8, no text, or a
+vocabulary size that does not fit, in which case the size that the message names must work. ``TEXTS=2000`` searches
+longer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mindspore_palm.errors import UserError
 
 ALL = int(os.environ.get("TEXTS", "500"))
 SAMPLE = 15
-BLOCK = 128  # code points; every script has blocks of its own
+BLOCK = 128  # code points; every script has its own blocks
 SPECIAL = [
     "<unk>",
     "<s>",
@@ -56,7 +57,7 @@ SPECIAL += ["\0", "\r\n", "\r", "\t", "\x0b", "\x85", "\u2028", "\xa0", "\u3000"
 
 
 def _blocks() -> list[str]:
-    """The letters, marks and digits of each run of code points, of all that Unicode assigns."""
+    """Letters, marks, numbers and symbols of each block of code points that has any."""
     blocks = []
     for start in range(0, 0x110000, BLOCK):
         characters = [chr(code) for code in range(start, start + BLOCK) if not 0xD800 <= code < 0xE000]
@@ -70,22 +71,22 @@ BLOCKS = _blocks()
 
 @dataclass(frozen=True)
 class Case:
-    """Documents, and how they come as files."""
+    """Documents, and how they are stored in files."""
 
     documents: list[str]
-    kind: str
+    format: str
     encoding: str
-    packing: str
+    compression: str
     name: bytes
     fraction: float
     vocabulary: int
     given: bool
-    """Whether a tokenizer of other text is given."""
+    """Whether a tokenizer trained on other text is given."""
 
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """One document: words of a script or two in some structure."""
+    """One document: words of one or two scripts in some structure."""
     draw_block = st.sampled_from(BLOCKS)
     alphabet = "".join(draw(st.lists(draw_block, min_size=1, max_size=2)))
     words = draw(
@@ -116,12 +117,12 @@ def cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         documents = [f"{text}{number}" for number in range(draw(st.integers(1, 60))) for text in documents]
         documents = documents[:100]
-    kinds = ["folder", ".txt", ".jsonl", ".parquet", ".md", "no ending", "pattern"]
+    formats = ["folder", ".txt", ".jsonl", ".parquet", ".md", "no extension", "pattern"]
     return Case(
         documents=documents,
-        kind=draw(st.sampled_from(kinds)),
+        format=draw(st.sampled_from(formats)),
         encoding=draw(st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-16-le", "latin-1", "broken"])),
-        packing=draw(st.sampled_from(["", "", "", ".gz", ".bz2", ".xz"])),
+        compression=draw(st.sampled_from(["", "", "", ".gz", ".bz2", ".xz"])),
         name=draw(st.sampled_from([b"a", b"a b", b"caf\xe9", "漢字".encode(), b"a[1]", b"-x", b"line\nend", b"%s{}"])),
         fraction=draw(st.sampled_from([0.02, 0.1, 0.5])),
         vocabulary=draw(st.sampled_from([262, 270, 300, 400, 1000, 4096])),
@@ -130,7 +131,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def as_bytes(text: str, encoding: str) -> bytes:
-    """The text as a user's program may have written it."""
+    """The text as a user's program may have encoded it."""
     if encoding == "broken":
         content = text.encode()
         return content[: len(content) // 2] + b"\xc3\x28" + content[len(content) // 2 :]
@@ -138,7 +139,7 @@ def as_bytes(text: str, encoding: str) -> bytes:
 
 
 def in_utf8(content: bytes) -> str | None:
-    """What is to be learned from the bytes of a text file; None if they are no text."""
+    """Text of a file's bytes; None if they are not UTF-8."""
     try:
         return content.removeprefix(b"\xef\xbb\xbf").decode()
     except UnicodeDecodeError:
@@ -146,23 +147,23 @@ def in_utf8(content: bytes) -> str | None:
 
 
 def write(case: Case, home: Path) -> tuple[str, list[str | None]]:
-    """Writes the corpus: gives data.path, and the documents that must come back, None where one is no text."""
-    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[case.packing]
+    """Writes the corpus; returns data.path and the documents that must round-trip, None for one that is not UTF-8."""
+    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[case.compression]
     stem = os.fsdecode(case.name)
-    if case.kind in ("folder", "pattern"):
+    if case.format in ("folder", "pattern"):
         folder = home / stem
         folder.mkdir()
         expected = []
         for number, text in enumerate(case.documents):
             content = as_bytes(text, case.encoding)
-            (folder / f"{number:04d} {stem}.txt{case.packing}").write_bytes(pack(content))
+            (folder / f"{number:04d} {stem}.txt{case.compression}").write_bytes(compress(content))
             expected.append(in_utf8(content))
-        if case.kind == "folder":
+        if case.format == "folder":
             (folder / "left out.bin").write_bytes(b"\xff" * 10)
             return str(folder), expected
         (home / "all").symlink_to(folder)
         return str(home / "all" / "0*"), expected
-    if case.kind == ".parquet":
+    if case.format == ".parquet":
         pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
         import pyarrow.parquet as parquet_files
 
@@ -173,18 +174,18 @@ def write(case: Case, home: Path) -> tuple[str, list[str | None]]:
         with open(file, "wb") as stream:
             parquet_files.write_table(pyarrow.table({"text": column}), stream)
         return str(file), case.documents if as_text else [_decoded(content) for content in contents]
-    if case.kind == ".jsonl":
+    if case.format == ".jsonl":
         content = b"".join(
             as_bytes(json.dumps({"text": text}, ensure_ascii=bool(number % 2)) + "\n", "utf-8")
             for number, text in enumerate(case.documents)
         )
         content = b"\xef\xbb\xbf" + content if case.encoding == "utf-8-sig" else content
-        file = home / f"{stem}.jsonl{case.packing}"
-        file.write_bytes(pack(content))
+        file = home / f"{stem}.jsonl{case.compression}"
+        file.write_bytes(compress(content))
         return str(file), list(case.documents)
-    file = home / (stem + ("" if case.kind == "no ending" else case.kind) + case.packing)
+    file = home / (stem + ("" if case.format == "no extension" else case.format) + case.compression)
     content = as_bytes("".join(case.documents), case.encoding)
-    file.write_bytes(pack(content))
+    file.write_bytes(compress(content))
     return str(file), [in_utf8(content)]
 
 
@@ -200,23 +201,23 @@ def documents_of(prepared, split: str) -> list[str]:
     return [prepared.tokenizer.decode(np.asarray(tokens[a:b])) for a, b in itertools.pairwise(ends)]
 
 
-def come_back(documents: list[str], train: list[str], validation: list[str]) -> bool:
-    """Whether both splits, each in order, are the documents: whole in one of them, or a head and a tail in both."""
-    places = {(0, 0)}
+def round_trips(documents: list[str], train: list[str], validation: list[str]) -> bool:
+    """Whether both splits, in order, make up the documents: each is in one split, or a head and a tail in both."""
+    positions = {(0, 0)}
     for document in documents:
-        places = {
+        positions = {
             (i + a, j + b)
-            for i, j in places
+            for i, j in positions
             for a, b in ((1, 0), (0, 1), (1, 1))
             if i + a <= len(train)
             and j + b <= len(validation)
             and (train[i] if a else "") + (validation[j] if b else "") == document
         }
-    return (len(train), len(validation)) in places
+    return (len(train), len(validation)) in positions
 
 
 def check(case: Case, foreign: Tokenizer, counts: Counter[str]) -> None:
-    """Prepares a corpus and compares what comes back; counts how it ended."""
+    """Prepares a corpus and checks that it round-trips; counts the outcome."""
     home = Path(tempfile.mkdtemp(prefix="texts"))
     try:
         path, expected = write(case, home)
@@ -238,9 +239,9 @@ def check(case: Case, foreign: Tokenizer, counts: Counter[str]) -> None:
                 assert not list(home.glob("prepared/*/meta.json"))
         else:
             raise AssertionError(f"the size that the message names, {size}, was refused as well: {case}")
-        assert None not in expected, "bytes that are no text were taken"
-        kept = [text for text in expected if text]
-        assert come_back(kept, documents_of(prepared, "train"), documents_of(prepared, "validation"))
+        assert None not in expected, "bytes that are not UTF-8 were accepted"
+        expected_texts = [text for text in expected if text]
+        assert round_trips(expected_texts, documents_of(prepared, "train"), documents_of(prepared, "validation"))
         pieces = [prepared.tokenizer.decode([token]) for token in range(prepared.tokenizer.vocab_size)]
         assert case.given or not any(len(p) > 1 and any(c.isdecimal() for c in p) for p in pieces)
         again = prepare(data, size, progress=False)
@@ -252,7 +253,7 @@ def check(case: Case, foreign: Tokenizer, counts: Counter[str]) -> None:
 
 
 def refused(message: str, expected: list[str | None], case: Case, home: Path, counts: Counter[str]) -> int | None:
-    """Sees that a refusal has its reason; gives the size of vocabulary that it advises, if it does."""
+    """Checks that a refusal has a reason; returns the vocabulary size that it suggests, if any."""
     assert len(message.splitlines()) == 1 and message.isprintable(), message
     if "not UTF-8 text at byte" in message:
         assert None in expected, message
@@ -260,9 +261,9 @@ def refused(message: str, expected: list[str | None], case: Case, home: Path, co
         counts["refused, not UTF-8"] += 1
         return None
     assert f"data.path = {home}" in message, message
-    found = re.search(r"largest possible is (\d+)|set it to (\d+) or more", message)
-    if found and not case.given:
-        return int(found.group(1) or found.group(2))
+    suggested = re.search(r"largest possible is (\d+)|set it to (\d+) or more", message)
+    if suggested and not case.given:
+        return int(suggested.group(1) or suggested.group(2))
     text = "".join(text or "" for text in expected)
     if "there is no text in it" in message:
         assert not text
@@ -276,7 +277,7 @@ def refused(message: str, expected: list[str | None], case: Case, home: Path, co
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    """A tokenizer that knows little of any of this."""
+    """A tokenizer trained on unrelated text."""
     text = "def f(x):\n    return x + 1234 # names and words\n" * 5
     return Tokenizer.train([text], 290, tmp_path_factory.mktemp("foreign") / "tokenizer.model")
 
@@ -284,8 +285,8 @@ def foreign(tmp_path_factory):
 @pytest.mark.parametrize(
     "number", [pytest.param(SAMPLE, id="sample"), pytest.param(ALL, id="all", marks=pytest.mark.slow)]
 )
-def test_any_text_is_prepared_losslessly_or_refused_with_its_place(number, foreign, monkeypatch):
-    monkeypatch.setattr(corpus, "PART_BYTES", 1000)  # small texts come in many parts and shards, as large ones do
+def test_any_text_is_prepared_losslessly_or_refused_with_its_location(number, foreign, monkeypatch):
+    monkeypatch.setattr(corpus, "PART_BYTES", 1000)  # small texts have many parts and shards, as large ones do
     monkeypatch.setattr(sys.modules["mindspore_palm.data.prepare"], "SHARD_BYTES", 3000)
     monkeypatch.setattr(tokenizer_module, "CHUNK_CHARACTERS", 400)
     counts: Counter[str] = Counter()
@@ -303,8 +304,8 @@ def test_any_text_is_prepared_losslessly_or_refused_with_its_place(number, forei
         check(case, foreign, counts)
 
     search()
-    said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-    print(f"\n{counts.total()} texts: {said}")
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    print(f"\n{counts.total()} texts: {outcomes}")
     assert counts["lossless"] > number / 3
 
 
@@ -332,8 +333,8 @@ CORPORA = [
 ]
 
 
-def model_of_others(draw: random.Random) -> bytes:
-    """A lossless SentencePiece model of any type, as somebody else may have trained it."""
+def foreign_model(draw: random.Random) -> bytes:
+    """A lossless SentencePiece model of any type, as another project may have trained it."""
     model = io.BytesIO()
     extra = {"control_symbols": ["<c>", "ctl"]} if draw.random() < 0.3 else {}
     sentencepiece.SentencePieceTrainer.train(
@@ -358,13 +359,13 @@ def model_of_others(draw: random.Random) -> bytes:
 @pytest.mark.parametrize(
     "number", [pytest.param(SAMPLE, id="sample"), pytest.param(ALL, id="all", marks=pytest.mark.slow)]
 )
-def test_any_model_of_others_that_is_taken_keeps_any_text(number):
+def test_any_accepted_foreign_model_is_lossless(number):
     draw, parts = random.Random(20220405), [*"abc xyz 12\n\t\r<>", *SYMBOLS, *SPECIAL]
     for _ in range(number):
-        tokenizer = Tokenizer("theirs", model_of_others(draw))
+        tokenizer = Tokenizer("theirs", foreign_model(draw))
         for _ in range(40):
             text = "".join(draw.choices(parts, k=draw.randint(1, 12)))
             tokens = tokenizer.encode(text)
             assert tokenizer.decode(tokens) == text
             assert tokenizer.piece_bytes[np.array(tokens, int)].sum() == len(text.encode())
-    print(f"\n{number} models of others, 40 texts each: all kept")
+    print(f"\n{number} foreign models, 40 texts each: all lossless")

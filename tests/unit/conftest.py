@@ -1,4 +1,4 @@
-"""What several of the unit tests share."""
+"""Fixtures that several unit tests share."""
 
 import json
 

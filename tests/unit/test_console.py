@@ -1,4 +1,4 @@
-"""Streams that are closed, full or gone: a record does not end a run, and results that nobody got are no success."""
+"""Streams that are closed, full or gone: a lost log does not end a run, and lost results are a failure."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def main():
 
 sys.exit(run_process(main, trains=TRAINS, results=RESULTS))
 """
-RECORDS = RUNS.replace("TRAINS", "True").replace("RESULTS", "False")
+LOGS = RUNS.replace("TRAINS", "True").replace("RESULTS", "False")
 RESULTS = RUNS.replace("TRAINS", "False").replace("RESULTS", "True").replace("200", "3000")  # more than a pipe holds
 
 
 def shell(script, code, tmp_path):
-    """Runs a line of bash in which $T is a command that writes a file when it is done; the code of $T is in $code."""
+    """Runs a line of bash. $T is a command that writes a file when done; the script puts its exit code in $code."""
     (tmp_path / "command.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "T": f"{sys.executable} command.py done"}
     line = f"{script}\nexit ${{code:-$?}}"
@@ -60,10 +60,10 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("streams", STREAMS)
-def test_a_run_whose_record_cannot_be_written_goes_to_its_end(streams, tmp_path):
-    done = shell(STREAMS[streams], RECORDS, tmp_path)
+def test_a_run_whose_log_cannot_be_written_finishes(streams, tmp_path):
+    done = shell(STREAMS[streams], LOGS, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "done").read_text() == "done"  # no line of the log went there, either
+    assert (tmp_path / "done").read_text() == "done"  # and no line of the log
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
@@ -76,7 +76,7 @@ def test_a_run_whose_record_cannot_be_written_goes_to_its_end(streams, tmp_path)
         ("standard error closed", 0),
     ],
 )
-def test_a_command_whose_results_cannot_be_written_has_not_succeeded(streams, code, tmp_path):
+def test_a_command_whose_results_cannot_be_written_fails(streams, code, tmp_path):
     done = shell(STREAMS[streams], RESULTS, tmp_path)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
@@ -84,8 +84,8 @@ def test_a_command_whose_results_cannot_be_written_has_not_succeeded(streams, co
         assert "error: standard output is closed" in done.stderr
 
 
-def test_few_results_that_are_written_at_the_very_end_count_as_well(tmp_path):
-    """They fit into the buffer, and only its last flush fails."""
+def test_results_that_are_only_flushed_at_exit_count_too(tmp_path):
+    """They fit in the buffer, so only the last flush fails."""
     code = "import sys\nfrom mindspore_palm.launch.command import run_process\n"
     code += "sys.exit(run_process(lambda: print('42')))\n"
     assert shell("$T > /dev/full", code, tmp_path).returncode == 2
@@ -95,7 +95,7 @@ def test_few_results_that_are_written_at_the_very_end_count_as_well(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["run/train.py", "--print-config"], ["run/plan.py", "--published"]])
-def test_commands_that_print_fail_if_nobody_reads(command):
+def test_commands_that_print_results_fail_if_they_cannot_be_written(command):
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} {' '.join(command)} > /dev/full"], cwd=ROOT, capture_output=True, text=True
     )
@@ -103,64 +103,64 @@ def test_commands_that_print_fail_if_nobody_reads(command):
 
 
 def test_a_terminal_that_is_closed_does_not_end_a_run(tmp_path):
-    """Writing to it gives EIO; and the hangup is ignored here, as by nohup."""
+    """Writing to it fails with EIO; SIGHUP is ignored, as with nohup."""
     (tmp_path / "command.py").write_text(
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        + RECORDS.replace("def main():\n", "def main():\n    time.sleep(2)\n")
+        + LOGS.replace("def main():\n", "def main():\n    time.sleep(2)\n")
     )
-    own, other = pty.openpty()
+    ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "command.py", "done"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=other,
-        stdout=other,
-        stderr=other,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         start_new_session=True,
     )
-    os.close(other)
+    os.close(theirs)
     time.sleep(1)
-    os.close(own)
+    os.close(ours)
     assert process.wait(timeout=60) == 0
     assert (tmp_path / "done").read_text() == "done"
 
 
-def test_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(monkeypatch, capsys):
+def test_progress_without_a_terminal_is_a_line_every_30_seconds(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.Bar(1000, 0) as bar:
         for _ in range(1000):
             now[0] += 0.25
             bar.advance("loss 2.5")
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
     assert lines[0] == "step 1 of 1,000: loss 2.5"
     assert 7 <= len(lines) <= 10  # 250 seconds
-    assert said.err == ""
+    assert output.err == ""
 
 
 def test_the_bar_is_drawn_on_a_terminal(tmp_path):
-    (tmp_path / "command.py").write_text(RECORDS)
-    own, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    (tmp_path / "command.py").write_text(LOGS)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "command.py", "done"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=other,
-        stderr=other,
+        stdout=theirs,
+        stderr=theirs,
     )
-    os.close(other)
+    os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):
-        while text := os.read(own, 65536):
+        while text := os.read(ours, 65536):
             shown += text
     assert process.wait(timeout=60) == 0
     assert b"200/200" in shown and b"line 199" in shown
 
 
 def test_a_reader_that_goes_away_does_not_end_a_process_that_has_its_own_streams():
-    """Training that a script of the user's has started."""
+    """Such as training that a user's script started."""
     script = "from mindspore_palm.console import say\nimport sys\ninput()\nsay('a')\nsay('b')\nsys.exit(7)"
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
@@ -172,8 +172,8 @@ def test_a_reader_that_goes_away_does_not_end_a_process_that_has_its_own_streams
 
 
 @pytest.mark.parametrize("read", ["sys.stdin.buffer.read()", "sys.stdin.read()"])
-def test_a_standard_input_that_is_closed_is_at_its_end(read):
-    """Python has no ``sys.stdin`` then."""
+def test_a_closed_standard_input_is_at_its_end(read):
+    """Python sets ``sys.stdin`` to None then."""
     script = f"import sys; from mindspore_palm import console; console.protect(); print(len({read}))"
     command = ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -8,7 +8,7 @@ import hashlib
 import pytest
 
 from mindspore_palm.config import Settings
-from mindspore_palm.data.prepare import Kept
+from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train import continuation as module
@@ -178,9 +178,9 @@ def test_a_moved_text_is_accepted_if_its_content_is_known(stored):
 def test_a_run_keeps_the_tokenizer_of_its_checkpoints(stored, tmp_path):
     assert kept_text(tmp_path) is None
     known = {**fingerprint_of(), "tokenizer": hashlib.sha256(b"a tokenizer").hexdigest()}
-    assert kept_text(stored(known)) == Kept(b"a tokenizer")
-    assert kept_text(stored(old(known))) == Kept(b"a tokenizer", any_share=True)
-    assert kept_text(stored({**known, "any_share": True})) == Kept(b"a tokenizer", any_share=True)
+    assert kept_text(stored(known)) == Pinned(b"a tokenizer")
+    assert kept_text(stored(old(known))) == Pinned(b"a tokenizer", any_share=True)
+    assert kept_text(stored({**known, "any_share": True})) == Pinned(b"a tokenizer", any_share=True)
     assert kept_text(stored(known, b"altered")) is None
 
 

@@ -1,4 +1,4 @@
-"""A batch is a function of seed and step; every token is predicted once in each epoch."""
+"""A batch is a function of seed and step, and every token is predicted once per epoch."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def write(folder, count):
 
 @pytest.fixture
 def tokens(tmp_path):
-    """50 whole sequences and 5 tokens more; every token is different."""
+    """50 sequences and 5 more tokens, all of them different."""
     return write(tmp_path / "t", 405)
 
 
@@ -32,7 +32,7 @@ def test_inputs_are_targets_shifted_by_one(tokens):
     assert inputs.dtype == targets.dtype == np.int32
     assert (inputs[:, 0] == EOD).all()
     assert np.array_equal(inputs[:, 1:], targets[:, :-1])
-    assert (targets[:, 0] % SEQ_LEN == 0).all() and (np.diff(targets) == 1).all()  # whole sequences, none overlaps
+    assert (targets[:, 0] % SEQ_LEN == 0).all() and (np.diff(targets) == 1).all()  # full sequences without overlap
 
 
 def test_every_sequence_once_an_epoch_in_a_new_order(tokens):
@@ -44,7 +44,7 @@ def test_every_sequence_once_an_epoch_in_a_new_order(tokens):
     assert [batches.epoch(s) for s in (0, 9, 10, 25)] == [0, 0, 1, 2]
 
 
-def test_a_batch_over_the_end_of_an_epoch_goes_on_in_the_next(tokens):
+def test_a_batch_at_the_end_of_an_epoch_continues_in_the_next(tokens):
     batches = make(tokens, [(0, 48)])
     first, second = batches.batch(0)[1][:, 0], batches.batch(1)[1][:, 0]
     assert set(first) | set(second[:2]) == set(range(0, 400, SEQ_LEN))
@@ -65,11 +65,11 @@ def test_workers_together_read_the_batch(tokens, workers):
     for step in (0, 2, 3, 9):
         share = batches.batch_size(step) // workers
         parts = [make(tokens, [(0, 6), (3, 12)]).slice(step, w * share, share) for w in range(workers)]
-        for whole, pieces in zip(batches.batch(step), zip(*parts, strict=True), strict=True):
-            assert np.array_equal(whole, np.concatenate(pieces))
+        for full, shares in zip(batches.batch(step), zip(*parts, strict=True), strict=True):
+            assert np.array_equal(full, np.concatenate(shares))
 
 
-def test_rows_that_are_not_there(tokens):
+def test_rows_out_of_range(tokens):
     batches = make(tokens)
     assert batches.slice(0, 6, 0)[0].shape == (0, SEQ_LEN)
     for step, first, count in ((0, 5, 2), (0, -1, 2), (-1, 0, 1)):
@@ -86,21 +86,21 @@ def test_the_ramp(tokens):
 
 
 def test_positions_are_exact_far_out(tokens):
-    """Beyond 2**53 floating point, and beyond 2**63 fixed point, would count wrong."""
+    """Floating point is inexact beyond 2**53, and int64 overflows beyond 2**63."""
     batches = make(tokens, [(0, 7)])
     step = 50 * 10**20 + 3
     assert batches.sequences_before(step) == 7 * step
     rows = np.concatenate([batches.batch(step + i)[1][:, 0] for i in range(4)])
-    assert len(set(rows)) == 28  # positions 21 to 49 of an epoch: no sequence twice
+    assert len(set(rows)) == 28  # positions 21 to 48 of an epoch: no sequence twice
     later = np.concatenate([batches.batch(step + 4 + i)[1][:, 0] for i in range(4)])
     assert set(later[:1]) | set(rows) <= set(range(0, 400, SEQ_LEN)) and len(set(later[1:])) == 27
 
 
-def test_what_is_left_out(tokens):
-    """The order stays; sequences in the ranges are passed over, and no other."""
+def test_skipped_ranges(tokens):
+    """The order stays the same; exactly the sequences in the ranges are skipped."""
     everything = make(tokens, [(0, 5)])
     order = np.concatenate([everything.batch(step)[1][:, 0] for step in range(30)])
-    kept = np.delete(order, np.r_[7:12, 48:53, 90:91])  # within an epoch of 50, over its end, a single one
+    kept = np.delete(order, np.r_[7:12, 48:53, 90:91])  # within an epoch of 50, across its end, a single one
     batches = make(tokens, [(0, 2), (4, 5)], skipped=[(7, 12), (48, 53), (90, 91)])
     sizes = [batches.batch_size(step) for step in range(25)]
     assert sizes == [2] * 4 + [5] * 21  # the ramp counts steps, not data
@@ -119,7 +119,7 @@ def test_too_little_text_for_a_batch(tokens):
         make(tokens, [(0, 4), (9, 51)])
 
 
-def test_validation_is_in_order_and_its_last_batch_is_filled(tokens):
+def test_validation_is_in_order_and_its_last_batch_is_padded(tokens):
     batches = list(validation_batches(tokens, SEQ_LEN, EOD, 16))
     assert [b[0].shape for b in batches] == [(16, SEQ_LEN)] * 4
     targets = np.concatenate([t for _, t in batches])
@@ -129,7 +129,7 @@ def test_validation_is_in_order_and_its_last_batch_is_filled(tokens):
     assert all((inputs[:, 0] == EOD).all() for inputs, _ in batches)
 
 
-def test_a_limit_takes_from_the_whole_split(tokens):
+def test_a_limit_samples_the_full_split(tokens):
     batches = list(validation_batches(tokens, SEQ_LEN, EOD, 3, 5))
     targets = np.concatenate([t for _, t in batches])
     assert (targets[:, 0] // SEQ_LEN)[:5].tolist() == [0, 10, 20, 30, 40]

@@ -1,4 +1,4 @@
-"""A corpus is known by its bytes: neither name nor size nor time makes two texts one, or one text two."""
+"""A corpus is identified by its bytes, not by names, sizes or times."""
 
 import gzip
 import json
@@ -11,11 +11,11 @@ import pytest
 from mindspore_palm.config import DataConfig
 from mindspore_palm.data import content, prepare
 from mindspore_palm.data.files import find_files
-from mindspore_palm.data.prepare import Kept
+from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 
-module = sys.modules["mindspore_palm.data.prepare"]  # its name in the package is that of its function
+module = sys.modules["mindspore_palm.data.prepare"]  # the package has the function under this name
 TIME = (1_600_000_000_000_000_000,) * 2
 LINE = "a line of {} that says {} and no more than {}\n"
 
@@ -31,25 +31,25 @@ def write(file, content):
     return file
 
 
-def run(path, folder, kept=None, **changes):
+def run(path, folder, pinned=None, **changes):
     data = DataConfig(**{"path": str(path), "prepared": str(folder / "p"), "validation_fraction": 0.1, **changes})
-    return prepare(data, 300, progress=False, kept=kept)
+    return prepare(data, 300, progress=False, pinned=pinned)
 
 
-def whole(prepared):
-    """All text, in the order of the splits."""
+def text_of(prepared):
+    """Text of both splits, train first."""
     return "".join(
         prepared.tokenizer.decode(np.asarray(split.tokens)) for split in (prepared.train, prepared.validation)
     )
 
 
-def test_two_texts_of_one_name_size_and_time_in_two_folders(tmp_path):
+def test_two_texts_with_one_name_size_and_time_in_two_folders(tmp_path):
     one, other = (write(tmp_path / word / "a.txt", text(word)) for word in ("cats", "dogs"))
     assert one.stat().st_size == other.stat().st_size and one.stat().st_mtime_ns == other.stat().st_mtime_ns
-    assert whole(run(one, tmp_path)) == text("cats")
-    assert whole(run(other, tmp_path)) == text("dogs")
-    assert whole(run(one.parent, tmp_path)) == text("cats")
-    assert whole(run(other.parent, tmp_path)) == text("dogs")
+    assert text_of(run(one, tmp_path)) == text("cats")
+    assert text_of(run(other, tmp_path)) == text("dogs")
+    assert text_of(run(one.parent, tmp_path)) == text("cats")
+    assert text_of(run(other.parent, tmp_path)) == text("dogs")
 
 
 def test_a_text_rewritten_in_place_with_its_old_time(tmp_path):
@@ -58,13 +58,13 @@ def test_a_text_rewritten_in_place_with_its_old_time(tmp_path):
     with open(file, "r+") as stream:  # the inode stays as well
         stream.write(text("dogs"))
     os.utime(file, ns=TIME)
-    assert whole(run(file, tmp_path)) == text("dogs")
+    assert text_of(run(file, tmp_path)) == text("dogs")
 
 
 def test_a_text_that_is_moved_renamed_or_touched_is_not_prepared_again(tmp_path, monkeypatch):
     file = write(tmp_path / "a.txt", text("cats"))
     first = run(file, tmp_path)
-    monkeypatch.setattr(module, "survey", None)
+    monkeypatch.setattr(module, "survey_corpus", None)
     moved = file.rename(tmp_path / "another name.txt")
     os.utime(moved)
     second = run(moved, tmp_path)
@@ -72,7 +72,7 @@ def test_a_text_that_is_moved_renamed_or_touched_is_not_prepared_again(tmp_path,
     assert "another name.txt" in second.summary() and "another name.txt" not in first.summary()
 
 
-def test_two_documents_that_change_places_are_another_text(tmp_path):
+def test_swapping_two_documents_makes_another_text(tmp_path):
     write(tmp_path / "c" / "1.txt", text("cats"))
     write(tmp_path / "c" / "2.txt", text("dogs"))
     first = run(tmp_path / "c", tmp_path)
@@ -86,7 +86,7 @@ def test_two_documents_that_change_places_are_another_text(tmp_path):
     assert counts[0]["bytes"] == counts[1]["bytes"]
 
 
-def test_the_same_documents_out_of_another_kind_of_file_are_the_same_tokens(tmp_path):
+def test_the_same_documents_in_another_file_format_give_the_same_tokens(tmp_path):
     documents = [LINE.format(f"document {i}", i, i) * 5 for i in range(60)]
     lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
     write(tmp_path / "a.jsonl", lines)
@@ -98,7 +98,7 @@ def test_the_same_documents_out_of_another_kind_of_file_are_the_same_tokens(tmp_
     assert len({prepared.folder for prepared in runs}) == 3
 
 
-def test_a_tokenizer_file_is_known_by_its_bytes(tmp_path):
+def test_a_tokenizer_file_is_identified_by_its_bytes(tmp_path):
     file = write(tmp_path / "a.txt", text("cats"))
     model = tmp_path / "m" / "tokenizer.model"
     model.parent.mkdir()
@@ -109,48 +109,48 @@ def test_a_tokenizer_file_is_known_by_its_bytes(tmp_path):
     Tokenizer.train([text("dogs")], 300, model)
     os.utime(model, ns=TIME)
     second = run(file, tmp_path, tokenizer=str(model))
-    assert second.folder != first.folder and whole(second) == text("cats")
+    assert second.folder != first.folder and text_of(second) == text("cats")
 
 
 def test_a_large_file_is_read_once_until_anything_about_it_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "REMEMBERED_BYTES", 1000)
-    monkeypatch.setattr(content, "SETTLED_SECONDS", -3600)  # as if the file was old
+    monkeypatch.setattr(content, "CACHED_BYTES", 1000)
+    monkeypatch.setattr(content, "SETTLED_SECONDS", -3600)  # as if the file were old
     file = write(tmp_path / "a.txt", text("cats"))
-    memory = tmp_path / "memory"
-    memory.mkdir()
+    cache = tmp_path / "cache"
+    cache.mkdir()
 
     def read():
-        """The hash, and whether the file was read for it."""
-        opened = []
-        monkeypatch.setattr(content.hashlib, "blake2b", lambda **o: opened.append(1) or blake2b(**o))
-        result = content.content_of(find_files(str(file)).read, memory)
+        """The hash, and whether the file was read to compute it."""
+        reads = []
+        monkeypatch.setattr(content.hashlib, "blake2b", lambda **o: reads.append(1) or blake2b(**o))
+        result = content.content_of(find_files(str(file)).read, cache)
         monkeypatch.setattr(content.hashlib, "blake2b", blake2b)
-        return result, bool(opened)
+        return result, bool(reads)
 
     blake2b = content.hashlib.blake2b
     first, was_read = read()
     assert was_read and read() == (first, False)
     file.write_text(text("dogs"))
-    os.utime(file, ns=TIME)  # size, inode and time as before; ctime is not
+    os.utime(file, ns=TIME)  # size, inode and time as before, but not ctime
     second, was_read = read()
     assert was_read and second != first
     file.rename(tmp_path / "b.txt")
     write(file, text("cats"))
     assert read() == (first, True)
-    (memory / "hashes.json").write_text("{")
+    (cache / "hashes.json").write_text("{")
     assert read() == (first, True)
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path, monkeypatch):
-    """A clock of the disk may be too coarse to tell a change right after it was read."""
-    monkeypatch.setattr(content, "REMEMBERED_BYTES", 1000)
+def test_the_hash_of_a_file_that_just_changed_is_not_cached(tmp_path, monkeypatch):
+    """The file system's clock may be too coarse to show a change right after the file was read."""
+    monkeypatch.setattr(content, "CACHED_BYTES", 1000)
     file = write(tmp_path / "a.txt", text("cats"))
     content.content_of(find_files(str(file)).read, tmp_path)
     assert not (tmp_path / "hashes.json").exists()
 
 
 def test_a_folder_of_an_earlier_version_is_never_read(tmp_path):
-    """Its name knew sizes and times alone, and its tokenizer may lose text."""
+    """Its name depends only on sizes and times, and its tokenizer may be lossy."""
     file = write(tmp_path / "a.txt", text("cats"))
     first = run(file, tmp_path)
     old = first.folder.rename(first.folder.with_name("a-300-cf466a5dec"))
@@ -160,14 +160,14 @@ def test_a_folder_of_an_earlier_version_is_never_read(tmp_path):
 
 def test_a_text_that_changes_and_changes_back_while_it_is_prepared_is_refused(tmp_path, monkeypatch):
     file = write(tmp_path / "a.txt", text("cats"))
-    survey = module.survey
+    survey = module.survey_corpus
 
     def change(*arguments):
         result = survey(*arguments)
         write(file, text("dogs"))
         return result
 
-    monkeypatch.setattr(module, "survey", change)
+    monkeypatch.setattr(module, "survey_corpus", change)
     check = module._Preparation._text_changed
 
     def change_back(self):
@@ -178,26 +178,26 @@ def test_a_text_that_changes_and_changes_back_while_it_is_prepared_is_refused(tm
     with pytest.raises(UserError, match="the text changed while it was prepared"):
         run(file, tmp_path)
     monkeypatch.undo()
-    assert whole(run(file, tmp_path)) == text("cats")
+    assert text_of(run(file, tmp_path)) == text("cats")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", None])
-def test_a_tokenizer_that_was_altered_on_the_way_is_trained_again(tmp_path, monkeypatch, content):
+def test_a_tokenizer_altered_midway_is_trained_again(tmp_path, monkeypatch, content):
     file = write(tmp_path / "a.txt", text("cats"))
-    whole_folder = run(file, tmp_path / "uninterrupted").folder
+    uninterrupted = run(file, tmp_path / "uninterrupted").folder
     monkeypatch.setattr(module, "write_json", _stop_at(module.write_json, "progress.json"))
     with pytest.raises(RuntimeError):
         run(file, tmp_path)
     monkeypatch.undo()
     (model,) = tmp_path.glob("p/*/tokenizer.model")
-    if content is None:  # another one, which is lossless
+    if content is None:  # another tokenizer, lossless too
         Tokenizer.train([text("dogs and birds")], 300, model)
     else:
         model.write_bytes(content)
     prepared = run(file, tmp_path)
-    assert whole(prepared) == text("cats")
+    assert text_of(prepared) == text("cats")
     if content is not None:
-        assert (prepared.folder / "tokenizer.model").read_bytes() == (whole_folder / "tokenizer.model").read_bytes()
+        assert (prepared.folder / "tokenizer.model").read_bytes() == (uninterrupted / "tokenizer.model").read_bytes()
 
 
 def _stop_at(write_json, name):
@@ -212,11 +212,11 @@ def _stop_at(write_json, name):
 def test_a_run_that_resumes_keeps_its_tokenizer(tmp_path):
     file = write(tmp_path / "a.txt", text("cats"))
     first = run(file, tmp_path)
-    kept = Kept(first.tokenizer.serialized)
-    assert run(file, tmp_path, kept).folder == first.folder  # nothing is encoded twice
+    pinned = Pinned(first.tokenizer.serialized)
+    assert run(file, tmp_path, pinned).folder == first.folder  # nothing is encoded twice
     other = write(tmp_path / "b.txt", text("dogs"))
-    second = run(other, tmp_path, kept)
-    assert second.tokenizer.serialized == first.tokenizer.serialized and whole(second) == text("dogs")
+    second = run(other, tmp_path, pinned)
+    assert second.tokenizer.serialized == first.tokenizer.serialized and text_of(second) == text("dogs")
     assert run(other, tmp_path).tokenizer.serialized != first.tokenizer.serialized
 
 
@@ -225,5 +225,5 @@ def test_a_name_that_is_not_utf8_is_prepared(tmp_path):
     file = write(folder / "caf\udce9.txt", text("cats"))
     for path in (file, folder):
         prepared = run(path, folder)
-        assert whole(prepared) == text("cats") and "caf\\xe9" in prepared.summary()
+        assert text_of(prepared) == text("cats") and "caf\\xe9" in prepared.summary()
         prepared.summary().encode()

@@ -1,4 +1,4 @@
-"""Every kind of corpus is read as it is, and every bad one is refused with its place and what to change."""
+"""Every corpus format is read unchanged, and bad content is refused with its location and a fix."""
 
 import decimal
 import json
@@ -22,10 +22,10 @@ def parquet(file, columns):
     return file
 
 
-def test_text_is_taken_as_it_is(tmp_path):
+def test_text_is_read_unchanged(tmp_path):
     content = "\ufeffa\r\nb\rc\0\t \u2581\n\n"
     (tmp_path / "a.txt").write_bytes(content.encode())
-    assert read(tmp_path / "a.txt") == [content[1:]]  # but for the byte order mark
+    assert read(tmp_path / "a.txt") == [content[1:]]  # without the byte order mark
 
 
 def test_json_lines(tmp_path):
@@ -38,7 +38,7 @@ def test_parquet(tmp_path):
     assert read(parquet(tmp_path / "a.parquet", {"body": ["a", "", "é"], "n": [1, 2, 3]}), "body") == ["a", "é"]
 
 
-def test_folder_and_glob_are_sorted_and_hidden_files_passed_over(tmp_path):
+def test_folder_and_glob_are_sorted_and_hidden_files_skipped(tmp_path):
     for name in ("b.txt", "sub/a.TXT", ".hidden.txt", ".git/x.txt", "c.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -50,7 +50,7 @@ def test_folder_and_glob_are_sorted_and_hidden_files_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["line\n" * 50, "x" * 200, "é漢😀" * 40, "a\n" + "😀" * 60 + "\nend"])
-def test_a_large_text_comes_in_parts_that_make_it_whole(tmp_path, monkeypatch, text):
+def test_the_parts_of_a_large_text_make_up_the_text(tmp_path, monkeypatch, text):
     monkeypatch.setattr(corpus, "PART_BYTES", 17)
     file = tmp_path / "a.txt"
     file.write_bytes(text.encode())
@@ -61,7 +61,7 @@ def test_a_large_text_comes_in_parts_that_make_it_whole(tmp_path, monkeypatch, t
     assert [part.offset for part in parts] == [sum(p.part_size for p in parts[:i]) for i in range(len(parts))]
 
 
-def test_python_stdlib_is_there_without_its_tests():
+def test_python_stdlib_comes_without_its_tests():
     names = [file.name for file in corpus_files("python-stdlib")]
     assert "argparse.py" in names and "json/decoder.py" in names
     assert not any("/test" in name or "site-packages" in name or "_sysconfigdata" in name for name in names)
@@ -83,8 +83,8 @@ def bad(name, content, message):
             r"line 3: there is no field 'text'.*text_field.*\(body\)",
         ),
         bad("a.jsonl", b"{}", r"line 1: there is no field 'text'.*none"),
-        bad("a.jsonl", b'{"text": 7}', r"line 1: the field 'text' must be a string, and is a number"),
-        bad("a.jsonl", b'{"text": null}', "and is null"),
+        bad("a.jsonl", b'{"text": 7}', r"line 1: the field 'text' must be a string, not a number"),
+        bad("a.jsonl", b'{"text": null}', "not null"),
         bad("a.jsonl", b'["a"]', "line 1: expected an object with the field 'text', found a list"),
         bad("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "line 2: not UTF-8 text at byte 10 of the line"),
         bad("a.jsonl", b'{"text": "a\\ud800"}', "line 1: the text holds a lone surrogate at character 1"),
@@ -93,7 +93,7 @@ def bad(name, content, message):
         bad("a.parquet", b"", r"a\.parquet: this is not a readable \.parquet file"),
     ],
 )
-def test_bad_content_is_refused_with_its_place(tmp_path, name, content, message):
+def test_bad_content_is_refused_with_its_location(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         read(tmp_path / name)
@@ -104,9 +104,9 @@ def test_bad_parquet_columns(tmp_path):
     file = parquet(tmp_path / "a.parquet", {"body": ["a", None], "n": [1, 2]})
     with pytest.raises(UserError, match=r"no column 'text'; set data\.text_field to one of .* \(body, n\)"):
         read(file)
-    with pytest.raises(UserError, match="row 1: the column 'n' must hold strings, and here is a number"):
+    with pytest.raises(UserError, match="row 1: the column 'n' must hold strings, not a number"):
         read(file, "n")
-    with pytest.raises(UserError, match="row 2: the column 'body' must hold strings, and here is null"):
+    with pytest.raises(UserError, match="row 2: the column 'body' must hold strings, not null"):
         read(file, "body")
 
 
@@ -135,20 +135,20 @@ BYTES = [text.encode() for text in TEXTS]
     ],
     ids=lambda column: str(column.type)[:12],
 )
-def test_every_kind_of_text_of_a_parquet_is_read(tmp_path, column):
+def test_every_string_type_of_parquet_is_read(tmp_path, column):
     assert read(parquet(tmp_path / "a.parquet", {"text": column})) == TEXTS
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "said"),
+    ("value", "arrow_type", "type_name"),
     [
         (1_600_000_000, pyarrow.timestamp("s"), "a date or time"),
-        (1_600_000_000_000_000_001, pyarrow.timestamp("ns"), "(a date or time|of type timestamp)"),
+        (1_600_000_000_000_000_001, pyarrow.timestamp("ns"), "(a date or time|a value of type timestamp)"),
         (10_000, pyarrow.date32(), "a date or time"),
         (10_000, pyarrow.time32("s"), "a date or time"),
         (5, pyarrow.duration("s"), "a duration"),
-        (2**62, pyarrow.duration("s"), "of type duration"),
-        (True, pyarrow.bool_(), "a truth value"),
+        (2**62, pyarrow.duration("s"), "a value of type duration"),
+        (True, pyarrow.bool_(), "a boolean"),
         (1.5, pyarrow.float64(), "a number"),
         (decimal.Decimal("1.5"), pyarrow.decimal128(5, 2), "a number"),
         (["a"], pyarrow.list_(pyarrow.string()), "a list"),
@@ -156,17 +156,17 @@ def test_every_kind_of_text_of_a_parquet_is_read(tmp_path, column):
         (None, pyarrow.null(), "null"),
     ],
 )
-def test_what_is_no_text_in_a_parquet_is_called_by_its_name(tmp_path, value, kind, said):
-    file = parquet(tmp_path / "a.parquet", {"text": pyarrow.array([value], kind)})
-    with pytest.raises(UserError, match=f"row 1: the column 'text' must hold strings, and here is {said}"):
+def test_other_types_of_parquet_are_refused_by_name(tmp_path, value, arrow_type, type_name):
+    file = parquet(tmp_path / "a.parquet", {"text": pyarrow.array([value], arrow_type)})
+    with pytest.raises(UserError, match=f"row 1: the column 'text' must hold strings, not {type_name}"):
         read(file)
 
 
-def test_a_column_with_a_point_in_its_name(tmp_path):
+def test_a_column_with_a_dot_in_its_name(tmp_path):
     assert read(parquet(tmp_path / "a.parquet", {"my.text": ["a"], "my": ["b"]}), "my.text") == ["a"]
 
 
-def test_nothing_there(tmp_path):
+def test_no_such_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.txt: there is no such file or folder; python-stdlib always works"):
         read(tmp_path / "none.txt")
     with pytest.raises(UserError, match=r"the folder holds no \.txt"):

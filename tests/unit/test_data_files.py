@@ -1,4 +1,4 @@
-"""Which files are a corpus: all that the user meant, whatever their names; what is not read is said; nothing hangs."""
+"""Files of a corpus: all that the user meant are read, skipped files are listed, and nothing hangs."""
 
 import bz2
 import gzip
@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from mindspore_palm.data.corpus import documents, json_lines
-from mindspore_palm.data.files import find_files, shown
+from mindspore_palm.data.files import find_files, printable
 from mindspore_palm.errors import UserError
 
 
@@ -26,20 +26,20 @@ def names(path):
 @pytest.mark.parametrize(
     "name", ["notes.md", "code.py", "no_ending", "table.csv", "a.TXT", "x.json", ".hidden", "a b.rst"]
 )
-def test_any_file_named_outright_is_text(tmp_path, name):
+def test_any_explicitly_named_file_is_text(tmp_path, name):
     (tmp_path / name).write_text("héllo\n")
     assert read(tmp_path / name) == ["héllo\n"]
 
 
-def test_a_pattern_with_an_ending_names_its_files_outright(tmp_path):
+def test_a_pattern_with_an_extension_names_its_files_explicitly(tmp_path):
     for name in ("a.md", "b.md", "c.txt", "d.png"):
         (tmp_path / name).write_text(name)
     assert read(tmp_path / "*.md") == ["a.md", "b.md"]
     assert read(tmp_path / "*") == ["c.txt"]
-    assert "3 files" in find_files(str(tmp_path / "*")).passed_over()
+    assert "3 files" in find_files(str(tmp_path / "*")).describe_skipped()
 
 
-PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+COMPRESSORS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 LINES = b'{"text": "one"}\n{"text": "two\\n"}\n'
 
 
@@ -49,70 +49,73 @@ def zstd():
     return lambda content: pyarrow.compress(content, "zstd", asbytes=True)
 
 
-@pytest.mark.parametrize("packing", [*PACKERS, ".zst"])
-def test_packed_text_is_read_as_what_is_in_it(tmp_path, packing, request):
-    pack = PACKERS.get(packing) or request.getfixturevalue("zstd")
-    (tmp_path / f"a.txt{packing}").write_bytes(pack("\ufefflíne\n\n".encode()))
-    (tmp_path / f"b.jsonl{packing}").write_bytes(pack(LINES))
-    (tmp_path / f"notes.md{packing}").write_bytes(pack(b"notes"))
+@pytest.mark.parametrize("compression", [*COMPRESSORS, ".zst"])
+def test_compressed_text_is_read_decompressed(tmp_path, compression, request):
+    compress = COMPRESSORS.get(compression) or request.getfixturevalue("zstd")
+    (tmp_path / f"a.txt{compression}").write_bytes(compress("\ufefflíne\n\n".encode()))
+    (tmp_path / f"b.jsonl{compression}").write_bytes(compress(LINES))
+    (tmp_path / f"notes.md{compression}").write_bytes(compress(b"notes"))
     assert read(tmp_path) == ["líne\n\n", "one", "two\n"]
-    assert read(tmp_path / f"notes.md{packing}") == ["notes"]
-    assert f"notes.md{packing}" in find_files(str(tmp_path)).passed_over()
-    assert [record["text"] for record, _ in json_lines(tmp_path / f"b.jsonl{packing}", packing)] == ["one", "two\n"]
+    assert read(tmp_path / f"notes.md{compression}") == ["notes"]
+    assert f"notes.md{compression}" in find_files(str(tmp_path)).describe_skipped()
+    assert [record["text"] for record, _ in json_lines(tmp_path / f"b.jsonl{compression}", compression)] == [
+        "one",
+        "two\n",
+    ]
 
 
-@pytest.mark.parametrize("packing", [*PACKERS, ".zst"])
-def test_a_large_packed_text_comes_in_parts(tmp_path, packing, request, monkeypatch):
+@pytest.mark.parametrize("compression", [*COMPRESSORS, ".zst"])
+def test_a_large_compressed_text_is_read_in_parts(tmp_path, compression, request, monkeypatch):
     from mindspore_palm.data import corpus
 
     monkeypatch.setattr(corpus, "PART_BYTES", 1000)
-    pack = PACKERS.get(packing) or request.getfixturevalue("zstd")
+    compress = COMPRESSORS.get(compression) or request.getfixturevalue("zstd")
     text = "".join(f"line {i} é\n" for i in range(3000))
-    (tmp_path / f"a.txt{packing}").write_bytes(pack(text.encode()))
+    (tmp_path / f"a.txt{compression}").write_bytes(compress(text.encode()))
     parts = list(documents(str(tmp_path), "text"))
     assert "".join(part.text for part in parts) == text
     assert len(parts) > 30 and parts[-1].last and not any(part.last for part in parts[:-1])
 
 
-@pytest.mark.parametrize("packing", [*PACKERS, ".zst"])
+@pytest.mark.parametrize("compression", [*COMPRESSORS, ".zst"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
-def test_a_damaged_packed_file_is_refused_by_name(tmp_path, packing, damage, request):
-    pack = PACKERS.get(packing) or request.getfixturevalue("zstd")
-    content = pack(os.urandom(3000).hex().encode())
+def test_a_damaged_compressed_file_is_refused_by_name(tmp_path, compression, damage, request):
+    compress = COMPRESSORS.get(compression) or request.getfixturevalue("zstd")
+    content = compress(os.urandom(3000).hex().encode())
     middle = len(content) // 2
     content = {
         "cut": content[:middle],
         "flipped": content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :],
         "foreign": b"plain text",
     }[damage]
-    (tmp_path / f"a.txt{packing}").write_bytes(content)
+    (tmp_path / f"a.txt{compression}").write_bytes(content)
     try:
         texts = read(tmp_path)
     except UserError as error:
-        assert f"a.txt{packing}" in str(error) and len(str(error).splitlines()) == 1
-    else:  # plain zstd, without a checksum, cannot know of a flipped literal
-        assert packing == ".zst" and damage == "flipped" and texts
+        assert f"a.txt{compression}" in str(error) and len(str(error).splitlines()) == 1
+    else:  # zstd without a checksum cannot detect a flipped literal
+        assert compression == ".zst" and damage == "flipped" and texts
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.zip", "a.parquet.gz"])
-def test_archives_are_refused_and_not_taken_for_text(tmp_path, name):
+def test_archives_are_refused_and_not_treated_as_text(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match="unpack it"):
         read(tmp_path / name)
 
 
-def test_what_a_folder_holds_beside_text_is_said(tmp_path):
+def test_skipped_files_of_a_folder_are_listed(tmp_path):
     for name, content in {"LICENSE.txt": "licence", "part-0.jsonl.gz": "", "a.png": "x" * 2000, "b.md": "y"}.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "part-0.jsonl.gz").write_bytes(gzip.compress(LINES))
     (tmp_path / ".git").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    assert read(tmp_path) == ["licence", "one", "two\n"]  # packed text is read
-    said = find_files(str(tmp_path)).passed_over()
-    assert said == "4 files, 2.0 kB, not read: a.png (.png), b.md (.md), .git (hidden) and 1 more"
+    assert read(tmp_path) == ["licence", "one", "two\n"]  # compressed text is read
+    listed = find_files(str(tmp_path)).describe_skipped()
+    assert listed == "4 files, 2.0 kB, not read: a.png (.png), b.md (.md), .git (hidden) and 1 more"
 
 
-def test_a_folder_without_text_says_what_it_holds(tmp_path):
+def test_a_folder_without_text_is_refused_with_its_files(tmp_path):
     (tmp_path / "a.md").write_text("abc")
     with pytest.raises(UserError, match=r"holds no \.txt, \.jsonl, \.parquet file \(1 file, 3 bytes, not read: a\.md"):
         read(tmp_path)
@@ -120,7 +123,7 @@ def test_a_folder_without_text_says_what_it_holds(tmp_path):
 
 @pytest.fixture
 def special(tmp_path):
-    """A named pipe, a socket and a device, each with an ending of text."""
+    """A named pipe, a socket and a device, each with the extension of a text file."""
     os.mkfifo(tmp_path / "pipe.txt")
     with socket.socket(socket.AF_UNIX) as server:
         before = os.getcwd()
@@ -131,21 +134,21 @@ def special(tmp_path):
         yield tmp_path
 
 
-def test_pipes_sockets_and_devices_in_a_folder_are_left_out_and_named(special):
+def test_pipes_sockets_and_devices_in_a_folder_are_skipped_and_listed(special):
     (special / "a.txt").write_text("text")
     assert read(special) == ["text"]
-    said = find_files(str(special)).passed_over()
+    listed = find_files(str(special)).describe_skipped()
     for part in ("3 files", "pipe.txt (a named pipe)", "socket.jsonl (a socket)", "device.txt (a device)"):
-        assert part in said
+        assert part in listed
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("pipe.txt", "a named pipe"), ("socket.jsonl", "a socket"), ("device.txt", "a device")]
+    ("name", "special_file"), [("pipe.txt", "a named pipe"), ("socket.jsonl", "a socket"), ("device.txt", "a device")]
 )
-def test_a_pipe_a_socket_and_a_device_named_outright_are_refused(special, name, what):
-    with pytest.raises(UserError, match=f"this is {what}"):
+def test_an_explicitly_named_pipe_socket_or_device_is_refused(special, name, special_file):
+    with pytest.raises(UserError, match=f"this is {special_file}"):
         read(special / name)
-    with pytest.raises(UserError, match=f"this is {what}"):
+    with pytest.raises(UserError, match=f"this is {special_file}"):
         read(special / f"*{name[1:]}")
 
 
@@ -158,28 +161,28 @@ def test_a_pipe_is_never_waited_for_wherever_text_is_read(special):
         Tokenizer(special / "pipe.txt")
 
 
-def test_links_are_followed_and_a_ring_of_them_ends(tmp_path):
+def test_links_are_followed_and_a_cycle_of_them_ends(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.txt").write_text("behind a link")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "link").symlink_to(tmp_path / "elsewhere")
-    (corpus / "again").symlink_to(corpus)
+    (corpus / "cycle").symlink_to(corpus)
     (corpus / "file.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
     assert read(corpus) == ["behind a link", "behind a link"]
     (tmp_path / "link of a folder").symlink_to(corpus)
     assert len(read(tmp_path / "link of a folder")) == 2
 
 
-def test_a_link_that_leads_nowhere_is_refused_where_it_should_be_text(tmp_path):
+def test_a_broken_link_is_refused_where_text_is_expected(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / ".#a.txt").symlink_to("an editor's lock")
     (tmp_path / "b.md").symlink_to("nowhere")
     assert read(tmp_path) == ["text"]
     (tmp_path / "c.txt").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"c\.txt: a link that leads nowhere"):
+    with pytest.raises(UserError, match=r"c\.txt: a broken link"):
         read(tmp_path)
-    with pytest.raises(UserError, match=r"c\.txt: a link that leads nowhere"):
+    with pytest.raises(UserError, match=r"c\.txt: a broken link"):
         read(tmp_path / "c.txt")
 
 
@@ -194,12 +197,12 @@ def test_names_that_are_not_utf8_are_read_and_shown_as_bytes(tmp_path):
             file.write(b"ab\xff" if name.endswith(b"md") else b"abc")
     path = os.fsdecode(folder)
     assert read(path) == ["abc"]
-    assert find_files(path).passed_over() == "1 file, 3 bytes, not read: caf\\xe9.md (.md)"
+    assert find_files(path).describe_skipped() == "1 file, 3 bytes, not read: caf\\xe9.md (.md)"
     with pytest.raises(UserError) as error:
         read(os.path.join(path, "caf\udce9.md"))
     assert "caf\\xe9.md: not UTF-8 text at byte 2" in str(error.value)
     str(error.value).encode()
-    assert shown("caf\udce9/é\ud800").isprintable()
+    assert printable("caf\udce9/é\ud800").isprintable()
 
 
 def test_messages_name_what_the_user_wrote(tmp_path):
@@ -221,7 +224,7 @@ def test_utf_16_is_recognised(tmp_path, order):
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.txt.zst"])
-def test_without_pyarrow_its_kinds_of_file_name_the_package(tmp_path, name, monkeypatch):
+def test_without_pyarrow_its_file_formats_name_the_package(tmp_path, name, monkeypatch):
     (tmp_path / name).write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=f"{name}: .*pip install pyarrow"):

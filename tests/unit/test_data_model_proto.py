@@ -1,4 +1,4 @@
-"""Properties read off a model's bytes are those that SentencePiece's own reader finds there."""
+"""Properties read from a model's bytes equal those that SentencePiece's own protobuf module reads."""
 
 import io
 import itertools
@@ -31,7 +31,7 @@ def test_every_property_is_read(prefix, extra, fallback, normalizer):
     assert len(ours.losses()) == prefix + extra + (not fallback) + (normalizer == "nfkc")
 
 
-def test_fields_that_are_not_there_have_the_defaults_of_the_format():
+def test_missing_fields_have_the_defaults_of_the_format():
     theirs = model_pb2.ModelProto()
     ours = read_properties(theirs.SerializeToString())
     assert ours.adds_dummy_prefix == theirs.normalizer_spec.add_dummy_prefix is True
@@ -40,6 +40,6 @@ def test_fields_that_are_not_there_have_the_defaults_of_the_format():
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"\x0a\xff", b"\x0a\x05ab", b"\x0f", b"\x80" * 20])
-def test_what_is_no_protocol_buffer_is_refused(content):
+def test_anything_but_a_protocol_buffer_is_refused(content):
     with pytest.raises(ValueError):
         read_properties(content)

@@ -1,4 +1,4 @@
-"""Where a run stands in its text is a record: whatever is changed midway, nothing is left out or comes twice."""
+"""Changes midway through a run: its text is recorded as segments, and nothing is skipped or repeated."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspore_palm.data.batches import Batches
-from mindspore_palm.data.order import Segment, merged, order_name
+from mindspore_palm.data.order import Segment, merge_ranges, order_name
 from mindspore_palm.data.pairs import Pair, Pairs
 from mindspore_palm.data.tokens import TokenWriter
 
-EOD, LENGTH = 1, 16 * 40  # tokens of the text, a multiple of every sequence length that is tried
+EOD, LENGTH = 1, 16 * 40  # tokens of the text, a multiple of every sequence length tested
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Every token is another one, so that a batch says which text it has."""
+    """All tokens are different, so a batch shows which text it has."""
     writer = TokenWriter(tmp_path_factory.mktemp("order") / "t", 1000, EOD)
     writer.add(range(LENGTH), False)
     return writer.finish()
@@ -41,10 +41,10 @@ def first(ramp=((0, 8),), seq_len=8, seed=0):
 
 
 @pytest.mark.parametrize("size", [16, 4])
-def test_another_batch_size_takes_the_text_that_is_next(size, text):
-    """As ``--accept train.batch_size`` does it at step 5, where sequence 40 of 80 is next."""
+def test_another_batch_size_continues_with_the_next_text(size, text):
+    """As with ``--accept train.batch_size`` at step 5, where sequence 40 of 80 is next."""
     straight, before = make(text, first()), make(text, first())
-    segments = before.continued(5, [(0, size)], 8, 0)
+    segments = before.segments_after_change(5, [(0, size)], 8, 0)
     after = make(text, segments)
     assert after.position(5) == 40 and after.position(6) == 40 + size
     order = tokens_of(straight, range(10))
@@ -54,7 +54,7 @@ def test_another_batch_size_takes_the_text_that_is_next(size, text):
 
 
 def test_a_ramp_counts_its_steps_from_the_start_of_the_run(text):
-    segments = make(text, first()).continued(5, [(0, 2), (7, 4)], 8, 0)
+    segments = make(text, first()).segments_after_change(5, [(0, 2), (7, 4)], 8, 0)
     after = make(text, segments)
     assert [after.batch_size(step) for step in (4, 5, 6, 7, 8)] == [8, 2, 2, 4, 4]
     assert [after.position(step) for step in (4, 5, 6, 7, 8)] == [32, 40, 42, 44, 48]
@@ -62,9 +62,9 @@ def test_a_ramp_counts_its_steps_from_the_start_of_the_run(text):
 
 
 @pytest.mark.parametrize(("seq_len", "seed"), [(4, 0), (16, 0), (8, 1), (16, 3)])
-def test_sequences_of_another_length_or_order_are_of_the_rest_of_the_epoch(seq_len, seed, text):
+def test_another_sequence_length_or_seed_uses_the_rest_of_the_epoch(seq_len, seed, text):
     before = make(text, first())
-    segments = before.continued(3, [(0, 8)], seq_len, seed)
+    segments = before.segments_after_change(3, [(0, 8)], seq_len, seed)
     after = make(text, segments)
     seen = tokens_of(before, range(3))
     steps = (LENGTH - len(seen)) // (8 * seq_len)
@@ -72,25 +72,25 @@ def test_sequences_of_another_length_or_order_are_of_the_rest_of_the_epoch(seq_l
     assert not set(seen) & set(rest) and len(set(rest)) == len(rest)
     assert LENGTH - len(seen) - len(rest) < 8 * seq_len
     assert after.epoch(3) == 0
-    # the epoch after it is whole
+    # the next epoch is complete
     left = tokens_of(after, range(3, 3 + 300))[len(set(range(LENGTH)) - set(seen)) // seq_len * seq_len :][:LENGTH]
     assert np.array_equal(np.sort(left), np.arange(LENGTH))
 
 
 def test_a_sequence_of_half_the_length_has_no_seam(text):
-    after = make(text, make(text, first()).continued(3, [(0, 8)], 4, 0))
+    after = make(text, make(text, first()).segments_after_change(3, [(0, 8)], 4, 0))
     assert (np.diff(after.batch(3)[1]) == 1).all()
 
 
-def test_text_that_stays_together_is_cut_together(text):
-    """After one step, most of a longer sequence is text as it stands."""
-    after = make(text, make(text, first()).continued(1, [(0, 4)], 16, 0))
+def test_adjacent_sequences_stay_adjacent(text):
+    """After one step, most longer sequences have no seam."""
+    after = make(text, make(text, first()).segments_after_change(1, [(0, 4)], 16, 0))
     seams = np.concatenate([np.diff(after.batch(step)[1]).reshape(-1) for step in range(1, 9)]) != 1
     assert seams.mean() < 0.02
 
 
 def test_workers_read_rows_of_the_same_batch(text):
-    after = make(text, make(text, first()).continued(5, [(0, 8)], 16, 0), [(3, 6)])
+    after = make(text, make(text, first()).segments_after_change(5, [(0, 8)], 16, 0), [(3, 6)])
     for step in (5, 6, 7, 8, 9):
         parts = [after.slice(step, row, 2)[1] for row in (0, 2, 4, 6)]
         assert np.array_equal(np.concatenate(parts), after.batch(step)[1])
@@ -98,45 +98,45 @@ def test_workers_read_rows_of_the_same_batch(text):
 
 
 def test_steps_of_an_earlier_order_are_not_guessed(text):
-    after = make(text, make(text, first()).continued(3, [(0, 8)], 16, 0))
+    after = make(text, make(text, first()).segments_after_change(3, [(0, 8)], 16, 0))
     with pytest.raises(ValueError, match="another order of the text, which ended at step 3"):
         after.position(2)
 
 
 def test_a_record_survives_json(text):
-    segments = make(text, first(), [(30, 34), (90, 95)]).continued(3, [(0, 4), (9, 8)], 16, 2)
+    segments = make(text, first(), [(30, 34), (90, 95)]).segments_after_change(3, [(0, 4), (9, 8)], 16, 2)
     again = tuple(Segment.from_json(json.loads(json.dumps(asdict(segment)))) for segment in segments)
     assert again == segments and order_name(again) == order_name(segments) != ""
 
 
-def test_what_is_left_out_stays_left_out_in_another_order(text):
-    """A range ahead in this epoch exactly; one in the next epochs as so much text from so far on."""
-    skipped = [(30, 34), (78, 90)]  # of 80 an epoch, 24 of which three steps have taken
+def test_skipped_text_stays_skipped_in_another_order(text):
+    """Ranges in this epoch stay exact; those in later epochs become as much text from as far on."""
+    skipped = [(30, 34), (78, 90)]  # of 80 per epoch, 24 of which three steps have taken
     out = tokens_of(make(text, first(((0, 1),))), [*range(30, 34), 78, 79])
-    after = make(text, make(text, first(), skipped).continued(3, [(0, 8)], 4, 0))
+    after = make(text, make(text, first(), skipped).segments_after_change(3, [(0, 8)], 4, 0))
     seen = tokens_of(make(text, first()), range(3))
     left = (LENGTH - len(seen) - len(out)) // 4
     trained = tokens_of(after, range(3, 3 + left // 8))
     assert not set(trained) & (set(out) | set(seen)) and len(set(trained)) == len(trained)
-    assert after.skipped == [(left, left + 20)]  # ten of twice the length
+    assert after.skipped == [(left, left + 20)]  # 10 sequences of twice the length
 
 
-def test_pairs_are_cut_by_no_length():
+def test_pairs_are_one_sequence_at_any_length():
     pairs = Pairs([Pair(np.array([2], np.int32), np.array([n + 10, EOD], np.int32)) for n in range(24)])
     before = Batches(pairs, 8, EOD, [(0, 4)], 0)
-    longer = before.continued(2, [(0, 4)], 12, 0)
+    longer = before.segments_after_change(2, [(0, 4)], 12, 0)
     assert order_name(longer) == "" and make(pairs, longer).batch(2)[0].shape == (4, 12)
     straight, after = (
         {int(t) for s in range(2, 6) for t in b.batch(s)[1][:, 1]} for b in (before, make(pairs, longer))
     )
     assert straight == after
-    other = make(pairs, before.continued(2, [(0, 4)], 8, 5))
+    other = make(pairs, before.segments_after_change(2, [(0, 4)], 8, 5))
     seen = {int(t) for s in range(2) for t in before.batch(s)[1][:, 1]}
     assert {int(t) for s in range(2, 6) for t in other.batch(s)[1][:, 1]} == set(range(10, 34)) - seen
 
 
 class Run:
-    """A run as far as its text goes, and how often it has trained on each token."""
+    """Model of a run's text: counts how often it has trained on each token."""
 
     def __init__(self, text):
         self.text, self.step, self.ramp, self.seq_len, self.seed = text, 0, ((0, 3),), 8, 0
@@ -149,10 +149,10 @@ class Run:
         return self.step, record, self.counts.copy(), self.lost
 
     def batches(self):
-        return make(self.text, self.segments, merged(self.skips.get(order_name(self.segments), [])))
+        return make(self.text, self.segments, merge_ranges(self.skips.get(order_name(self.segments), [])))
 
     def resume(self, step):
-        """From a checkpoint, with the settings of now."""
+        """Resumes from a checkpoint with the present settings."""
         self.step, record, counts, self.lost = self.saved[step]
         self.saved = {s: state for s, state in self.saved.items() if s <= step}
         self.counts = counts.copy()
@@ -161,9 +161,9 @@ class Run:
             self.segments = first(self.ramp, self.seq_len, self.seed)
             return
         before = order_name(self.segments)
-        self.segments = self.batches().continued(self.step, self.ramp, self.seq_len, self.seed)
+        self.segments = self.batches().segments_after_change(self.step, self.ramp, self.seq_len, self.seed)
         if order_name(self.segments) != before:
-            self.lost += self.seq_len - 1  # at the end of the epoch's rest, what does not fill a sequence
+            self.lost += self.seq_len - 1  # at the end of the epoch's rest, an incomplete sequence
 
     def take(self, steps):
         batches = self.batches()
@@ -175,7 +175,7 @@ class Run:
     def skip(self, start, count):
         batches = self.batches()
         position = batches.position(self.step)
-        first, last = (batches.begins(self.step + n) for n in (start, start + count))
+        first, last = (batches.nominal_position(self.step + n) for n in (start, start + count))
         if last > max(first, position):
             self.skips.setdefault(order_name(self.segments), []).append((max(first, position), last))
             self.out += (last - max(first, position)) * self.seq_len
@@ -193,7 +193,7 @@ ACTIONS = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ACTIONS, max_size=14))
-def test_each_sequence_of_an_epoch_comes_once_whatever_is_done(text, actions):
+def test_each_sequence_comes_once_per_epoch_after_any_changes(text, actions):
     run = Run(text)
     for action, value in actions:
         if action == "take":

@@ -1,4 +1,4 @@
-"""A corpus is prepared once, to the same bits whatever stopped it on the way, and is never half there."""
+"""A corpus is prepared once, to the same bits after any interruption, and never appears complete before it is."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ from mindspore_palm.data.corpus import documents
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import Interrupted, UserError, run_command
 
-module = sys.modules["mindspore_palm.data.prepare"]  # its name in the package is that of its function
+module = sys.modules["mindspore_palm.data.prepare"]  # the package has the function under this name
 VOCAB = 320
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
@@ -69,7 +69,7 @@ def run(corpus, prepared, vocab=VOCAB, **changes):
 
 
 def bits(prepared):
-    """Every file below a folder that holds one prepared corpus, but for the lock."""
+    """Every file of the only prepared corpus below a folder, except its lock."""
     (folder,) = Path(prepared).iterdir()
     files = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "lock"}
     return folder.name, files
@@ -87,7 +87,7 @@ def uninterrupted(corpus, tmp_path_factory):
 def test_the_tokens_are_the_text(corpus, tmp_path):
     prepared = run(corpus, tmp_path)
     texts = {document.text for document in documents(str(corpus), "text")}
-    found = set()
+    seen = set()
     for name in ("train", "validation"):
         split, sizes = getattr(prepared, name), prepared.meta[name]
         offsets = split.document_offsets
@@ -100,9 +100,9 @@ def test_the_tokens_are_the_text(corpus, tmp_path):
             "sha256": hashlib.sha256(np.asarray(split.tokens).tobytes()).hexdigest(),
         }
         assert prepared.tokenizer.piece_bytes[np.asarray(split.tokens)].sum() == sizes["bytes"]
-        assert not found & set(decoded)
-        found |= set(decoded)
-    assert found == texts and prepared.meta["validation"]["documents"] > 3
+        assert not seen & set(decoded)
+        seen |= set(decoded)
+    assert seen == texts and prepared.meta["validation"]["documents"] > 3
     total = prepared.meta["train"]["bytes"] + prepared.meta["validation"]["bytes"]
     assert prepared.meta["bytes_per_token"] == total / (len(prepared.train) + len(prepared.validation))
     assert 0 < prepared.meta["gzip9_bits_per_byte"] < 8
@@ -120,7 +120,7 @@ def test_the_second_call_only_opens(corpus, tmp_path, monkeypatch):
     assert {f: f.stat().st_mtime_ns for f in first.folder.rglob("*")} == before
 
 
-def test_what_decides_the_content_decides_the_folder(corpus, tmp_path, write_documents):
+def test_everything_that_determines_the_content_determines_the_folder(corpus, tmp_path, write_documents):
     other = write_documents(tmp_path / "some texts.jsonl", 59)
     folder = tmp_path / "prepared"
     names = {
@@ -131,7 +131,7 @@ def test_what_decides_the_content_decides_the_folder(corpus, tmp_path, write_doc
         run(other, folder).folder.name,
     }
     os.utime(other, ns=(1, 1))
-    names.add(run(other, folder).folder.name)  # the same: a time is no content
+    names.add(run(other, folder).folder.name)  # the same folder: times do not matter
     both = tmp_path / "some texts" / "some texts.jsonl"
     both.parent.mkdir()
     both.write_text("".join(json.dumps({"text": f"a text {i}", "body": f"body {i}"}) + "\n" for i in range(400)))
@@ -140,7 +140,7 @@ def test_what_decides_the_content_decides_the_folder(corpus, tmp_path, write_doc
     assert all(name.startswith("some-texts-") for name in names)
 
 
-def test_the_size_of_shards_decides_nothing(corpus, tmp_path, uninterrupted, monkeypatch):
+def test_the_shard_size_changes_nothing(corpus, tmp_path, uninterrupted, monkeypatch):
     monkeypatch.setattr(module, "SHARD_BYTES", 10**9)
     run(corpus, tmp_path)
     ours, theirs = bits(tmp_path)[1], uninterrupted[1]
@@ -148,7 +148,7 @@ def test_the_size_of_shards_decides_nothing(corpus, tmp_path, uninterrupted, mon
 
 
 class Bomb:
-    """Counts what reaches the disk, and raises at one of these moments, in the middle of a write."""
+    """Counts disk writes, and raises in the middle of one of them."""
 
     def __init__(self, monkeypatch, error):
         self.count, self.deadline, self.error = 0, 10**9, error
@@ -172,12 +172,12 @@ class Bomb:
             raise self.error
 
 
-def looks_whole(prepared):
+def looks_complete(prepared):
     return any(Path(prepared).glob("*/meta.json"))
 
 
 @pytest.mark.parametrize(
-    ("error", "seen"),
+    ("error", "raised"),
     [
         (KeyboardInterrupt(), Interrupted),
         (OSError(errno.ENOSPC, "No space left on device"), OSError),
@@ -185,24 +185,24 @@ def looks_whole(prepared):
     ],
     ids=["ctrl-c", "disk full", "bug"],
 )
-def test_stopped_at_any_moment_it_goes_on_to_the_same_bits(corpus, tmp_path, monkeypatch, uninterrupted, error, seen):
+def test_stopped_at_any_moment_it_resumes_to_the_same_bits(corpus, tmp_path, monkeypatch, uninterrupted, error, raised):
     bomb = Bomb(monkeypatch, error)
     run(corpus, tmp_path / "count")
     moments = bomb.count
     assert moments > 30
-    for moment in range(1, moments + 1, 1 if seen is OSError else 5):
+    for moment in range(1, moments + 1, 1 if raised is OSError else 5):
         folder = tmp_path / str(moment)
         bomb.count, bomb.deadline = 0, moment
-        with pytest.raises(seen):
+        with pytest.raises(raised):
             run(corpus, folder)
-        assert not looks_whole(folder)
+        assert not looks_complete(folder)
         assert not list(folder.rglob("*.tmp"))
         bomb.deadline = 10**9
         run(corpus, folder)
         assert bits(folder) == uninterrupted, f"stopped at moment {moment}"
 
 
-def test_stopped_again_and_again_it_still_ends(corpus, tmp_path, monkeypatch, uninterrupted):
+def test_stopped_again_and_again_it_still_finishes(corpus, tmp_path, monkeypatch, uninterrupted):
     bomb = Bomb(monkeypatch, KeyboardInterrupt())
     for _ in range(100):
         bomb.count, bomb.deadline = 0, 10
@@ -210,15 +210,15 @@ def test_stopped_again_and_again_it_still_ends(corpus, tmp_path, monkeypatch, un
             run(corpus, tmp_path)
             break
         except Interrupted as stop:
-            assert "goes on from there" in str(stop)
+            assert "resumes from there" in str(stop)
     assert bits(tmp_path) == uninterrupted
 
 
-def test_what_is_complete_is_not_done_again(corpus, tmp_path, monkeypatch):
+def test_completed_work_is_not_repeated(corpus, tmp_path, monkeypatch):
     encoded, encode = [], Tokenizer.encode_batch
 
     def count(self, texts):
-        new = [text for text in texts if "# document" in text]  # not those that check the tokenizer
+        new = [text for text in texts if "# document" in text]  # only texts of the corpus
         encoded.extend(new)
         if new and len(encoded) == 40:
             raise KeyboardInterrupt
@@ -230,22 +230,22 @@ def test_what_is_complete_is_not_done_again(corpus, tmp_path, monkeypatch):
         run(corpus, tmp_path)
     assert len(encoded) == 40
     monkeypatch.setattr(Tokenizer, "train", None)
-    monkeypatch.setattr(module, "survey", None)
+    monkeypatch.setattr(module, "survey_corpus", None)
     run(corpus, tmp_path)
     assert len(encoded) == 61 and encoded[39] == encoded[40] and len(set(encoded)) == 60
 
 
 @pytest.mark.parametrize("moment", [1, 2, 5, 20, 33])
-def test_killed_it_goes_on_to_the_same_bits(corpus, tmp_path, uninterrupted, moment):
+def test_killed_it_resumes_to_the_same_bits(corpus, tmp_path, uninterrupted, moment):
     killed = subprocess.run([sys.executable, "-c", KILLED, corpus, tmp_path, str(moment)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
-    assert not looks_whole(tmp_path)
+    assert not looks_complete(tmp_path)
     run(corpus, tmp_path)
     assert bits(tmp_path) == uninterrupted
 
 
-def test_cut_files_are_encoded_again(corpus, tmp_path, uninterrupted):
-    """A power cut may take more than the last mark knows."""
+def test_truncated_files_are_encoded_again(corpus, tmp_path, uninterrupted):
+    """A power failure may lose more than what follows the last mark."""
     folder = run(corpus, tmp_path).folder
     (folder / "meta.json").unlink()
     os.truncate(folder / "train" / "tokens.bin", 10)
@@ -254,13 +254,13 @@ def test_cut_files_are_encoded_again(corpus, tmp_path, uninterrupted):
     assert bits(tmp_path) == uninterrupted
 
 
-def test_a_full_disk_is_a_sentence(corpus, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_message(corpus, tmp_path, monkeypatch, capsys):
     bomb = Bomb(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     bomb.deadline = 10
     assert run_command(lambda: run(corpus, tmp_path)) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: No space left on device (") and ".bin)" in message
-    assert len(message.splitlines()) == 1 and not looks_whole(tmp_path)
+    assert len(message.splitlines()) == 1 and not looks_complete(tmp_path)
 
 
 def test_a_second_process_waits_and_finds_it_done(corpus, tmp_path, uninterrupted):
@@ -272,14 +272,14 @@ def test_a_second_process_waits_and_finds_it_done(corpus, tmp_path, uninterrupte
         )
         assert "waiting for another process" in other.stderr.readline()
         time.sleep(0.2)
-        assert other.poll() is None and not looks_whole(tmp_path)
+        assert other.poll() is None and not looks_complete(tmp_path)
     assert other.wait(60) == 0
     assert bits(tmp_path) == uninterrupted
     other.stderr.close()
 
 
 @pytest.mark.skipif(atomic.fcntl is None, reason="a system without these locks")
-def test_a_disk_without_locks_is_no_obstacle(corpus, tmp_path, monkeypatch):
+def test_a_disk_without_locks_works(corpus, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -305,16 +305,16 @@ def test_one_long_text(tmp_path, code):
     assert 0.08 < prepared.meta["validation"]["bytes"] / len(text) < 0.12
 
 
-def test_equal_texts_are_on_one_side(tmp_path, code):
+def test_equal_texts_are_in_one_split(tmp_path, code):
     texts = [f"{code} {i % 20}" for i in range(100)]
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     prepared = run(file, tmp_path / "p", validation_fraction=0.3)
-    sides = []
+    splits = []
     for split in (prepared.train, prepared.validation):
         ends = split.document_offsets
-        sides.append({prepared.tokenizer.decode(split.tokens[a:b]) for a, b in itertools.pairwise(ends)})
-    assert not sides[0] & sides[1] and len(sides[0]) + len(sides[1]) == 20 and sides[1]
+        splits.append({prepared.tokenizer.decode(split.tokens[a:b]) for a, b in itertools.pairwise(ends)})
+    assert not splits[0] & splits[1] and len(splits[0]) + len(splits[1]) == 20 and splits[1]
 
 
 def test_a_given_tokenizer_is_used_and_checked(corpus, tmp_path, tokenizer):
@@ -338,7 +338,7 @@ def test_text_that_changes_meanwhile_is_refused(tmp_path, write_documents, monke
     monkeypatch.setattr(Tokenizer, "train", change)
     with pytest.raises(UserError, match="the text changed while it was prepared"):
         run(file, tmp_path / "p")
-    assert not looks_whole(tmp_path / "p")
+    assert not looks_complete(tmp_path / "p")
 
 
 def test_too_little_text_for_the_vocabulary(tmp_path):
@@ -346,7 +346,7 @@ def test_too_little_text_for_the_vocabulary(tmp_path):
     file.write_text("some words and some more words\n" * 30)
     with pytest.raises(UserError, match=r"too small for model\.vocab_size = 4096: the largest possible is \d+"):
         run(file, tmp_path / "p", vocab=4096)
-    assert not looks_whole(tmp_path / "p")
+    assert not looks_complete(tmp_path / "p")
 
 
 @pytest.mark.parametrize("name", ["meta.json", "tokenizer.model", "train/tokens.bin", "validation/meta.json"])

@@ -1,4 +1,4 @@
-"""Nothing of a record, a column or a folder is lost in silence; messages about them are one line that names them."""
+"""No record, column or file is dropped silently, and every message about them is one line that names them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from mindspore_palm.config import DataConfig, FinetuneConfig
 from mindspore_palm.data import Tokenizer, read_pairs
 from mindspore_palm.data.corpus import documents
-from mindspore_palm.data.files import find_files, shown
+from mindspore_palm.data.files import find_files, printable
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.questions import read_questions
 
@@ -28,45 +28,47 @@ def refusal(call):
     return message
 
 
-def test_a_field_that_comes_twice_in_a_line_is_refused_where_it_is_read(tmp_path, tokenizer):
-    """JSON's readers keep the last of two values, and the first would be lost."""
+def test_a_duplicate_field_is_refused_where_it_is_read(tmp_path, tokenizer):
+    """JSON readers keep the last of two values, and the first would be lost."""
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one"}\n{"text": "two", "text": "three"}\n')
-    said = refusal(lambda: list(documents(str(file), "text")))
-    assert said == f"{file}, line 2: the field 'text' comes twice; keep one of them"
+    message = refusal(lambda: list(documents(str(file), "text")))
+    assert message == f"{file}, line 2: the field 'text' appears twice; keep one of them"
 
     file.write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "prompt": "c", "target": "b"}\n')
     data = DataConfig(path=str(file), seq_len=32)
-    said = refusal(lambda: read_pairs(data, FinetuneConfig(checkpoint="runs/some"), tokenizer))
-    assert said == f"{file}, line 2: the field 'prompt' comes twice; keep one of them"
+    message = refusal(lambda: read_pairs(data, FinetuneConfig(checkpoint="runs/some"), tokenizer))
+    assert message == f"{file}, line 2: the field 'prompt' appears twice; keep one of them"
 
     file.write_text('{"prompt": "a", "answer": "b", "answer": "c"}\n')
-    assert refusal(lambda: read_questions(file)) == f"{file}, line 1: the field 'answer' comes twice; keep one of them"
+    assert (
+        refusal(lambda: read_questions(file)) == f"{file}, line 1: the field 'answer' appears twice; keep one of them"
+    )
 
 
-def test_a_field_that_comes_twice_where_nothing_is_read_does_not_matter(tmp_path):
+def test_a_duplicate_field_that_is_not_read_does_not_matter(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one", "n": 1, "n": 2, "of": {"text": 1, "text": 2}}\n')
     assert [document.text for document in documents(str(file), "text")] == ["one"]
 
 
-def test_a_column_that_comes_twice_is_refused(tmp_path):
+def test_a_duplicate_column_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
     parquet_files = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "a.parquet"
     columns = [pyarrow.array(["one"]), pyarrow.array(["other"])]
     parquet_files.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), file)
-    said = refusal(lambda: list(documents(str(file), "text")))
-    assert said == f"{file}: the column 'text' comes twice; keep one of them"
+    message = refusal(lambda: list(documents(str(file), "text")))
+    assert message == f"{file}: the column 'text' appears twice; keep one of them"
 
 
 def test_names_of_fields_and_columns_are_one_line_of_a_message(tmp_path):
     record = {"a\nb": 1, "\x1b[31mred": 2, "\ud800": 3}
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(record) + "\n")
-    there = r"a\nb, \x1b[31mred, \ud800"
-    assert f"({there})" in refusal(lambda: list(documents(str(file), "text")))
-    assert there in refusal(lambda: read_questions(file))
+    names = r"a\nb, \x1b[31mred, \ud800"
+    assert f"({names})" in refusal(lambda: list(documents(str(file), "text")))
+    assert names in refusal(lambda: read_questions(file))
     file.write_text(json.dumps({f"field {n}": n for n in range(1000)}) + "\n")
     assert len(refusal(lambda: read_questions(file))) < 500
 
@@ -77,67 +79,67 @@ def test_names_of_fields_and_columns_are_one_line_of_a_message(tmp_path):
     assert r"(a\nb)" in refusal(lambda: list(documents(str(file), "text")))
 
 
-def test_a_damaged_parquet_is_one_line_that_says_so(tmp_path):
-    """pyarrow raises errors of many kinds, some of several lines."""
+def test_a_damaged_parquet_is_refused_in_one_line(tmp_path):
+    """pyarrow raises many types of errors, some with several lines."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
     parquet_files = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "a.parquet"
     parquet_files.write_table(pyarrow.table({"text": [f"some text {n}" for n in range(300)]}), file)
-    whole = file.read_bytes()
-    said = 0
-    for place in range(0, len(whole), 7):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    intact = file.read_bytes()
+    refused = 0
+    for byte in range(0, len(intact), 7):
+        file.write_bytes(intact[:byte] + bytes([intact[byte] ^ 0xFF]) + intact[byte + 1 :])
         try:
             for _ in documents(str(file), "text"):
                 pass
         except UserError as error:
-            said += 1
+            refused += 1
             assert str(error).isprintable(), error
             assert str(error).startswith(str(file))
-            read = ("not a readable .parquet file", "not UTF-8", "no column")
-            assert any(words in str(error) for words in read), error
-    assert said > 20
+            reasons = ("not a readable .parquet file", "not UTF-8", "no column")
+            assert any(reason in str(error) for reason in reasons), error
+    assert refused > 20
 
 
 def test_half_a_character_is_refused_with_its_line(tmp_path, tokenizer):
-    r""" "\ud83d" is the first half of an emoji: no text, but JSON's readers take it."""
+    r""" "\ud83d" is the first half of an emoji: not text, but JSON readers accept it."""
     file = tmp_path / "a.jsonl"
     for field in ("prompt", "target"):
         file.write_text(
             json.dumps({"prompt": "a", "target": "b"} | {field: "c \ud83d"}) + '\n{"prompt": "", "target": "x"}'
         )
         data = DataConfig(path=str(file), seq_len=32)
-        said = refusal(lambda: read_pairs(data, FinetuneConfig(checkpoint="runs/some"), tokenizer))  # noqa: B023
-        assert said.startswith(f"{file}, line 1: the field '{field}' holds a lone surrogate at character 2")
+        message = refusal(lambda: read_pairs(data, FinetuneConfig(checkpoint="runs/some"), tokenizer))  # noqa: B023
+        assert message.startswith(f"{file}, line 1: the field '{field}' holds a lone surrogate at character 2")
     good = {"prompt": "a", "answer": "b"}
     for bad in ({"prompt": "c \ud83d"}, {"answer": "\ud83d"}, {"answer": ["x", "\ud83d"]}):
         file.write_text(json.dumps(good) + "\n" + json.dumps(good | bad) + "\n")
-        said = refusal(lambda: read_questions(file))
-        assert said.startswith(f"{file}, line 2: ") and "holds a lone surrogate" in said
+        message = refusal(lambda: read_questions(file))
+        assert message.startswith(f"{file}, line 2: ") and "holds a lone surrogate" in message
     file.write_text(json.dumps({"prompt": "a", "choices": ["x", "y\ud83d"], "answer": 0}))
     assert refusal(lambda: read_questions(file)).startswith(f"{file}, line 1: 'choices' holds a lone surrogate")
 
 
-def test_of_hidden_folders_every_file_and_its_size_is_told(tmp_path):
+def test_hidden_folders_are_listed_with_their_files_and_sizes(tmp_path):
     for name, size in {"a.txt": 10, ".secret/big.txt": 5000, ".secret/b/c.txt": 2000, ".alone": 3}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x" * size)
-    said = find_files(str(tmp_path)).passed_over()
-    assert said == ("3 files, 7.0 kB, not read: .secret (hidden), .alone (hidden)")
+    message = find_files(str(tmp_path)).describe_skipped()
+    assert message == ("3 files, 7.0 kB, not read: .secret (hidden), .alone (hidden)")
 
 
-def test_a_folder_that_a_pattern_with_an_ending_matches_is_told(tmp_path):
+def test_a_folder_that_matches_a_pattern_with_an_extension_is_listed(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").mkdir()
     (tmp_path / "b.txt" / "c.txt").write_text("other")
     files = find_files(str(tmp_path / "*.txt"))
     assert [file.path.name for file in files.read] == ["a.txt"]
-    assert "b.txt (a folder)" in files.passed_over()
-    assert len(find_files(str(tmp_path / "**" / "*.txt")).read) == 2  # there, what is in it is matched by itself
-    assert not find_files(str(tmp_path / "**" / "*.txt")).passed_over()
+    assert "b.txt (a folder)" in files.describe_skipped()
+    assert len(find_files(str(tmp_path / "**" / "*.txt")).read) == 2  # the pattern matches the file in it, too
+    assert not find_files(str(tmp_path / "**" / "*.txt")).describe_skipped()
 
 
-def test_questions_are_read_packed_and_their_file_is_one_line_of_a_message(tmp_path):
+def test_questions_are_read_compressed_and_their_file_is_one_line_of_a_message(tmp_path):
     import gzip
 
     file = tmp_path / "a\nb.jsonl.gz"
@@ -145,7 +147,7 @@ def test_questions_are_read_packed_and_their_file_is_one_line_of_a_message(tmp_p
     assert [question.prompt for question in read_questions(file)] == ["a"]
     assert r"a\nb.jsonl.gz: there is no question" in _emptied(file)
     file.write_bytes(gzip.compress(b'{"prompt": "a", "answer": "b"}\n')[:-9])
-    assert "is not a whole .gz file" in refusal(lambda: read_questions(file))
+    assert "is not a complete .gz file" in refusal(lambda: read_questions(file))
     assert "No such file" in refusal(lambda: read_questions(tmp_path / "no\none.jsonl"))
 
 
@@ -157,11 +159,11 @@ def _emptied(file):
 
 
 def test_evaluation_names_a_file_once_and_in_one_line(tmp_path):
-    """Also where its name holds a line end or is not UTF-8."""
+    """Also if its name contains a line end or is not UTF-8."""
     from mindspore_palm.evaluate.evaluate import EvaluateOptions, _in_words_of, _read_tasks
 
     file = os.fsdecode(os.fsencode(tmp_path) + b"/a\n\xe9.txt")
-    for inner in (f"{shown(file)}: not UTF-8 text at byte 3", "there is no text to score"):
+    for inner in (f"{printable(file)}: not UTF-8 text at byte 3", "there is no text to score"):
         with pytest.raises(UserError) as caught, _in_words_of(file):
             raise UserError(inner)
         assert str(caught.value).isprintable() and str(caught.value).count(r"a\n\xe9.txt") == 1

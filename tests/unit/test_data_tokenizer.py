@@ -1,4 +1,4 @@
-"""The tokenizer loses nothing, counts bytes exactly, and says what is wrong with a model or a text."""
+"""The tokenizer is lossless, counts bytes exactly, and names the problem with a model or a text."""
 
 import io
 import unicodedata
@@ -58,20 +58,20 @@ TROUBLED_TEXT = st.lists(st.sampled_from(TROUBLE) | ANY_TEXT, max_size=20).map("
 
 @given(text=ANY_TEXT | TROUBLED_TEXT)
 @settings(max_examples=400, deadline=None)
-def test_any_text_comes_back_and_its_bytes_are_counted(tokenizer, text):
+def test_any_text_round_trips_and_its_bytes_are_counted(tokenizer, text):
     tokens = tokenizer.encode(text)
     assert tokenizer.decode(tokens) == text
     assert tokenizer.piece_bytes[np.array(tokens, int)].sum() == len(text.encode())
-    assert all(tokenizer.piece_bytes[token] > 0 for token in tokens)  # no control token, so no [eod], out of a text
+    assert all(tokenizer.piece_bytes[token] > 0 for token in tokens)  # no control token, and so no [eod]
 
 
 @pytest.mark.parametrize("text", TROUBLE)
-def test_each_awkward_text_comes_back_alone_doubled_and_inside(tokenizer, text):
+def test_each_awkward_text_round_trips_alone_doubled_and_inside_text(tokenizer, text):
     for case in (text, text * 2, f"a{text}b", f" {text} "):
         assert tokenizer.decode(tokenizer.encode(case)) == case
 
 
-def test_every_code_point_comes_back(tokenizer):
+def test_every_code_point_round_trips(tokenizer):
     text = "".join(chr(c) for c in [*range(0xD800), *range(0xE000, 0x11000), *range(0x1F300, 0x1F700)])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -82,7 +82,7 @@ def test_a_batch_is_its_texts_one_by_one(tokenizer, texts):
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
-def test_long_text_is_cut_and_comes_back(tokenizer, monkeypatch):
+def test_long_text_is_chunked_and_round_trips(tokenizer, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_CHARACTERS", 10)
     for text in (CODE * 3, "x" * 95, "a\n" * 40 + "\u2581" * 3):
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -107,7 +107,7 @@ def test_a_token_outside_the_vocabulary_is_an_error(tokenizer, token):
 
 
 def test_every_digit_is_a_token(tmp_path):
-    """Also where a number comes so often that it would be worth a token."""
+    """Also if a number is frequent enough to be worth a token."""
     tokenizer = Tokenizer.train(["year 2022 abc\n"] * 1000, 276, tmp_path / "m")
     assert len(tokenizer.encode("2022")) == 4
     assert not any(sum(48 <= byte < 58 for byte in piece) > 1 for piece in tokenizer._bytes)
@@ -117,7 +117,7 @@ ALL_DIGITS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(
 
 
 def test_every_digit_of_any_script_is_a_token(tmp_path):
-    """Also in a text where Arabic and Indian numbers come so often that they would be worth a token."""
+    """Also if Arabic and Indian numbers are frequent enough to be worth a token."""
     years = "year ١٩٤٧ and १९४७, 2022 ２０２２ ๑๒๓๔ 𝟏𝟗𝟒𝟕 abc\n"
     tokenizer = Tokenizer.train([years] * 1000, 300, tmp_path / "m")
     for number in ("١٩٤٧", "१९४७", "2022", "２０２２", "๑๒๓๔", "𝟏𝟗𝟒𝟕"):
@@ -127,7 +127,7 @@ def test_every_digit_of_any_script_is_a_token(tmp_path):
     assert not [piece for piece in pieces if len(piece) > 1 and any(c.isdecimal() for c in piece)]
 
 
-def test_all_digits_that_the_text_holds_are_tokens_however_rare(tmp_path):
+def test_all_digits_of_the_text_are_tokens_however_rare(tmp_path):
     text = "the cat sat on the mat and " * 4000 + " ".join(ALL_DIGITS)
     words = "".join(f" w{chr(97 + i % 26)}{chr(97 + i // 26)}x" for i in range(676))  # something to merge
     tokenizer = Tokenizer.train([text + words], 259 + len(ALL_DIGITS) + 100, tmp_path / "m")
@@ -153,9 +153,9 @@ def test_text_without_a_space_gives_a_lossless_tokenizer(tmp_path, name):
         Tokenizer.train([text] * 500, 4096, tmp_path / "m")
     size = int(str(error.value).split("largest possible is ")[1].split(";")[0])
     tokenizer = Tokenizer.train([text] * 500, size, tmp_path / "m")
-    for back in (text, " a", "a b  c", "\u2581 \u2581", "漢字 😀", *TROUBLE):
-        assert tokenizer.decode(tokenizer.encode(back)) == back
-        assert tokenizer.piece_bytes[tokenizer.encode(back)].sum() == len(back.encode())
+    for sample in (text, " a", "a b  c", "\u2581 \u2581", "漢字 😀", *TROUBLE):
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+        assert tokenizer.piece_bytes[tokenizer.encode(sample)].sum() == len(sample.encode())
 
 
 def test_names_alone_fit_a_vocabulary_of_270(tmp_path):
@@ -171,7 +171,7 @@ def test_more_characters_than_the_vocabulary_has_room_for_become_bytes(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["<unk>", "<pad>", "[eod]", "<s>", "</s>"])
-def test_the_name_of_a_control_token_costs_what_any_such_word_costs(tmp_path, name):
+def test_the_name_of_a_control_token_costs_as_much_as_a_similar_word(tmp_path, name):
     other = name.translate(str.maketrans("unkpadeods", "vmlqbcfpct"))
     lengths = []
     for number, word in enumerate((name, other)):
@@ -182,13 +182,13 @@ def test_the_name_of_a_control_token_costs_what_any_such_word_costs(tmp_path, na
     assert lengths[0] <= 1.02 * lengths[1], lengths
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "word"])
-def test_a_model_of_others_without_a_piece_for_the_space_is_lossless(tmp_path, kind):
-    """As one that was trained on text without spaces, or knows whole words: a space is taken for U+2581 there."""
+@pytest.mark.parametrize("model_type", ["bpe", "unigram", "char", "word"])
+def test_a_foreign_model_without_a_piece_for_the_space_is_lossless(tmp_path, model_type):
+    """Such a model was trained on text without spaces, or has only full words: it treats a space as U+2581."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["emma", "olivia", "ava", "noah"] * 50),
-        model_writer=model, vocab_size=300, hard_vocab_limit=False, model_type=kind, minloglevel=3, **LOSSLESS,
+        model_writer=model, vocab_size=300, hard_vocab_limit=False, model_type=model_type, minloglevel=3, **LOSSLESS,
     )  # fmt: skip
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     assert theirs.decode(theirs.encode(" a")) == "a" or theirs.piece_to_id("\u2581") == theirs.unk_id()
@@ -199,7 +199,7 @@ def test_a_model_of_others_without_a_piece_for_the_space_is_lossless(tmp_path, k
         assert tokenizer.piece_bytes[tokenizer.encode(text)].sum() == len(text.encode())
 
 
-def test_a_tokenizer_that_would_lose_text_is_not_left_behind(tmp_path, monkeypatch):
+def test_a_lossy_tokenizer_is_not_written(tmp_path, monkeypatch):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([CODE] * 3), model_writer=model, vocab_size=330, hard_vocab_limit=False, minloglevel=3,
@@ -215,8 +215,8 @@ def test_indentation_becomes_few_tokens(tokenizer):
     assert len(tokenizer.encode("\n        ")) <= 2
 
 
-def test_no_token_runs_over_the_end_of_a_word(tmp_path):
-    """A phrase that comes a thousand times would else be the first token to be learnt."""
+def test_no_token_crosses_the_end_of_a_word(tmp_path):
+    """Otherwise a phrase that occurs a thousand times would be the first token learned."""
     tokenizer = Tokenizer.train(["in the\n"] * 1000, 268, tmp_path / "m")
     assert not any(b"n t" in piece for piece in tokenizer._bytes)
 
@@ -243,7 +243,7 @@ def test_training_is_silent(tmp_path, capfd):
         (["", "\u2581", "\0"], 300, "no text"),
     ],
 )
-def test_impossible_vocabularies_say_what_is_possible(tmp_path, texts, size, message):
+def test_impossible_vocabularies_name_a_possible_size(tmp_path, texts, size, message):
     with pytest.raises(UserError, match=message):
         Tokenizer.train(texts, size, tmp_path / "m")
     assert not list(tmp_path.iterdir())
@@ -262,13 +262,13 @@ def test_surrogates_are_refused(tokenizer):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model" * 50, b"\0" * 100, b"\xff" * 9])
-def test_what_is_no_model_is_refused(tmp_path, content):
+def test_anything_but_a_model_is_refused(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
     with pytest.raises(UserError, match="not a SentencePiece model"):
         Tokenizer(tmp_path / "m")
 
 
-def test_a_cut_model_is_refused(tmp_path, tokenizer):
+def test_a_truncated_model_is_refused(tmp_path, tokenizer):
     (tmp_path / "m").write_bytes(tokenizer.serialized[: len(tokenizer.serialized) // 2])
     with pytest.raises(UserError):
         Tokenizer(tmp_path / "m")
@@ -303,9 +303,9 @@ LOSSLESS = {
         ({"user_defined_symbols": ["<mask>", "  "]}, None),
     ],
 )
-def test_models_of_others_must_be_lossless(tmp_path, change, message):
+def test_foreign_models_must_be_lossless(tmp_path, change, message):
     model = io.BytesIO()
-    if "normalization_rule_tsv" in change:  # changes one letter that no sample of text would hold
+    if "normalization_rule_tsv" in change:  # changes one letter that no sample text would contain
         (tmp_path / "rule").write_text("1D4\t41\n")
         change = {"normalization_rule_tsv": str(tmp_path / "rule")}
     sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""Token files: types, documents over parts, marks to go back to, and never half a file taken for a whole one."""
+"""Token files: dtypes, documents in several parts, marks to resume from, and no incomplete file is ever read."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ EOD = 1
 
 
 def write(folder, vocab_size=10):
-    """Three documents: [5 6 eod], [7 8 eod] in two parts, and an empty one, in two flushes."""
+    """Writes three documents in two flushes: [5 6 eod], [7 8 eod] in two parts, and an empty one."""
     writer = TokenWriter(folder, vocab_size, EOD)
     writer.add([5, 6], True)
     writer.add([7], False)
@@ -20,18 +20,18 @@ def write(folder, vocab_size=10):
     return writer.finish()
 
 
-@pytest.mark.parametrize(("vocab_size", "kind"), [(10, np.uint16), (65536, np.uint16), (65537, np.uint32)])
-def test_what_is_written_is_read(tmp_path, vocab_size, kind):
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(10, np.uint16), (65536, np.uint16), (65537, np.uint32)])
+def test_written_tokens_are_read_back(tmp_path, vocab_size, dtype):
     writer = TokenWriter(tmp_path / "t", vocab_size, EOD)
     writer.add([vocab_size - 1, 3], True)
     writer.finish()
     file = TokenFile(tmp_path / "t")
     assert file.tokens.tolist() == [vocab_size - 1, 3, EOD]
-    assert file.tokens.dtype == kind
+    assert file.tokens.dtype == dtype
     assert (file.vocab_size, file.documents, len(file)) == (vocab_size, 1, 3)
 
 
-def test_tokens_are_mapped_and_not_read_whole(tmp_path):
+def test_tokens_are_memory_mapped(tmp_path):
     write(tmp_path / "t")
     file = TokenFile(tmp_path / "t")
     assert isinstance(file.tokens, np.memmap) and file.tokens.mode == "r"
@@ -44,7 +44,7 @@ def test_documents_over_parts_and_flushes(tmp_path):
     assert file.documents == 3
 
 
-def test_sequences_are_whole_and_the_tail_is_left(tmp_path):
+def test_sequences_are_full_and_the_tail_is_dropped(tmp_path):
     file = write(tmp_path / "t")
     assert file.sequences(3) == 2
     assert file.rows(np.array([1, 0, 1]), 3).tolist() == [[7, 8, 1], [5, 6, 1], [7, 8, 1]]
@@ -61,39 +61,39 @@ def test_no_tokens_at_all(tmp_path):
     assert file.rows([], 4).shape == (0, 4)
 
 
-def test_a_writer_goes_on_from_its_mark_whatever_lies_behind(tmp_path):
-    write(tmp_path / "whole")
+def test_a_writer_resumes_from_its_mark_and_truncates_the_rest(tmp_path):
+    write(tmp_path / "uninterrupted")
     writer = TokenWriter(tmp_path / "t", 10, EOD)
     writer.add([5, 6], True)
     writer.add([7], False)
     mark = writer.flush()
     assert mark == Mark(4, 1)
     writer.add([9, 9, 9], True)
-    writer.flush()  # what a killed process wrote after its last mark
+    writer.flush()  # as by a killed process, after its last mark
     again = TokenWriter(tmp_path / "t", 10, EOD, mark)
     again.add([8], True)
     again.add([], True)
     again.finish()
     for name in ("tokens.bin", "documents.bin", "meta.json"):
-        assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
 
-def test_a_mark_behind_the_end_is_refused(tmp_path):
+def test_a_mark_after_the_end_is_refused(tmp_path):
     write(tmp_path / "t")
     for mark in (Mark(8, 0), Mark(0, 4)):
         with pytest.raises(ValueError, match="less than its mark"):
             TokenWriter(tmp_path / "t", 10, EOD, mark)
 
 
-def test_a_folder_that_is_written_again_is_not_whole_meanwhile(tmp_path):
+def test_a_folder_that_is_being_rewritten_is_not_complete(tmp_path):
     write(tmp_path / "t")
     TokenWriter(tmp_path / "t", 10, EOD).flush()
-    with pytest.raises(UserError, match="not whole"):
+    with pytest.raises(UserError, match="not complete"):
         TokenFile(tmp_path / "t")
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "documents.bin"])
-def test_a_cut_or_missing_file_is_refused(tmp_path, name):
+def test_a_truncated_or_missing_file_is_refused(tmp_path, name):
     write(tmp_path / "t")
     file = tmp_path / "t" / name
     file.write_bytes(file.read_bytes()[:-1])
@@ -108,5 +108,5 @@ def test_a_cut_or_missing_file_is_refused(tmp_path, name):
 def test_a_bad_meta_is_refused(tmp_path, content):
     write(tmp_path / "t")
     (tmp_path / "t" / "meta.json").write_bytes(content)
-    with pytest.raises(UserError, match="not whole"):
+    with pytest.raises(UserError, match="not complete"):
         TokenFile(tmp_path / "t")

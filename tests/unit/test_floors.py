@@ -7,7 +7,7 @@ from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 
 FLOORS = (
     ("errors", "file_names", "machine", "presets", "random", "tables"),
-    ("console", "fields", "files", "native", "options", "surroundings"),
+    ("console", "fields", "files", "native", "options", "preflight"),
     ("config", "figures"),
     ("data", "parallel"),
     ("effects",),

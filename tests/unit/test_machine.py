@@ -1,4 +1,4 @@
-"""The limits of a container are the machine: control groups of both versions, as files in a folder."""
+"""The limits of a container are the size of the machine: both versions of control groups, as files in a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def files(root, contents):
 
 V2 = {"proc/self/cgroup": "0::/job/step", "sys/fs/cgroup/job/step/cgroup.procs": ""}
 V1 = {"proc/self/cgroup": "9:name=systemd:/\n4:memory:/job\n2:cpu,cpuacct:/job"}
-# As Docker shows version 1: the path is the host's, and what is mounted is the container's own group.
+# Version 1 in Docker: the path is the host's, and the mount is the container's own group.
 DOCKER = {"proc/self/cgroup": "4:memory:/docker/0123\n1:cpu:/docker/0123"}
 
 
@@ -44,8 +44,8 @@ def many_cores(monkeypatch):
         ({**V2, "sys/fs/cgroup/job/step/cpu.max": "max 100000"}, 64),
         ({**V2, "sys/fs/cgroup/job/step/cpu.max": "250000 100000"}, 2),
         ({**V2, "sys/fs/cgroup/job/step/cpu.max": "50000 100000"}, 1),
-        ({**V2, "sys/fs/cgroup/job/cpu.max": "300000 100000"}, 3),  # of the group above
-        ({**V2, "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),  # of the mount: a container of its own
+        ({**V2, "sys/fs/cgroup/job/cpu.max": "300000 100000"}, 3),  # limit of the parent group
+        ({**V2, "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),  # limit at the mount: the container's own group
         ({**V2, "sys/fs/cgroup/job/step/cpu.max": "nonsense"}, 64),
         ({**V1, "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "-1"}, 64),
         (
@@ -88,7 +88,7 @@ def test_the_affinity_of_the_process_is_a_limit(tmp_path, monkeypatch):
                 "sys/fs/cgroup/memory.current": 90 * MB,
                 "sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {20 * MB}\nactive_file 7",
             },
-            30,  # the file cache is given back
+            30,  # the file cache can be reclaimed
         ),
         (
             {
@@ -115,7 +115,7 @@ def test_memory_is_what_the_container_has_left(tmp_path, contents, megabytes):
 
 
 @pytest.mark.parametrize("limit", ["max", 2**63 - 4096, "nonsense"])
-def test_a_limit_that_is_none_leaves_the_hosts_memory(tmp_path, limit):
+def test_without_a_limit_the_hosts_memory_counts(tmp_path, limit):
     contents = {
         **V1,
         "sys/fs/cgroup/memory/job/memory.limit_in_bytes": limit,
@@ -138,7 +138,7 @@ def test_a_run_that_is_larger_than_its_container_is_refused(tmp_path, monkeypatc
         memory.check_memory(Settings.model_validate({"train": {"batch_size": 8}}))
 
 
-def test_workers_count_with_what_a_process_takes(monkeypatch):
+def test_the_memory_of_each_worker_process_counts(monkeypatch):
     from mindspore_palm.parallel.check import layout_of
 
     tiny = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 300}

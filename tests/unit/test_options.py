@@ -1,4 +1,4 @@
-"""Options of the commands: given twice, named in messages, and output files that are tried before the work."""
+"""Options of the commands: given twice, named in messages, and output files checked before the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm.errors import UserError, run_command
-from mindspore_palm.options import Parser, as_written, check_output
+from mindspore_palm.options import Parser, check_output, naming_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,15 +26,15 @@ def parser():
 
 
 @pytest.mark.parametrize("parse", ["parse_args", "parse_intermixed_args"])
-def test_an_option_has_an_effect_each_time_that_it_is_given_or_is_refused(parse):
+def test_each_occurrence_of_an_option_has_an_effect_or_is_refused(parse):
     def parse_with(*arguments):
         return vars(getattr(parser(), parse)(list(arguments)))
 
-    found = parse_with("--list", "a", "--switch", "--list", "b", "--switch", "--once", "5", "x", "y")
-    assert found == {"once": 5, "pair": None, "list": ["a", "b"], "switch": True, "words": ["x", "y"]}
+    parsed = parse_with("--list", "a", "--switch", "--list", "b", "--switch", "--once", "5", "x", "y")
+    assert parsed == {"once": 5, "pair": None, "list": ["a", "b"], "switch": True, "words": ["x", "y"]}
     with pytest.raises(UserError, match=r"^--once is given twice, with 5 and 6; give it once$"):
         parse_with("--once", "5", "--once", "6")
-    with pytest.raises(UserError, match="--once is given twice, with 3 and 3"):  # also its default, and the same value
+    with pytest.raises(UserError, match="--once is given twice, with 3 and 3"):  # also for the default
         parse_with("--once", "3", "x", "--once=3")
     with pytest.raises(UserError, match="--pair is given twice, with a b and c d"):
         parse_with("--pair", "a", "b", "--pair", "c", "d")
@@ -61,30 +61,30 @@ def test_every_command_refuses_an_option_that_is_given_twice(name, monkeypatch, 
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *TWICE[name]])
     code = module.main() if name == "prepare_data" else run_command(module.main)
-    said = capsys.readouterr().err
-    assert code == 2 and said.startswith("error: --") and "is given twice" in said and said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("error: --") and "is given twice" in err and err.count("\n") == 1
 
 
-def test_output_files_are_tried(tmp_path):
+def test_output_files_are_checked(tmp_path):
     (tmp_path / "data.txt").write_text("kept")
     (tmp_path / "link.txt").symlink_to(tmp_path / "data.txt")
     os.mkfifo(tmp_path / "pipe")
     check_output("--json", tmp_path / "new.json")
     check_output("--json", tmp_path / "data.txt")
-    for file, said in (
+    for file, problem in (
         (tmp_path / "nowhere" / "a.json", "there is no folder"),
-        (tmp_path, "a folder or a device stands there"),
-        (tmp_path / "pipe", "a folder or a device stands there"),
+        (tmp_path, "this is a folder or a device"),
+        (tmp_path / "pipe", "this is a folder or a device"),
         (tmp_path / "link.txt", "would replace an input"),
         ("/proc/new.json", "nothing can be written in /proc"),
     ):
-        with pytest.raises(UserError, match=f"^--json {file}: .*{said}"):
+        with pytest.raises(UserError, match=f"^--json {file}: .*{problem}"):
             check_output("--json", file, [tmp_path / "data.txt"])
     assert (tmp_path / "data.txt").read_text() == "kept" and len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "rewritten"),
     [
         ("data.path = x.txt: there is none", "--data x.txt: there is none"),
         (
@@ -94,7 +94,7 @@ def test_output_files_are_tried(tmp_path):
         ("my/data.path = y and data.paths = 3", "my/data.path = y and data.paths = 3"),
     ],
 )
-def test_messages_name_options(message, said):
-    with pytest.raises(UserError) as caught, as_written({"data.path": "--data", "data.text_field": "--text-field"}):
+def test_messages_name_options(message, rewritten):
+    with pytest.raises(UserError) as caught, naming_options({"data.path": "--data", "data.text_field": "--text-field"}):
         raise UserError(message)
-    assert str(caught.value) == said
+    assert str(caught.value) == rewritten

@@ -1,4 +1,4 @@
-"""Prompts as the generate command takes them: from arguments, files and standard input."""
+"""Prompts of the generate command, from arguments, files and standard input."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate import command
-from mindspore_palm.generate.command import Request, read_prompt
+from mindspore_palm.generate.command import GenerateOptions, read_prompt
 from mindspore_palm.generate.sampling import Sampling
 
 
 @pytest.mark.parametrize("content", ["class A:", "class A:\r\n", "\n\t", "漢 \u200d", "a\ufeffb", "\ufeff\ufeffa"])
-def test_a_prompt_of_a_file_is_taken_as_it_is_but_for_a_byte_order_mark(tmp_path, content, monkeypatch):
-    """As a text to train on is: the model has never seen the mark."""
+def test_a_prompt_file_is_read_unchanged_except_for_a_byte_order_mark(tmp_path, content, monkeypatch):
+    """As training text is: the model has never seen the mark."""
     text = content.removeprefix("\ufeff")
     (tmp_path / "plain.txt").write_bytes(content.encode())
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -26,7 +26,7 @@ def test_a_prompt_of_a_file_is_taken_as_it_is_but_for_a_byte_order_mark(tmp_path
     assert read_prompt("-") == text
 
 
-def test_a_prompt_of_a_mark_alone_is_empty(tmp_path):
+def test_a_prompt_of_only_a_byte_order_mark_is_empty(tmp_path):
     file = tmp_path / "a\nb.txt"
     file.write_bytes(b"\xef\xbb\xbf")
     with pytest.raises(UserError) as caught:
@@ -40,4 +40,4 @@ def test_a_context_too_small_is_refused_by_the_name_of_its_option(monkeypatch, c
     monkeypatch.setattr(command, "find_model", lambda folder: folder)
     monkeypatch.setattr(command, "load_settings", lambda file: (Settings(), {}))
     with pytest.raises(UserError, match=f"^--context {context}: .* 2 or more"):
-        command._settings_of(Request(Path("run"), ("x",), Sampling(), context=context))
+        command._settings_of(GenerateOptions(Path("run"), ("x",), Sampling(), context=context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspore_palm.figures import new_figure, save_figure
+from mindspore_palm.figures import make_figure, save_figure
 from mindspore_palm.train.log.metrics import MetricsRow
 
 
@@ -24,7 +24,7 @@ def draw_loss(
     losses = [row.cross_entropy for row in rows]
     evaluated = [row for row in rows if row.validation_loss is not None]
     evaluated_at = [row.tokens / 1e6 for row in evaluated]
-    figure, (left, right) = new_figure(2, 11, 4.2)
+    figure, (left, right) = make_figure(2, 11, 4.2)
     left.plot(tokens, losses, color="#9db8d6", linewidth=0.8, label="training, each step")
     left.plot(tokens, _smooth(losses), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
     left.plot(evaluated_at, [row.validation_loss for row in evaluated], "o-", color="#c8501e", label="held out")

@@ -1,6 +1,6 @@
-"""What a command looks at around it before it imports anything large, and the sentences for what it finds too late.
+"""Preflight checks, before a command imports anything large, and messages for limits that it hits later.
 
-What a process may take is tried, not computed: limits come from ulimit, from control groups and from the system.
+Limits come from ulimit, control groups and the system. They are tested by allocating, not computed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import warnings
 
 from mindspore_palm.errors import UserError
 
-MEMORY = 512 << 20  # bytes: less than any command takes, and enough for OpenBLAS, which otherwise tries forever
-GRAPH_THREADS = 16  # that MindSpore starts for a graph, at least; without them it aborts
-# MS-34: there is no type for this error
+MEMORY = 512 << 20  # bytes: less than any command needs, and enough for OpenBLAS, which otherwise retries forever
+GRAPH_THREADS = 16  # least number of threads that MindSpore starts for a graph; without them it aborts
+# MS-34: the error has no type of its own
 NO_MEMORY = re.compile(
     r"(?i)out of memory|memory (is)?(n't| ?not) enough|bad_alloc|(malloc|alloc\w*)( \w+)* (memory )?fail"
     r"|cannot allocate memory|failed to map segment"
@@ -27,26 +27,26 @@ FEW_THREADS = (
 
 
 def check() -> None:
-    """Makes sure that the process can work here.
+    """Checks that the process can run here.
 
-    PYTHONWARNINGS=error is for a program's own tests. MindSpore and other packages warn of things that users cannot
-    fix, some of them while the process ends, so warnings stay warnings here.
+    PYTHONWARNINGS=error is meant for a program's own tests. MindSpore and other packages emit warnings that users
+    cannot fix, some at exit, so warnings stay warnings here.
 
     Raises:
-        UserError: the working folder is gone, files would be closed to their owner, memory or threads are too few, or a
-            variable of tqdm is no number.
+        UserError: the working folder was deleted, the umask denies new files to their owner, there is too little memory
+            or too few threads, or an environment variable of tqdm is invalid.
     """
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise UserError("the working folder was deleted; change into a folder that is there (cd)") from None
+        raise UserError("the working folder was deleted; change to one that exists (cd)") from None
     _check_progress()
     mask = os.umask(0o077)
     os.umask(mask)
     if mask & 0o700:
-        raise UserError(f"umask {mask:04o} takes new files from their owner; set it to 0022 or 0077")
+        raise UserError(f"umask {mask:04o} denies new files to their owner; set it to 0022 or 0077")
     try:
         mmap.mmap(-1, MEMORY, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except OSError:
@@ -57,21 +57,21 @@ def check() -> None:
 
 
 def _check_progress() -> None:
-    """tqdm reads its defaults from variables, and ends the process that imports it if one of them is no number."""
+    """Checks the TQDM_* variables: importing tqdm fails if one of its defaults there is invalid."""
     names = [name for name in os.environ if name.startswith("TQDM_")]
     if not names:
         return
     try:
-        import tqdm  # noqa: F401 - only then, as it takes time
+        import tqdm  # noqa: F401 - imported only if needed, as it takes time
     except ValueError as error:
-        raise UserError(f"{' or '.join(names)} is not what tqdm wants ({error}); unset it") from None
+        raise UserError(f"{' or '.join(names)} is not a value that tqdm accepts ({error}); unset it") from None
 
 
 def check_threads(count: int) -> None:
-    """Makes sure that so many threads can be started: OpenBLAS and MindSpore end the process where they cannot.
+    """Checks that ``count`` threads can be started: if not, OpenBLAS and MindSpore would end the process.
 
     Raises:
-        UserError: they cannot.
+        UserError: the threads cannot be started.
     """
     enough, threads = threading.Event(), []
     try:
@@ -88,10 +88,10 @@ def check_threads(count: int) -> None:
 
 
 def explain(error: Exception) -> str:
-    """The sentence for an error of C++ that means a limit of this process; empty for any other."""
-    said = str(error)
-    if NO_THREADS.search(said):
+    """Message for an error that means a limit of this process was hit; empty for any other error."""
+    message = str(error)
+    if NO_THREADS.search(message):
         return FEW_THREADS
-    if isinstance(error, MemoryError) or NO_MEMORY.search(said):
-        return "the memory that this process may take did not suffice (ulimit -v, the container's limit); raise it"
+    if isinstance(error, MemoryError) or NO_MEMORY.search(message):
+        return "this process ran out of the memory that it may use (ulimit -v, the container's limit); raise the limit"
     return ""
