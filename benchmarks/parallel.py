@@ -51,7 +51,7 @@ def measure(sizes, shape, steps):
     from mindspore_palm.parallel.context import join_workers, open_device, partition, this_rank
     from mindspore_palm.parallel.mesh import Mesh
     from mindspore_palm.train.evaluate import Evaluator
-    from mindspore_palm.train.step import BATCH, Objective, TrainStep
+    from mindspore_palm.train.step import BATCH_AXES, Objective, TrainStep
 
     open_device("CPU")
     mesh = Mesh(*sizes)
@@ -72,7 +72,7 @@ def measure(sizes, shape, steps):
         loss = Loss(palm)
         step = TrainStep(loss, make_optimizer(palm.trainable_params(), OptimizerConfig(), 1), clip_norm=1.0)
         evaluator = Evaluator(palm, np.ones(palm.config.vocab_size, np.int32))
-        gradients = partition(Gradients(Objective(loss), palm.trainable_params()).set_train(), *BATCH)
+        gradients = partition(Gradients(Objective(loss), palm.trainable_params()).set_train(), *BATCH_AXES)
         own = place.rows(this_rank(), len(inputs))
         mine = [Tensor(inputs[own]), Tensor(targets[own]), Tensor(np.float32(targets.size))]
         found = {

@@ -16,7 +16,7 @@ from mindspore_palm.model.lora import adapter_shapes, merged_palm
 from mindspore_palm.model.palm import PaLM
 
 ADAPTER = "adapter.safetensors"
-FORMAT = "mindspore_palm LoRA 1"
+ADAPTER_FORMAT = "mindspore_palm LoRA 1"
 
 
 def save_adapter(checkpoint: Checkpoint, file: Path, config: PaLMConfig, finetune: FinetuneConfig) -> None:
@@ -27,7 +27,8 @@ def save_adapter(checkpoint: Checkpoint, file: Path, config: PaLMConfig, finetun
     """
     parts = {name: checkpoint.tensors[name] for name in adapter_shapes(config, finetune.lora_rank)}
     base = weights_identity({name: tensor.read for name, tensor in checkpoint.tensors.items()}, config)
-    about = {"format": FORMAT, "base": base, "rank": str(finetune.lora_rank), "alpha": repr(finetune.lora_alpha)}
+    rank, alpha = str(finetune.lora_rank), repr(finetune.lora_alpha)
+    about = {"format": ADAPTER_FORMAT, "base": base, "rank": rank, "alpha": alpha}
     with write_atomically(file) as content:
         write_tensors(content, parts, about)
 
@@ -43,7 +44,7 @@ def with_adapter(palm: PaLM, file: str | Path) -> PaLM:
         with safe_open(file, framework="numpy") as content:
             about = content.metadata() or {}
             parts = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dictionary
-        if about.get("format") != FORMAT:
+        if about.get("format") != ADAPTER_FORMAT:
             raise UserError(f"{file}: this is not an adapter that fine-tuning has left")
         rank, alpha = int(about["rank"]), float(about["alpha"])
     except FileNotFoundError:

@@ -34,7 +34,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.files import TEMPORARY, sync_folder, write_atomically
 from mindspore_palm.parallel.placement import Placement, Window
 
-FORMAT = "mindspore_palm checkpoint 1"
+CHECKPOINT_FORMAT = "mindspore_palm checkpoint 1"
 MANIFEST, STATE, CONFIG, TOKENIZER = "manifest.json", "state.json", "config.yaml", "tokenizer.model"
 GONE = f".gone{TEMPORARY}"  # the ending of a checkpoint that is being deleted
 OWN_FILES = re.compile(
@@ -198,7 +198,7 @@ def write_slices(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> 
         OSError: names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digest = _write(folder / rank_file(rank), lambda file: write_tensors(file, tensors, {"format": FORMAT}))
+    digest = _write(folder / rank_file(rank), lambda file: write_tensors(file, tensors, {"format": CHECKPOINT_FORMAT}))
     _write_json(folder / _note(rank), asdict(digest))
 
 
@@ -241,7 +241,7 @@ def publish(
     for note in temporary.glob(_note("*")):
         note.unlink()
     manifest = {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "step": step,
         "slicings": [[s.shape, s.slice_shape, s.ranks] for s in different],
         "tensors": {name: [kinds[name], different.index(slicing)] for name, slicing in tensors.items()},
@@ -348,6 +348,8 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise DamagedCheckpoint(f"{file} was altered: it does not hold its own SHA-256")
-    if manifest["format"] != FORMAT:
-        raise DamagedCheckpoint(f"{file} is of the format {manifest['format']!r}; this version reads {FORMAT!r}")
+    if manifest["format"] != CHECKPOINT_FORMAT:
+        raise DamagedCheckpoint(
+            f"{file} is of the format {manifest['format']!r}; this version reads {CHECKPOINT_FORMAT!r}"
+        )
     return manifest

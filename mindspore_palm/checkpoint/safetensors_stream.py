@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from mindspore_palm.errors import UserError
 
-KINDS = {"float32": "F32", "int32": "I32"}  # names of number types in NumPy and in the format
+DTYPES = {"float32": "F32", "int32": "I32"}  # names of number types in NumPy and in the format
 ALIGNMENT = 8  # bytes: where the format wants its data to begin
-CHUNK = 2**22  # bytes that are read at a time
+READ_BYTES = 2**22  # bytes that are read at a time
 
 
 class Source(Protocol):
@@ -65,7 +65,7 @@ def digest_of(file: Path) -> Digest:
     """
     found, size = hashlib.sha256(), 0
     with open(file, "rb") as stream:
-        while chunk := stream.read(CHUNK):
+        while chunk := stream.read(READ_BYTES):
             found.update(chunk)
             size += len(chunk)
     return Digest(size, found.hexdigest())
@@ -100,7 +100,7 @@ def file_tensors(file: Path) -> dict[str, FileTensor]:
     Raises:
         UserError: the file is missing, cut off or of another kind.
     """
-    types = {kind: np.dtype(name) for name, kind in KINDS.items()}
+    types = {kind: np.dtype(name) for name, kind in DTYPES.items()}
     try:
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - not a dictionary
@@ -129,7 +129,7 @@ def write_tensors(
     for name, tensor in tensors.items():
         start, end = end, end + prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         header[name] = {
-            "dtype": KINDS[np.dtype(tensor.dtype).name],
+            "dtype": DTYPES[np.dtype(tensor.dtype).name],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

@@ -21,7 +21,7 @@ from mindspore_palm.errors import UserError
 
 PYTHON_STDLIB = "python-stdlib"
 TEXT, JSON_LINES, PARQUET = ".txt", ".jsonl", ".parquet"
-KINDS = (TEXT, JSON_LINES, PARQUET)
+TEXT_SUFFIXES = (TEXT, JSON_LINES, PARQUET)
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".tar", ".tgz", ".zip", ".7z", ".rar")
 # Tests hold broken text on purpose; the others are installed beside the library and are not it.
@@ -131,7 +131,7 @@ def find_files(path: str, setting: str = "data.path") -> Files:
         folder, count = Path(path).expanduser().is_dir(), len(files.left_out)
         what = "the folder holds no {}" if folder else f"no {{}} among the {count} files that match"
         rest = f" ({files.passed_over()})" if files.left_out else ""
-        kinds = f"{', '.join(KINDS)} file"
+        kinds = f"{', '.join(TEXT_SUFFIXES)} file"
         raise UserError(f"{where}: {what.format(kinds)}{rest}; name a file outright to read it as text")
     return files
 
@@ -207,7 +207,7 @@ def _kind(name: str) -> tuple[str, str]:
     path = Path(name.lower())
     packing = path.suffix if path.suffix in PACKED else ""
     kind = path.with_suffix("").suffix if packing else path.suffix
-    return (kind if kind in KINDS and not (packing and kind == PARQUET) else ""), packing
+    return (kind if kind in TEXT_SUFFIXES and not (packing and kind == PARQUET) else ""), packing
 
 
 def _find(path: str, place: Path, where: str) -> Files:

@@ -25,7 +25,7 @@ from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.files import TEMPORARY, locked, write_json
 
-FORMAT = 2  # goes up whenever the same corpus would give other bits
+PREPARED_FORMAT = 2  # goes up whenever the same corpus would give other bits
 SHARD_BYTES = 4 * 2**20  # text that is encoded between two marks; what a kill costs at most
 LOCK, MODEL, SURVEY, PROGRESS, META = "lock", "tokenizer.model", "survey.json", "progress.json", "meta.json"
 
@@ -176,7 +176,7 @@ class _Work:
         """Hash of all that decides the content of the folder."""
         train = {"train": [self.vocab_size, self.data.tokenizer_megabytes]}
         decides = {
-            "format": FORMAT,
+            "format": PREPARED_FORMAT,
             "stdlib": self.data.path == PYTHON_STDLIB,
             "files": self.content,
             "text_field": self.data.text_field,
@@ -218,7 +218,7 @@ class _Preparation:
             self._text_changed()
         size, tokens = found.size, {name: marks[name].tokens for name in SPLITS}
         meta = {
-            "format": FORMAT,
+            "format": PREPARED_FORMAT,
             "split_mode": found.mode,
             "any_share": self.work.any_share,
             "long_document": found.long,

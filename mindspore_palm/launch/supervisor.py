@@ -21,7 +21,7 @@ from mindspore_palm.launch import stop
 LAUNCHER = "MINDSPORE_PALM_LAUNCHER"  # tells a process the id of the one that started and watches it
 GRACE = 2.0  # seconds to end by itself for a process that has nothing to save
 LOOK = 0.2  # seconds between two looks at it once it was told to stop
-PATIENCE = 60.0  # seconds for processes that were killed to be gone
+KILL_TIMEOUT = 60.0  # seconds for processes that were killed to be gone
 PR_SET_PDEATHSIG = 1  # of Linux (sys/prctl.h): the signal that a process gets when its parent is gone
 PR_SET_CHILD_SUBREAPER = 36  # what children leave behind becomes a child of this process
 
@@ -102,7 +102,7 @@ def _stopped() -> int:
 
 def _end_all() -> None:
     """Kills what the worker has left behind."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + KILL_TIMEOUT
     while time.monotonic() < end:
         try:
             gone, _ = os.waitpid(-1, os.WNOHANG)

@@ -19,7 +19,7 @@ import psutil
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.process import Died, stopped_early
-from mindspore_palm.launch.supervisor import LAUNCHER
+from mindspore_palm.launch.supervisor import KILL_TIMEOUT, LAUNCHER
 from mindspore_palm.parallel.context import LOST
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # how a line of MindSpore's own begins
@@ -38,7 +38,6 @@ main()
 """
 LOOK = 0.1  # seconds between two looks at what the workers say
 GRACE = 3.0  # MS-46: seconds that the others have when one has failed; msrun's scheduler would take half a minute
-PATIENCE = 60.0  # seconds for processes that were killed to be gone
 ATTEMPT = "attempt_"
 KEPT = 10  # attempts whose logs are kept
 
@@ -170,7 +169,7 @@ class Workers:
         for process in self._processes:
             with suppress(psutil.Error):
                 process.kill()  # by its id and start time: never another process that got the same number
-        psutil.wait_procs(self._processes, timeout=PATIENCE)
+        psutil.wait_procs(self._processes, timeout=KILL_TIMEOUT)
 
     def _words(self, pattern: str) -> str:
         """The first line of any worker that matches, the workers in order."""

@@ -17,7 +17,7 @@ from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
 from mindspore_palm.surroundings import GRAPH_THREADS, NO_MEMORY, check_threads
 
-KINDS = ("Ascend", "GPU", "CPU")
+DEVICE_TARGETS = ("Ascend", "GPU", "CPU")
 DEPTH = 100_000  # MS-19: calls within calls of a graph; MindSpore's own 1,000 end at some 100 layers
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # words of the host's exchange
 
@@ -70,7 +70,7 @@ def choose_device(wanted: str, setting: str = "train.device") -> tuple[str, str]
     Raises:
         UserError: the wanted one is not there.
     """
-    there = [kind for kind in KINDS if _available(kind)]
+    there = [kind for kind in DEVICE_TARGETS if _available(kind)]
     if wanted != "auto" and wanted not in there:
         raise UserError(
             f"{setting} = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "

@@ -8,8 +8,6 @@ from mindspore import nn
 
 from mindspore_palm.parallel.axes import current_layout
 
-KINDS = ("none", "attention", "block")
-
 
 def recompute(blocks: Iterable[nn.Cell], kind: str) -> None:
     """Marks blocks before they are compiled.

@@ -15,7 +15,7 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition, this_rank
 
-BATCH = (("batch", "length"), ("batch", "length"))  # logical axes of inputs and targets
+HELD_OUT_AXES = (("batch", "length"), ("batch", "length"))  # logical axes of inputs and targets
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Evaluator:
     """
 
     def __init__(self, palm: PaLM, piece_bytes: np.ndarray) -> None:
-        self._cross_entropy = partition(SummedCrossEntropy(palm), *BATCH)
+        self._cross_entropy = partition(SummedCrossEntropy(palm), *HELD_OUT_AXES)
         self._piece_bytes = piece_bytes
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:

@@ -39,7 +39,7 @@ FILES = ("metrics.csv", "loss.png", REWINDS, ADAPTER)
 BOARDS = ("tensorboard", "tensorboard.tmp")
 BEGUN = (*FILES, *BOARDS, CHECKPOINTS)
 MODELS = ("final", "interrupted")  # what is hours of work by itself; earlier versions left the second one
-PATIENCE = 20.0  # seconds for the processes of a command that was killed to be gone
+LOCK_TIMEOUT = 20.0  # seconds for the processes of a command that was killed to be gone
 
 
 class RunFolderState(enum.IntEnum):
@@ -62,7 +62,7 @@ def only_run(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "ab") as file:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + LOCK_TIMEOUT
         while not try_lock(file):
             if time.monotonic() > end:
                 raise UserError(f"another process is training in {folder}; set train.output to another folder")

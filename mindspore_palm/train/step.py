@@ -14,7 +14,7 @@ from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import partition
 from mindspore_palm.parallel.weights import zeros_like
 
-BATCH = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
+BATCH_AXES = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
 DROPOUT_MASK = ("batch", "one", "embed")  # an input more, or none (MS-11: MindSpore partitions no None)
 
 
@@ -149,7 +149,7 @@ class TrainStep:
     ) -> None:
         self.micro_batch = micro_batch
         self.state = _state_of(loss, optimizer)
-        update, batch = Update(optimizer, clip_norm), (*BATCH, DROPOUT_MASK) if dropout else BATCH
+        update, batch = Update(optimizer, clip_norm), (*BATCH_AXES, DROPOUT_MASK) if dropout else BATCH_AXES
         self._whole = partition(WholeStep(loss, update).set_train(), *batch)
         if micro_batch:
             sums = zeros_like(optimizer.parameters, "gradient_sum")

@@ -25,8 +25,7 @@ from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.context import join_workers, open_device, partition
 from mindspore_palm.train.build import build_step
-from mindspore_palm.train.step import BATCH as AXES
-from mindspore_palm.train.step import Objective
+from mindspore_palm.train.step import BATCH_AXES, Objective
 
 
 class Gradients(nn.Cell):
@@ -68,7 +67,7 @@ def settings_of(case: Case) -> Settings:
 def first_gradients(palm: PaLM, batch: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Slices of the initial weights and of their gradients."""
     weights = palm.trainable_params()
-    cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *AXES)
+    cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *BATCH_AXES)
     gradients = cell(*map(Tensor, batch), Tensor(np.float32(count)))
     seen = {f"gradient/{w.name}": g.asnumpy().copy() for w, g in zip(weights, gradients, strict=True)}
     return seen | {f"initial/{w.name}": w.asnumpy().copy() for w in weights}  # drawn by now

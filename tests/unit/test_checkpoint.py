@@ -254,7 +254,7 @@ def test_a_write_that_fails_leaves_nothing_that_is_seen(whole, tmp_path, monkeyp
 
 def test_formats_of_another_time_are_refused_by_name(two, tmp_path, monkeypatch):
     folder = shutil.copytree(two / "step_000007", tmp_path / "step_000007")
-    monkeypatch.setattr(module, "FORMAT", "mindspore_palm checkpoint 2")
+    monkeypatch.setattr(module, "CHECKPOINT_FORMAT", "mindspore_palm checkpoint 2")
     with pytest.raises(UserError, match="is of the format 'mindspore_palm checkpoint 1'"):
         Checkpoint(folder)
 

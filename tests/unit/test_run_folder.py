@@ -37,7 +37,7 @@ def make_checkpoint(device, tmp_path):
 
 
 def test_one_run_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.3)
     with (
         only_run(tmp_path / "run"),
         pytest.raises(UserError, match="another process is training in"),
