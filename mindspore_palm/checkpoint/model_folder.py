@@ -27,8 +27,8 @@ from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.files import expanded, write_atomically
-from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.model.weights import weight_shapes
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.placement import Window

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mindspore_palm.errors import UserError
 
-DTYPES = {"float32": "F32", "int32": "I32"}  # names of number types in NumPy and in the format
+SAFETENSORS_DTYPES = {"float32": "F32", "int32": "I32"}  # names of number types in NumPy and in the format
 ALIGNMENT = 8  # bytes: where the format wants its data to begin
 READ_BYTES = 2**22  # bytes that are read at a time
 
@@ -100,7 +100,7 @@ def file_tensors(file: Path) -> dict[str, FileTensor]:
     Raises:
         UserError: the file is missing, cut off or of another kind.
     """
-    types = {kind: np.dtype(name) for name, kind in DTYPES.items()}
+    types = {kind: np.dtype(name) for name, kind in SAFETENSORS_DTYPES.items()}
     try:
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - not a dictionary
@@ -129,7 +129,7 @@ def write_tensors(
     for name, tensor in tensors.items():
         start, end = end, end + prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         header[name] = {
-            "dtype": DTYPES[np.dtype(tensor.dtype).name],
+            "dtype": SAFETENSORS_DTYPES[np.dtype(tensor.dtype).name],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

@@ -14,11 +14,8 @@ import numpy as np
 from mindspore import Parameter
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.model.weights import Weight, placements, weight_axes, weight_shapes, weights
+from mindspore_palm.model.weights import Weight, weights
 from mindspore_palm.parallel.weights import make_weight
-
-__all__ = ["draw", "initial_parameter", "initial_values", "initial_weight", "placements", "standard_normal"]
-__all__ += ["weight_axes", "weight_shapes"]  # these and placements moved to weights.py
 
 WORDS = 4  # 64-bit words that Philox gives for one step of its counter
 

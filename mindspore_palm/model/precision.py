@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from mindspore_palm.parallel.axes import Axes, current_layout, shard
 
-TYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
+MS_DTYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 
 
 class ToCompute(nn.Cell):
@@ -23,7 +23,7 @@ class ToCompute(nn.Cell):
 
     def __init__(self, axes: Axes) -> None:
         super().__init__()
-        self.dtype = TYPES[current_layout().compute_dtype]
+        self.dtype = MS_DTYPES[current_layout().compute_dtype]
         self.mixed = self.dtype != ms.float32
         self.cast_op = shard(ops.Cast(), axes)
 

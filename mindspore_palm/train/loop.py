@@ -24,7 +24,7 @@ from mindspore_palm.errors import Interrupted, UserError, same_command
 from mindspore_palm.files import check_links
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import LAUNCHER
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import Layout, current_layout, layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import (

@@ -68,7 +68,7 @@ def palm(folders):
 
 def random_model(tokenizer, **switches):
     from mindspore_palm.convert.model import Model
-    from mindspore_palm.model.initial import placements
+    from mindspore_palm.model.weights import placements
     from mindspore_palm.parallel.axes import Layout
 
     config = PaLMConfig(**{**ODD, "vocab_size": 330, **switches})
