@@ -1,7 +1,7 @@
-"""Casts between the two dtypes: matmuls inside blocks use the compute dtype, everything delicate float32.
+"""Mixed precision: matmuls inside blocks use the compute dtype; everything that needs precision stays float32.
 
 Weights, norms, rotation, softmax, logits and loss are float32. Kernels, activations and matmuls inside blocks have the
-layout's ``compute_dtype``. Where that is float32, these Cells do nothing.
+layout's ``compute_dtype``. If that is float32, these Cells do nothing.
 """
 
 from __future__ import annotations
