@@ -84,11 +84,11 @@ def content(folder):
 
 def test_parts_by_their_places(tokenizer):
     """q, gate and up of head 1 are where Google's inference code has them: per head on the last axis, in this order."""
-    from mindspore_palm.convert.parts import put_together, take_apart
+    from mindspore_palm.convert.parts import fuse_kernels, split_kernels
 
     model = random_model(tokenizer)
     config, weights = model.config, model.weights
-    parts = take_apart(config, weights, 1)
+    parts = split_kernels(config, weights, 1)
     k, m = config.head_dim, config.mlp_per_head
     column = k + 2 * m  # where head 1 starts
     q_wi, o_wo = weights["blocks.1.q_wi"], weights["blocks.1.o_wo"]
@@ -99,7 +99,7 @@ def test_parts_by_their_places(tokenizer):
     np.testing.assert_array_equal(parts["v"], weights["blocks.1.kv"][:, k:])
     np.testing.assert_array_equal(parts["o"][k : 2 * k], o_wo[k + m : 2 * k + m])
     np.testing.assert_array_equal(parts["down"][m : 2 * m], o_wo[2 * k + m : 2 * (k + m)])
-    for name, array in put_together(config, parts, 1).items():
+    for name, array in fuse_kernels(config, parts, 1).items():
         np.testing.assert_array_equal(array, weights[name], strict=True)
 
 
@@ -108,12 +108,12 @@ def test_the_check_itself_against_the_reference(folders, name, rng):
     """The NumPy forward that files are checked with is PaLM, by the JAX reference."""
     from mindspore_palm import load
     from mindspore_palm.convert.forward import logits
-    from mindspore_palm.convert.parts import take_apart
+    from mindspore_palm.convert.parts import split_kernels
 
     palm = load(folders[name])
     config, weights = palm.config, {name: np.asarray(array) for name, array in weights_of(palm).items()}
     tokens = rng.integers(0, config.vocab_size, (2, 12)).astype(np.int32)
-    blocks = [(weights[f"blocks.{i}.norm.scale"], take_apart(config, weights, i)) for i in range(config.layers)]
+    blocks = [(weights[f"blocks.{i}.norm.scale"], split_kernels(config, weights, i)) for i in range(config.layers)]
     names = ("norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
     switches = {name: getattr(config, name) for name in names}
     expected = reference.logits(weights, tokens, shape_of(config), **switches)[..., : config.vocab_size]
@@ -279,11 +279,11 @@ def test_a_wrong_mapping_is_not_kept(convert, palm, tmp_path, monkeypatch):
     from mindspore_palm.convert import huggingface
 
     def swapped(config, weights, block):
-        parts = huggingface_take_apart(config, weights, block)
+        parts = huggingface_split_kernels(config, weights, block)
         return {**parts, "gate": parts["up"], "up": parts["gate"]}
 
-    huggingface_take_apart = huggingface.take_apart
-    monkeypatch.setattr(huggingface, "take_apart", swapped)
+    huggingface_split_kernels = huggingface.split_kernels
+    monkeypatch.setattr(huggingface, "split_kernels", swapped)
     with pytest.raises(UserError, match=r"differ: largest difference .*; nothing was kept"):
         convert(palm, ("huggingface-safetensors", tmp_path / "there"))
     assert list(tmp_path.iterdir()) == []
@@ -294,7 +294,7 @@ def test_a_failed_write_leaves_what_was_there(convert, folders, tmp_path, monkey
 
     file = tmp_path / "tree.safetensors"
     file.write_text("mine")
-    with pytest.raises(UserError, match="is there already; choose another name, or replace it by --overwrite"):
+    with pytest.raises(UserError, match="exists already; choose another name, or replace it with --overwrite"):
         convert(folders["palm"], ("huggingface-safetensors", file))
     with pytest.raises(UserError, match=r"trained with model.norm=rms_norm \(here layer_norm\)"):
         convert(folders["other norms"], ("flaxformer", file), overwrite=True)
@@ -338,7 +338,7 @@ KV, O_WO, LOGITS = (f"{TREE}/{name}/kernel" for name in ("decoder/kv_fused", "de
         (KV, np.zeros((36, 3, 1, 16), np.float32), "its axis 1 must be the 2 layers"),
         (O_WO, np.zeros((3, 2, 9), np.float32), "not [D, H, K + 2F/H]"),
         (KV, np.zeros((36, 2, 1, 12), np.float32), "of layer 0 is [36, 3, 104], not"),
-        (f"{TREE}/decoder/layer_norm/scale", np.ones((36, 2), np.float32), "scales lie around 1.00"),
+        (f"{TREE}/decoder/layer_norm/scale", np.ones((36, 2), np.float32), "scales have a mean of 1.00"),
     ],
 )
 def test_trees_that_are_none(tokenizer, tmp_path, name, array, said):
@@ -369,7 +369,7 @@ INDEX = "model.safetensors.index.json"
         ("config.json", lambda text: text.replace('heads": 3', 'heads": 4'), "q_proj.weight is float32 [24, 36]"),
         ("config.json", lambda text: text.replace('"heads": 3', '"heads": "many"'), "model.heads"),
         (INDEX, lambda text: "{}", "no 'weight_map'"),
-        (INDEX, lambda text: '{"weight_map": {"a": "../b"}}', "../b is no file of this folder"),
+        (INDEX, lambda text: '{"weight_map": {"a": "../b"}}', "../b is not a file of this folder"),
         (INDEX, lambda text: '{"weight_map": {"a": "b"}}', "there is no"),
         (INDEX, lambda text: '{"weight_map": {}}', "model.embed_tokens.weight is missing"),
     ],

@@ -108,7 +108,7 @@ def test_a_tensor_in_another_file_than_the_index_says(tokenizer, tmp_path):
     other = next(file for file in index.values() if file != home)
     tensors = load_file(tmp_path / "there" / other)
     save_file({**tensors, name: load_file(tmp_path / "there" / home)[name] + 1}, tmp_path / "there" / other)
-    with pytest.raises(UserError, match=f"{other} holds {name}, which {INDEX} has in {home}"):
+    with pytest.raises(UserError, match=f"{other} holds {name}, which {INDEX} lists in {home}"):
         HuggingFace().read(tmp_path / "there", Options())
 
 
@@ -147,13 +147,11 @@ def test_a_written_file_that_reads_otherwise_is_not_kept(convert, palm, tmp_path
     from mindspore_palm.convert import huggingface
 
     def nearly(config, weights, block):
-        parts = take_apart(config, weights, block)
+        parts = split_kernels(config, weights, block)
         return {**parts, "o": parts["o"] * np.float32(1 + 1e-6)}
 
-    take_apart = huggingface.take_apart
-    monkeypatch.setattr(huggingface, "take_apart", nearly)
-    with pytest.raises(
-        UserError, match=r"would be read with another blocks\.\d\.o_wo than was written; nothing was kept"
-    ):
+    split_kernels = huggingface.split_kernels
+    monkeypatch.setattr(huggingface, "split_kernels", nearly)
+    with pytest.raises(UserError, match=r"would be read back with a different blocks\.\d\.o_wo; nothing was kept"):
         convert(palm, ("huggingface-safetensors", tmp_path / "there"))
     assert list(tmp_path.iterdir()) == []

@@ -125,7 +125,7 @@ def test_a_difference_that_logits_hide_is_found_in_the_bits(torch, convert, name
         save({**content, key: content[key] * (1 + 1e-6)}, file)
 
     monkeypatch.setattr(torch, "save", altered)
-    with pytest.raises(UserError, match="would be read with another"):
+    with pytest.raises(UserError, match="would be read back with a different"):
         convert(("mindspore_palm", tmp_path / "ours"), (name, tmp_path / "back.pt"))
 
 
@@ -203,7 +203,7 @@ def test_what_tools_leave_is_read_to_the_same_bits(torch, convert, name, state, 
 
 def test_two_networks_are_named_with_the_fix(torch, refused, state):
     message = refused({"model": state, "ema": state, "step": 3})
-    assert "holds several networks, under model and ema; save one of them alone: torch.save(torch.load" in message
+    assert "holds several networks, under model and ema; save only one of them: torch.save(torch.load" in message
     message = refused({f"{prefix}.{key}": value for key, value in state.items() for prefix in ("online", "ema")})
     assert "under 'ema.' and 'online.'" in message
 
@@ -213,7 +213,7 @@ def test_what_is_no_dictionary_of_tensors_is_named(torch, convert, refused, name
     if name == "lucidrains":  # PyTorch itself cannot save the other
         assert "more than tensors" in refused(network_of(name))
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
-    with pytest.raises(UserError, match=r"script\.pt: this is not a whole PyTorch file|more than tensors"):
+    with pytest.raises(UserError, match=r"script\.pt: this is not a complete PyTorch file|more than tensors"):
         convert((name, tmp_path / "script.pt"), ("mindspore_palm", tmp_path / "ours"))
 
 

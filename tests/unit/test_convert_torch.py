@@ -129,7 +129,7 @@ def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
     palm = PaLM(PaLMConfig(**sizes))
     randomise_scales(palm, rng)
     Native().write(Model(palm.config, weights_of(palm)), tmp_path / "ours", Options())
-    with pytest.raises(UserError, match="or --widen makes it one of twice the width that computes the same"):
+    with pytest.raises(UserError, match="or set --widen, for a model of twice the width that computes the same"):
         convert(("mindspore_palm", tmp_path / "ours"), ("lucidrains", tmp_path / "palm.pt"))
     convert(("mindspore_palm", tmp_path / "ours"), ("lucidrains", tmp_path / "palm.pt"), wide=True)
 
@@ -164,7 +164,7 @@ def test_an_older_version_is_asked_for(torch, convert, tmp_path):
     network = make(torch, "conceptofmind")
     state = {key: value + 1 if key.endswith("gamma") else value for key, value in network.state_dict().items()}
     file = save(torch, state, tmp_path / "old.pt")
-    with pytest.raises(UserError, match="say --norm-scale around_one or --norm-scale around_zero"):
+    with pytest.raises(UserError, match="set --norm-scale around_one or --norm-scale around_zero"):
         convert(("conceptofmind", file), ("mindspore_palm", tmp_path / "ours"))
     convert(("conceptofmind", file), ("mindspore_palm", tmp_path / "ours"), norm_scale="around_one")
     tokens = np.arange(20, dtype=np.int32)[None]
@@ -202,7 +202,7 @@ class Malicious:
 def test_a_file_that_would_run_code(torch, convert, name, tmp_path):
     state = {**make(torch, name).state_dict(), "step": Malicious(f"touch {tmp_path / 'ran'}")}
     file = save(torch, state, tmp_path / "palm.pt")
-    with pytest.raises(UserError, match="could execute code when it is opened: refused, and nothing of it was run"):
+    with pytest.raises(UserError, match="could run code when it is opened: refused, and none of it was run"):
         convert((name, file), ("mindspore_palm", tmp_path / "ours"))
     assert [path.name for path in tmp_path.iterdir()] == ["palm.pt"]
     torch.load(file, weights_only=False)  # the trap works
@@ -245,10 +245,13 @@ def first_key(state, ending):
         (lambda s, torch: s.pop(first_key(s, "norm.gamma")), "gamma is missing"),
         (
             lambda s, torch: s.update({first_key(s, "norm.gamma"): torch.zeros(5)}),
-            "gamma is [5]; the other tensors want [24]",
+            "gamma is [5]; the other tensors imply [24]",
         ),
-        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(24, 17)}), "no q, k, v, up and gate"),
-        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(())}), "no matrices"),
+        (
+            lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(24, 17)}),
+            "not those of q, k, v, up and gate",
+        ),
+        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(())}), "not matrices"),
         (lambda s, torch: s.update({"value_head.weight": torch.zeros(5)}), "no place for value_head.weight in a PaLM"),
         (lambda s, torch: s.update({first_key(s, "norm.gamma"): torch.zeros(24).double()}), "is float64"),
     ],
