@@ -85,7 +85,7 @@ def test_bad_input(command, home, tmp_path):
         (["--checkpoint", "nowhere", "--data", "text.txt"], "there is no folder nowhere"),
         (["--checkpoint", tmp_path / "bare", "--data", "text.txt"], "copy the tokenizer"),
         (["--checkpoint", tmp_path / "cut", "--data", "text.txt"], "not a whole safetensors file"),
-        (["--checkpoint", "run"], "there is nothing to score; name a text by --data"),
+        (["--checkpoint", "run"], "there is nothing to score; name a text with --data"),
         (["--checkpoint", "run", "--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
         (["--checkpoint", "run", "--data", "binary.txt"], "not UTF-8 text at byte 4"),
         (["--checkpoint", "run", "--data", "empty.txt"], "there is no text to score"),
@@ -303,7 +303,7 @@ def test_the_harness_has_the_same_border(harness, home):
 
 @pytest.mark.harness
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("generation_kwargs", "said"),
     [
         ({"num_beams": 4}, "num_beams = 4, which this model does not have"),
         ({"max_length": 9}, "max_length = 9"),
@@ -317,11 +317,11 @@ def test_the_harness_has_the_same_border(harness, home):
     ],
     ids=repr,
 )
-def test_what_a_task_asks_for_in_vain_is_refused(wishes, said):
+def test_what_a_task_asks_for_in_vain_is_refused(generation_kwargs, said):
     from mindspore_palm.evaluate.harness import sampling_of
 
     with pytest.raises(UserError) as caught:
-        sampling_of(wishes)
+        sampling_of(generation_kwargs)
     assert said in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from reference import palm as reference
 
 from mindspore_palm.data.corpus import Document
 from mindspore_palm.errors import UserError
-from mindspore_palm.evaluate.estimate import ratio, share
+from mindspore_palm.evaluate.estimate import proportion, ratio
 from mindspore_palm.evaluate.questions import Question, prompts, read_questions
 
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 4, "d_ff": 24, "vocab_size": 320, "vocab_multiple": 7}
@@ -134,9 +134,9 @@ def test_intervals():
         found = ratio(below * 0.7 + rng.normal(0, 1, 60) * below, below)
         inside += found.low < 0.7 < found.high
     assert 0.925 < inside / 2000 < 0.97
-    half = share([True] * 50 + [False] * 50)
+    half = proportion([True] * 50 + [False] * 50)
     np.testing.assert_allclose((half.value, half.low, half.high), (0.5, 0.40383, 0.59617), atol=1e-5)  # Wilson's
-    all_right = share([True] * 10)
+    all_right = proportion([True] * 10)
     np.testing.assert_allclose((all_right.low, all_right.high), (0.72247, 1.0), atol=1e-5)
 
 
@@ -199,7 +199,7 @@ def test_no_token_runs_over_the_border(tokenizer):
 def test_greedy_tokens(scorer, palm, tokenizer):
     from mindspore import Tensor
 
-    from mindspore_palm.evaluate.scorer import Row
+    from mindspore_palm.evaluate.scorer import ScoringRow
 
     tokens = [tokenizer.eod]
     for _ in range(4):
@@ -207,14 +207,15 @@ def test_greedy_tokens(scorer, palm, tokenizer):
     best = np.array(tokens[1:], np.int32)
     other = best.copy()
     other[-1] = (other[-1] + 1) % 320
-    assert [score.greedy for score in scorer([Row(best, 0), Row(best, 2), Row(other, 0)])] == [True, True, False]
+    rows = [ScoringRow(best, 0), ScoringRow(best, 2), ScoringRow(other, 0)]
+    assert [score.greedy for score in scorer(rows)] == [True, True, False]
 
 
 def test_rows_that_pad_the_table_are_never_most_likely(device, tokenizer):
     from mindspore import Tensor
 
     from mindspore_palm import PaLM, PaLMConfig
-    from mindspore_palm.evaluate.scorer import Row, Scorer
+    from mindspore_palm.evaluate.scorer import Scorer, ScoringRow
 
     palm = PaLM(PaLMConfig(**SIZES), seed=5)
     best = int(palm(Tensor(np.array([[tokenizer.eod]], np.int32))).asnumpy()[0, 0].argmax())
@@ -222,7 +223,7 @@ def test_rows_that_pad_the_table_are_never_most_likely(device, tokenizer):
     embedding[320:] = 5 * embedding[best]
     palm.embedding.set_data(Tensor(embedding))
     scorer = Scorer(palm, tokenizer, WINDOW, batch=1)
-    assert next(iter(scorer([Row(np.array([best], np.int32), 0)]))).greedy
+    assert next(iter(scorer([ScoringRow(np.array([best], np.int32), 0)]))).greedy
 
 
 def test_exact_match(palm, tokenizer):
@@ -305,7 +306,7 @@ def test_logits_that_are_no_numbers_are_told_by_whoever_scores(device, tokenizer
 
     from mindspore_palm import PaLM, PaLMConfig
     from mindspore_palm.data.tokens import shift
-    from mindspore_palm.evaluate.scorer import Row, Scorer
+    from mindspore_palm.evaluate.scorer import Scorer, ScoringRow
     from mindspore_palm.evaluate.tasks import multiple_choice
     from mindspore_palm.evaluate.text import score_text
     from mindspore_palm.train.evaluate import Evaluator
@@ -317,7 +318,7 @@ def test_logits_that_are_no_numbers_are_told_by_whoever_scores(device, tokenizer
     embedding = palm.embedding.asnumpy().copy()
     embedding[300] = value
     palm.embedding.set_data(Tensor(embedding))
-    row = Row(np.array([9, 9], np.int32), 1, "text.txt, line 3")
+    row = ScoringRow(np.array([9, 9], np.int32), 1, "text.txt, line 3")
     question = Question("a", ("b", "c"), ("b",))
     for score, text in (
         (lambda: list(scorer([row])), "text.txt, line 3"),
