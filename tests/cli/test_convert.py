@@ -1,4 +1,4 @@
-"""The command that converts: what it prints, and what it says to bad input."""
+"""The convert command: its output, and its messages on bad input."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_bad_input(command, home, monkeypatch):
         (["--from", "run", *to, "--length", 0], "--length 0 must be above 0"),
         (["--from", "run", *to, "--shard-gb", -1], "--shard-gb -1.0 must be above 0"),
     ]
-    for arguments, said in cases:
+    for arguments, problem in cases:
         code, _, err = command(*arguments)
         assert code == 2, (arguments, err)
         assert re.fullmatch(r"error: .*\n", err), err
-        assert said in err
+        assert problem in err
     assert not list(home.glob("out*")) and not list(home.glob(".out*"))
