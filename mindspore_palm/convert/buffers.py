@@ -87,7 +87,7 @@ def _rounding(array: np.ndarray, expected: np.ndarray) -> str | None:
 
 
 def _difference(inv_freq: np.ndarray, expected: np.ndarray) -> str:
-    """How frequencies differ, for a message: by their base, or by the worst of them."""
+    """The difference of frequencies, for a message: their base, or the worst of them."""
     if inv_freq.shape != expected.shape:
         return f"is {list(inv_freq.shape)}, not {list(expected.shape)}"
     if len(inv_freq) > 1 and np.all(inv_freq > 0):

@@ -73,7 +73,7 @@ class FusedLinear:
     make: Callable[..., Any]
     """Constructor of the package's network; takes sizes in the package's names."""
     norm_scale: str
-    """How the current version of the package stores scales."""
+    """Convention in which the current version of the package stores scales."""
     stored_both_ways: bool = False
     """Whether an older version stored scales the other way."""
     xpos_base: float = 0.0
@@ -281,11 +281,11 @@ class FusedLinear:
 
     def _names(self, layers: int) -> dict[str, str]:
         """The package's name of each tensor or block, by this package's name."""
-        own = self.names
-        names = {"embedding": own.embedding, "logits": own.logits.format(last=layers + 1, logits=layers + 2)}
-        names["final_norm"] = own.final_norm.format(last=layers + 1)
+        theirs = self.names
+        names = {"embedding": theirs.embedding, "logits": theirs.logits.format(last=layers + 1, logits=layers + 2)}
+        names["final_norm"] = theirs.final_norm.format(last=layers + 1)
         for i in range(layers):
-            names[f"blocks.{i}"] = own.block.format(i=i, n=i + 1)
+            names[f"blocks.{i}"] = theirs.block.format(i=i, n=i + 1)
             names[f"blocks.{i}.norm"] = f"{names[f'blocks.{i}']}.norm"
         return names
 

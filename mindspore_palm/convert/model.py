@@ -47,7 +47,7 @@ class Options:
     vocab_size: int | None = None
     """Number of real tokens, if the table has rows that only pad it; None for all rows."""
     norm_scale: str | None = None
-    """How norm scales are stored: around_zero or around_one; None for the format's current convention."""
+    """Convention of stored norm scales: around_zero or around_one; None for the format's current convention."""
     shape: tuple[int, int] = (2, 64)
     """Batch and sequence length of an exported graph, and of the random tokens that are compared."""
     shard_bytes: int = 5 * 10**9
@@ -142,7 +142,7 @@ def vocabulary(rows: int, options: Options, who: str) -> dict[str, int]:
 
 
 def check_scales(scales: list[np.ndarray], norm_scale: str | None, default: str, who: str) -> str:
-    """How norm scales are stored. A wrong guess would be silent, so unusual scales need the user's word.
+    """Convention of stored norm scales. A wrong guess would be silent, so unusual scales need an option.
 
     Raises:
         UserError: the scales do not look like the default, and ``norm_scale`` is None.

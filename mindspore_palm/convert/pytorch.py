@@ -198,9 +198,9 @@ def _unwrap(content: Any, anchor: str, file: Path) -> tuple[Mapping[str, Any], l
 
 def _restore_tied(tensors: dict[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
     """Adds tied weights that safetensors left out: it writes them once, and lists the other names in its metadata."""
-    for name, kept in read_metadata(file).items():
-        if name not in tensors and kept in tensors:
-            tensors[name] = tensors[kept]
+    for name, written in read_metadata(file).items():
+        if name not in tensors and written in tensors:
+            tensors[name] = tensors[written]
     return tensors
 
 

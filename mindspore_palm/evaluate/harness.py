@@ -113,7 +113,7 @@ class HarnessPaLM(LM):
         Raises:
             UserError: a task sets an unsupported parameter, before anything is generated; or the logits are not finite.
         """
-        texts, count = [""] * len(requests), 0
+        texts, truncated = [""] * len(requests), 0
         groups: dict[Sampling, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(sampling_of(request.args[1]), []).append(number)
@@ -121,12 +121,12 @@ class HarnessPaLM(LM):
         for sampling, numbers in groups.items():
             max_tokens = min(sampling.max_tokens, context // 2)
             fitted = [fit_prompt(tokenizer, context, requests[number].args[0], max_tokens) for number in numbers]
-            count += sum(is_cut for _, is_cut in fitted)
+            truncated += sum(is_truncated for _, is_truncated in fitted)
             generations = self._generator([prompt for prompt, _ in fitted], sampling)
             for number, generation in zip(numbers, generations, strict=True):
                 texts[number] = generation.text
-        if count:
-            print(f"note: {count:,} prompts were longer than the window and lost their start", file=sys.stderr)
+        if truncated:
+            print(f"note: {truncated:,} prompts were longer than the window and lost their start", file=sys.stderr)
         return texts
 
 

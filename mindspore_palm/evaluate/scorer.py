@@ -154,5 +154,5 @@ def continuation(tokens: np.ndarray, first: int, window: int, name: str) -> Scor
             f"{name}: {len(tokens) - first} tokens are to be scored at once, and the window has {window}; "
             "make the text shorter or the window larger"
         )
-    cut = max(0, len(tokens) - window)
-    return ScoringRow(tokens[cut:], first - cut, name)
+    start = max(0, len(tokens) - window)
+    return ScoringRow(tokens[start:], first - start, name)

@@ -48,14 +48,14 @@ def choice_rows(
     Raises:
         UserError: a choice alone is longer than the window.
     """
-    rows, cut = [], 0
+    rows, truncated = [], 0
     for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True), 1):
         pairs = follow(tokenizer, ((prompt, choice) for choice in question.choices))
         for context, tokens in pairs:
             sequence = np.concatenate([context, tokens])
             rows.append(continuation(sequence, len(context), window, f"question {number}"))
-        cut += any(len(context) + len(tokens) > window for context, tokens in pairs)
-    return rows, cut
+        truncated += any(len(context) + len(tokens) > window for context, tokens in pairs)
+    return rows, truncated
 
 
 def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequence[str], shots: int) -> TaskResult:
@@ -66,7 +66,7 @@ def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequ
     Raises:
         UserError: a choice alone is longer than the window, or the logits are not finite.
     """
-    rows, cut = choice_rows(scorer.tokenizer, scorer.window, questions, prompts)
+    rows, truncated = choice_rows(scorer.tokenizer, scorer.window, questions, prompts)
     scores = scorer(rows)
     right, right_by_byte = [], []
     for question in questions:
@@ -75,7 +75,7 @@ def multiple_choice(scorer: Scorer, questions: Sequence[Question], prompts: Sequ
         right.append(question.choices[int(nats.argmin())] in question.answers)
         right_by_byte.append(question.choices[int((nats / size).argmin())] in question.answers)
     measures = {"accuracy": proportion(right), "accuracy by byte": proportion(right_by_byte)}
-    return TaskResult("multiple choice", len(questions), shots, measures, cut)
+    return TaskResult("multiple choice", len(questions), shots, measures, truncated)
 
 
 def exact_match(
@@ -99,7 +99,7 @@ def exact_match(
         for generation, question in zip(generator([prompt for prompt, _ in fitted], sampling), questions, strict=True)
     ]
     measures = {"exact match": proportion(right)}
-    return TaskResult("exact match", len(questions), shots, measures, sum(cut for _, cut in fitted))
+    return TaskResult("exact match", len(questions), shots, measures, sum(truncated for _, truncated in fitted))
 
 
 def fit_prompt(tokenizer: Tokenizer, context: int, prompt: str, max_tokens: int) -> tuple[Prompt, bool]:
