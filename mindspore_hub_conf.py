@@ -1,4 +1,4 @@
-"""What MindSpore Hub asks a repository for: ``create_network(name)``."""
+"""Entry point of MindSpore Hub: ``create_network(name)``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def create_network(name: str, *args: Any, **kwargs: Any) -> PaLM:
     """A PaLM of a named size; ``kwargs`` as for ``mindspore_palm.create_model``.
 
     Raises:
-        NotImplementedError: there is no such name.
+        NotImplementedError: the name is unknown.
         TypeError: positional arguments.
     """
     if name not in list_models():

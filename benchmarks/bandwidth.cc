@@ -1,5 +1,5 @@
-// All cores read from memory, a block after another, of which no cache holds the next one. Each core reads at four places
-// of its part in turn, as fast a way as was found.
+// All cores read memory, block after block, so that no cache holds the next one. Each core reads at four positions of its
+// part in turn, the fastest way found.
 #include <omp.h>
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 typedef float Vector __attribute__((vector_size(64)));
 
 static float Read(const float *part, int64_t count) {
-  constexpr int kPlaces = 4, kLanes = 16;
-  const int64_t run = count / kPlaces;
-  Vector sums[kPlaces] = {};
+  constexpr int kStreams = 4, kLanes = 16;
+  const int64_t run = count / kStreams;
+  Vector sums[kStreams] = {};
   for (int64_t i = 0; i < run; i += kLanes) {
-    for (int place = 0; place < kPlaces; ++place) {
-      sums[place] += *reinterpret_cast<const Vector *>(part + place * run + i);
+    for (int stream = 0; stream < kStreams; ++stream) {
+      sums[stream] += *reinterpret_cast<const Vector *>(part + stream * run + i);
     }
   }
   const Vector sum = sums[0] + sums[1] + sums[2] + sums[3];
@@ -22,10 +22,10 @@ static float Read(const float *part, int64_t count) {
 
 constexpr int64_t kBlocks = 8, kBlock = int64_t{1} << 24;  // numbers: 64 MB each
 
-// Reads one of them; returns how many bytes that were.
+// Reads one block; returns the number of bytes.
 extern "C" int64_t ReadBlock(int64_t number) {
   static float *numbers = nullptr;
-  static volatile float used;  // of the sum, so that it is computed
+  static volatile float used;  // uses the sum, so that the compiler keeps the reads
   if (numbers == nullptr) {
     numbers = static_cast<float *>(std::aligned_alloc(64, kBlocks * kBlock * sizeof(float)));
 #pragma omp parallel for

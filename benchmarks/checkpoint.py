@@ -1,11 +1,12 @@
-"""What saving costs: how long a checkpoint holds training up, in the background and at once.
+"""Cost of saving: how long a checkpoint stalls training, in the background and synchronously.
 
     python benchmarks/checkpoint.py [--shapes 0,1,2] [--rounds 7] [--steps 10] [--every 100]
 
-One process trains; runs of a few steps without saving, with one checkpoint in the background, and with one that waits
-for the disk take turns. Printed are medians over the rounds: the step; how long the call that begins the checkpoint
-takes; and what the run of steps took longer than the one without, all included: the copy, and the steps that a writer
-beside them slows down. In percent of training with a checkpoint every ``--every`` steps.
+One process trains. Runs of a few steps alternate between no checkpoint, one in the background, and one that waits for
+the disk. The output has medians over the rounds: time of a step, time of the call that starts the checkpoint, and the
+stall, which is the extra time of the run over the one without a checkpoint. The stall includes the copy and the steps
+that a writer in the background slows down. It is also given in percent of training with a checkpoint every ``--every``
+steps.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from train_step import SHAPES, model_config, tokens  # noqa: E402 - found by the path above
 from turns import WARM_UP  # noqa: E402
 
-KINDS = {"without": None, "background": True, "at once": False}
+MODES = {"without": None, "background": True, "at once": False}
 
 
 def measure(shape, rounds, steps):
-    """Seconds of each kind of run of steps, of the call that saves, and the bytes of a checkpoint."""
+    """Seconds of the runs and of the calls that save, by mode, and bytes of a checkpoint."""
     from mindspore_palm.checkpoint.manager import CheckpointManager
     from mindspore_palm.config import Settings
     from mindspore_palm.parallel.context import open_device
@@ -37,22 +38,22 @@ def measure(shape, rounds, steps):
     open_device("CPU")
     model = model_config(shape).model_dump()
     settings = {}
-    for kind in KINDS.values():
-        train = {"checkpoint_in_background": bool(kind), "keep_last": 1}
-        settings[kind] = Settings.model_validate({"model": model, "train": train})
+    for mode in MODES.values():
+        train = {"checkpoint_in_background": bool(mode), "keep_last": 1}
+        settings[mode] = Settings.model_validate({"model": model, "train": train})
     _, step = build_step(settings[None])
     inputs, targets = tokens(shape)
     for _ in range(WARM_UP):
         step(inputs, targets)
-    seconds, calls = {name: [] for name in KINDS}, {name: [] for name in KINDS}
+    seconds, calls = {name: [] for name in MODES}, {name: [] for name in MODES}
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on a disk, not in memory
         number = 0
         for _ in range(rounds):
-            for name, kind in KINDS.items():
-                manager = CheckpointManager(Path(folder), step.state, settings[kind], b"", Votes(), lambda: None)
+            for name, mode in MODES.items():
+                manager = CheckpointManager(Path(folder), step.state, settings[mode], b"", Votes(), lambda: None)
                 number += 1
                 start = time.perf_counter()
-                if kind is not None:
+                if mode is not None:
                     manager.save(number, {})
                 calls[name].append(time.perf_counter() - start)
                 for _ in range(steps):
@@ -78,8 +79,8 @@ def main():
         sizes = ", ".join(map(str, SHAPES[number]))
         print(f"{sizes}: step {1e3 * step:.1f} ms, checkpoint {size / 1e6:.1f} MB", end="")
         for name in ("background", "at once"):
-            longer = [s - w for s, w in zip(seconds[name], seconds["without"], strict=True)]
-            stall = statistics.median(longer)
+            extra = [s - w for s, w in zip(seconds[name], seconds["without"], strict=True)]
+            stall = statistics.median(extra)
             print(
                 f"; {name}: call {1e3 * statistics.median(calls[name]):.1f} ms, training stalls {1e3 * stall:.1f} ms, "
                 f"{stall / (arguments.every * step):.2%}",

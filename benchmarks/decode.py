@@ -1,21 +1,20 @@
-"""Decoding beside the limit of the machine and what users would pick instead: tokens a second, greedy, float32.
+"""Decoding compared with the memory-bandwidth limit and with alternatives: tokens/s, greedy, float32.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/decode.py [--batches 1,8,32] [--contexts 128,1024] [--rounds 5] [--steps 10] [--json FILE]
 
-The limit: every weight, and every key and value of the context, is read once a step; bytes over the speed at which this
-machine reads memory (bandwidth.cc). That speed changes with what else a host does, so every turn of a contender lies
-between two readings of 64 MB blocks, and is compared with the fastest block of both.
+The limit is the memory bandwidth of this machine (bandwidth.cc) over the bytes of a step: every weight, key and value
+of the context is read once. Bandwidth varies with other load on the host. So it is measured before and after each turn
+of a contender, in blocks of 64 MB, and the turn is compared with their median and with the fastest of them.
 
-Contenders, all of the same 102 M parameters: this package; the same with multi-head attention, its feed-forward layer
-smaller by what its keys and values are more; PaLM-pytorch with a cache, eager and under torch.compile; PaLM-pytorch as
-it comes, which has none and computes the whole context for every token. It has no cached decoding of its own: what is
-here is its blocks with its own functions, around a cache that is allocated once. The other side is not slowed down by
-what it does not need: eager reads only the part of the cache that is filled.
+Contenders have the same 102 M parameters: this package; this package with multi-head attention and a smaller d_ff;
+PaLM-pytorch with a cache, eager and under torch.compile; and PaLM-pytorch as published, which has no cache and computes
+the full context for every token. The cached version consists of its blocks and functions, around a cache that is
+allocated once. In its favour, attention reads only the part of the cache that is filled.
 
-Each contender lives in a process of its own, and they take turns. The cache is filled up to the last few positions of
-the context before anything is timed. Printed are medians: of times, of the ratios to ours round by round, and of the
-shares of the limit turn by turn; last, the share of what the fastest block would allow.
+Each contender runs in its own process, and they take turns. Every step decodes the last position of a filled cache. The
+output has medians of times, of ratios to this package by round, and of shares of the limit by turn; last, the share of
+the limit with the fastest block.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from turns import Contender  # noqa: E402 - found by the path above
 
 SIZES = dict(layers=10, d_model=768, heads=12, head_dim=64, d_ff=3072, vocab_size=24576)
 MULTI_HEAD = dict(attention="multi_head", d_ff=2592)
-PATIENCE = 20e12  # FLOPs of a step that PaLM-pytorch without a cache may take
+MAX_FLOPS = 20e12  # per step; PaLM-pytorch without a cache is left out where it takes more
 WARM_UP = 3
-BLOCK = 4 * (2**24 - 64 * 128)  # bytes that the step of `reading` reads at least, with up to 128 cores
-BLOCKS = 60  # read before and after a turn
+BLOCK = 4 * (2**24 - 64 * 128)  # bytes that a step of `reading` reads at least, with up to 128 cores
+BLOCKS = 60  # blocks read before and after a turn
 
 
 def config_of(**changes):
@@ -52,7 +51,7 @@ def config_of(**changes):
 
 
 def decoding(batch, context, **changes):
-    """A step of this package: the next token of every sequence."""
+    """A step of this package: one token for each sequence."""
     import numpy as np
 
     from mindspore_palm import PaLM
@@ -62,7 +61,7 @@ def decoding(batch, context, **changes):
     open_device("CPU")
     decoder = Decoder(PaLM(config_of(**changes)), batch, context)
     logits, _ = decoder.read([[1] * (context - 1)] * batch)
-    last = np.full(batch, context - 1)  # again and again: every step costs what the last one of the context does
+    last = np.full(batch, context - 1)  # every step decodes the last position of the context
 
     def step():
         nonlocal logits
@@ -81,8 +80,8 @@ def torch_palm():
     return PaLM(**{theirs: SIZES[ours] for theirs, ours in sizes.items()}).eval()
 
 
-def torch_whole(batch, context):
-    """A step of PaLM-pytorch as it comes: all of the context, for one more token."""
+def torch_uncached(batch, context):
+    """A step of PaLM-pytorch as published: the full context for one token."""
     import torch
 
     palm, ids = torch_palm(), torch.ones((batch, context), dtype=torch.long)
@@ -132,12 +131,12 @@ CONTENDERS = {
     "multi-head": partial(decoding, **MULTI_HEAD),
     "torch, cache": partial(torch_cached, compiled=False),
     "torch.compile, cache": partial(torch_cached, compiled=True),
-    "torch, no cache": torch_whole,
+    "torch, no cache": torch_uncached,
 }
 
 
 def reading(folder):
-    """A step that reads a block of memory, the next one each time."""
+    """A step that reads the next block of memory."""
     library = Path(folder) / "bandwidth.so"
     flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
     subprocess.run(["g++", *flags, ROOT / "benchmarks" / "bandwidth.cc", "-o", library], check=True)
@@ -146,22 +145,22 @@ def reading(folder):
 
     def step():
         if read_block(ctypes.c_int64(next(number))) < BLOCK:
-            raise RuntimeError("it read less than it should")
+            raise RuntimeError("ReadBlock read less than a block")
 
     return step
 
 
-def bytes_of_a_step(config, batch, context):
-    """Every weight, and every key and value of the context, once."""
+def bytes_per_step(config, batch, context):
+    """Bytes of every weight, and of every key and value of the context."""
     cache = 2 * config.layers * config.kv_heads * config.head_dim * context * batch
     return 4 * (config.parameter_count() + cache)
 
 
 def race(batch, context, names, rounds, steps):
-    """The speed of memory; of each its tokens a second, how many times as long as the first it takes, its shares."""
+    """Memory bandwidth, and for each contender tokens/s, time over the first one's, and shares of the limit."""
     contenders, times, shares, strict, speeds = {}, {}, {}, {}, []
     for name in names:
-        if name == "torch, no cache" and 2 * config_of().parameter_count() * batch * context > PATIENCE:
+        if name == "torch, no cache" and 2 * config_of().parameter_count() * batch * context > MAX_FLOPS:
             continue
         contenders[name] = Contender(CONTENDERS[name], batch, context, warm_up=WARM_UP)
         times[name], shares[name], strict[name] = [], [], []
@@ -173,9 +172,9 @@ def race(batch, context, names, rounds, steps):
             count = 1 if name == "torch, no cache" else steps
             seconds = statistics.median(contender.steps(count))
             after = memory.steps(BLOCKS)
-            speed, fastest = (BLOCK / kind(before + after) for kind in (statistics.median, min))
+            speed, fastest = (BLOCK / reduced(before + after) for reduced in (statistics.median, min))
             config = config_of(**(MULTI_HEAD if name == "multi-head" else {}))
-            needed = bytes_of_a_step(config, batch, context) / seconds
+            needed = bytes_per_step(config, batch, context) / seconds
             times[name].append(seconds)
             shares[name].append(needed / speed)
             strict[name].append(needed / fastest)
@@ -183,16 +182,16 @@ def race(batch, context, names, rounds, steps):
             before = after
     for contender in (memory, *contenders.values()):
         contender.close()
-    figures = {}
+    results = {}
     for name, seconds in times.items():
         ratios = [theirs / ours for theirs, ours in zip(seconds, next(iter(times.values())), strict=True)]
-        figures[name] = {
+        results[name] = {
             "tokens_per_second": batch / statistics.median(seconds),
             "times_ours": statistics.median(ratios),
             "of_limit": statistics.median(shares[name]),
             "of_fastest": statistics.median(strict[name]),
         }
-    return {"bandwidth": statistics.median(speeds)} | figures
+    return {"bandwidth": statistics.median(speeds)} | results
 
 
 def main():
@@ -201,29 +200,27 @@ def main():
     parser.add_argument("--contexts", default="128,1024")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="tokens of a turn")
+    parser.add_argument("--steps", type=int, default=10, help="tokens per turn")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     for name, changes in (("multi-query", {}), ("multi-head", MULTI_HEAD)):
         config = config_of(**changes)
-        cache = bytes_of_a_step(config, 1, 1) - bytes_of_a_step(config, 1, 0)
-        print(f"{name}: {config.parameter_count():,} parameters, {cache:,} bytes of cache a token")
-    print("contender, tokens a second, time over the first one's, share of its own limit, of the fastest block's")
+        cache = bytes_per_step(config, 1, 1) - bytes_per_step(config, 1, 0)
+        print(f"{name}: {config.parameter_count():,} parameters, {cache:,} bytes of cache per token")
+    print("contender, tokens/s, time over the first one's, share of its limit, share with the fastest block")
     results = []
     for context in map(int, arguments.contexts.split(",")):
         for batch in map(int, arguments.batches.split(",")):
-            found = race(batch, context, arguments.contenders, arguments.rounds, arguments.steps)
-            results.append({"batch": batch, "context": context} | found)
-            speed = found.pop("bandwidth")
-            limit = batch * speed / bytes_of_a_step(config_of(), batch, context)
+            measured = race(batch, context, arguments.contenders, arguments.rounds, arguments.steps)
+            results.append({"batch": batch, "context": context} | measured)
+            speed = measured.pop("bandwidth")
+            limit = batch * speed / bytes_per_step(config_of(), batch, context)
             print(
                 f"batch {batch}, context {context}: limit {limit:,.0f} tokens/s at {speed / 1e9:.1f} GB/s", flush=True
             )
-            for name, figure in found.items():
-                shares = f"{figure['of_limit']:8.1%}{figure['of_fastest']:8.1%}"
-                print(
-                    f"  {name:<22}{figure['tokens_per_second']:10,.1f}{figure['times_ours']:8.2f}x{shares}", flush=True
-                )
+            for name, row in measured.items():
+                shares = f"{row['of_limit']:8.1%}{row['of_fastest']:8.1%}"
+                print(f"  {name:<22}{row['tokens_per_second']:10,.1f}{row['times_ours']:8.2f}x{shares}", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,11 +1,10 @@
-"""What semi-auto parallel costs on CPU workers: the step on several meshes, its pieces, and its exchanges alone.
+"""Cost of semi-auto parallel on CPU workers: the step on several meshes, its phases, and its collectives.
 
     python benchmarks/parallel.py [--meshes 1,1,1 1,2,2] [--shape 0] [--steps 20]
 
-Workers share the cores of one machine, so that more of them are not faster: what is measured is the cost of being cut.
-Printed are medians of the slowest phase of rank 0, in ms: the loss alone (forward), loss and gradients (with all
-exchanges of weights and gradients), the whole step with Adafactor; then each kind of exchange by itself, in the sizes
-that a layer of this shape has.
+Workers share the cores of one machine, so more of them are not faster: the overhead of sharding is measured. The output
+has medians on rank 0, in ms: the loss (forward), loss and gradients (with all collectives of weights and gradients),
+and the full step with Adafactor; then each kind of collective by itself, in the sizes of a layer of this shape.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def median_ms(run, steps):
 
 
 def measure(sizes, shape, steps):
-    """In a worker: name to milliseconds."""
+    """Milliseconds of each phase, by name; called in a worker."""
     import numpy as np
     from mindspore import Tensor, nn, ops
 
@@ -67,26 +66,26 @@ def measure(sizes, shape, steps):
             (_, loss, _), gradients = self.gradients(inputs, targets, count)
             return ops.depend(loss, gradients)
 
-    with layout(Layout(mesh)) as place:
+    with layout(Layout(mesh)) as mesh_layout:
         palm = PaLM(model_config(shape))
         loss = Loss(palm)
         step = TrainStep(loss, make_optimizer(palm.trainable_params(), OptimizerConfig(), 1), clip_norm=1.0)
         evaluator = Evaluator(palm, np.ones(palm.config.vocab_size, np.int32))
         gradients = partition(Gradients(Objective(loss), palm.trainable_params()).set_train(), *BATCH_AXES)
-        own = place.rows(this_rank(), len(inputs))
-        mine = [Tensor(inputs[own]), Tensor(targets[own]), Tensor(np.float32(targets.size))]
-        found = {
-            "step": median_ms(lambda: step(inputs[own], targets[own], targets.size), steps),
+        rows = mesh_layout.rows(this_rank(), len(inputs))
+        local_batch = [Tensor(inputs[rows]), Tensor(targets[rows]), Tensor(np.float32(targets.size))]
+        times = {
+            "step": median_ms(lambda: step(inputs[rows], targets[rows], targets.size), steps),
             "loss": median_ms(lambda: evaluator([(inputs, targets)]), steps),
-            "loss and gradients": median_ms(lambda: gradients(*mine).asnumpy(), steps),
+            "loss and gradients": median_ms(lambda: gradients(*local_batch).asnumpy(), steps),
         }
     if mesh.devices > 1:
-        found |= exchanges(palm, mesh, shape, steps)
-    return found
+        times |= collectives(palm, mesh, shape, steps)
+    return times
 
 
-def exchanges(palm, mesh, shape, steps):
-    """Each kind of exchange of a layer alone."""
+def collectives(palm, mesh, shape, steps):
+    """Milliseconds of each kind of collective of a layer, by itself."""
     import numpy as np
     from mindspore import Tensor, ops
     from mindspore.communication import create_group
@@ -94,7 +93,7 @@ def exchanges(palm, mesh, shape, steps):
     from mindspore_palm.parallel.context import this_rank
     from mindspore_palm.parallel.weights import placement_of
 
-    found = {}
+    times = {}
     d_model, *_, length, batch = shape
     groups = {}
     for axis, size in mesh.sizes.items():
@@ -104,37 +103,37 @@ def exchanges(palm, mesh, shape, steps):
             create_group(groups[axis], members)
     q_wi = placement_of(palm.block_weights(0)["q_wi"])
     if "data" in groups:
-        part = Tensor(np.ones(q_wi.shard_shape, np.float32))
-        whole = Tensor(np.ones((q_wi.shard_shape[0] * mesh.data, q_wi.shard_shape[1]), np.float32))
+        shard = Tensor(np.ones(q_wi.shard_shape, np.float32))
+        gathered = Tensor(np.ones((q_wi.shard_shape[0] * mesh.data, q_wi.shard_shape[1]), np.float32))
         gather, scatter = ops.AllGather(groups["data"]), ops.ReduceScatter(group=groups["data"])
-        found["all-gather of q_wi"] = median_ms(lambda: gather(part).asnumpy(), steps)
-        found["reduce-scatter of q_wi"] = median_ms(lambda: scatter(whole).asnumpy(), steps)
+        times["all-gather of q_wi"] = median_ms(lambda: gather(shard).asnumpy(), steps)
+        times["reduce-scatter of q_wi"] = median_ms(lambda: scatter(gathered).asnumpy(), steps)
     if "model" in groups:
         activations = Tensor(np.ones((batch * length // mesh.data, d_model), np.float32))
         reduce = ops.AllReduce(group=groups["model"])
-        found["all-reduce of activations"] = median_ms(lambda: reduce(activations).asnumpy(), steps)
-    return found
+        times["all-reduce of activations"] = median_ms(lambda: reduce(activations).asnumpy(), steps)
+    return times
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meshes", nargs="+", default=MESHES, help="pods,data,model")
-    parser.add_argument("--shape", type=int, default=0, help="of benchmarks/train_step.py, by number")
+    parser.add_argument("--shape", type=int, default=0, help="number of a shape of benchmarks/train_step.py")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--found", metavar="FILE", help="(for the workers that this starts)")
+    parser.add_argument("--results", metavar="FILE", help="(only for the workers that this starts)")
     arguments = parser.parse_args()
-    if arguments.found:
-        found = measure(tuple(map(int, arguments.meshes[0].split(","))), SHAPES[arguments.shape], arguments.steps)
+    if arguments.results:
+        times = measure(tuple(map(int, arguments.meshes[0].split(","))), SHAPES[arguments.shape], arguments.steps)
         if os.environ.get("RANK_ID", "0") == "0" and os.environ.get("MS_ROLE") != "MS_SCHED":
-            Path(arguments.found).write_text(json.dumps(found))
+            Path(arguments.results).write_text(json.dumps(times))
         return
     from mindspore_palm.launch.workers import Workers
 
     print("d_model, layers, heads, head_dim, vocab, length, batch:", ", ".join(map(str, SHAPES[arguments.shape])))
     for mesh in arguments.meshes:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "found.json"
-            options = ["--meshes", mesh, "--shape", arguments.shape, "--steps", arguments.steps, "--found", file]
+            file = Path(folder) / "results.json"
+            options = ["--meshes", mesh, "--shape", arguments.shape, "--steps", arguments.steps, "--results", file]
             command = [__file__, *map(str, options)]
             devices = 1
             for size in mesh.split(","):
@@ -145,8 +144,8 @@ def main():
                 subprocess.run([sys.executable, *command], check=True)
             else:
                 Workers(devices, command, Path(folder) / "logs").join()
-            found = json.loads(file.read_text())
-        print(f"{mesh}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.items()), flush=True)
+            times = json.loads(file.read_text())
+        print(f"{mesh}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items()), flush=True)
 
 
 if __name__ == "__main__":

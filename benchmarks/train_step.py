@@ -1,15 +1,14 @@
-"""The training step beside what users would pick instead: the same shapes, Adam on all sides, alternating runs.
+"""The training step compared with alternatives: the same shapes, Adam on all sides, alternating runs.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/train_step.py [--shapes 0,1,2,3] [--rounds 5] [--steps 5] [--json FILE]
 
-Contenders: this package; the JAX reference of the tests under jit; PaLM-pytorch, eager and under torch.compile. Each
-lives in a process of its own, compiles, warms up and then waits; the contenders take turns, a few steps each, so that
-a machine that slows down slows all of them. What is printed is the median step of each and the median of the ratios,
-round by round.
+Contenders are this package, the JAX reference of the tests under jit, and PaLM-pytorch, eager and under torch.compile.
+Each runs in its own process, compiles and warms up. Then they take turns, a few steps each, so that a machine that
+slows down slows all of them. The output has the median step of each and the median of its ratios by round.
 
-All compute float32 and the whole step: forward, backward, Adam's update. This package also adds its z-loss and checks
-that loss and gradients are finite, which PaLM-pytorch does not do. Gradients are not clipped on any side.
+All compute the full step in float32: forward, backward and Adam's update. This package also adds the z-loss and checks
+that loss and gradients are finite, which PaLM-pytorch does not do. No side clips gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from turns import Contender, alone  # noqa: E402 - found by the path above
+from turns import Contender, in_new_process  # noqa: E402 - found by the path above
 
 SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (128, 2, 4, 32, 512, 128, 8),
@@ -95,12 +94,13 @@ def jax_step(shape):
         return {n: new[n][0] for n in new}, {"m": {n: new[n][1] for n in new}, "v": {n: new[n][2] for n in new}}, value
 
     compiled = jax.jit(step, donate_argnums=(0, 1))
-    box = {"params": params, "state": adafactor.init(params), "k": 0.0}
+    state, k = adafactor.init(params), 0.0
 
     def run():
-        box["k"] += 1.0
-        box["params"], box["state"], value = compiled(box["params"], box["state"], box["k"])
-        jax.block_until_ready(box["params"])
+        nonlocal params, state, k
+        k += 1.0
+        params, state, value = compiled(params, state, k)
+        jax.block_until_ready(params)
         return float(value)
 
     return run
@@ -149,8 +149,8 @@ CONTENDERS = {
 
 
 def race(shape, names, rounds, steps):
-    """Median seconds a step of each, the median ratio of each to ours, and the fraction of the measured peak."""
-    flops_peak = alone(peak_flops)
+    """Median ms/step of each contender, its median ratio to the first, and its share of the measured peak FLOP/s."""
+    flops_peak = in_new_process(peak_flops)
     contenders = {name: Contender(CONTENDERS[name], shape) for name in names}
     times = {name: [] for name in names}
     for _ in range(rounds):
@@ -158,12 +158,12 @@ def race(shape, names, rounds, steps):
             times[name].append(statistics.median(contender.steps(steps)))
     for contender in contenders.values():
         contender.close()
-    ours = times[names[0]]
+    first = times[names[0]]
     flops = model_config(shape).flops_per_token(shape[5]) * shape[5] * shape[6]
     return {
         name: {
             "ms": 1e3 * statistics.median(times[name]),
-            "times_ours": statistics.median(theirs / own for theirs, own in zip(times[name], ours, strict=True)),
+            "times_ours": statistics.median(own / base for own, base in zip(times[name], first, strict=True)),
             "of_peak": flops / statistics.median(times[name]) / flops_peak,
         }
         for name in names
@@ -172,24 +172,22 @@ def race(shape, names, rounds, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="0,1,2,3", help="which of the four shapes, by number")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="the first is what others are compared with")
+    parser.add_argument("--shapes", default="0,1,2,3", help="numbers of the four shapes")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="the others are compared with the first")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     names = arguments.contenders.split(",")
-    print(
-        "d_model, layers, heads, head_dim, vocab, length, batch: contender, median ms a step, time over ours, of peak"
-    )
+    print("d_model, layers, heads, head_dim, vocab, length, batch: contender, ms/step, time over the first, of peak")
     results = []
     for index in arguments.shapes.split(","):
         shape = SHAPES[int(index)]
-        figures = race(shape, names, arguments.rounds, arguments.steps)
-        results.append({"shape": shape, "figures": figures})
+        rows = race(shape, names, arguments.rounds, arguments.steps)
+        results.append({"shape": shape, "figures": rows})
         print(", ".join(str(size) for size in shape), flush=True)
-        for name, figure in figures.items():
-            print(f"  {name:<16}{figure['ms']:9.1f} ms{figure['times_ours']:8.2f}x{figure['of_peak']:8.1%}", flush=True)
+        for name, row in rows.items():
+            print(f"  {name:<16}{row['ms']:9.1f} ms{row['times_ours']:8.2f}x{row['of_peak']:8.1%}", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, which take turns: a machine that slows down slows all of them."""
+"""Contenders in separate processes, which take turns: a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WARM_UP = 4
 
 
 def serve(make, arguments, warm_up, pipe):
-    """A contender's process: every number n that arrives is answered by the seconds of n steps."""
+    """The process of a contender: for each number n in the pipe, runs n steps and sends back their seconds."""
     step = make(*arguments)
     for _ in range(warm_up):
         step()
@@ -24,17 +24,18 @@ def serve(make, arguments, warm_up, pipe):
 
 
 class Contender:
-    """``make(*arguments)`` gives, in a process of its own, a step that is run when it is its turn."""
+    """A process in which ``make(*arguments)`` returns a step; ``steps`` runs it."""
 
     def __init__(self, make, *arguments, warm_up=WARM_UP):
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(make, arguments, warm_up, theirs))
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(make, arguments, warm_up, child_pipe))
         self.process.start()
-        theirs.close()
+        child_pipe.close()
         self.pipe.recv()
 
     def steps(self, count):
+        """Seconds of each of ``count`` steps."""
         self.pipe.send(count)
         return self.pipe.recv()
 
@@ -43,7 +44,7 @@ class Contender:
         self.process.join()
 
 
-def alone(function, *arguments):
-    """What a function gives in a process of its own."""
+def in_new_process(function, *arguments):
+    """The result of a function that runs in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors alone; it reads this once, at its import
+os.environ.setdefault("GLOG_v", "3")  # MindSpore logs only errors; it reads this once, when it is imported
 
 if TYPE_CHECKING:
     from mindspore_palm.checkpoint.model_folder import load

@@ -1,4 +1,4 @@
-"""Networks by name, as model zoos give them: ``create_model("palm_8b", layers=2)``, ``list_models("palm*")``."""
+"""Model zoo, networks by name: ``create_model("palm_8b", layers=2)``, ``list_models("palm*")``."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mindspore_palm.settings import model_config
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that ``create_model`` knows, smallest first; ``pattern`` as for files: ``list_models("palm_*b")``."""
+    """Names of models, smallest first; ``pattern`` has wildcards as for files: ``list_models("palm_*b")``."""
     return [name for name in PRESETS if fnmatchcase(name, pattern)]
 
 
 def create_model(name: str, *, seed: int = 0, **overrides: Any) -> PaLM:
-    """A PaLM of a named size, with initial weights; those of a trained one come by ``load(folder)``.
+    """A PaLM of a named size, with initial weights. ``load(folder)`` opens a trained one.
 
-    It takes no memory until weights are asked for: they are drawn when the network is first called or compiled into
-    something else, or by ``init_parameters_data()``. Until then, a single one can be read by its ``asnumpy()``.
+    Weights take no memory until they are needed: they are drawn when the network is first called or compiled into
+    another one, or by ``init_parameters_data()``. Before that, a single weight can be read with its ``asnumpy()``.
 
     Args:
         name: one of ``list_models()``.
         seed: decides the initial weights, together with their names.
-        overrides: what differs from the named size, by the names of ``PaLMConfig``.
+        overrides: fields of ``PaLMConfig`` that differ from the named size.
 
     Raises:
-        UserError: there is no such name, or a size that does not fit.
+        UserError: the name is unknown, or a size is invalid.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, n=1)
@@ -42,14 +42,14 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> PaLM:
 
 
 class _PaLMOnDemand(PaLM):
-    """A PaLM whose weights are drawn before it is compiled, wherever it stands.
+    """A PaLM whose weights are drawn before it is compiled, on its own or inside a function.
 
-    MindSpore draws the weights of a Cell that is called, and of its parts. Those of a Cell that stands in a function
-    under ``ms.jit`` or ``ms.grad`` it leaves undrawn, and reads zeros (MS-21).
+    MindSpore draws the weights of a Cell that is called, and of Cells inside it. Weights of a Cell that is used in a
+    function under ``ms.jit`` or ``ms.grad`` stay undrawn and read as zeros (MS-21).
     """
 
     @property
     def cell_init_args(self) -> str:
-        """What MindSpore asks of every Cell that it compiles, before anything else that it needs."""
+        """The first attribute that MindSpore reads of every Cell that it compiles."""
         self.init_parameters_data()
         return super().cell_init_args

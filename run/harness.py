@@ -1,6 +1,6 @@
 """EleutherAI's harness: python run/harness.py --model mindspore_palm --model_args checkpoint=runs/palm_tiny --tasks ...
 
-All of the harness's own options follow; see ``python run/harness.py --help`` and ``pip install lm-eval``.
+Install it with ``pip install lm-eval``. Its options are its own; see ``python run/harness.py --help``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def main() -> None:
     if twice := [option for option in options if options.count(option) > 1]:
         raise UserError(f"{twice[0]} is given twice, and the harness would keep the last; give it once")
     model_registry.register("mindspore_palm", target="mindspore_palm.evaluate.harness:HarnessPaLM")
-    from mindspore_palm.evaluate.harness import check_first
+    from mindspore_palm.evaluate.harness import with_task_checks
 
-    evaluator.evaluate = check_first(evaluator.evaluate)
+    evaluator.evaluate = with_task_checks(evaluator.evaluate)
     cli_evaluate()
 
 

@@ -15,7 +15,7 @@ from mindspore_palm.checkpoint.safetensors_stream import file_tensors, row_windo
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CONFIG, WEIGHTS
-from mindspore_palm.model.initial import weight_shapes
+from mindspore_palm.model.weights import weight_shapes
 from mindspore_palm.parallel.placement import Window
 from mindspore_palm.settings import load_settings
 

@@ -11,8 +11,8 @@ from mindspore_palm.checkpoint.format import Checkpoint, StoredTensor
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CONFIG
-from mindspore_palm.model.initial import weight_axes
 from mindspore_palm.model.lora import A, B, merged
+from mindspore_palm.model.weights import weight_axes
 from mindspore_palm.parallel.placement import Window
 from mindspore_palm.settings import load_settings
 

@@ -28,8 +28,8 @@ from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CHECKPOINTS, CONFIG, FINAL, MANIFEST, TEMPORARY, TOKENIZER, WEIGHTS
 from mindspore_palm.files import expanded, names_pattern, write_atomically
-from mindspore_palm.model.initial import weight_shapes
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.model.weights import weight_shapes
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.placement import Window

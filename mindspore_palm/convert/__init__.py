@@ -1,1 +1,1 @@
-"""Weights from and to other PaLMs: each format reads, writes, and computes logits by its own means."""
+"""Conversion of weights from and to other PaLMs. Each format reads, writes, and computes logits with its own code."""

@@ -1,18 +1,18 @@
-"""conceptofmind's PaLMs, which are those of PaLM-rlhf-pytorch (0.8.0)."""
+"""conceptofmind's PaLMs: networks of PaLM-rlhf-pytorch (0.8.0)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mindspore_palm.convert.fused_linear import FusedLinear, Names
-from mindspore_palm.convert.pytorch import need
+from mindspore_palm.convert.pytorch import optional_package
 
 XPOS_BASE = 512.0
 PACKAGE, PIP_NAME = "palm_rlhf_pytorch", "PaLM-rlhf-pytorch"
 
 
 def _make(**sizes: int) -> Any:
-    return need(PACKAGE, f"{PIP_NAME}==0.8.0").PaLM(**sizes)  # by its own defaults, the base of xPos among them
+    return optional_package(PACKAGE, f"{PIP_NAME}==0.8.0").PaLM(**sizes)  # with its defaults, xPos's base among them
 
 
 CONCEPTOFMIND = FusedLinear(
@@ -32,6 +32,6 @@ CONCEPTOFMIND = FusedLinear(
     xpos_base=XPOS_BASE,
     refused={
         ".q_scale": "queries and keys are normalised (qk_rmsnorm=True), which PaLM does not do",
-        "finetune_modules.": "this holds LoRA kernels beside the model's; merge them by merge_finetune_params first",
+        "finetune_modules.": "this holds LoRA kernels beside the model's; merge them with merge_finetune_params first",
     },
 )

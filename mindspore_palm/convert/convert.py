@@ -1,4 +1,4 @@
-"""From one format to another, checked by the logits of both before the result takes its name."""
+"""Conversion between formats. The logits of both sides are compared before the result is kept."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ FORMATS: Mapping[str, Format] = {
     "huggingface-safetensors": HuggingFace(),
     "mindir": MindIR(),
 }
-MODEL = (WEIGHTS, INDEX)  # what says that a folder is a converted model
+MARKERS = (WEIGHTS, INDEX)  # files by which a folder is known as a converted model
 SEED = 20220405  # of the random tokens
 # Fields of a configuration that decide what a network computes.
-TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below a kernel in the wrong place
+SWITCHES = ("parallel", "attention", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
+SWITCHES += ("xpos_base",)
+TOLERANCE = 1e-4  # relative to the largest logit: far above rounding, far below a misplaced kernel
 
 
 def convert(
@@ -55,30 +57,31 @@ def convert(
     overwrite: bool = False,
     wide: bool = False,
 ) -> float:
-    """Reads a model from one place and writes it to another.
+    """Converts a model from one format to another.
 
     Args:
-        source: format and place.
-        target: format and place; nothing must be there yet.
-        options: see there.
-        say: told what was done.
-        tokenizer: a SentencePiece model to go with it.
-        seq_len: tokens that it was trained on at once, where the source does not say.
+        source: format and path.
+        target: format and path, which must not exist yet.
+        options: what a file may leave open.
+        say: prints a line to the user.
+        tokenizer: a SentencePiece model for the converted model.
+        seq_len: training sequence length in tokens, if the source does not record it.
         overwrite: whether the target may be replaced.
-        wide: whether to go by ``widen``, for packages that have layer norms only.
+        wide: whether to ``widen`` the model, for packages that have only layer norms.
 
     Returns:
-        The largest difference of the logits of both on random tokens.
+        The largest difference between the logits of both sides on random tokens.
 
     Raises:
-        UserError: what cannot be had exactly, or what must be mended; the target is then as it was.
+        UserError: what cannot be converted exactly, or what must be fixed; the target is then unchanged.
     """
     (source_name, source_path), (target_name, target_path) = source, target
     reader, writer = find_format(source_name), find_format(target_name)
     if target_path.exists() and not overwrite:
-        raise UserError(f"{target_path} is there already; choose another name, or replace it by --overwrite")
-    if target_path.is_dir() and any(target_path.iterdir()) and not any((target_path / name).exists() for name in MODEL):
-        raise UserError(f"{target_path} holds other things than a converted model, and is not replaced; choose a name")
+        raise UserError(f"{target_path} exists already; choose another name, or replace it with --overwrite")
+    is_model = any((target_path / name).exists() for name in MARKERS)
+    if target_path.is_dir() and any(target_path.iterdir()) and not is_model:
+        raise UserError(f"{target_path} holds files that are not a converted model's; choose another name")
     open_device()
     model = reader.read(source_path, options)
     check_finite(model.weights, str(source_path))
@@ -94,7 +97,7 @@ def convert(
     for note in model.notes:
         say(f"note: {note}")
     if target_name == NATIVE and model.seq_len is None:
-        say(f"note: {source_path} does not say on how many tokens at once it was trained: {SEQ_LEN:,}, or --seq-len N")
+        say(f"note: {source_path} does not record its training sequence length; {SEQ_LEN:,} is used, or --seq-len N")
     tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, options.shape, np.int32)
     expected = reader.logits(source_path, tokens, options)
     target_path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,30 +105,32 @@ def convert(
         unchecked = Path(folder) / target_path.name
         writer.write(model, unchecked, options)
         known = dataclasses.replace(options, norm_scale=config.norm_scale, vocab_size=config.vocab_size)
-        found = writer.logits(unchecked, tokens, known)
-        sides = [expected, found]
-        if all(NUMPY in side.by for side in sides):  # one code for both proves little
+        converted = writer.logits(unchecked, tokens, known)
+        sides = [expected, converted]
+        if all(NUMPY in side.by for side in sides):  # the same code on both sides proves little
             sides.append(_by_network(model, tokens))
         difference, largest = _compare([side.logits for side in sides])
-        said = f"largest difference {difference:.3g}, largest logit {largest:.3g}"
+        result = f"largest difference {difference:.3g}, largest logit {largest:.3g}"
         if not difference <= TOLERANCE * largest:
-            raise UserError(f"the logits of {source_path} and of the converted model differ: {said}; nothing was kept")
+            raise UserError(
+                f"the logits of {source_path} and of the converted model differ: {result}; nothing was kept"
+            )
         if writer.is_read:
             _check_bits(model, writer.read(unchecked, known), target_path)
         if target_path.exists():
             os.replace(target_path, Path(folder) / "replaced")
         os.replace(unchecked, target_path)
     also = "; and, as both are by NumPy, the network of this package" if len(sides) > 2 else ""
-    say(f"compared: {source_path} by {expected.by}; {target_path} by {found.by}{also}")
-    say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {said}")
+    say(f"compared: {source_path} by {expected.by}; {target_path} by {converted.by}{also}")
+    say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {result}")
     return difference
 
 
 def find_format(name: str) -> Format:
-    """A format by its name.
+    """The format of a name.
 
     Raises:
-        UserError: there is none.
+        UserError: no format has this name.
     """
     if name not in FORMATS:
         raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
@@ -133,38 +138,38 @@ def find_format(name: str) -> Format:
 
 
 def _with_tokenizer(model: Model, file: Path | None, source: Path) -> Model:
-    """A model with a tokenizer, by the one rule for its size; ``file`` None is the one that came with it, if any."""
+    """A model with the tokenizer of a file, or else with its own, if any, once the vocabulary size is checked."""
     if file is not None:
         tokenizer = Tokenizer(file)
-        tokens, name, content = tokenizer.vocab_size, file, tokenizer.serialized
+        vocab_size, name, content = tokenizer.vocab_size, file, tokenizer.serialized
     elif model.tokenizer is not None:
-        tokens, name, content = count_tokens(model.tokenizer), source / TOKENIZER, model.tokenizer
+        vocab_size, name, content = count_tokens(model.tokenizer), source / TOKENIZER, model.tokenizer
     else:
         return model
-    if tokens is None:
-        raise UserError(f"{name}: this is not a SentencePiece model; replace it by --tokenizer")
-    fit_vocabulary(model.config, tokens, name)  # refuses one that is too large
-    note = padding_note(model.config, tokens, name)
+    if vocab_size is None:
+        raise UserError(f"{name}: this is not a SentencePiece model; replace it with --tokenizer")
+    fit_vocabulary(model.config, vocab_size, name)  # refuses one that is too large
+    note = padding_note(model.config, vocab_size, name)
     notes = (*model.notes, note) if note else model.notes
     return dataclasses.replace(model, tokenizer=content, notes=notes)
 
 
 def _by_network(model: Model, tokens: np.ndarray) -> Computed:
-    """Logits of a model by the network that will be used."""
-    with deferred_init():  # never: all of them are set
+    """Logits of a model by this package's network."""
+    with deferred_init():  # never drawn: every weight is set
         palm = PaLM(model.config)
     set_weights(palm, model.weights)
     return Computed(palm(Tensor(tokens)).asnumpy(), "the network of this package")
 
 
 def _compare(logits: list[np.ndarray]) -> tuple[float, float]:
-    """The largest difference to the first of several, and its largest logit."""
+    """Largest difference from the first logits, and the largest of the first logits."""
     first = logits[0]
     return max(float(np.abs(other - first).max()) for other in logits[1:]), float(np.abs(first).max())
 
 
 def _check_bits(model: Model, again: Model, path: Path) -> None:
-    """Checks that a written file reads back to the same bits, as logits may hide small changes.
+    """Checks that a written file reads back to the same bits, because logits can hide small changes.
 
     Raises:
         UserError: it does not.
@@ -172,7 +177,7 @@ def _check_bits(model: Model, again: Model, path: Path) -> None:
     names = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "padded_vocab", *PaLMConfig.switches())
     for name in names:
         if getattr(model.config, name) != getattr(again.config, name):
-            raise UserError(f"{path} would be read with another model.{name}; nothing was kept")
+            raise UserError(f"{path} would be read back with a different model.{name}; nothing was kept")
     for name in model.weights.keys() | again.weights.keys():
         if name not in again.weights or not np.array_equal(model.weights.get(name, ()), again.weights[name]):
-            raise UserError(f"{path} would be read with another {name} than was written; nothing was kept")
+            raise UserError(f"{path} would be read back with a different {name}; nothing was kept")

@@ -1,9 +1,9 @@
-"""Google's flaxformer, as T5X keeps its parameters: one .safetensors of the tree, names joined by "/".
+"""Google's flaxformer, in T5X's parameter names: one .safetensors of the tree, names joined by "/".
 
-PaLM's own layer is flaxformer's parallel fused decoder, and its kernels have our order: ``q_wi_fused``
-[D, H, K + 2F/H], ``kv_fused`` [D, 1, 2K], ``o_wo_fused`` [H, K + F/H, D]. Layers are trees of their own,
+PaLM's own layer is flaxformer's parallel fused decoder, whose kernels have this package's order: ``q_wi_fused``
+[D, H, K + 2F/H], ``kv_fused`` [D, 1, 2K], ``o_wo_fused`` [H, K + F/H, D]. Layers are either separate trees,
 ``decoder/layers_0/...``, or stacked along axis 1 under ``decoder/decoder/...``, as Google's inference code reads PaLM's
-checkpoints. Both are read; the stacked one is written. T5X's own folders (zarr arrays beside a msgpack file) are not.
+checkpoints. Both are read; the stacked form is written. T5X's own folders (zarr arrays, a msgpack file) are not read.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mindspore_palm.files import write_atomically
 from mindspore_palm.settings import model_config
 
 WHO = "flaxformer's parallel fused decoder"
-ROOTS = ("optimizer/target/", "target/", "")  # of T5X's trees, old and new, and of parameters alone
+ROOTS = ("optimizer/target/", "target/", "")  # of T5X's old and new trees, and of a tree of parameters only
 KERNELS = ("q_wi_fused/kernel", "kv_fused/kernel", "o_wo_fused/kernel")
 NORM, FINAL, EMBEDDING = "layer_norm/scale", "decoder/decoder_norm/scale", "decoder/token_embedder/embedding"
 SUPPORTED = ("norm_scale", "final_norm_scale")  # departures from PaLM that the tree holds
 
 
 class Flaxformer:
-    """See above."""
+    """One .safetensors of a parameter tree, as the module's docstring says."""
 
     is_read = True
 
@@ -46,7 +46,7 @@ class Flaxformer:
             weights[f"blocks.{i}.q_wi"] = layer["q_wi_fused/kernel"].reshape(d, -1)
             weights[f"blocks.{i}.kv"] = layer["kv_fused/kernel"].reshape(d, -1)
             weights[f"blocks.{i}.o_wo"] = layer["o_wo_fused/kernel"].reshape(-1, d)
-        assumed = f"{path} says neither norms nor logits: PaLM's are taken, with an epsilon of {config.norm_epsilon:g}"
+        assumed = f"{path} does not record norm and logits: PaLM's are used, with epsilon {config.norm_epsilon:g}"
         return Model(config, weights, notes=(assumed,))
 
     def write(self, model: Model, path: Path, options: Options) -> None:
@@ -68,11 +68,11 @@ class Flaxformer:
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
         tree = self._tree(path)
         config = self._config(tree, path, options)
-        found = logits(config, tokens, tree[EMBEDDING], self._blocks(tree, path, config), tree.get(FINAL))
-        return Computed(found, f"{NUMPY} from the tree's kernels, as no package of flaxformer can be installed")
+        by_numpy = logits(config, tokens, tree[EMBEDDING], self._blocks(tree, path, config), tree.get(FINAL))
+        return Computed(by_numpy, f"{NUMPY} from the tree's kernels, as no package of flaxformer can be installed")
 
     def _blocks(self, tree: dict, path: Path, config: PaLMConfig) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Each layer as flaxformer's layer slices it: its output along the last axis, so the kernels'."""
+        """Scale and kernels of each layer, sliced along the last axis as flaxformer's layer slices its outputs."""
         d, dh, m = config.d_model, config.head_dim, config.mlp_per_head
         for layer in self._layers(tree, path):
             q_wi, kv, o_wo = (layer[name] for name in KERNELS)
@@ -85,13 +85,13 @@ class Flaxformer:
     def _tree(self, path: Path) -> dict[str, np.ndarray]:
         if path.is_dir():
             raise UserError(
-                f"{path} is a folder: T5X's own checkpoints are not read; restore it by T5X and save the flattened "
-                'tree, names joined by "/", by safetensors.numpy.save_file'
+                f"{path} is a folder: T5X's own checkpoints are not read; restore it with T5X and save the flattened "
+                'tree, names joined by "/", with safetensors.numpy.save_file'
             )
         tree = read_weights(path)
         root = next((root for root in ROOTS if f"{root}{EMBEDDING}" in tree), None)
         if root is None:
-            raise UserError(f"{path}: there is no {EMBEDDING}, below 'target/' or not; this is no tree of {WHO}")
+            raise UserError(f"{path}: there is no {EMBEDDING}, below 'target/' or not; this is not a tree of {WHO}")
         tree = {name.removeprefix(root): array for name, array in tree.items() if name.startswith(root)}
         if tree[EMBEDDING].ndim != 2:
             raise UserError(f"{path}: {EMBEDDING} is {list(tree[EMBEDDING].shape)}, not [V, D]")
@@ -107,7 +107,7 @@ class Flaxformer:
         else:
             expected = {f"decoder/layers_{i}/{name}" for i in range(count) for name in names}
         if not count or (missing := sorted(expected - tree.keys())):
-            raise UserError(f"{path}: {missing[0] if count else stacked} is missing; this is no tree of {WHO}")
+            raise UserError(f"{path}: {missing[0] if count else stacked} is missing; this is not a tree of {WHO}")
         if unknown := sorted(tree.keys() - expected - {EMBEDDING, FINAL}):
             raise UserError(f"{path}: there is no place for {unknown[0]} in a PaLM ({len(unknown)} such)")
         if stacked not in tree:
@@ -121,8 +121,8 @@ class Flaxformer:
         layers = self._layers(tree, path)
         vocab, d_model = tree[EMBEDDING].shape
         if any(layers[0][name].ndim != 3 for name in KERNELS):
-            found = ", ".join(f"{name} {list(layers[0][name].shape)}" for name in KERNELS)
-            raise UserError(f"{path}: a layer has {found}, not [D, H, K + 2F/H], [D, 1, 2K], [H, K + F/H, D]")
+            kernels = ", ".join(f"{name} {list(layers[0][name].shape)}" for name in KERNELS)
+            raise UserError(f"{path}: a layer has {kernels}, not [D, H, K + 2F/H], [D, 1, 2K], [H, K + F/H, D]")
         q_wi, kv, o_wo = (layers[0][name] for name in KERNELS)
         head_dim, heads = kv.shape[-1] // 2, q_wi.shape[1]
         sizes = vocabulary(vocab, options, str(path)) | {

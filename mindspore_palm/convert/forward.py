@@ -1,4 +1,4 @@
-"""PaLM in NumPy, for formats that come without code of their own: what a converted file is checked with."""
+"""PaLM in NumPy: checks converted files of formats that have no code of their own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def logits(
     blocks: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]],
     final_scale: np.ndarray | None,
 ) -> np.ndarray:
-    """int32 [B, S] to float32 [B, S, vocab_size].
+    """Logits of PaLM: int32 [B, S] to float32 [B, S, vocab_size].
 
     Args:
         config: sizes, and the switches of norm, logits and xPos; the block is PaLM's.
-        tokens: to be read.
+        tokens: int32 [B, S].
         embedding: [V, D].
-        blocks: of each its norm's scale [D], and its kernels as ``parts.take_apart`` names them. Where a file holds
-            them: frequencies [K/2] of the rotation as well.
-        final_scale: of the norm before the logits, if it has one.
+        blocks: scale [D] of the norm and kernels of each block, named as by ``parts.split_kernels``; also
+            ``frequencies`` [K/2] of the rotation, if a file holds them.
+        final_scale: scale [D] of the norm before the logits; None for a norm without one.
     """
     x = embedding[tokens]
     for scale, kernels in blocks:
@@ -53,7 +53,7 @@ def _norm(config: PaLMConfig, x: np.ndarray, scale: np.ndarray | None) -> np.nda
 
 
 def _rotate(x: np.ndarray, frequencies: np.ndarray, xpos_base: float) -> np.ndarray:
-    """Rotary positions of [B, S, H, K], half-split pairing, as complex numbers; xPos makes them longer or shorter."""
+    """Rotates [B, S, H, K] by position: elements i and i + K/2 are a complex number, which xPos also scales."""
     half, position = x.shape[-1] // 2, np.arange(x.shape[1])
     rotations = np.exp(1j * np.outer(position, frequencies.astype(np.float64)))
     if xpos_base:
@@ -64,7 +64,7 @@ def _rotate(x: np.ndarray, frequencies: np.ndarray, xpos_base: float) -> np.ndar
 
 
 def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Causal: q [B, S, H, K] over the one k and v [B, S, K] to [B, S, H*K]."""
+    """Causal multi-query attention: q [B, S, H, K], k and v [B, S, K] to [B, S, H*K]."""
     scores = np.einsum("bqhk,btk->bhqt", q, k) / np.float32(np.sqrt(q.shape[-1]))
     scores = np.where(np.tri(q.shape[1], dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))

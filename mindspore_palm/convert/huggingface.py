@@ -1,8 +1,9 @@
 """A folder in Hugging Face style: config.json, model.safetensors in shards, and the index of their weights.
 
-transformers has no PaLM, so the names are its usual ones, kernels [out, in] as its linear layers keep them:
-``model.embed_tokens.weight``, ``model.layers.0.input_layernorm.weight``, ``.self_attn.{q,k,v,o}_proj.weight``,
-``.mlp.{gate,up,down}_proj.weight``. config.json has its usual fields, and all of ours under ``mindspore_palm``.
+transformers has no PaLM, so names are those of its other models. Kernels are [out, in], as its linear layers store
+them: ``model.embed_tokens.weight``, ``model.layers.0.input_layernorm.weight``, ``.self_attn.{q,k,v,o}_proj.weight``,
+``.mlp.{gate,up,down}_proj.weight``. config.json has the usual fields, and all of ``PaLMConfig`` in a section
+``mindspore_palm``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mindspore_palm.checkpoint.safetensors_stream import write_tensors
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.forward import NUMPY, logits
 from mindspore_palm.convert.model import Computed, Model, Options, as_float32, require
-from mindspore_palm.convert.parts import put_together, take_apart
+from mindspore_palm.convert.parts import fuse_kernels, split_kernels
 from mindspore_palm.convert.shards import read_files, read_json
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import TOKENIZER
@@ -29,8 +30,8 @@ WHO = "a folder in Hugging Face style"
 SUPPORTED = ("norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")  # departures that it can hold
 CONFIG, WEIGHTS, INDEX, SECTION = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
 EMBEDDING, FINAL, LOGITS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-TOLD = ("architectures", "model_type", "torch_dtype")  # fields of config.json that change nothing
-# Fields of other models' config.json, which the same names of weights come with.
+INFORMATIVE = ("architectures", "model_type", "torch_dtype")  # fields of config.json that change nothing
+# Fields of config.json with which other models with the same weight names depart from PaLM.
 FOREIGN = ("rope_scaling", "quantization_config", "attention_bias", "mlp_bias", "use_bias", "sliding_window")
 FOREIGN += ("logit_scale", "final_logit_softcapping", "attn_logit_softcapping", "use_qk_norm")
 PROJECTIONS = {part: f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
@@ -39,7 +40,7 @@ PROJECTIONS = {part: f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
 
 
 class HuggingFace:
-    """See above."""
+    """A folder in Hugging Face style, as the module's docstring says."""
 
     is_read = True
 
@@ -52,7 +53,7 @@ class HuggingFace:
             prefix = f"model.layers.{i}"
             weights[f"blocks.{i}.norm.scale"] = tensors[f"{prefix}.input_layernorm.weight"]
             parts = {part: tensors[f"{prefix}.{name}"].T for part, name in PROJECTIONS.items()}
-            weights |= put_together(config, parts, i)
+            weights |= fuse_kernels(config, parts, i)
         tokenizer = path / TOKENIZER
         return Model(config, weights, tokenizer.read_bytes() if tokenizer.exists() else None, seq_len)
 
@@ -64,9 +65,9 @@ class HuggingFace:
         for name, shard in zip(names, shards, strict=True):
             with write_atomically(path / name) as file:
                 write_tensors(file, shard, {"format": "pt"})
-        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         size = sum(array.nbytes for shard in shards for array in shard.values())
-        write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))})
+        write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
         write_json(path / CONFIG, _config_json(model))
         if model.tokenizer is not None:
             (path / TOKENIZER).write_bytes(model.tokenizer)
@@ -80,20 +81,20 @@ class HuggingFace:
                 kernels = {part: tensors[f"{prefix}.{name}"].T for part, name in PROJECTIONS.items()}
                 yield tensors[f"{prefix}.input_layernorm.weight"], kernels
 
-        found = logits(config, tokens, tensors[EMBEDDING], blocks(), tensors.get(FINAL))
-        return Computed(found, f"{NUMPY} from the folder's kernels, as transformers has no PaLM")
+        by_numpy = logits(config, tokens, tensors[EMBEDDING], blocks(), tensors.get(FINAL))
+        return Computed(by_numpy, f"{NUMPY} from the folder's kernels, as transformers has no PaLM")
 
     def _tensors(self, model: Model) -> Iterator[tuple[str, np.ndarray]]:
         yield EMBEDDING, model.weights["embedding"]
         for i in range(model.config.layers):
             yield f"model.layers.{i}.input_layernorm.weight", model.weights[f"blocks.{i}.norm.scale"]
-            for part, kernel in take_apart(model.config, model.weights, i).items():
+            for part, kernel in split_kernels(model.config, model.weights, i).items():
                 yield f"model.layers.{i}.{PROJECTIONS[part]}", kernel.T
         if model.config.final_norm_scale:
             yield FINAL, model.weights["final_norm.scale"]
 
     def _open(self, path: Path) -> tuple[PaLMConfig, dict[str, np.ndarray], int | None]:
-        """Configuration, tensors by name, and the length of the training."""
+        """Configuration, tensors by name, and training sequence length."""
         described = read_json(path / CONFIG)
         if not isinstance(described.get(SECTION), dict):
             raise UserError(f"{path / CONFIG}: there is no section {SECTION!r}; this package did not write the folder")
@@ -104,7 +105,7 @@ class HuggingFace:
         read = read_files(path / (INDEX if has_index else WEIGHTS), read_weights)
         tensors = {name: as_float32(array, f"{path}: {name}") for name, array in read.items()}
         if LOGITS in tensors and np.array_equal(tensors[LOGITS], tensors.get(EMBEDDING, 0)):
-            del tensors[LOGITS]  # tied, and written twice by some tools
+            del tensors[LOGITS]  # a tied table, which some tools write twice
         self._check(config, tensors, path)
         seq_len = described.get("max_position_embeddings")
         return config, tensors, seq_len if isinstance(seq_len, int) else None
@@ -123,22 +124,21 @@ class HuggingFace:
             if name not in tensors:
                 raise UserError(f"{path}: {name} is missing")
             if tensors[name].shape != shape:
-                found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
-                raise UserError(f"{path}: {name} is {found}, and {CONFIG} wants float32 {list(shape)}")
+                actual = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+                raise UserError(f"{path}: {name} is {actual}, and {CONFIG} wants float32 {list(shape)}")
         if unknown := sorted(tensors.keys() - shapes.keys()):
             raise UserError(f"{path}: there is no place for {unknown[0]} in a PaLM ({len(unknown)} such)")
 
 
 def _check_described(described: dict[str, Any], config: PaLMConfig, file: Path) -> None:
-    """config.json has the sizes twice, and what else its usual fields may say must be PaLM, too.
+    """Checks that the usual fields of config.json agree with the section of this package, and describe a PaLM.
 
     Raises:
-        UserError: two of them differ, or a field stands for what PaLM does not have.
+        UserError: a size differs between the two, or a field describes what PaLM does not have.
     """
-    ours = {name: value for name, value in _config_json(Model(config, {})).items() if name not in (SECTION, *TOLD)}
-    for name, value in ours.items():
-        if name in described and described[name] != value:
-            raise UserError(f"{file}: {name} is {described[name]!r}, and section {SECTION!r} stands for {value!r}")
+    for name, value in _config_json(Model(config, {})).items():
+        if name not in (SECTION, *INFORMATIVE) and name in described and described[name] != value:
+            raise UserError(f"{file}: {name} is {described[name]!r}, and section {SECTION!r} implies {value!r}")
     for name in FOREIGN:
         if described.get(name):
             raise UserError(f"{file}: {name} is {described[name]!r}, which PaLM does not have")
@@ -166,12 +166,12 @@ def _config_json(model: Model) -> dict[str, Any]:
     }
 
 
-def _shards(tensors: dict[str, np.ndarray], most: int) -> list[dict[str, np.ndarray]]:
-    """Tensors in order, in groups of at most so many bytes, where a tensor alone is not larger."""
+def _shards(tensors: dict[str, np.ndarray], max_bytes: int) -> list[dict[str, np.ndarray]]:
+    """Tensors in order, grouped in shards of at most ``max_bytes``; a larger tensor is a shard of its own."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, array in tensors.items():
-        if shards[-1] and size + array.nbytes > most:
+        if shards[-1] and size + array.nbytes > max_bytes:
             shards.append({})
             size = 0
         shards[-1][name] = array

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mindspore_palm.convert.fused_linear import FusedLinear, Names
-from mindspore_palm.convert.pytorch import need
+from mindspore_palm.convert.pytorch import optional_package
 
 PACKAGE, PIP_NAME = "palm_pytorch", "PaLM-pytorch"
 
 
 def _make(**sizes: int) -> Any:
-    return need(PACKAGE, f"{PIP_NAME}==0.2.2").PaLM(**sizes)
+    return optional_package(PACKAGE, f"{PIP_NAME}==0.2.2").PaLM(**sizes)
 
 
 LUCIDRAINS = FusedLinear(
@@ -27,5 +27,5 @@ LUCIDRAINS = FusedLinear(
     ),
     make=_make,
     norm_scale="around_one",
-    hint="; or --widen makes it one of twice the width that computes the same",
+    hint="; or set --widen, for a model of twice the width that computes the same",
 )

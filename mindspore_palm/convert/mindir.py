@@ -15,7 +15,7 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import deferred_init
 
 SUFFIX = ".mindir"
-MOST = 10**9  # MS-43, bytes of weights; MindSpore writes larger networks in several files
+MAX_BYTES = 10**9  # MS-43: MindSpore writes networks with more bytes of weights in several files
 
 
 class MindIR:
@@ -24,14 +24,15 @@ class MindIR:
     is_read = False
 
     def read(self, path: Path, options: Options) -> Model:
-        raise UserError(f"{path}: MindIR is a graph that runs, no PaLM to go on with; name what it was made of")
+        raise UserError(f"{path}: MindIR is a compiled graph, not a PaLM to convert; name what it was made of")
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         if path.suffix != SUFFIX:
             raise UserError(f"{path}: name the file with the ending {SUFFIX}")
-        if (size := sum(array.nbytes for array in model.weights.values())) > MOST:
-            raise UserError(f"{path}: {size / 1e9:.1f} GB of weights; one MindIR file holds at most {MOST / 1e9:g} GB")
-        with deferred_init():  # never: all of them are set
+        if (size := sum(array.nbytes for array in model.weights.values())) > MAX_BYTES:
+            limit = f"{MAX_BYTES / 1e9:g} GB"
+            raise UserError(f"{path}: {size / 1e9:.1f} GB of weights; one MindIR file holds at most {limit}")
+        with deferred_init():  # never drawn: every weight is set
             palm = PaLM(model.config)
         set_weights(palm, model.weights)
         palm.set_train(False)

@@ -1,4 +1,4 @@
-"""What travels between formats, and what a format is."""
+"""The model that is converted, and the interface of a format."""
 
 from __future__ import annotations
 
@@ -12,79 +12,81 @@ import numpy as np
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 
-SEQ_LEN = 2048  # of PaLM, where nothing else is known
+SEQ_LEN = 2048  # of PaLM; used if the source does not record its own
 
 
 @dataclass(frozen=True)
 class Model:
-    """A PaLM outside of any network."""
+    """A PaLM as arrays, without a network."""
 
     config: PaLMConfig
     weights: dict[str, np.ndarray]
-    """By the names of the checkpoint format, float32."""
+    """float32, by the names of the checkpoint format."""
     tokenizer: bytes | None = None
-    """A SentencePiece model, where there is one."""
+    """A serialized SentencePiece model; None if there is none."""
     seq_len: int | None = None
-    """Tokens that it was trained on at once, where that is known."""
+    """Training sequence length in tokens; None if unknown."""
     notes: tuple[str, ...] = ()
-    """For the user, a sentence each: what the source leaves open and what was taken instead, and what was left out."""
+    """Sentences for the user: what was assumed because the source leaves it open, and what was left out."""
 
 
 @dataclass(frozen=True)
 class Computed:
-    """Logits of a file, and the code that computed them: a check is worth what it does not share."""
+    """Logits of a file, and the code that computed them: a check is worth the code that its sides do not share."""
 
     logits: np.ndarray
     """float32 [B, S, vocab_size]."""
     by: str
-    """The code, for the user."""
+    """Name of the code, for the user."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a file may leave open."""
+    """Choices of the user: what a file leaves open, and sizes of what is written."""
 
     vocab_size: int | None = None
-    """Real tokens, where a table has rows that only pad it; None: all rows."""
+    """Number of real tokens, if the table has rows that only pad it; None for all rows."""
     norm_scale: str | None = None
-    """How the norms' scales are stored: around_zero or around_one; None: as the format has it today."""
+    """Convention of stored norm scales: around_zero or around_one; None for the format's current convention."""
     shape: tuple[int, int] = (2, 64)
-    """Sequences and tokens of each: of an exported graph, and of the random tokens that are compared."""
+    """Batch and sequence length of an exported graph, and of the random tokens that are compared."""
     shard_bytes: int = 5 * 10**9
-    """Size of a file at most, where a format has several."""
+    """Maximum size of a file, in formats with shards."""
 
 
 class Format(Protocol):
-    """A way to keep a PaLM in a file or folder."""
+    """A format of files or folders that store a PaLM."""
 
     is_read: bool
-    """Whether a model comes back out of it."""
+    """Whether the format can be read back."""
 
     def read(self, path: Path, options: Options) -> Model:
-        """The model in a file or folder.
+        """Reads the model in a file or folder.
 
         Raises:
-            UserError: it is damaged, or not a PaLM that can be had exactly; says why.
+            UserError: it is damaged, or cannot be represented exactly as a PaLM; the message says why.
         """
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         """Writes a model.
 
         Raises:
-            UserError: the format cannot hold this model exactly; says why.
+            UserError: the format cannot hold this model exactly; the message says why.
         """
 
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
-        """Logits of int32 [B, S] by the model in a file: by the format's own package, with the file loaded into it,
-        or, where there is none, by NumPy from the tensors of the file.
+        """Logits of the model in a file: int32 [B, S] to float32 [B, S, vocab_size].
+
+        They are computed by the format's own package, which loads the file. If there is none, NumPy computes them from
+        the file's tensors.
         """
 
 
 def as_float32(array: np.ndarray, where: str) -> np.ndarray:
-    """Weights in float32, of the same values.
+    """Casts weights to float32 without loss.
 
     Raises:
-        UserError: they are of another kind than float32, float16 and bfloat16.
+        UserError: their dtype is not float32, float16 or bfloat16.
     """
     if array.dtype not in (np.float32, np.float16) and array.dtype.name != "bfloat16":
         raise UserError(f"{where} is {array.dtype}; weights must be float32, float16 or bfloat16, not quantised")
@@ -92,10 +94,10 @@ def as_float32(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_finite(weights: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuses a model that no comparison of logits can judge.
+    """Checks that all weights are finite, as no comparison of logits can judge a model whose weights are not.
 
     Raises:
-        UserError: a weight holds what is no number; names it.
+        UserError: names a weight with NaN or infinity.
     """
     for name, array in weights.items():
         if broken := int(array.size - np.isfinite(array).sum()):
@@ -106,17 +108,17 @@ def check_finite(weights: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def require(config: PaLMConfig, who: str, hint: str = "", *, supported: Collection[str] = (), **fixed: Any) -> None:
-    """Checks that a format can hold a model: every field that is no size has PaLM's value, or one that is said here.
+    """Checks that a format can hold a model: every field that is not a size has PaLM's value, unless stated here.
 
     Args:
-        config: of the model.
-        who: the format, for the message.
-        hint: what else can be done, for the end of the message.
+        config: the model's configuration.
+        who: name of the format, for the message.
+        hint: another way out, appended to the message.
         supported: names of the fields that the format holds at any value.
-        fixed: the values of the fields that the format has otherwise than PaLM.
+        fixed: fields whose value in the format is not PaLM's.
 
     Raises:
-        UserError: names what differs and what a model must be trained with to be held exactly.
+        UserError: names each field that differs, and the value to train with for an exact copy.
     """
     differs = [
         f"model.{name}={setting(value)} (here {setting(getattr(config, name))})"
@@ -130,15 +132,15 @@ def require(config: PaLMConfig, who: str, hint: str = "", *, supported: Collecti
 
 
 def setting(value: Any) -> str:
-    """A value as it is written behind ``model.name=``."""
+    """A value as it is written after ``model.name=``."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def vocabulary(rows: int, options: Options, who: str) -> dict[str, int]:
-    """The settings of a table of so many rows, of which the last may only pad it.
+    """Settings for a table of ``rows`` rows, the last of which may be padding.
 
     Raises:
-        UserError: there are more tokens than rows.
+        UserError: the user asks for more tokens than rows.
     """
     tokens = options.vocab_size or rows
     if tokens > rows:
@@ -147,16 +149,16 @@ def vocabulary(rows: int, options: Options, who: str) -> dict[str, int]:
 
 
 def check_scales(scales: list[np.ndarray], norm_scale: str | None, default: str, who: str) -> str:
-    """How norms' scales are stored. Guessing wrong would be silent, so what looks unusual must be said.
+    """Convention of stored norm scales. A wrong guess would be silent, so unusual scales need an option.
 
     Raises:
-        UserError: the scales do not look like the default, and nothing was said.
+        UserError: the scales do not look like the default, and ``norm_scale`` is None.
     """
     mean = float(np.mean([scale.mean() for scale in scales]))
     looks = "around_zero" if abs(mean) < 0.5 else "around_one"
     if norm_scale is None and looks != default:
         raise UserError(
-            f"{who}: the norms' scales lie around {mean:.2f}, and today they are stored {default}; older versions "
-            f"stored them the other way: say --norm-scale around_one or --norm-scale around_zero"
+            f"{who}: the norms' scales have a mean of {mean:.2f}, and today they are stored {default}; older versions "
+            f"stored them the other way: set --norm-scale around_one or --norm-scale around_zero"
         )
     return norm_scale or default

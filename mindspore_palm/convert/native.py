@@ -1,4 +1,4 @@
-"""Our own folders, which ``load`` opens."""
+"""This package's own folders, which ``load`` opens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspore_palm.settings import load_settings
 
 
 class Native:
-    """model.safetensors, config.yaml, and tokenizer.model where there is one."""
+    """A folder of model.safetensors, config.yaml and, if the model has a tokenizer, tokenizer.model."""
 
     is_read = True
 

@@ -1,4 +1,4 @@
-"""The fused kernels of a block as the kernels that other PaLMs have, and back: only elements change places."""
+"""Splits a block's fused kernels into those of other PaLMs, and fuses them again: elements only change places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mindspore_palm.config import PaLMConfig
 PARTS = ("q", "k", "v", "gate", "up", "o", "down")
 
 
-def take_apart(config: PaLMConfig, weights: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
+def split_kernels(config: PaLMConfig, weights: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
     """The kernels of one block, [in, out]: q [D, H*K], k and v [D, K], gate and up [D, F], o [H*K, D], down [F, D]."""
     d, h, m = config.d_model, config.heads, config.mlp_per_head
     q_wi = weights[f"blocks.{block}.q_wi"].reshape(d, h, config.head_dim + 2 * m)
@@ -23,8 +23,8 @@ def take_apart(config: PaLMConfig, weights: Mapping[str, np.ndarray], block: int
     return dict(zip(PARTS, [*by_column, o.reshape(-1, d), down.reshape(-1, d)], strict=True))
 
 
-def put_together(config: PaLMConfig, parts: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
-    """The fused kernels of one block from its parts, by the names of the checkpoint format."""
+def fuse_kernels(config: PaLMConfig, parts: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
+    """The fused kernels of one block from their parts, by the names of the checkpoint format."""
     d, h = config.d_model, config.heads
     q_wi = [parts[name].reshape(d, h, -1) for name in ("q", "gate", "up")]
     o_wo = [parts[name].reshape(h, -1, d) for name in ("o", "down")]

@@ -7,8 +7,8 @@ from math import prod
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory
-from mindspore_palm.model.initial import placements
 from mindspore_palm.model.lora import KERNELS, adapter_shapes
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes

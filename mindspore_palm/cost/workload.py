@@ -10,7 +10,7 @@ from functools import cached_property
 from math import prod
 
 from mindspore_palm.config import PaLMConfig, Settings
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.placement import Placement

@@ -24,7 +24,7 @@ from mindspore_palm.dry_run.graph import Slice, is_complete, read_parameters
 from mindspore_palm.dry_run.ledger import BYTES, Ledger, per_layer, read_ledger
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel import host
 from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of

@@ -1,1 +1,1 @@
-"""How good a model is: held-out likelihood of documents, multiple choice, exact match, and EleutherAI's harness."""
+"""Evaluation of trained models: held-out likelihood, multiple choice, exact match, and EleutherAI's harness."""

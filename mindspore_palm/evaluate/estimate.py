@@ -1,4 +1,4 @@
-"""A figure with its 95 % confidence interval."""
+"""Measurements with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NORMAL = 1.959963984540054  # standard errors that hold 95 % of a normal distribution on either side together
+NORMAL = 1.959963984540054  # standard errors to either side of the mean that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and between what it lies with 95 % confidence; no bounds where there is one unit only."""
+    """A measurement and its 95 % confidence interval; no bounds if there is only one unit."""
 
     value: float
     low: float | None
     high: float | None
 
     def map(self, function: Callable[[float], float]) -> Estimate:
-        """The same through a rising function."""
+        """The estimate of an increasing function of the measurement."""
         bounds = (None if bound is None else function(bound) for bound in (self.low, self.high))
         return Estimate(function(self.value), *bounds)
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Sum over sum of independent units, such as the nats and the tokens of documents.
+    """Ratio of two sums over independent units, such as nats and tokens of documents.
 
-    The standard error is that of the ratio estimator (Cochran, "Sampling Techniques", 2.11): units differ in size, and
-    what counts is how far each is from its share. Nothing is drawn at random.
+    The standard error is that of the ratio estimator (Cochran, "Sampling Techniques", 2.11), which takes each unit's
+    deviation from its share, because units differ in size. Nothing is drawn at random.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     total = math.fsum(below)
@@ -41,8 +41,8 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     return Estimate(value, value - error, value + error)
 
 
-def share(hits: Sequence[bool]) -> Estimate:
-    """How many of independent units are hits. Wilson's interval, which also holds where all or none are."""
+def proportion(hits: Sequence[bool]) -> Estimate:
+    """Proportion of hits among independent units, with Wilson's interval, which also holds if all or none are hits."""
     units, value = len(hits), sum(hits) / len(hits)
     spread = NORMAL**2 / units
     middle = (value + spread / 2) / (1 + spread)

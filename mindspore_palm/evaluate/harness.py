@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness drives a PaLM: ``pip install lm-eval``, then ``run/harness.py``."""
+"""PaLM as a model of EleutherAI's lm-evaluation-harness: ``pip install lm-eval``, then ``run/harness.py``."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from mindspore_palm.settings import load_settings
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-MAX_TOKENS = 256  # of a generation, where a task does not say: as in the harness's own models
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names of one thing
+MAX_TOKENS = 256  # of a generation, unless the task sets a number: as in the harness's own models
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # synonyms in the harness
 NUMBERS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 USED = ("until", *LENGTHS, "do_sample", *NUMBERS)
-# Others are understood where they change nothing.
+# Parameters that are accepted with the value that changes nothing.
 NEUTRAL = {"num_beams": 1, "n": 1, "best_of": 1, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 class HarnessPaLM(LM):
-    """A trained PaLM as the harness wants a model.
+    """A trained PaLM with the harness's model interface.
 
     Args:
-        checkpoint: the folder that training left.
-        window: tokens that the network sees at once; None is the length it was trained on.
-        batch_size: sequences at a time.
-        max_batch_size: has no effect: ``batch_size`` is a number. The harness gives it to every model.
-        device: has no effect: its names are PyTorch's. MindSpore takes the fastest device that it finds.
-        unknown: are refused.
+        checkpoint: folder of a trained model, as for ``load``.
+        window: tokens per window; None for the training sequence length.
+        batch_size: sequences per batch.
+        max_batch_size: no effect, because ``batch_size`` is a number. The harness passes it to every model.
+        device: no effect, because its names are PyTorch's. MindSpore uses the fastest device that it finds.
+        unknown: refused.
 
     Raises:
-        UserError: the checkpoint does not open, a number is none, or an argument is unknown.
+        UserError: the checkpoint cannot be opened, or an argument is invalid or unknown.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class HarnessPaLM(LM):
             name, value = next(iter(unknown.items()))
             raise UserError(f"--model_args {name}={value}: there are checkpoint, window and batch_size; leave it out")
         if not checkpoint:
-            raise UserError("--model_args names no model; write checkpoint=FOLDER, what training left")
+            raise UserError("--model_args names no model; write checkpoint=FOLDER, the folder of a trained model")
         batch = 8 if batch_size is None else batch_size
         if not str(batch).isdecimal() or int(batch) < 1:
             raise UserError(f"batch_size = {batch_size} must be a number, 1 or more")
@@ -77,9 +77,9 @@ class HarnessPaLM(LM):
         self._generator = Generator(palm, tokenizer, window, int(batch), str(folder))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Natural log-likelihood of each continuation, and whether greedy decoding would give it.
+        """Log-likelihood of each continuation in nats, and whether greedy decoding would generate it.
 
-        Their border is that of ``data.prompt``: all choices of a question have the same context.
+        Context and continuation meet at the border of ``data.border``: all choices of a question have the same context.
 
         Raises:
             UserError: a continuation does not fit the window, or the logits are not finite.
@@ -87,12 +87,12 @@ class HarnessPaLM(LM):
         rows = []
         pairs = encode_pairs(self._scorer.tokenizer, (request.args for request in requests))
         for number, (context, tokens) in enumerate(pairs, 1):
-            whole = np.concatenate([context, tokens])
-            rows.append(continuation(whole, len(context), self._scorer.window, f"request {number}"))
+            sequence = np.concatenate([context, tokens])
+            rows.append(continuation(sequence, len(context), self._scorer.window, f"request {number}"))
         return [(-score.nats, score.greedy) for score in self._scorer(rows)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Natural log-likelihood of each text, in windows, the last of which is full.
+        """Log-likelihood of each text in nats, in windows. The last window is full: it begins with context.
 
         Raises:
             UserError: the logits are not finite.
@@ -109,30 +109,30 @@ class HarnessPaLM(LM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each prompt, ended before the first of its stop texts.
+        """The continuation of each prompt, up to the first stop text.
 
         Raises:
-            UserError: a task asks for what cannot be had, before anything is generated; or the logits are not finite.
+            UserError: a task sets an unsupported parameter, before anything is generated; or the logits are not finite.
         """
-        texts, count = [""] * len(requests), 0
+        texts, truncated = [""] * len(requests), 0
         groups: dict[Sampling, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(sampling_of(request.args[1]), []).append(number)
         context, tokenizer = self._generator.context, self._generator.tokenizer
         for sampling, numbers in groups.items():
-            most = min(sampling.max_tokens, context // 2)
-            fitted = [fit_prompt(tokenizer, context, requests[number].args[0], most) for number in numbers]
-            count += sum(is_cut for _, is_cut in fitted)
+            max_tokens = min(sampling.max_tokens, context // 2)
+            fitted = [fit_prompt(tokenizer, context, requests[number].args[0], max_tokens) for number in numbers]
+            truncated += sum(is_truncated for _, is_truncated in fitted)
             generations = self._generator([prompt for prompt, _ in fitted], sampling)
             for number, generation in zip(numbers, generations, strict=True):
                 texts[number] = generation.text
-        if count:
-            print(f"note: {count:,} prompts were longer than the window and lost their start", file=sys.stderr)
+        if truncated:
+            print(f"note: {truncated:,} prompts were longer than the window and lost their start", file=sys.stderr)
         return texts
 
 
-def check_first(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    """The harness's own ``evaluate``, with a look at what all tasks ask for before any of them is computed."""
+def with_task_checks(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """The harness's own ``evaluate``, which first checks the generation parameters of all tasks."""
 
     def checked(lm: LM, task_dict: dict[str, Any], *args: object, **kwargs: object) -> object:
         if isinstance(lm, HarnessPaLM):
@@ -144,36 +144,38 @@ def check_first(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def sampling_of(wishes: dict[str, Any]) -> Sampling:
-    """What a task wants of a generation, in the names that the harness has from transformers.
+def sampling_of(generation_kwargs: dict[str, Any]) -> Sampling:
+    """Sampling parameters of a task, from the harness's names, which are those of transformers.
 
     Raises:
-        UserError: names what is unknown, what cannot be had, or a value that does not fit.
+        UserError: names a parameter that is unknown or unsupported, or a value that is invalid.
     """
-    for name, value in wishes.items():
+    for name, value in generation_kwargs.items():
         if name not in USED and (name not in NEUTRAL or value != NEUTRAL[name]):
             known = ", ".join(USED)
             raise UserError(f"the task asks for {name} = {value!r}, which this model does not have; there are {known}")
-    lengths = {name: wishes[name] for name in LENGTHS if wishes.get(name) is not None}
+    lengths = {name: generation_kwargs[name] for name in LENGTHS if generation_kwargs.get(name) is not None}
     if len(set(lengths.values())) > 1:
         both = " and ".join(f"{name} = {value}" for name, value in lengths.items())
         raise UserError(f"the task asks for {both}, which are names of one thing; keep one")
-    until = wishes.get("until") or []
+    until = generation_kwargs.get("until") or []
     until = [until] if isinstance(until, str) else until
     if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
         raise UserError(f"the task asks for until = {until!r}; it must be a text or a list of texts")
-    numbers = {name: wishes[name] for name in NUMBERS if wishes.get(name) is not None}
+    numbers = {name: generation_kwargs[name] for name in NUMBERS if generation_kwargs.get(name) is not None}
     for name, value in (numbers | lengths).items():
-        whole = name in (*LENGTHS, "top_k", "seed")
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise UserError(f"the task asks for {name} = {value!r}; it must be a {'whole ' if whole else ''}number")
-    is_drawn = wishes.get("do_sample")
-    is_drawn = numbers.get("temperature", 0) > 0 if is_drawn is None else is_drawn
-    drawn = {"temperature": 1.0, **numbers} if is_drawn else {"temperature": 0.0}
+        is_whole = name in (*LENGTHS, "top_k", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
+            raise UserError(f"the task asks for {name} = {value!r}; it must be a {'whole ' if is_whole else ''}number")
+    do_sample = generation_kwargs.get("do_sample")
+    do_sample = numbers.get("temperature", 0) > 0 if do_sample is None else do_sample
+    parameters = {"temperature": 1.0, **numbers} if do_sample else {"temperature": 0.0}
     if penalty := numbers.get("repetition_penalty"):
-        drawn["repetition_penalty"] = penalty
+        parameters["repetition_penalty"] = penalty
     named = {name: name for name in NUMBERS} | {"max_tokens": next(iter(lengths), LENGTHS[0])}
     with naming_options({setting: f"the task asks for {name} =" for setting, name in named.items()}):
         return Sampling(
-            max_tokens=next(iter(lengths.values()), MAX_TOKENS), stop=tuple(text for text in until if text), **drawn
+            max_tokens=next(iter(lengths.values()), MAX_TOKENS),
+            stop=tuple(text for text in until if text),
+            **parameters,
         )

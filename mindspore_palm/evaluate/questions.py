@@ -1,4 +1,4 @@
-"""Questions from a .jsonl, and the prompts that ask them after worked examples."""
+"""Questions of a task, read from a .jsonl, and their few-shot prompts."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SEPARATOR = "\n\n"  # between worked examples
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what should follow it. All text is taken as it stands: nothing is put between or around it."""
+    """A prompt and its right answers. Texts are used verbatim: nothing is inserted between or around them."""
 
     prompt: str
     choices: tuple[str, ...]
-    """Of a multiple choice; empty where the answer is free text."""
+    """Choices of a multiple-choice question; empty if the answer is free text."""
     answers: tuple[str, ...]
-    """What is right: one of the choices, or any of several texts."""
+    """Right answers: one of the choices, or any of several texts."""
 
     @property
     def worked(self) -> str:
-        """The question with its answer, as an example for another one."""
+        """The question with its answer, as a worked example for another question."""
         return self.prompt + self.answers[0]
 
 
 def read_questions(file: Path) -> list[Question]:
-    """The questions of a .jsonl, one a line, all of one kind.
+    """Reads the questions of a .jsonl, one per line, all multiple choice or all exact match.
 
-    Multiple choice: ``{"prompt": "2 + 2 =", "choices": [" 3", " 4"], "answer": 1}``, the answer counted from 0. Exact
-    match: ``{"prompt": "2 + 2 =", "answer": " 4"}``, where a list of answers means any of them.
+    Multiple choice: ``{"prompt": "2 + 2 =", "choices": [" 3", " 4"], "answer": 1}``, where choices count from 0. Exact
+    match: ``{"prompt": "2 + 2 =", "answer": " 4"}``; with a list of answers, any of them is right.
 
     Raises:
-        UserError: names the line and what is wrong there.
+        UserError: names the line and what is wrong in it.
     """
     questions = [_question(record, where) for record, where in _records(file)]
     if not questions:
@@ -56,24 +56,24 @@ def prompts(questions: Sequence[Question], examples: Sequence[Question] | None, 
     """The prompt of each question, after ``shots`` worked examples drawn by (seed, number of the question).
 
     Args:
-        questions: to be asked.
-        examples: where the examples come from; None takes the other questions.
+        questions: the questions of a task.
+        examples: questions from which the examples are drawn; None for the other questions.
         shots: examples before each question.
-        seed: decides which.
+        seed: decides which examples are drawn.
 
     Raises:
         UserError: there are fewer examples than shots.
     """
     pool = questions if examples is None else examples
-    there = len(pool) - (examples is None)
-    if shots > there:
-        raise UserError(f"{shots} examples are to stand before each question, and there are {there}; lower --shots")
+    available = len(pool) - (examples is None)
+    if shots > available:
+        raise UserError(f"each question needs {shots} worked examples, and there are {available}; lower --shots")
     result = []
     for number, question in enumerate(questions):
         key = key64(f"{seed} {number}")
         drawn = (permute(i, len(pool), key) for i in range(len(pool)))
-        others = (place for place in drawn if examples is not None or place != number)
-        worked = [pool[place].worked for place in islice(others, shots)]
+        others = (index for index in drawn if examples is not None or index != number)
+        worked = [pool[index].worked for index in islice(others, shots)]
         result.append(SEPARATOR.join([*worked, question.prompt]))
     return result
 

@@ -1,4 +1,4 @@
-"""Results as a table for people and as JSON for programs."""
+"""Results as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mindspore_palm.evaluate.text import TextResult
 
 
 def text_table(result: TextResult) -> str:
-    """Likelihood of some text, as lines."""
+    """Table of the likelihood of a text."""
     several = result.unit == "document"
     lines = [
         f"{result.documents:,} document{'s' if several else ''}, {result.tokens:,} tokens, "
         f"{result.size:,} bytes; windows of {result.window:,} tokens, stride {result.stride:,}"
     ]
     measures = {
-        "nats a token": result.nats_per_token,
-        "bits a byte": result.bits_per_byte,
+        "nats/token": result.nats_per_token,
+        "bits/byte": result.bits_per_byte,
         "perplexity": result.perplexity,
     }
     units = f"{result.documents:,} documents" if several else "the windows of the document"
@@ -27,7 +27,7 @@ def text_table(result: TextResult) -> str:
 
 
 def task_table(result: TaskResult) -> str:
-    """Answers to questions, as lines."""
+    """Table of the scores of a task."""
     head = f"{result.kind}, {result.questions:,} questions, {result.shots} worked examples before each"
     if result.cut:
         head += f"; {result.cut:,} prompts were longer than the window and lost their start"
@@ -35,7 +35,7 @@ def task_table(result: TaskResult) -> str:
 
 
 def as_json(checkpoint: str, text: dict[str, TextResult], tasks: dict[str, TaskResult]) -> dict[str, Any]:
-    """All results by the file that they are of; the same run gives the same bytes."""
+    """All results, by file. The same command gives the same bytes."""
     return {
         "checkpoint": checkpoint,
         "text": {name: asdict(result) for name, result in text.items()},

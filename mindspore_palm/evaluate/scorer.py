@@ -1,4 +1,4 @@
-"""Nats of given tokens under a network: the one thing that all likelihoods here are made of."""
+"""Scoring: nats of given tokens under a network. All likelihoods of an evaluation are sums of them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from mindspore_palm.model.palm import PaLM
 
 
 @dataclass(frozen=True)
-class Row:
-    """Tokens to be scored, with what stands before them: one row of a batch."""
+class ScoringRow:
+    """Tokens to score and their context: one row of a batch."""
 
     tokens: np.ndarray
-    """int32 [n], 1 <= n <= window. Before the first stands [eod], as before every sequence of the training."""
+    """int32 [n], 1 <= n <= window. [eod] precedes the first, as in every training sequence."""
     first: int
     """Index of the first token that is scored; those before it are context."""
     name: str = "a text"
-    """What it is of, in messages."""
+    """Name of the text in messages."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a row's scored tokens cost."""
+    """Cost of a row's scored tokens."""
 
     nats: float
     tokens: int
     size: int
-    """UTF-8 bytes that they stand for."""
+    """UTF-8 bytes of their text."""
     greedy: bool
-    """Whether each of them is the most likely one."""
+    """Whether each of them is the most likely token."""
 
 
 class TokenScores(nn.Cell):
-    """int32 [B, S] twice to float32 [T], nats of each target, and bool [T], whether it is the most likely token."""
+    """Inputs and targets int32 [B, S] to float32 [T], nats of each target, and bool [T], whether it is most likely."""
 
     def __init__(self, palm: PaLM, config: PaLMConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -60,13 +60,13 @@ class Scorer:
 
     Args:
         palm: the network.
-        tokenizer: whose tokens it knows.
-        window: tokens of a row at most.
-        batch: rows at a time; the last ones are filled up.
-        model: its name in messages.
+        tokenizer: of the network.
+        window: maximum tokens per row.
+        batch: rows per batch; the last batch is padded.
+        model: the model's name in messages.
 
     Raises:
-        UserError: the tokenizer has tokens that the network has not.
+        UserError: the tokenizer has tokens that the network does not have.
     """
 
     def __init__(self, palm: PaLM, tokenizer: Tokenizer, window: int, batch: int = 8, model: str = "the model") -> None:
@@ -74,7 +74,7 @@ class Scorer:
         self.tokenizer, self.window, self.batch, self.model = tokenizer, window, batch, model
         self._scores = TokenScores(palm, config)
 
-    def __call__(self, rows: Iterable[Row]) -> Iterator[Score]:
+    def __call__(self, rows: Iterable[ScoringRow]) -> Iterator[Score]:
         """The score of each row, in order.
 
         Raises:
@@ -84,74 +84,75 @@ class Scorer:
         while batch := list(islice(rows, self.batch)):
             inputs = np.full((self.batch, self.window), self.tokenizer.eod, np.int32)
             targets = np.full((self.batch, self.window), -1, np.int32)
-            for place, row in enumerate(batch):
+            for i, row in enumerate(batch):
                 count = len(row.tokens)
-                inputs[place, 1:count] = row.tokens[:-1]
-                targets[place, row.first : count] = row.tokens[row.first :]
+                inputs[i, 1:count] = row.tokens[:-1]
+                targets[i, row.first : count] = row.tokens[row.first :]
             nats, greedy = (out.asnumpy() for out in self._scores(Tensor(inputs), Tensor(targets)))
             nats, greedy = nats.reshape(inputs.shape), greedy.reshape(inputs.shape)
-            for place, row in enumerate(batch):
-                if not np.isfinite(nats[place, : len(row.tokens)]).all():  # of the context, zero times NaN is NaN, too
+            for i, row in enumerate(batch):
+                # context tokens have zero nats, or NaN if their logits are not finite
+                if not np.isfinite(nats[i, : len(row.tokens)]).all():
                     raise not_finite(self.model, row.name)
                 scored = slice(row.first, len(row.tokens))
                 yield Score(
-                    nats=float(nats[place, scored].sum(dtype=np.float64)),
+                    nats=float(nats[i, scored].sum(dtype=np.float64)),
                     tokens=len(row.tokens) - row.first,
                     size=int(self.tokenizer.piece_bytes[row.tokens[scored]].sum(dtype=np.int64)),
-                    greedy=bool(greedy[place, scored].all()),
+                    greedy=bool(greedy[i, scored].all()),
                 )
 
 
-def window_of(wanted: int | None, trained: int, option: str = "--window ") -> int:
-    """Tokens that a network sees at once: as many as wanted, or as it was trained on.
+def window_of(window: int | None, seq_len: int, option: str = "--window ") -> int:
+    """Tokens per window: the user's number, or the training sequence length.
 
     Args:
-        wanted: None is what it was trained on.
-        trained: tokens.
-        option: with which the user asks for it.
+        window: the user's number, or None.
+        seq_len: training sequence length.
+        option: name of the option, for messages.
 
     Raises:
-        UserError: less than 1, or more than it was trained on.
+        UserError: it is less than 1, or more than ``seq_len``.
     """
-    if wanted is not None and not (isinstance(wanted, int) and wanted >= 1):
-        raise UserError(f"{option}{wanted} must be 1 or more")
-    if wanted is not None and wanted > trained:
+    if window is not None and not (isinstance(window, int) and window >= 1):
+        raise UserError(f"{option}{window} must be 1 or more")
+    if window is not None and window > seq_len:
         raise UserError(
-            f"{option}{wanted}: the model was trained on {trained} tokens and knows no longer distances; set it to "
-            f"at most {trained}, or leave it out: longer text is scored in several windows"
+            f"{option}{window}: the model was trained on {seq_len} tokens and knows no longer distances; set it to "
+            f"at most {seq_len}, or leave it out: longer text is scored in several windows"
         )
-    return wanted or trained
+    return window or seq_len
 
 
-def windows(tokens: np.ndarray, window: int, stride: int, name: str = "a text") -> Iterator[Row]:
-    """Cuts a document into rows that score each of its tokens once.
+def windows(tokens: np.ndarray, window: int, stride: int, name: str = "a text") -> Iterator[ScoringRow]:
+    """Splits a document into rows that score each of its tokens once.
 
     Args:
         tokens: int32 [n], of the document.
-        window: tokens of a row at most.
-        stride: how far a row starts behind the one before. ``window`` gives rows side by side, as in training; less
-            gives each token, after the first row, at least ``window - stride`` tokens of context.
+        window: maximum tokens per row.
+        stride: tokens between the starts of rows. With ``window``, rows do not overlap, as in training. With less, each
+            token after the first row has at least ``window - stride`` tokens of context.
         name: of the document.
     """
     scored = 0
     for start in range(0, len(tokens), stride):
         end = min(start + window, len(tokens))
-        yield Row(tokens[start:end], scored - start, name)
+        yield ScoringRow(tokens[start:end], scored - start, name)
         scored = end
         if end == len(tokens):
             return
 
 
-def continuation(tokens: np.ndarray, first: int, window: int, name: str) -> Row:
-    """The row that scores ``tokens[first:]``, with as much of what stands before as fits.
+def continuation(tokens: np.ndarray, first: int, window: int, name: str) -> ScoringRow:
+    """The row that scores ``tokens[first:]``, with as much of the context before them as fits.
 
     Raises:
-        UserError: the tokens to be scored alone are more than a window; says of what, by ``name``.
+        UserError: the scored tokens alone are longer than a window; the message has ``name``.
     """
     if len(tokens) - first > window:
         raise UserError(
             f"{name}: {len(tokens) - first} tokens are to be scored at once, and the window has {window}; "
             "make the text shorter or the window larger"
         )
-    cut = max(0, len(tokens) - window)
-    return Row(tokens[cut:], first - cut, name)
+    start = max(0, len(tokens) - window)
+    return ScoringRow(tokens[start:], first - start, name)

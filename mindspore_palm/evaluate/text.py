@@ -1,4 +1,4 @@
-"""Held-out likelihood of documents: nats a token, bits a byte, perplexity, each with its interval."""
+"""Held-out likelihood of documents: nats/token, bits/byte and perplexity, each with its confidence interval."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mindspore_palm.data.corpus import Document
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.estimate import Estimate, ratio
-from mindspore_palm.evaluate.scorer import Row, Score, Scorer, windows
+from mindspore_palm.evaluate.scorer import Score, Scorer, ScoringRow, windows
 
 NO_TEXT = "there is no text to score"
 
 
 @dataclass(frozen=True)
 class TextResult:
-    """Likelihood of some text. Every token counts, the [eod] after each document included."""
+    """Likelihood of a text. All tokens count, including the [eod] after each document."""
 
     nats_per_token: Estimate
     bits_per_byte: Estimate
-    """Nats of all tokens in bits, over the UTF-8 bytes of the text."""
+    """Bits of all tokens over the UTF-8 bytes of the text."""
     perplexity: Estimate
     """``exp(nats_per_token)``."""
     documents: int
@@ -33,16 +33,16 @@ class TextResult:
     window: int
     stride: int
     unit: str
-    """What the intervals take for independent: document, or window where there is one document only."""
+    """Unit that the intervals treat as independent: document, or window if there is only one document."""
 
 
 def score_text(scorer: Scorer, documents: Iterable[Document], stride: int | None = None) -> TextResult:
-    """Scores documents, each by itself.
+    """Scores documents, each without the context of others.
 
     Args:
         scorer: of the network.
-        documents: as ``data.corpus.documents`` gives them.
-        stride: see ``scorer.windows``; None is the window.
+        documents: from ``data.corpus.documents``.
+        stride: tokens between the starts of windows, see ``scorer.windows``; None for the window.
 
     Raises:
         UserError: there is no text, the stride does not fit, or the model's logits are not finite.
@@ -50,7 +50,7 @@ def score_text(scorer: Scorer, documents: Iterable[Document], stride: int | None
     stride = stride_of(stride, scorer.window)
     owners: list[int] = []
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[ScoringRow]:
         for number, (name, tokens) in enumerate(_token_arrays(documents, scorer.tokenizer)):
             for row in windows(tokens, scorer.window, stride, name):
                 owners.append(number)
@@ -77,32 +77,32 @@ def score_text(scorer: Scorer, documents: Iterable[Document], stride: int | None
     )
 
 
-def stride_of(wanted: int | None, window: int) -> int:
-    """How far each window starts after the one before; the window by default.
+def stride_of(stride: int | None, window: int) -> int:
+    """Tokens between the starts of windows: the user's number, or the window.
 
     Raises:
-        UserError: that does not fit the window.
+        UserError: it is less than 1 or more than the window.
     """
-    if wanted is not None and not 1 <= wanted <= window:
-        raise UserError(f"--stride {wanted}: a stride of {wanted} does not fit a window of {window}; set 1 to {window}")
-    return window if wanted is None else wanted
+    if stride is not None and not 1 <= stride <= window:
+        raise UserError(f"--stride {stride}: a stride of {stride} does not fit a window of {window}; set 1 to {window}")
+    return window if stride is None else stride
 
 
 def check_text(documents: Iterable[Document]) -> None:
     """Reads all documents once, before any is scored.
 
     Raises:
-        UserError: there is none, or one of them cannot be read.
+        UserError: there is no text, or a document cannot be read.
     """
-    found = False
+    has_text = False
     for document in documents:
-        found = found or bool(document.text)
-    if not found:
+        has_text = has_text or bool(document.text)
+    if not has_text:
         raise UserError(NO_TEXT)
 
 
 def _token_arrays(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """The name and the tokens of each document, [eod] last; a large document comes in parts."""
+    """Name and tokens of each document, [eod] last. Parts of a large document are joined."""
     parts: list[np.ndarray] = []
     for document in documents:
         parts.append(np.array(tokenizer.encode(document.text), np.int32))
@@ -112,12 +112,13 @@ def _token_arrays(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterat
 
 
 def _by_document(scores: list[Score], owners: list[int]) -> list[Score]:
+    """Sums of the scores of each document."""
     sums = [[0.0, 0, 0] for _ in range(owners[-1] + 1)]
     for score, owner in zip(scores, owners, strict=True):
-        for place, value in enumerate((score.nats, score.tokens, score.size)):
-            sums[owner][place] += value
+        for i, value in enumerate((score.nats, score.tokens, score.size)):
+            sums[owner][i] += value
     return [Score(nats, tokens, size, greedy=False) for nats, tokens, size in sums]
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # of a model with overflowing logits, no float holds it
+    return math.exp(min(nats, 700.0))  # a larger power, of a model with huge logits, would overflow a float

@@ -11,7 +11,7 @@ from mindspore.common.initializer import initializer
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.factory import make_cached_attention
-from mindspore_palm.model.precision import TYPES
+from mindspore_palm.model.precision import MS_DTYPES
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.parallel.axes import current_layout, shard
 
@@ -33,7 +33,7 @@ class CachedAttention(nn.Cell):
         self.attention = make_cached_attention(config)
         shape = (sequences, context, self.head_dim) if multi_query else (sequences, self.heads, context, self.head_dim)
         rows = ("batch", "context", "per_head") if multi_query else ("batch", "heads", "context", "per_head")
-        dtype = TYPES[current_layout().compute_dtype]
+        dtype = MS_DTYPES[current_layout().compute_dtype]
         self.keys = Parameter(initializer("zeros", shape, dtype), name="keys", requires_grad=False)
         self.values = Parameter(initializer("zeros", shape, dtype), name="values", requires_grad=False)
         self.write = shard(ops.ScatterNdUpdate(), rows, ("tokens", "one"), ("tokens", "per_head"))

@@ -23,7 +23,7 @@ from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.generate.generator import Generation, Generator
 from mindspore_palm.generate.sampling import Sampling
 from mindspore_palm.launch.workers import Workers
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
 from mindspore_palm.parallel.check import check_layout, layout_of, partitions_for
 from mindspore_palm.parallel.context import choose_device, is_worker, join_workers, open_device

@@ -1,7 +1,7 @@
-"""The standard Transformer's parts in PaLM's block, for comparison: serial block, multi-head attention, other mlps.
+"""Ablations: the standard Transformer's serial block, multi-head attention and mlps in place of PaLM's.
 
-PaLM itself uses none of them. Weight names and layouts stay those of the fused kernels. A serial block has a second
-norm, ``blocks.{i}.mlp_norm.scale``; multi-head attention has a ``kv`` of [D, 2*H*K], all keys before all values.
+PaLM itself uses none of them. Names and layouts of the fused kernels stay. A serial block has a second norm,
+``blocks.{i}.mlp_norm.scale``; multi-head attention has a ``kv`` of [D, 2*H*K], all keys before all values.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from mindspore_palm.parallel.cells import Softmax
 
 
 class MultiHeadAttention(nn.Cell):
-    """Causal attention in which every query head has its own key and value: q, k and v [T, H*K] to [T, H*K]."""
+    """Causal attention in which every query head has its own keys and values: q, k and v [T, H*K] to [T, H*K]."""
 
-    query_axis = 2  # of scores and mask
+    query_axis = 2
+    """Axis of the queries in scores and mask."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
@@ -36,8 +37,8 @@ class MultiHeadAttention(nn.Cell):
         self.rotate_k = Rope("heads", xpos_base=-config.xpos_base)
         self.heads_first, self.heads_last = shard(ops.Transpose(), by_position), shard(ops.Transpose(), by_head)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), by_head, by_head)
-        self.mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
-        self.mix = shard(ops.BatchMatMul(), scores, by_head)
+        self.add_mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
+        self.weighted_sum = shard(ops.BatchMatMul(), scores, by_head)
         self.softmax = Softmax()
         self.reshape = ops.Reshape()
 
@@ -52,9 +53,9 @@ class MultiHeadAttention(nn.Cell):
     def attend_cached(self, q_BQHK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor, mask: Tensor) -> Tensor:
         """``softmax(q k^T / sqrt(K) + mask) v`` to q's shape; mask [1 or B, 1, Q, C]. 1/sqrt(K) is in q already."""
         batch, queries, context = q_BQHK.shape[0], q_BQHK.shape[1], k_BHCK.shape[2]
-        scores_BHQC = self.mask(self.scores(self.heads_first(q_BQHK, (0, 2, 1, 3)), k_BHCK), mask)
+        scores_BHQC = self.add_mask(self.scores(self.heads_first(q_BQHK, (0, 2, 1, 3)), k_BHCK), mask)
         weights = self.softmax(self.reshape(scores_BHQC, (batch, self.heads * queries, context)))
-        attended_BHQK = self.mix(self.reshape(weights, (batch, self.heads, queries, context)), v_BHCK)
+        attended_BHQK = self.weighted_sum(self.reshape(weights, (batch, self.heads, queries, context)), v_BHCK)
         return self.heads_last(attended_BHQK, (0, 2, 1, 3))
 
 
@@ -71,7 +72,7 @@ class GeGLU(nn.Cell):
 
 
 class Mlp(nn.Cell):
-    """Any feed-forward layer up to its last matmul: [T, D] and one or two kernels [D, F] to [T, F]."""
+    """Feed-forward layer of any activation, up to its last matmul: [T, D] and one or two kernels [D, F] to [T, F]."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
@@ -86,9 +87,9 @@ class Mlp(nn.Cell):
 
 
 class AblatedBlock(nn.Cell):
-    """A block of two additions: [T, D] to [T, D]. Its matmuls with weights are float32 under every compute dtype.
+    """A block with two residual adds: [T, D] to [T, D]. Its matmuls with weights are float32 in every compute dtype.
 
-    Arguments are those of ``Block``. The subclasses say which input the mlp has.
+    Arguments are those of ``Block``. Subclasses choose the mlp's input.
     """
 
     def __init__(self, config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell) -> None:
@@ -136,7 +137,7 @@ class SerialBlock(AblatedBlock):
 
 
 class SplitKernels(nn.Cell):
-    """The fused kernels as their parts: q [D, H*K] and the mlp's inputs [D, F], then o [H*K, D], then wo [F, D]."""
+    """Splits the fused kernels: into q [D, H*K], the mlp's input kernels [D, F] each, o [H*K, D] and wo [F, D]."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()

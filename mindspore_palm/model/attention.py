@@ -13,22 +13,22 @@ from mindspore_palm.model.rope import Rope
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.cells import Softmax
 
-MASKED = -1e9  # added to a masked score: its exponential is zero beside that of any other score
+MASKED = -1e9  # added to a masked score, so that its softmax weight is zero
 MASK_SIDE, LEFT_UP_CAUSAL = 2048, 2  # the fused primitive's compressed mask, for any length, and its sparse mode
-SHORTEST_HALF = 64  # queries from which on a half gets matmuls of its own; measured on CPU
+SHORTEST_HALF = 64  # fewest queries in a half for which splitting pays; measured on CPU
 
 Positions = int | tuple[Tensor, ...]
-"""Positions of a block's rows, in the form of its attention. Attention over full sequences takes their number: each has
-the positions 0 .. S - 1. Attention to a cache takes the tables of the rotation, the slots to write, and a mask."""
+"""Positions of a block's rows, as its attention takes them. Over full sequences: the number of sequences, as each has
+positions 0 .. S - 1. With a cache: the rotation's tables, the slots to write, and a mask."""
 
 
 @constexpr
 def causal_mask(first: int, queries: int, query_axis: int = 2) -> Tensor:
-    """Mask of the queries at positions first .. first + Q - 1 over the context 0 .. first + Q - 1: zero or MASKED.
+    """Mask of queries at positions first .. first + Q - 1 over the context 0 .. first + Q - 1: zero or MASKED.
 
     Args:
         first: position of the first query.
-        queries: Q, how many.
+        queries: Q, the number of queries.
         query_axis: axis of the queries in the result: 2 for float32 [1, 1, Q, C], 1 for [1, Q, 1, C].
     """
     visible = np.arange(first, first + queries)[:, None] >= np.arange(first + queries)[None, :]
@@ -40,7 +40,7 @@ class MultiQueryAttention(nn.Cell):
 
     Args:
         config: the sizes.
-        attend: the part after the rotation: one of the three Cells below.
+        attend: attention of rotated queries to rotated keys: one of the three Cells below.
     """
 
     def __init__(self, config: PaLMConfig, attend: nn.Cell) -> None:
@@ -59,15 +59,16 @@ class MultiQueryAttention(nn.Cell):
 
 
 class PlainAttention(nn.Cell):
-    """Attention in matmuls of its own, in one of two orders of heads and positions of the queries.
+    """Attention as separate matmuls and a softmax. Subclasses order the heads and positions of the queries.
 
-    Both are folded into the rows of one matmul, because CPU and GPU do not broadcast a batched one (MS-30).
+    Both axes are folded into the rows of one matmul, because CPU and GPU do not broadcast a batched matmul (MS-30).
 
-    The subclasses have the same interface: ``construct`` is causal attention over full sequences, ``attend_cached``
-    attention to a cache. Queries come scaled by 1/sqrt(K), as the rotation's tables hold the factor.
+    Subclasses share an interface: ``construct`` is causal attention over full sequences, ``attend_cached`` is attention
+    to a cache. Queries arrive scaled by 1/sqrt(K): the rotation's tables hold the factor.
     """
 
     order: tuple[str, str]
+    """Logical axes of the queries between batch and head_dim."""
     query_axis: int
     """Axis of the queries in q, in scores and in the mask."""
 
@@ -82,27 +83,27 @@ class PlainAttention(nn.Cell):
         self.halve_context = shard(ops.StridedSlice(), keys)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), rows, keys)
         self.to_float32, self.to_compute = ToFloat32(scores), ToCompute(weights)
-        self.mask, self.softmax = shard(ops.Add(), scores, mask), Softmax()
-        self.mix = shard(ops.BatchMatMul(), weights, keys)
+        self.add_mask, self.softmax = shard(ops.Add(), scores, mask), Softmax()
+        self.weighted_sum = shard(ops.BatchMatMul(), weights, keys)
         self.reshape = ops.Reshape()
 
     def attend_causal(self, q: Tensor, k_BSK: Tensor, v_BSK: Tensor) -> Tensor:
-        """Causal attention of q, in this Cell's order, to q's shape.
+        """Causal attention over full sequences: q in this Cell's order, to q's shape.
 
-        Long queries go in two halves: the early half has no need of the late half of the context, which saves a quarter
-        of both matmuls.
+        Long queries are split into two halves. The early half cannot see the late half of the context, which saves a
+        quarter of both matmuls.
         """
         batch, length, dim = k_BSK.shape
         half = length // 2
         if length % 2 or half < SHORTEST_HALF:
             return self.attend_last(q, k_BSK, v_BSK)
         start, end, step = (0, 0, 0), (batch, half, dim), (1, 1, 1)
-        early, late = self.halve_queries(q)  # MS-40: by Split, whose gradient is fast
+        early, late = self.halve_queries(q)  # MS-40: Split, because its gradient is fast
         early_k, early_v = self.halve_context(k_BSK, start, end, step), self.halve_context(v_BSK, start, end, step)
         return self.join_queries((self.attend_last(early, early_k, early_v), self.attend_last(late, k_BSK, v_BSK)))
 
     def attend_last(self, q: Tensor, k_BCK: Tensor, v_BCK: Tensor) -> Tensor:
-        """Causal attention of queries at the last positions of the context."""
+        """Causal attention of queries that are the last positions of the context."""
         queries, context = q.shape[self.query_axis], k_BCK.shape[1]
         return self.masked_attention(q, k_BCK, v_BCK, causal_mask(context - queries, queries, self.query_axis))
 
@@ -112,18 +113,18 @@ class PlainAttention(nn.Cell):
         context = k_BCK.shape[1]
         scores = self.scores(self.reshape(scaled_q, (batch, outer * inner, dim)), k_BCK)  # 1/sqrt(K) is in q already
         scores = self.to_float32(self.reshape(scores, (batch, outer, inner, context)))
-        scores = self.mask(scores, mask)
+        scores = self.add_mask(scores, mask)
         weights = self.to_compute(self.softmax(self.reshape(scores, (batch, outer * inner, context))))
-        return self.reshape(self.mix(weights, v_BCK), scaled_q.shape)
+        return self.reshape(self.weighted_sum(weights, v_BCK), scaled_q.shape)
 
     def one_head(self, x_BS1K: Tensor) -> Tensor:
-        """Keys or values without the axis of their one head: [B, S, K]."""
+        """Keys or values without the axis of their single head: [B, S, K]."""
         batch, length, _, dim = x_BS1K.shape
         return self.reshape(x_BS1K, (batch, length, dim))
 
 
 class PositionsFirstAttention(PlainAttention):
-    """Queries as the projection leaves them, [B, S, H, K]: for heads that are not sharded."""
+    """Queries as the projection returns them, [B, S, H, K]: for heads that are not sharded."""
 
     order, query_axis = ("length", "heads"), 1
 
@@ -135,7 +136,10 @@ class PositionsFirstAttention(PlainAttention):
 
 
 class HeadsFirstAttention(PlainAttention):
-    """Queries as [B, H, S, K]: folded rows of a device's heads stay together, for two transpositions."""
+    """Queries as [B, H, S, K], for sharded heads: the folded rows of a device's heads stay contiguous.
+
+    This costs two transposes.
+    """
 
     order, query_axis = ("heads", "length"), 2
 
@@ -155,9 +159,9 @@ class HeadsFirstAttention(PlainAttention):
 
 
 class FusedAttention(nn.Cell):
-    """Causal attention in Ascend's fused primitive, which never holds the scores; softmax is float32 inside it.
+    """Causal attention in Ascend's fused primitive, which never stores the scores; its softmax is float32.
 
-    Query heads are sharded as in the plain attention; every device has the one head of keys and values.
+    Query heads are sharded as in ``PlainAttention``. The single head of keys and values is replicated.
     """
 
     def __init__(self, config: PaLMConfig) -> None:
@@ -175,7 +179,7 @@ class FusedAttention(nn.Cell):
             kv,
             ("context", "context"),
         )
-        self.masked = Tensor(np.triu(np.ones((MASK_SIDE, MASK_SIDE), np.uint8), k=1))  # 1: not visible
+        self.masked = Tensor(np.triu(np.ones((MASK_SIDE, MASK_SIDE), np.uint8), k=1))  # 1: masked
 
     def construct(self, q_BSHK: Tensor, k_BS1K: Tensor, v_BS1K: Tensor) -> Tensor:
         return self.fused(q_BSHK, k_BS1K, v_BS1K, None, None, None, self.masked)[3]

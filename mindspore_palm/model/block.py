@@ -1,4 +1,4 @@
-"""PaLM's parallel block: attention and mlp side by side after one norm (section 2 of the paper)."""
+"""PaLM's parallel block: attention and mlp read the same norm, and their sum is added (section 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Block(nn.Cell):
     Args:
         config: the sizes.
         weights: the block's Parameters: ``q_wi``, ``kv``, ``o_wo`` and ``norm.scale``.
-        attention: takes q [T, H*K], k and v [T, K], and positions, to [T, H*K].
+        attention: takes q [T, H*K], k and v [T, K], and positions to [T, H*K].
 
-    ``construct(x, positions, dropout_mask)``: ``positions`` is passed on to ``attention``; ``dropout_mask`` [B, 1, D]
-    is None everywhere but in fine-tuning.
+    ``construct(x, positions, dropout_mask)`` passes ``positions`` to ``attention``. ``dropout_mask`` [B, 1, D] is None
+    except in fine-tuning.
     """
 
     def __init__(self, config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)  # MS-25: names of weights stay as they are
-        # first, as the order of Cells is that of the weights, and so of the sums over all of them
+        super().__init__(auto_prefix=False)  # MS-25: keeps the names of weights
+        # Projections first: the order of Cells is the order of weights, in which sums over all weights are taken.
         self.project_in = ProjectIn(config, weights["q_wi"])
         self.project_kv = ProjectKv(weights["kv"])
         self.project_out = ProjectOut(config, weights["o_wo"])

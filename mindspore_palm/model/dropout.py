@@ -1,7 +1,7 @@
 """Dropout for fine-tuning. The mask is part of the batch: a function of (seed, step, sequence).
 
 As in T5X, all positions of a sequence drop the same features. So the mask is small enough to be drawn on the host, with
-the batch: no compiler, device or mesh changes it, and a resumed run draws it again.
+the batch: no compiler, device or mesh changes it, and a resumed run draws the same one.
 """
 
 from __future__ import annotations
@@ -31,34 +31,37 @@ class Dropout(nn.Cell):
 
 
 class SplitMask(nn.Cell):
-    """The mask of each place: [B, places, D] to as many [B, 1, D] in the compute dtype; None to as many None."""
+    """Splits the mask by site: [B, sites, D] to ``sites`` times [B, 1, D] in the compute dtype; None to None each.
 
-    def __init__(self, places: int) -> None:
+    A site is where features are dropped: after the embedding, and after each block.
+    """
+
+    def __init__(self, sites: int) -> None:
         super().__init__()
-        self.places = places
-        self.split = shard(ops.Split(1, places), ("batch", "one", "embed"))
+        self.sites = sites
+        self.split = shard(ops.Split(1, sites), ("batch", "one", "embed"))
         self.to_compute = ToCompute(("batch", "one", "embed"))
 
     def construct(self, mask: Tensor | None) -> tuple[Tensor | None, ...]:
         if mask is None:
-            return (None,) * self.places
+            return (None,) * self.sites
         return self.split(self.to_compute(mask))
 
 
-def draw_dropout_mask(seed: int, step: int, rows: range, places: int, d_model: int, rate: float) -> np.ndarray:
-    """Dropout masks of some sequences of a batch: float32 [rows, places, D], zero or 1/(1 - rate).
+def draw_dropout_mask(seed: int, step: int, rows: range, sites: int, d_model: int, rate: float) -> np.ndarray:
+    """Dropout mask of some sequences of a batch: float32 [rows, sites, D], zero or 1/(1 - rate).
 
     Args:
         seed: of the run.
         step: number of the batch.
-        rows: sequences of the batch. Each is drawn by itself, so any worker can draw its own.
-        places: where features are dropped: after the embedding and after each block.
-        d_model: features.
+        rows: sequences of the batch. Each is drawn independently, so any worker can draw its own.
+        sites: number of sites, see ``SplitMask``.
+        d_model: D, features per site.
         rate: share of the features that is dropped.
     """
-    mask = np.empty((len(rows), places, d_model), np.float32)
+    mask = np.empty((len(rows), sites, d_model), np.float32)
     for i, row in enumerate(rows):
-        words = philox(f"{seed}:dropout:{step}:{row}").random_raw(places * d_model)
+        words = philox(f"{seed}:dropout:{step}:{row}").random_raw(sites * d_model)
         retained = (words >> np.uint64(11)) * 2.0**-53 >= rate
-        mask[i] = np.where(retained, 1.0 / (1.0 - rate), 0.0).reshape(places, d_model)
+        mask[i] = np.where(retained, 1.0 / (1.0 - rate), 0.0).reshape(sites, d_model)
     return mask

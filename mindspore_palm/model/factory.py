@@ -1,4 +1,4 @@
-"""Cells that a configuration and the current layout ask for. No other module of the network imports an ablation."""
+"""The Cells for a configuration and the current layout. No other module of the network imports an ablation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_block(config: PaLMConfig, weights: Mapping[str, Parameter], attention: 
 
     Args:
         config: the sizes and switches.
-        weights: the block's Parameters, by the last part of their names, such as ``q_wi`` and ``norm.scale``.
+        weights: the block's Parameters, by their names within the block, such as ``q_wi`` and ``norm.scale``.
         attention: None for attention over full sequences.
     """
     attention = make_attention(config) if attention is None else attention
@@ -42,7 +42,7 @@ def make_attention(config: PaLMConfig) -> nn.Cell:
 
 
 def make_cached_attention(config: PaLMConfig) -> MultiHeadAttention | PlainAttention:
-    """Attention of new tokens to a cache: a Cell with ``attend_cached`` and ``query_axis``."""
+    """Attention of new tokens to a cache: a Cell with a method ``attend_cached`` and a ``query_axis``."""
     return MultiHeadAttention(config) if config.attention == "multi_head" else _plain_attention()
 
 

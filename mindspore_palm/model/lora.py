@@ -1,7 +1,7 @@
 """LoRA (arXiv 2106.09685) on PaLM's fused kernels: ``W + alpha/rank * A B`` for q_wi, kv and o_wo of every block.
 
-A and B are trained, W is not. The sum is made before the kernel is used, so every matmul is the network's own, and a
-merged kernel gives the same result.
+A and B are trained; W is frozen. The sum is taken before the kernel is used, so the network's matmuls stay the same,
+and so does the result when the kernel is merged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ A, B = "lora_a", "lora_b"
 
 
 def adapter_weights(config: PaLMConfig, rank: int) -> dict[str, tuple[Weight, Weight]]:
-    """A [rows, rank] and B [rank, columns] of every kernel, by the kernel's name: A is N(0, 1/rows), B is zero."""
+    """A [rows, rank] and B [rank, columns] of each kernel, by the kernel's name. A starts N(0, 1/rows), B at zero."""
     pairs = {}
     for kernel in weights(config):
         if kernel.name.endswith(KERNELS):
@@ -38,14 +38,14 @@ def adapter_shapes(config: PaLMConfig, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 def adapt(palm: PaLM, rank: int, alpha: float = 16.0, seed: int = 0) -> None:
-    """Gives every kernel of a network its A and B, and leaves these alone to be trained.
+    """Adds A and B to every kernel of a network and freezes all other weights.
 
-    The network computes what it did before, because B is zero.
+    The network's logits stay the same, because B is zero.
 
     Args:
-        palm: a network that was not called yet.
+        palm: a network that has not been called yet.
         rank: columns of A and rows of B.
-        alpha: rank times the factor of A B.
+        alpha: A B is multiplied by alpha / rank.
         seed: decides A, together with its name.
     """
     pairs = adapter_weights(palm.config, rank)
@@ -73,24 +73,24 @@ class AdaptedKernel(Kernel):
 
 
 def adapters_of(palm: PaLM) -> list[AdaptedKernel]:
-    """The adapted kernels of a network; none for one that was not adapted."""
+    """The adapted kernels of a network; empty if it has no adapters."""
     return [cell for _, cell in palm.cells_and_names() if isinstance(cell, AdaptedKernel)]
 
 
 def merged(w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-    """``W + scale * A B`` of a kernel, or of some rows of it and the same rows of A: float32."""
+    """``W + scale * A B`` of a kernel, or of some rows of W and the same rows of A: float32."""
     return w + np.float32(scale) * (a @ b)
 
 
 def merge(palm: PaLM) -> PaLM:
-    """An adapted network as one without adapters that computes the same: every A B is added to its kernel."""
+    """A network without adapters that computes the same: each A B is added to its kernel."""
     weights = {weight.name: weight.asnumpy() for weight in palm.get_parameters()}
     return merged_palm(palm.config, weights, adapters_of(palm)[0].scale)
 
 
 def merged_palm(config: PaLMConfig, weights: dict[str, np.ndarray], scale: float) -> PaLM:
-    """A network from weights by name and, by the names of ``adapter_shapes``, A and B of its kernels."""
-    with deferred_init():  # never drawn: all of them are set
+    """A network from weights by name. A and B, named as in ``adapter_shapes``, are merged into their kernels."""
+    with deferred_init():  # never drawn: every weight is set
         palm = PaLM(config)
     for weight in palm.get_parameters():
         values, name = weights[weight.name], weight.name

@@ -1,4 +1,4 @@
-"""Next-token loss with z-loss (section 5 of the paper), in ops that allow a sharded vocabulary (MS-12)."""
+"""Next-token loss with z-loss (section 5 of the paper), in ops that can be sharded over the vocabulary (MS-12)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.cells import RowMax
 
-PADDING_LOGIT = -1e9  # of rows that only pad the table: they are no tokens and get no probability
+PADDING_LOGIT = -1e9  # logit of rows that only pad the table: they are not tokens and get zero probability
 
 
 class TokenLoss(nn.Cell):
-    """Cross-entropy and log(Z) of every token: logits float32 [T, V], targets int32 [T] to two float32 [T].
+    """Cross-entropy and log(Z) of every token: logits float32 [T, V] and targets int32 [T] to two float32 [T].
 
     Both are zero where the target is negative: such a token is not real. The maximum of each row is subtracted before
-    the exponential, so logits of any size are safe.
+    the exponential, so large logits do not overflow.
     """
 
     def __init__(self, config: PaLMConfig) -> None:
@@ -49,7 +49,7 @@ class TokenLoss(nn.Cell):
 
 
 class MaskVocabPadding(nn.Cell):
-    """Gives rows that pad the table no probability: logits [T, V] to the same."""
+    """Gives the rows that pad the table zero probability: logits [T, V] to the same shape."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
@@ -68,11 +68,12 @@ class Loss(nn.Cell):
 
     Args:
         palm: the network.
-        z_weight: of log(Z)^2; 1e-4 in PaLM.
+        z_weight: weight of log(Z)^2; 1e-4 in PaLM.
 
-    ``construct(inputs, targets, count)``: int32 [B, S] twice (a negative target is no real token) and float32 [], the
-    number of real tokens of the full batch, of which this may be a part. Returns two float32 []: the training loss, and
-    the cross-entropy alone, in nats/token. ``dropout_mask``, if given, is as for ``PaLM.logits``.
+    ``construct(inputs, targets, count)`` takes int32 [B, S] twice (a token with a negative target is not real) and
+    float32 [], the number of real tokens in the full batch, of which this may be a micro-batch. It returns two
+    float32 []: the training loss, and its cross-entropy, in nats/token. ``dropout_mask`` is optional, as in
+    ``PaLM.logits``.
     """
 
     def __init__(self, palm: PaLM, z_weight: float = 1e-4) -> None:

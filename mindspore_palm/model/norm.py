@@ -1,4 +1,4 @@
-"""Root mean square norm (in PaLM's code; its paper says layer norm), and layer norm as an ablation."""
+"""Root mean square norm, as in PaLM's code (its paper says layer norm), and layer norm as an ablation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mindspore_palm.parallel.cells import Square
 
 
 def make_norm(config: PaLMConfig, scale: Parameter | None) -> nn.Cell:
-    """PaLM's norm, or the ablation that the configuration asks for, with a learned scale [D] or, for None, without."""
+    """PaLM's norm, or the ablation in the configuration, with a learned scale [D], or none if ``scale`` is None."""
     return (RMSNorm if config.norm == "rms_norm" else LayerNorm)(config, scale)
 
 
@@ -20,7 +20,7 @@ class RMSNorm(nn.Cell):
 
     Args:
         config: D, epsilon, and whether the scale is stored around zero or around one.
-        scale: float32 [D]; None leaves it out.
+        scale: float32 [D]; None for a norm without one.
     """
 
     def __init__(self, config: PaLMConfig, scale: Parameter | None = None) -> None:
@@ -57,13 +57,13 @@ class LayerNorm(RMSNorm):
 
 
 class RowMean(nn.Cell):
-    """Mean of every row: [T, D] to [T, 1]. MS-39, a sum times 1/D: the gradient of ReduceMean divides D numbers."""
+    """Mean of each row: [T, D] to [T, 1]. MS-39: a sum times 1/D, because ReduceMean's gradient divides D elements."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.one_by_d = 1.0 / d_model
+        self.one_over_d = 1.0 / d_model
         self.sum = shard(ops.ReduceSum(keep_dims=True), ("tokens", "embed"))
         self.times = shard(ops.Mul(), ("tokens", "one"), ())
 
     def construct(self, x_TD: Tensor) -> Tensor:
-        return self.times(self.sum(x_TD, -1), self.one_by_d)
+        return self.times(self.sum(x_TD, -1), self.one_over_d)

@@ -19,7 +19,7 @@ from mindspore_palm.parallel.context import use_graphs
 class PaLM(nn.Cell):
     """The network: ``PaLM(config)(token_ids)`` takes int32 [B, S] to float32 logits [B, S, vocab_size].
 
-    ``weights.py`` has the names of the weights, which are the checkpoint format.
+    ``weights.py`` lists the names of the weights, which are those of the checkpoint format.
 
     Args:
         config: the sizes.
@@ -33,7 +33,7 @@ class PaLM(nn.Cell):
         parameters = {weight.name: initial_parameter(weight, seed) for weight in weights(config)}
         self.embedding = parameters["embedding"]
         self.blocks = nn.CellList(
-            [make_block(config, _of_block(parameters, i)) for i in range(config.layers)], auto_prefix=False
+            [make_block(config, _block_parameters(parameters, i)) for i in range(config.layers)], auto_prefix=False
         )
         self.final_norm = make_norm(config, parameters.get("final_norm.scale"))
         self.residual = Residual(config.d_model)
@@ -52,7 +52,7 @@ class PaLM(nn.Cell):
     def logits(self, token_ids: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """Logits of all rows of the table, padding included, as the loss takes them: int32 [B, S] to float32 [T, V].
 
-        ``dropout_mask`` [B, 1 + layers, D] is applied after the embedding and after each block; None is no dropout.
+        ``dropout_mask`` [B, 1 + layers, D] is applied after the embedding and after each block; None for no dropout.
         """
         masks = self.split_mask(dropout_mask)
         x = self.embed(token_ids, masks[0])
@@ -71,30 +71,30 @@ class PaLM(nn.Cell):
         return self.matmul(self.times_scale(y_TD, self.logit_scale), self.embedding)
 
     def block_weights(self, i: int) -> dict[str, Parameter]:
-        """Parameters of block i by the last part of their names, such as ``q_wi`` and ``norm.scale``."""
-        return _of_block({parameter.name: parameter for parameter in self.blocks[i].get_parameters()}, i)
+        """Parameters of block i, by their names within the block, such as ``q_wi`` and ``norm.scale``."""
+        return _block_parameters({parameter.name: parameter for parameter in self.blocks[i].get_parameters()}, i)
 
 
 class DropVocabPadding(nn.Cell):
-    """Logits of real tokens, unsharded: [T, V] to [T, vocab_size]."""
+    """Drops the logits of rows that pad the table, and unshards the vocabulary: [T, V] to [T, vocab_size]."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.vocab_size = config.vocab_size
-        self.nothing_to_do = config.padded_vocab == config.vocab_size and current_layout().shards("vocab") == 1
+        self.is_identity = config.padded_vocab == config.vocab_size and current_layout().shards("vocab") == 1
         self.slice = shard(ops.StridedSlice(), ("tokens", "one"))
 
     def construct(self, logits_TV: Tensor) -> Tensor:
-        if self.nothing_to_do:
+        if self.is_identity:
             return logits_TV
         return self.slice(logits_TV, (0, 0), (logits_TV.shape[0], self.vocab_size), (1, 1))
 
 
 def logit_scale(config: PaLMConfig) -> float:
-    """Factor of the logits: 1/sqrt(D), or 1 as an ablation."""
+    """Factor of the logits: 1/sqrt(D), or 1 in an ablation."""
     return config.d_model**-0.5 if config.scaled_logits else 1.0
 
 
-def _of_block(parameters: dict[str, Parameter], i: int) -> dict[str, Parameter]:
+def _block_parameters(parameters: dict[str, Parameter], i: int) -> dict[str, Parameter]:
     prefix = f"blocks.{i}."
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

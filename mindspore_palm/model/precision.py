@@ -1,7 +1,7 @@
-"""Casts between the two dtypes: matmuls inside blocks use the compute dtype, everything delicate float32.
+"""Mixed precision: matmuls inside blocks use the compute dtype; everything that needs precision stays float32.
 
 Weights, norms, rotation, softmax, logits and loss are float32. Kernels, activations and matmuls inside blocks have the
-layout's ``compute_dtype``. Where that is float32, these Cells do nothing.
+layout's ``compute_dtype``. If that is float32, these Cells do nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from mindspore_palm.parallel.axes import Axes, current_layout, shard
 
-TYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
+MS_DTYPES = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
 
 
 class ToCompute(nn.Cell):
@@ -23,7 +23,7 @@ class ToCompute(nn.Cell):
 
     def __init__(self, axes: Axes) -> None:
         super().__init__()
-        self.dtype = TYPES[current_layout().compute_dtype]
+        self.dtype = MS_DTYPES[current_layout().compute_dtype]
         self.mixed = self.dtype != ms.float32
         self.cast_op = shard(ops.Cast(), axes)
 

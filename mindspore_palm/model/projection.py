@@ -1,7 +1,7 @@
 """The fused per-head kernels of PaLM's block (layout of Google's inference code and flaxformer).
 
-``q_wi`` [D, H*(K + n*F/H)] holds for every head its columns of q, gate and up; ``o_wo`` [H*(K + F/H), D] its rows of
-attention and mlp. All of a head is together, so no shard over heads cuts a part of one, and a block needs one
+``q_wi`` [D, H*(K + n*F/H)] holds, head by head, the columns of q and of the mlp's n inputs; ``o_wo`` [H*(K + F/H), D]
+the rows of attention and mlp. Each head is contiguous, so sharding over heads never splits one, and a block needs one
 all-reduce.
 """
 
@@ -17,7 +17,7 @@ from mindspore_palm.parallel.axes import current_layout, shard
 
 
 class Kernel(nn.Cell):
-    """A weight as projections use it: ``construct()`` gives W. LoRA replaces it (``lora.AdaptedKernel``)."""
+    """The kernel of a projection: ``construct()`` returns W. LoRA replaces it with ``lora.AdaptedKernel``."""
 
     def __init__(self, weight: Parameter) -> None:
         super().__init__(auto_prefix=False)
@@ -28,7 +28,7 @@ class Kernel(nn.Cell):
 
 
 class ProjectIn(nn.Cell):
-    """``y [W_q | W_gate | W_up]``: [T, D] to q [T, H*K] and, for each input of the mlp, [T, F]."""
+    """``y [W_q | W_gate | W_up]``: [T, D] to q [T, H*K] and [T, F] for each input of the mlp."""
 
     def __init__(self, config: PaLMConfig, q_wi: Parameter) -> None:
         super().__init__(auto_prefix=False)
@@ -44,7 +44,7 @@ class ProjectKv(nn.Cell):
 
     Args:
         kv: the weight.
-        cast: whether the matmul is in the compute dtype; ablated blocks leave it in float32.
+        cast: whether the matmul is in the compute dtype; in ablated blocks it is float32.
     """
 
     def __init__(self, kv: Parameter, cast: bool = True) -> None:
@@ -71,11 +71,11 @@ class ProjectOut(nn.Cell):
 
 
 class MatmulThenSplit(nn.Cell):
-    """``y W`` for the fused ``q_wi``, split into its parts, not sliced (MS-40).
+    """``y W`` for the fused ``q_wi``, split into its parts by Split, not by slices (MS-40).
 
-    Either the kernel is split or the result is. The kernel has D rows and the result T: on one device the smaller one
-    is split, the kernel in training, the result in decoding. On several devices the kernel stays as it is sharded, by
-    rows and columns, and the result is split: one all-gather of the kernel.
+    Either the kernel is split or the result is. The kernel has D rows and the result T. On one device, the smaller one
+    is split: the kernel in training, the result in decoding. On several devices, the kernel is sharded by rows and
+    columns, so the result is split: one all-gather of the kernel.
     """
 
     def __init__(self, config: PaLMConfig) -> None:

@@ -9,7 +9,7 @@ from mindspore_palm.parallel.recompute import residual_width
 
 
 class Residual(nn.Cell):
-    """The residual stream: rows of ``residual_width`` columns, which is D but where blocks are recomputed on a mesh."""
+    """The residual stream: rows of ``residual_width`` columns. That is D, except if blocks are recomputed on a mesh."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class Residual(nn.Cell):
         return self.reshape(x_TD, (-1, self.width))
 
     def add(self, x: Tensor, out_TD: Tensor, after: Tensor) -> Tensor:
-        """The stream plus a block's result. The add comes after ``after``, the block's norm of the stream.
+        """The stream plus a block's output. ``after``, the block's norm of the stream, is computed first.
 
-        MS-06: ``recompute_slice_activation`` decides from the first consumer of x which activation to save in slices.
-        If that were this add, MindSpore would slice only every other block. Depend makes the norm the first consumer.
+        MS-06: ``recompute_slice_activation`` decides from x's first consumer which activation to save in slices. If
+        that were this add, MindSpore would slice only every other block. Depend makes the norm the first consumer.
         """
         return self.sum(self.depend(x, after), self.write(out_TD))

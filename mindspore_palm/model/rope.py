@@ -16,7 +16,7 @@ def tables(length: int, head_dim: int, scale: float = 1.0, xpos_base: float = 0.
     """Cosines and sines of ``position * 10000^(-2i/K)``, times scale: float32 [S, K/2] each.
 
     With xPos (arXiv 2212.10554) they are also multiplied by ``((2i + 0.4K) / 1.4K)^(position / xpos_base)``. Keys take
-    the negative base: in the product of a query and a key, the power of their distance remains.
+    the negative base, so that q k^T depends on the distance of query and key only.
     """
     feature, position = np.arange(0, head_dim, 2), np.arange(length)
     angle = np.outer(position, BASE ** (-feature / head_dim))
@@ -27,17 +27,17 @@ def tables(length: int, head_dim: int, scale: float = 1.0, xpos_base: float = 0.
 
 @constexpr
 def rotation(length: int, head_dim: int, scale: float, xpos_base: float) -> tuple[Tensor, Tensor]:
-    """The tables of positions 0 .. S - 1 as constants of the graph, [1, S, 1, K/2]."""
+    """The tables of positions 0 .. S - 1 as constants of the graph: [1, S, 1, K/2] each."""
     cos, sin = tables(length, head_dim, scale, xpos_base)
     return Tensor(cos[None, :, None]), Tensor(sin[None, :, None])
 
 
 class Rope(nn.Cell):
-    """Rotates each pair (x1[i], x2[i]) of the two halves of a head by its position: [B, S, H, K] to the same.
+    """Rotates each pair (x1[i], x2[i]) of a head's two halves by its position: [B, S, H, K] to the same shape.
 
     Args:
-        heads_axis: logical axis of H: "heads" for queries, "kv" for the one head of keys.
-        scale: factor of the result. It is in the tables, where it costs nothing.
+        heads_axis: logical axis of H: "heads" for queries, "kv" for the single head of keys.
+        scale: factor of the result. It is multiplied into the tables, where it costs nothing.
         xpos_base: as for ``tables``.
     """
 
@@ -56,7 +56,7 @@ class Rope(nn.Cell):
         return self.rotate(x_BSHK, cos, sin)
 
     def rotate(self, x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotates by tables [1 or B, S, 1, K/2], which hold the scale."""
+        """Rotates by given tables [1 or B, S, 1, K/2], which include the scale."""
         x1, x2 = self.halves(self.to_float32(x_BSHK))
         rotated_BSHK = self.join(
             (

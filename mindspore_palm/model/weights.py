@@ -19,10 +19,11 @@ KERNELS = ("q_wi", "kv", "o_wo")  # the matrices of a block, which LoRA adapts
 
 
 class FanIn(NamedTuple):
-    """Some rows of a weight, and the number of inputs that a sum over them has."""
+    """Rows of a weight that share a fan-in."""
 
     rows: int
     inputs: int
+    """The fan-in: terms of the sum in which these rows take part."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Weight:
     axes: Axes
     """Logical axis of each dimension."""
     fan_in: tuple[FanIn, ...] = ()
-    """Initial values are N(0, 1/inputs). The parts alternate down the first axis, as in a kernel that is fused per
+    """Initial values are N(0, 1/inputs). Several entries repeat down the first axis, as in a kernel that is fused per
     head. Empty for a constant."""
     constant: float = 0.0
-    """Initial value where there is no fan-in."""
+    """Initial value of a weight without fan-in."""
     fully_sharded: bool = True
     """Whether the first dimension may be sharded over data as well."""
 
@@ -50,17 +51,17 @@ class Weight:
         return stds[:1, None]
 
     def placement(self, layout: Layout) -> Placement:
-        """The slice of it that each device of a layout holds."""
+        """The shard that each device of a layout holds."""
         return Placement(self.name, self.shape, self.axes, layout, self.fully_sharded)
 
 
 def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
-    """Columns of one head in ``q_wi``: q, then each input of the mlp."""
+    """Columns per head in ``q_wi``: q, then each input of the mlp."""
     return (config.head_dim, *(config.mlp_per_head for _ in range(config.mlp_inputs)))
 
 
 def sizes_out(config: PaLMConfig) -> tuple[int, int]:
-    """Rows of one head in ``o_wo``: attention, then mlp."""
+    """Rows per head in ``o_wo``: attention, then mlp."""
     return config.head_dim, config.mlp_per_head
 
 
@@ -73,11 +74,11 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
     d, heads = config.d_model, config.heads
     mlp_rows, attention_rows = config.mlp_per_head, config.head_dim
     from_attention, from_mlp = FanIn(attention_rows, heads * config.head_dim), FanIn(mlp_rows, config.d_ff)
-    norms = ("norm",) if config.block == "parallel" else ("norm", "mlp_norm")
-    one = 0.0 if config.norm_scale == "around_zero" else 1.0
+    norms = ("norm",) if config.parallel else ("norm", "mlp_norm")
+    neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
 
     def scale(name: str) -> Weight:
-        return Weight(f"{name}.scale", (d,), ("embed",), constant=one, fully_sharded=False)
+        return Weight(f"{name}.scale", (d,), ("embed",), constant=neutral, fully_sharded=False)
 
     yield Weight("embedding", (config.padded_vocab, d), ("vocab", "embed"), (FanIn(config.padded_vocab, 1),))
     if config.final_norm_scale:
@@ -87,7 +88,7 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
         yield from (scale(f"{block}.{norm}") for norm in norms)
         yield Weight(f"{block}.q_wi", (d, heads * sum(sizes_in(config))), ("embed", "heads"), from_d)
         yield Weight(f"{block}.kv", (d, 2 * config.kv_heads * config.head_dim), ("embed", "per_head"), from_d)
-        # a head's attention rows add up with those of all heads, and its mlp rows with those of all d_ff
+        # attention rows are summed over all heads, mlp rows over all of d_ff: two fan-ins
         o_wo = (heads * sum(sizes_out(config)), d)
         yield Weight(f"{block}.o_wo", o_wo, ("heads", "embed"), (from_attention, from_mlp))
 
@@ -98,7 +99,7 @@ def placements(config: PaLMConfig, layout: Layout) -> list[Placement]:
 
 
 def weight_shapes(config: PaLMConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight that is drawn at random: all but norm scales."""
+    """Name and shape of every weight that starts at random: all except norm scales."""
     return {weight.name: weight.shape for weight in weights(config) if weight.fan_in}
 
 

@@ -12,7 +12,7 @@ from mindspore_palm.config import Recompute, Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, partitions_for
 from mindspore_palm.parallel.mesh import DATA, MODEL

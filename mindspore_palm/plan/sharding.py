@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mindspore_palm.config import Settings
-from mindspore_palm.model.initial import placements as placements_on
+from mindspore_palm.model.weights import placements as placements_on
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.placement import Placement

@@ -11,7 +11,7 @@ from mindspore_palm.checkpoint.progress import Progress
 from mindspore_palm.checkpoint.timeline import current_checkpoint, progress_of
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import weight_shapes
+from mindspore_palm.model.weights import weight_shapes
 
 
 def base_identity(settings: Settings) -> str:

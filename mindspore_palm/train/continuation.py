@@ -245,8 +245,9 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
     if changes and CONTENT not in start.accept:
         raise UserError(
             f"data.path = {printable(settings.data.path)}: its text changed since the run began "
-            f"({'; '.join(changes)}); restore the old text, or train on the new one with --accept {CONTENT}: the run resumes at its step, "
-            "with its tokenizer, and its next batches come from the new text, some of which it may have seen"
+            f"({'; '.join(changes)}); restore the old text, or train on the new one with --accept {CONTENT}: the run "
+            "resumes at its step, with its tokenizer, and its next batches come from the new text, some of which it "
+            "may have seen"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command that converts: what it prints, and what it says to bad input."""
+"""The convert command: its output, and its messages on bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_there_and_back(command, home):
     assert "compared: run by the network of this package; made/tree.safetensors by NumPy code of this package" in out
     code, out, err = command("--from", "flaxformer", "made/tree.safetensors", "--to", "made/back", "--length", 8)
     assert code == 0, err
-    assert "note: made/tree.safetensors does not say on how many tokens at once it was trained: 2,048" in out
+    assert "note: made/tree.safetensors does not record its training sequence length; 2,048 is used" in out
     assert {path.name for path in (home / "made" / "back").iterdir()} == {"model.safetensors", "config.yaml"}
     assert {path.name for path in (home / "made").iterdir()} == {"tree.safetensors", "back"}
 
@@ -64,8 +64,8 @@ def test_bad_input(command, home, monkeypatch):
         (["--from", "flaxformer", "made/tree.safetensors", *to, "--vocab-size", 311], "the table has 310 rows"),
         (["--from", "t5x", "there", *to], "there is no format 't5x'; there are mindspore_palm, lucidrains"),
         (["--from", "a", "b", "c", *to], "write a format and a path"),
-        (["--from", "run", "--to", "there"], "there is there already"),
-        (["--from", "run", "--to", "run", "--overwrite"], "holds other things than a converted model"),
+        (["--from", "run", "--to", "there"], "there exists already"),
+        (["--from", "run", "--to", "run", "--overwrite"], "holds files that are not a converted model's"),
         (["--from", "run", "--to", "lucidrains", "out.pt"], "model.norm=layer_norm (here rms_norm)"),
         (["--from", "run", "--to", "conceptofmind", "out.pt"], "model.xpos_base=512 (here 0)"),
         (["--from", "run", "--to", "mindir", "out"], "the ending .mindir"),
@@ -73,9 +73,9 @@ def test_bad_input(command, home, monkeypatch):
         (["--from", "run", *to, "--length", 0], "--length 0 must be above 0"),
         (["--from", "run", *to, "--shard-gb", -1], "--shard-gb -1.0 must be above 0"),
     ]
-    for arguments, said in cases:
+    for arguments, problem in cases:
         code, _, err = command(*arguments)
         assert code == 2, (arguments, err)
         assert re.fullmatch(r"error: .*\n", err), err
-        assert said in err
+        assert problem in err
     assert not list(home.glob("out*")) and not list(home.glob(".out*"))

@@ -1,4 +1,4 @@
-"""The commands that score a trained model, from the folder that training leaves to tables and JSON."""
+"""The evaluate and harness commands, from the folder of a trained model to tables and JSON."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_bad_input(command, home, tmp_path):
     cases = [
         (["--checkpoint", "nowhere", "--data", "text.txt"], "there is no folder nowhere"),
         (["--checkpoint", tmp_path / "bare", "--data", "text.txt"], "copy the tokenizer"),
-        (["--checkpoint", tmp_path / "cut", "--data", "text.txt"], "not a complete safetensors file"),
-        (["--checkpoint", "run"], "there is nothing to score; name a text by --data"),
+        (["--checkpoint", tmp_path / "cut", "--data", "text.txt"], "not a whole safetensors file"),
+        (["--checkpoint", "run"], "there is nothing to score; name a text with --data"),
         (["--checkpoint", "run", "--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
         (["--checkpoint", "run", "--data", "binary.txt"], "not UTF-8 text at byte 4"),
         (["--checkpoint", "run", "--data", "empty.txt"], "there is no text to score"),
@@ -106,11 +106,11 @@ def test_bad_input(command, home, tmp_path):
         (["--checkpoint", "run", "--data", "text.txt", "--window", 33], "--window 33: "),
         (["--checkpoint", "run", "--task", "answers.jsonl", "--stop", ""], "--stop '' is empty"),
     ]
-    for arguments, said in cases:
+    for arguments, problem in cases:
         code, _, err = command(*arguments)
         assert code == 2, (arguments, err)
         assert re.fullmatch(r"error: .*\n", err), err
-        assert said in err
+        assert problem in err
 
 
 LATE = {
@@ -129,7 +129,7 @@ LATE = {
 
 
 @pytest.mark.parametrize("case", LATE)
-def test_what_cannot_work_is_said_before_the_model_is_opened(command, home, case, monkeypatch):
+def test_errors_are_reported_before_the_model_is_opened(command, home, case, monkeypatch):
     from mindspore_palm.evaluate import evaluate
 
     (home / "late.jsonl").write_text('{"text": "a"}\n' * 50 + '{"text": 5}\n')
@@ -149,7 +149,7 @@ def test_what_cannot_work_is_said_before_the_model_is_opened(command, home, case
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 
-def test_options_without_effect_are_told(command):
+def test_options_without_effect_are_noted(command):
     code, out, err = command("--checkpoint", "run", "--data", "text.txt", "--shots", 1, "--max-tokens", 5, "--seed", 3)
     assert code == 0, err
     for option in ("--shots", "--max-tokens", "--seed"):
@@ -162,8 +162,8 @@ def test_options_without_effect_are_told(command):
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("weight", ["embedding", "blocks.0.q_wi", "blocks.0.norm.scale"])
-def test_a_model_that_is_no_number_scores_nothing(command, home, tmp_path, value, weight):
-    """One number of one weight is enough; the sentence names the model and the text."""
+def test_a_model_of_nan_scores_nothing(command, home, tmp_path, value, weight):
+    """One element of one weight is enough; the message names the model and the text."""
     shutil.copytree(home / "run" / "final", tmp_path / "lost")
     weights = load_file(tmp_path / "lost" / "model.safetensors")
     weights[weight].reshape(-1)[300 * SIZES["d_model"] if weight == "embedding" else 0] = float(value)
@@ -180,7 +180,7 @@ def test_a_model_that_is_no_number_scores_nothing(command, home, tmp_path, value
 
 
 def test_the_same_questions_with_the_space_on_either_side(command, home):
-    """Accuracy and accuracy by byte are the same, whichever choices this model likes."""
+    """Accuracy and accuracy by byte are the same, whichever choices this model prefers."""
     texts = [(" ", "+", "-"), (" ", "1", "(a"), ("\n  ", "  return", "x"), (" ", "a", " a")]
     results = []
     for name in ("before", "after"):
@@ -188,10 +188,10 @@ def test_the_same_questions_with_the_space_on_either_side(command, home):
         for prompt in ("def f1", "return a", "x = 3", "(a, b):"):
             for space, *choices in texts:
                 if name == "before":
-                    asked = {"prompt": prompt + space, "choices": choices}
+                    question = {"prompt": prompt + space, "choices": choices}
                 else:
-                    asked = {"prompt": prompt, "choices": [space + choice for choice in choices]}
-                records += [{**asked, "answer": 0}, {**asked, "answer": 0}, {**asked, "answer": 1}]
+                    question = {"prompt": prompt, "choices": [space + choice for choice in choices]}
+                records += [{**question, "answer": 0}, {**question, "answer": 0}, {**question, "answer": 1}]
         (home / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         code, _, err = command("--checkpoint", "run", "--task", f"{name}.jsonl", "--json", "scores.json")
         assert code == 0, err
@@ -234,7 +234,7 @@ def run_harness(folder, *arguments):
 
 
 @pytest.mark.harness
-def test_what_a_task_asks_for_is_looked_at_before_any_is_computed(home, tmp_path):
+def test_parameters_of_all_tasks_are_checked_before_any_is_computed(home, tmp_path):
     shutil.copy(home / "choices.jsonl", tmp_path)
     (tmp_path / "answers.jsonl").write_text('{"prompt": "def f", "answer": "1"}\n')
     write_task(tmp_path, "choices", TASKS["choices"])
@@ -248,7 +248,7 @@ def test_what_a_task_asks_for_is_looked_at_before_any_is_computed(home, tmp_path
 
 @pytest.mark.harness
 def test_the_harness_drives_the_model(home, tmp_path, command):
-    """Three local tasks, one for each kind of request; the figures are those of our own evaluation."""
+    """Three local tasks, one for each kind of request; scores are those of this package's evaluation."""
     (tmp_path / "answers.jsonl").write_text('{"prompt": "def f", "answer": "1"}\n')
     shutil.copy(home / "choices.jsonl", tmp_path)
     (tmp_path / "rolling.jsonl").write_text(json.dumps({"text": TEXT[:300]}) + "\n")
@@ -287,7 +287,7 @@ def request(*arguments):
 
 @pytest.mark.harness
 def test_the_harness_has_the_same_border(harness, home):
-    """A likelihood is one, wherever the white space is; what is generated is what generation itself writes."""
+    """A likelihood does not depend on the side of the white space; generated texts are those of the generator."""
     pairs = [("def f1 ", "+"), ("def f1", " +"), ("", " a"), (" ", "a"), ("a\n\t", "b"), ("a", "\n\tb"), ("a\n", "\tb")]
     scores = harness.loglikelihood([request(*pair) for pair in pairs])
     assert scores[0] == scores[1] and scores[2] == scores[3] and scores[4] == scores[5] == scores[6]
@@ -303,7 +303,7 @@ def test_the_harness_has_the_same_border(harness, home):
 
 @pytest.mark.harness
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("generation_kwargs", "problem"),
     [
         ({"num_beams": 4}, "num_beams = 4, which this model does not have"),
         ({"max_length": 9}, "max_length = 9"),
@@ -317,23 +317,23 @@ def test_the_harness_has_the_same_border(harness, home):
     ],
     ids=repr,
 )
-def test_what_a_task_asks_for_in_vain_is_refused(wishes, said):
+def test_unsupported_parameters_of_a_task_are_refused(generation_kwargs, problem):
     from mindspore_palm.evaluate.harness import sampling_of
 
     with pytest.raises(UserError) as caught:
-        sampling_of(wishes)
-    assert said in str(caught.value)
+        sampling_of(generation_kwargs)
+    assert problem in str(caught.value)
 
 
 @pytest.mark.harness
-def test_what_a_task_asks_for_is_had():
+def test_supported_parameters_of_a_task_are_used():
     from mindspore_palm.evaluate.harness import sampling_of
     from mindspore_palm.generate import Sampling
 
     assert sampling_of({}) == Sampling(max_tokens=256)
-    drawn = {"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4, "repetition_penalty": 1.2}
+    sampled = {"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4, "repetition_penalty": 1.2}
     expected = Sampling(max_tokens=7, stop=("a",), temperature=0.5, top_k=3, top_p=0.9, seed=4, repetition_penalty=1.2)
-    assert sampling_of({**drawn, "max_tokens": 7, "until": "a", "num_beams": 1}) == expected
+    assert sampling_of({**sampled, "max_tokens": 7, "until": "a", "num_beams": 1}) == expected
     assert sampling_of({"do_sample": False, "temperature": 0.5, "until": ["x", ""]}) == Sampling(stop=("x",))
     assert sampling_of({"temperature": 0.5}).temperature == 0.5
     assert sampling_of({"do_sample": True}).temperature == 1.0
@@ -343,7 +343,7 @@ def test_what_a_task_asks_for_is_had():
 def test_arguments_of_the_harness(home, door, tmp_path, capsys):
     from mindspore_palm.evaluate.harness import HarnessPaLM
 
-    for arguments, said in (
+    for arguments, problem in (
         ({"windows": 3}, "--model_args windows=3: there are checkpoint, window and batch_size"),
         ({"window": 33}, "window = 33: the model was trained on 32 tokens"),
         ({"window": 0}, "window = 0 must be 1 or more"),
@@ -354,7 +354,7 @@ def test_arguments_of_the_harness(home, door, tmp_path, capsys):
     ):
         with pytest.raises(UserError) as caught:
             HarnessPaLM(**{"checkpoint": str(home / "run"), **arguments})
-        assert said in str(caught.value)
+        assert problem in str(caught.value)
     HarnessPaLM(str(home / "run"), device="cuda:0")
     assert "note: device = cuda:0 has no effect" in capsys.readouterr().err
     code, _, err = door("harness", tmp_path, "--tasks", "a", "--tasks=b")
@@ -362,7 +362,7 @@ def test_arguments_of_the_harness(home, door, tmp_path, capsys):
 
 
 @pytest.mark.harness
-def test_the_harness_scores_no_model_that_is_no_number(home, tmp_path):
+def test_the_harness_refuses_a_model_of_nan(home, tmp_path):
     from mindspore_palm.evaluate.harness import HarnessPaLM
 
     shutil.copytree(home / "run" / "final", tmp_path / "lost")

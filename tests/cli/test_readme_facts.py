@@ -121,7 +121,7 @@ def test_palms_own_sizes_are_for_their_devices_and_answer_with_their_memory(name
 
 
 def test_the_table_of_weights_is_that_of_the_network():
-    from mindspore_palm.model.initial import placements
+    from mindspore_palm.model.weights import placements
     from mindspore_palm.parallel.axes import Layout
 
     config = PaLMConfig(layers=2, d_model=36, heads=3, head_dim=8, d_ff=144, vocab_size=61, vocab_multiple=8)

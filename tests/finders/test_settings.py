@@ -31,7 +31,7 @@ from finders.kinds import FIELDS, ODD, PAIR_ROWS, SEED, TEXT_ROWS, TINY, overrid
 from mindspore_palm.config import FinetuneConfig
 from mindspore_palm.cost.memory import check_memory
 from mindspore_palm.errors import UserError, run_command
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel import host
 from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of

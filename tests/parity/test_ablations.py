@@ -1,4 +1,4 @@
-"""The ablations against JAX: each switch changes the network to what its name says."""
+"""The ablations against JAX: each switch gives the network that its name says."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def test_gradients_flow_to_every_weight_of_the_standard_transformer(device, rng)
 
 
 def test_a_cache_changes_nothing(device, rng):
-    """Decoding with norms, logits and rotation of other PaLMs gives what the whole sequence gives."""
+    """Decoding with norms, logits and rotation of other PaLMs gives the logits of the full sequence."""
     from mindspore_palm.generate.decoder import CHUNK, Decoder
 
     switches = {"norm": "layer_norm", "final_norm_scale": True, "scaled_logits": False, "xpos_base": 32.0}
     palm = PaLM(PaLMConfig(**{**EVEN, "layers": 1}, **switches), seed=2)
     randomise_scales(palm, rng)
     ids = rng.integers(0, EVEN["vocab_size"], CHUNK + 7).astype(np.int32)
-    whole = palm(Tensor(ids[None])).asnumpy()[0]
+    expected = palm(Tensor(ids[None])).asnumpy()[0]
     decoder = Decoder(palm, 1, len(ids))
-    found = [decoder.read([ids[: CHUNK + 2]])[0][0]]
+    decoded = [decoder.read([ids[: CHUNK + 2]])[0][0]]
     for position in range(CHUNK + 2, len(ids)):
-        found.append(decoder.write(ids[position : position + 1], np.array([position]))[0][0])
-    assert relative(found, whole[CHUNK + 1 :]) < 1e-5
+        decoded.append(decoder.write(ids[position : position + 1], np.array([position]))[0][0])
+    assert relative(decoded, expected[CHUNK + 1 :]) < 1e-5

@@ -1,4 +1,4 @@
-"""Loss on targets alone, dropout and LoRA, against JAX and against the network without them."""
+"""Loss on targets only, dropout and LoRA, against JAX and against the network without them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def mask_of():
 
 @pytest.fixture(scope="module")
 def dropped(device):
-    """A step that changes next to nothing, for its loss and gradient norm with dropout; and its network's weights."""
+    """The weights of a network, and a step with dropout whose tiny learning rate keeps them almost unchanged."""
     palm = PaLM(CONFIG, seed=3)
     weights = weights_of(palm)
     return weights, trainer(palm, 1e-12, dropout=True)
 
 
 def loss_with(weights, inputs, targets, mask):
-    """PaLM's loss in JAX with ``mask`` behind the embedding and behind each block."""
+    """PaLM's loss in JAX with ``mask`` after the embedding and after each block."""
     shape = reference.Shape(CONFIG.layers, CONFIG.d_model, CONFIG.heads, CONFIG.head_dim, CONFIG.d_ff, 64, 64)
     x = jnp.take(weights["embedding"], inputs, axis=0) * mask[:, :1]
     for i in range(CONFIG.layers):
@@ -69,8 +69,8 @@ def norm_of(gradients):
     return float(np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in gradients.values())))
 
 
-def test_the_loss_is_of_targets_alone(device, batch):
-    """Against JAX, which is told where the targets are; and what a prompt would have predicted plays no part."""
+def test_only_targets_have_a_loss(device, batch):
+    """Against JAX, which gets a mask of the targets; predictions within a prompt have no loss."""
     palm = PaLM(CONFIG, seed=3)
     inputs, targets = batch
     assert (targets >= 0).sum() == 3 + 2 + 3 + 1
@@ -80,7 +80,7 @@ def test_the_loss_is_of_targets_alone(device, batch):
     assert result.gradient_norm == pytest.approx(norm_of(gradients), rel=1e-5)
 
 
-def test_dropout_is_that_of_jax_with_the_same_features_kept(dropped, batch, mask_of):
+def test_dropout_is_that_of_jax_with_the_same_mask(dropped, batch, mask_of):
     weights, step = dropped
     losses = []
     for k in (1, 2, 1):
@@ -94,16 +94,16 @@ def test_dropout_is_that_of_jax_with_the_same_features_kept(dropped, batch, mask
     assert float(reference_loss(weights, *batch, CONFIG)[0]) != pytest.approx(losses[0], rel=1e-3)
 
 
-def test_nothing_dropped_is_no_dropout(dropped, batch):
-    """And a run that has none is not told of it: its graph has no op more."""
+def test_a_mask_of_ones_is_no_dropout(dropped, batch):
+    """A mask of ones gives the loss without dropout."""
     weights, step = dropped
     everything = np.ones((4, 1 + CONFIG.layers, CONFIG.d_model), np.float32)
     expected = float(reference_loss(weights, *batch, CONFIG)[0])
     assert step(*batch, None, everything).loss == pytest.approx(expected, rel=2e-6)
 
 
-def test_what_is_kept():
-    """One in ten is dropped and the rest is stretched; by seed, step and sequence, whoever draws it."""
+def test_the_dropout_mask():
+    """One feature in ten is dropped and the rest is scaled up; a function of seed, step and sequence on any worker."""
     mask = draw_dropout_mask(0, 5, range(64), 3, 100, 0.1)
     assert mask.dtype == np.float32 and set(np.unique(mask)) == {np.float32(0), np.float32(1 / 0.9)}
     assert (mask == 0).mean() == pytest.approx(0.1, abs=4 * (0.09 / mask.size) ** 0.5)
@@ -113,7 +113,7 @@ def test_what_is_kept():
     assert (mask[0] != mask[1]).any() and (mask[:, 0] != mask[:, 1]).any()
 
 
-def test_a_run_draws_for_its_own_step_and_only_where_it_starts_from_a_model():
+def test_a_mask_is_drawn_by_step_and_only_in_finetuning():
     def settings(**finetune):
         return Settings.model_validate({"model": EVEN, "finetune": finetune, "train": {"seed": 7}})
 
@@ -123,8 +123,8 @@ def test_a_run_draws_for_its_own_step_and_only_where_it_starts_from_a_model():
         assert dropout_mask(settings(**other), 5, range(2, 4)) is None
 
 
-def test_lora_trains_a_and_b_alone_and_merges_to_the_same_logits(device, batch):
-    """1e-5 relative, as the merged kernel is the same sum in one place; measured below 1e-6."""
+def test_lora_trains_only_a_and_b_and_merges_to_the_same_logits(device, batch):
+    """The tolerance is 1e-5 relative, as the merged kernel is the same sum; measured below 1e-6."""
     palm = PaLM(CONFIG, seed=3)
     plain = palm(Tensor(batch[0])).asnumpy()
     palm = PaLM(CONFIG, seed=3)
@@ -145,10 +145,10 @@ def test_lora_trains_a_and_b_alone_and_merges_to_the_same_logits(device, batch):
     assert relative(adapted, plain) > 0.1
     with pytest.raises(ValueError, match="merge"):
         Decoder(palm, 1, 8)
-    together = merge(palm)
-    assert [p.name for p in together.trainable_params()] == [p.name for p in PaLM(CONFIG).trainable_params()]
-    assert relative(together(Tensor(batch[0])).asnumpy(), adapted) < 1e-5
-    weights = weights_of(together)
+    merged = merge(palm)
+    assert [p.name for p in merged.trainable_params()] == [p.name for p in PaLM(CONFIG).trainable_params()]
+    assert relative(merged(Tensor(batch[0])).asnumpy(), adapted) < 1e-5
+    weights = weights_of(merged)
     for name in ("blocks.1.o_wo", "blocks.0.kv"):  # the paper's formula, in float64
         a, b = (palm.parameters_dict()[f"{name}.lora_{part}"].asnumpy().astype(np.float64) for part in "ab")
         assert relative(weights[name], before[name] + 6.0 / 3 * (a @ b)) < 1e-6

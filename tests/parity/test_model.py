@@ -1,7 +1,8 @@
 """Logits, loss and gradients against JAX, from random weights and from a checkpoint file.
 
-Tolerance: 2e-6 relative in norm. Float32 keeps 6e-8 an operation; sums of a few hundred terms in two orders, through
-two blocks and back, were measured at 3e-7 to 9e-7. A wrong constant (eps, scale, base, z weight) shows at 1e-4 or more.
+The tolerance is 2e-6, relative in norm. A float32 operation rounds by 6e-8; sums of a few hundred terms in different
+orders, through two blocks and back, differ by 3e-7 to 9e-7 (measured). A wrong constant (epsilon, scale, base, z
+weight) differs by 1e-4 or more.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TOLERANCE = 2e-6
 CASES = {
     "proportions of 540B": (ODD, 24),
     "odd length": (EVEN, 17),
-    "queries in two runs": (EVEN, 128),
+    "queries in two halves": (EVEN, 128),
 }
 
 
@@ -57,7 +58,7 @@ def test_loss_and_cross_entropy(case):
     (expected_loss, expected_cross_entropy), _ = case[4]
     assert float(loss) == pytest.approx(float(expected_loss), rel=TOLERANCE)
     assert float(cross_entropy) == pytest.approx(float(expected_cross_entropy), rel=TOLERANCE)
-    assert float(loss) > float(cross_entropy)  # the z-loss is in it
+    assert float(loss) > float(cross_entropy)  # includes the z-loss
 
 
 def test_every_gradient(case):
@@ -70,7 +71,7 @@ def test_every_gradient(case):
 
 
 def test_from_a_checkpoint_file(device, tmp_path, rng):
-    """The reference reads the file itself, by the names and layouts that are the checkpoint format."""
+    """The reference reads the file itself, by the names and shapes of the checkpoint format."""
     from safetensors.numpy import load_file, save_file
 
     from mindspore_palm.checkpoint.model_folder import read_weights, set_weights
@@ -88,7 +89,7 @@ def test_from_a_checkpoint_file(device, tmp_path, rng):
     assert relative(palm(Tensor(inputs)).asnumpy(), expected[..., : config.vocab_size]) < TOLERANCE
 
 
-def test_built_network_has_the_counted_parameters(device):
+def test_a_network_has_the_counted_parameters(device):
     for config in (PaLMConfig(**ODD), PaLMConfig.from_preset("palm_tiny")):
         palm = PaLM(config)
         padding = (config.padded_vocab - config.vocab_size) * config.d_model

@@ -1,4 +1,4 @@
-"""A PaLM of ours and the same weights for the JAX reference."""
+"""The same sizes, weights and tokens for this package's PaLM and for the JAX reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shape_of(config: PaLMConfig) -> reference.Shape:
 
 
 def randomise_scales(palm: PaLM, rng: np.random.Generator) -> None:
-    """Norm scales start at zero, where a wrong use of them would not show."""
+    """Gives norm scales random values: at zero, where they start, wrong use of them would not show."""
     from mindspore import Tensor
 
     for p in palm.trainable_params():
@@ -39,7 +39,7 @@ def weights_of(palm: PaLM) -> dict[str, jnp.ndarray]:
 
 
 def tokens(rng: np.random.Generator, config: PaLMConfig, batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets; a few targets are no real tokens."""
+    """Inputs and targets; a few targets are not real tokens."""
     inputs, targets = rng.integers(0, config.vocab_size, (2, batch, length)).astype(np.int32)
     targets[0, :3] = -1
     return inputs, targets

@@ -23,7 +23,7 @@ from mindspore_palm.dry_run.graph import Node, is_complete, longest_chain
 from mindspore_palm.dry_run.ledger import BYTES, per_layer, show_axes
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.plan.machines import load_machine
 from mindspore_palm.plan.search import search

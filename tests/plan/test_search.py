@@ -12,7 +12,7 @@ from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.plan.machines import GIB, load_machine
 from mindspore_palm.plan.pods import DISPATCH, host_bytes, one_pod, span

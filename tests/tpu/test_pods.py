@@ -35,7 +35,7 @@ def test_compiles_and_fits(name):
 @pytest.mark.parametrize("name", CASES)
 def test_state_is_what_the_layout_says(name):
     """Weights and two moments, in slices: the arguments of XLA's program, but the tokens."""
-    from mindspore_palm.model.initial import placements
+    from mindspore_palm.model.weights import placements
     from mindspore_palm.parallel.check import layout_of
 
     settings, case = case_named(name)

@@ -1,4 +1,4 @@
-"""State dictionaries of PyTorch's PaLMs without PyTorch, laid out by hand from the packages' own code."""
+"""State dictionaries of PyTorch's PaLMs without PyTorch, written by hand from the packages' code."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FORMATS = {
 
 
 def state_of(name, seed=3):
-    """Name to array, all random but the buffers, which are the package's."""
-    rng, own = np.random.default_rng(seed), FORMATS[name]
+    """Arrays by name: random weights, and the package's buffers."""
+    rng, names = np.random.default_rng(seed), FORMATS[name]
     around = 1.0 if name == "lucidrains" else 0.0
     table = rng.normal(0, 0.3, (VOCAB, D))
-    state = {own["table"]: table, own["logits"]: table}
+    state = {names["table"]: table, names["logits"]: table}
     for i in range(LAYERS):
-        block = own["block"].format(i=i, n=i + 1)
+        block = names["block"].format(i=i, n=i + 1)
         state[f"{block}.norm.gamma"] = rng.normal(around, 0.4, D)
         state[f"{block}.norm.beta"] = np.zeros(D)
         state[f"{block}.rotary_emb.inv_freq"] = 1 / 10000 ** (np.arange(0, K, 2) / K)
@@ -42,8 +42,8 @@ def state_of(name, seed=3):
             state[f"{block}.rotary_emb.scale"] = (np.arange(0, K, 2) + 0.4 * K) / (1.4 * K)
         state[f"{block}.fused_attn_ff_proj.weight"] = rng.normal(0, 0.3, (HEADS * K + 2 * K + 2 * F, D))
         state[f"{block}.attn_out.weight"] = rng.normal(0, 0.3, (D, HEADS * K))
-        state[f"{block}.{own['down']}"] = rng.normal(0, 0.3, (D, F))
-    state |= {f"{own['norm']}.gamma": rng.normal(around, 0.4, D), f"{own['norm']}.beta": np.zeros(D)}
+        state[f"{block}.{names['down']}"] = rng.normal(0, 0.3, (D, F))
+    state |= {f"{names['norm']}.gamma": rng.normal(around, 0.4, D), f"{names['norm']}.beta": np.zeros(D)}
     return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}
 
 
@@ -58,7 +58,7 @@ def save(state, file, metadata=None):
 
 
 def save_typed(state, file, name, kind, size):
-    """As ``save``, with one tensor in a number type that NumPy does not have: ``size`` bytes for each of its values."""
+    """As ``save``, with one tensor of a dtype that NumPy does not have, which takes ``size`` bytes per value."""
     header, data = {}, b""
     for key, array in state.items():
         content = bytes(int(array.size * size)) if key == name else array.tobytes()
@@ -76,9 +76,12 @@ def save_typed(state, file, name, kind, size):
 
 
 def logits_of(name, state, tokens):
-    """What the package's code computes, written down once more in float64: rows q | k | v | up | gate, layer norms with
-    epsilon 1e-5, the rotation as a matrix of each pair, xPos by distance (offsets of positions cancel)."""
-    own, state = FORMATS[name], {key: array.astype(np.float64) for key, array in state.items()}
+    """Logits of the package's code, written again in float64.
+
+    Rows are q | k | v | up | gate, layer norms have epsilon 1e-5, the rotation is a matrix of each pair, and xPos acts
+    by distance (offsets of positions cancel).
+    """
+    names, state = FORMATS[name], {key: array.astype(np.float64) for key, array in state.items()}
     shift = 0.0 if name == "lucidrains" else 1.0
 
     def norm(x, key):
@@ -96,9 +99,9 @@ def logits_of(name, state, tokens):
                 out[..., position, pair + K // 2] = longer * (b * c + a * s)
         return out
 
-    x = state[own["table"]][tokens]
+    x = state[names["table"]][tokens]
     for i in range(LAYERS):
-        block = own["block"].format(i=i, n=i + 1)
+        block = names["block"].format(i=i, n=i + 1)
         y, frequencies = norm(x, f"{block}.norm"), state[f"{block}.rotary_emb.inv_freq"]
         rows = y @ state[f"{block}.fused_attn_ff_proj.weight"].T
         q, k, v, up, gate = np.split(rows, np.cumsum([HEADS * K, K, K, F]), axis=-1)
@@ -109,5 +112,5 @@ def logits_of(name, state, tokens):
         attended = (weights / weights.sum(-1, keepdims=True)) @ v[:, None]
         attended = attended.transpose(0, 2, 1, 3).reshape(*tokens.shape, -1)
         mlp = gate / (1 + np.exp(-gate)) * up
-        x = x + attended @ state[f"{block}.attn_out.weight"].T + mlp @ state[f"{block}.{own['down']}"].T
-    return norm(x, own["norm"]) @ state[own["logits"]].T
+        x = x + attended @ state[f"{block}.attn_out.weight"].T + mlp @ state[f"{block}.{names['down']}"].T
+    return norm(x, names["norm"]) @ state[names["logits"]].T

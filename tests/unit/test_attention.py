@@ -1,8 +1,8 @@
-"""Ascend's fused attention means what the plain path computes, as far as a machine without Ascend can tell.
+"""Ascend's fused attention computes the same as plain attention, as far as a machine without Ascend can tell.
 
-The primitive is replaced by its documentation, written as products: with input_layout BSND, query heads share the one
-key and value head; scores are multiplied with scale_value; with sparse_mode 2, positions see what a mask of a lower
-left triangle lets them, whatever the length; the fourth result is softmax(scores) v.
+The primitive is replaced by its documentation, written as matmuls. With input_layout BSND, query heads share the single
+head of keys and values. Scores are multiplied by scale_value. With sparse_mode 2, the mask is a lower left triangle for
+any length. The fourth result is softmax(scores) v.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONFIG = PaLMConfig(layers=1, d_model=24, heads=3, head_dim=8, d_ff=48, vocab_si
 
 
 class Documented(nn.Cell):
-    """FlashAttentionScore as its documentation has it."""
+    """FlashAttentionScore as its documentation describes it."""
 
     def __init__(self, head_num, scale_value, input_layout, sparse_mode):
         super().__init__()
@@ -35,7 +35,7 @@ class Documented(nn.Cell):
 
 
 @pytest.mark.parametrize("length", [7, 128])
-def test_fused_and_plain_attention_mean_the_same(device, rng, monkeypatch, length):
+def test_fused_and_plain_attention_agree(device, rng, monkeypatch, length):
     inputs = Tensor(rng.integers(0, CONFIG.vocab_size, (2, length)).astype(np.int32))
     plain = PaLM(CONFIG, seed=9)(inputs).asnumpy()
     monkeypatch.setattr(attention, "FlashAttentionScore", Documented)

@@ -24,7 +24,7 @@ from mindspore_palm.checkpoint.format import (
 from mindspore_palm.checkpoint.safetensors_stream import write_tensors
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import TABLES, Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.parallel.placement import Placement

@@ -1,4 +1,4 @@
-"""Weights from and to formats that need no other package: exact to the bit, checked before they are kept."""
+"""Conversion from and to formats that need no other package: exact to the bit, checked before it is kept."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ SWITCHES = {
 
 @pytest.fixture(scope="module")
 def convert(device):
-    """``convert`` with short names: places are (format, path) or a folder of ours; gives what was said."""
+    """``convert`` with defaults; source and target are (format, path) or a folder of this package. Returns lines."""
     from mindspore_palm.convert.convert import NATIVE, convert
     from mindspore_palm.convert.model import Options
 
     def run(source, target, shape=(2, 12), **more):
-        own = [name for name in more if name in Options.__annotations__]
-        options = Options(shape=shape, **{name: more.pop(name) for name in own})
-        places = [place if isinstance(place, tuple) else (NATIVE, place) for place in (source, target)]
-        said = []
-        convert(*places, options, said.append, **more)
-        return said
+        names = [name for name in more if name in Options.__annotations__]
+        options = Options(shape=shape, **{name: more.pop(name) for name in names})
+        sides = [side if isinstance(side, tuple) else (NATIVE, side) for side in (source, target)]
+        lines = []
+        convert(*sides, options, lines.append, **more)
+        return lines
 
     return run
 
 
 @pytest.fixture(scope="module")
 def folders(device, tokenizer, tmp_path_factory):
-    """Folders of ours, by the names of SWITCHES, whose weights all are random, scales included."""
+    """Folders of this package, by the names of SWITCHES, with random weights, scales included."""
     from mindspore_palm.convert.model import Options
     from mindspore_palm.convert.native import Native
 
@@ -62,13 +62,13 @@ def folders(device, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def palm(folders):
-    """The folder of a PaLM as it is."""
+    """The folder of a PaLM without ablations."""
     return folders["palm"]
 
 
 def random_model(tokenizer, **switches):
     from mindspore_palm.convert.model import Model
-    from mindspore_palm.model.initial import placements
+    from mindspore_palm.model.weights import placements
     from mindspore_palm.parallel.axes import Layout
 
     config = PaLMConfig(**{**ODD, "vocab_size": 330, **switches})
@@ -82,13 +82,13 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_parts_by_their_places(tokenizer):
-    """q, gate and up of head 1 are where Google's inference code has them: per head on the last axis, in this order."""
-    from mindspore_palm.convert.parts import put_together, take_apart
+def test_parts_of_the_fused_kernels_by_position(tokenizer):
+    """q, gate and up of head 1 are where Google's inference code has them: by head on the last axis, in this order."""
+    from mindspore_palm.convert.parts import fuse_kernels, split_kernels
 
     model = random_model(tokenizer)
     config, weights = model.config, model.weights
-    parts = take_apart(config, weights, 1)
+    parts = split_kernels(config, weights, 1)
     k, m = config.head_dim, config.mlp_per_head
     column = k + 2 * m  # where head 1 starts
     q_wi, o_wo = weights["blocks.1.q_wi"], weights["blocks.1.o_wo"]
@@ -99,21 +99,21 @@ def test_parts_by_their_places(tokenizer):
     np.testing.assert_array_equal(parts["v"], weights["blocks.1.kv"][:, k:])
     np.testing.assert_array_equal(parts["o"][k : 2 * k], o_wo[k + m : 2 * k + m])
     np.testing.assert_array_equal(parts["down"][m : 2 * m], o_wo[2 * k + m : 2 * (k + m)])
-    for name, array in put_together(config, parts, 1).items():
+    for name, array in fuse_kernels(config, parts, 1).items():
         np.testing.assert_array_equal(array, weights[name], strict=True)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_the_check_itself_against_the_reference(folders, name, rng):
-    """The NumPy forward that files are checked with is PaLM, by the JAX reference."""
+    """The NumPy forward pass that checks files computes the same as the JAX reference."""
     from mindspore_palm import load
     from mindspore_palm.convert.forward import logits
-    from mindspore_palm.convert.parts import take_apart
+    from mindspore_palm.convert.parts import split_kernels
 
     palm = load(folders[name])
     config, weights = palm.config, {name: np.asarray(array) for name, array in weights_of(palm).items()}
     tokens = rng.integers(0, config.vocab_size, (2, 12)).astype(np.int32)
-    blocks = [(weights[f"blocks.{i}.norm.scale"], take_apart(config, weights, i)) for i in range(config.layers)]
+    blocks = [(weights[f"blocks.{i}.norm.scale"], split_kernels(config, weights, i)) for i in range(config.layers)]
     names = ("norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
     switches = {name: getattr(config, name) for name in names}
     expected = reference.logits(weights, tokens, shape_of(config), **switches)[..., : config.vocab_size]
@@ -123,8 +123,8 @@ def test_the_check_itself_against_the_reference(folders, name, rng):
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_hugging_face_and_back_is_exact(convert, folders, name, tmp_path):
-    said = convert(folders[name], ("huggingface-safetensors", tmp_path / "there"))
-    assert "largest difference" in said[-1]
+    lines = convert(folders[name], ("huggingface-safetensors", tmp_path / "there"))
+    assert "largest difference" in lines[-1]
     convert(("huggingface-safetensors", tmp_path / "there"), tmp_path / "back")
     assert content(folders[name]) == content(tmp_path / "back")
     described = json.loads((tmp_path / "there" / "config.json").read_text())
@@ -142,16 +142,16 @@ def test_hugging_face_in_shards(convert, palm, tmp_path):
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 2
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
-    held = {file: load_file(tmp_path / "there" / file) for file in files}
-    assert index["weight_map"] == {name: file for file, tensors in held.items() for name in tensors}
-    assert index["metadata"]["total_size"] == sum(a.nbytes for tensors in held.values() for a in tensors.values())
-    assert all(len(t) == 1 or sum(a.nbytes for a in t.values()) <= 40_000 for t in held.values())
+    shards = {file: load_file(tmp_path / "there" / file) for file in files}
+    assert index["weight_map"] == {name: file for file, tensors in shards.items() for name in tensors}
+    assert index["metadata"]["total_size"] == sum(a.nbytes for tensors in shards.values() for a in tensors.values())
+    assert all(len(t) == 1 or sum(a.nbytes for a in t.values()) <= 40_000 for t in shards.values())
     convert(("huggingface-safetensors", tmp_path / "there"), tmp_path / "back")
     assert content(palm) == content(tmp_path / "back")
 
 
 def fused_decoder(tree, tokens, layers):
-    """flaxformer's parallel fused decoder in JAX, as its layer slices, on T5X's names; PaLM's norm and logits."""
+    """flaxformer's parallel fused decoder in JAX, with its layer's slices and T5X's names; PaLM's norm and logits."""
     embedding = tree["target/decoder/token_embedder/embedding"]
     x = jnp.asarray(embedding)[tokens]
     for i in range(layers):
@@ -204,9 +204,9 @@ def test_flaxformer_and_back_is_exact(convert, tokenizer, tmp_path, rng):
         for i in range(2 if len(parts) == 2 else 0):
             by_layer[f"optimizer/target/decoder/layers_{i}/{parts[1]}"] = np.ascontiguousarray(array[:, i])
     save_file(by_layer, tmp_path / "layers.safetensors")
-    brought = {"tokenizer": tmp_path / "ours" / "tokenizer.model", "vocab_size": 330, "seq_len": 77}
+    options = {"tokenizer": tmp_path / "ours" / "tokenizer.model", "vocab_size": 330, "seq_len": 77}
     for source in (file, tmp_path / "layers.safetensors"):
-        convert(("flaxformer", source), tmp_path / "back", overwrite=True, **brought)
+        convert(("flaxformer", source), tmp_path / "back", overwrite=True, **options)
         for name, array in load_file(tmp_path / "back" / "model.safetensors").items():
             np.testing.assert_array_equal(array, load_file(tmp_path / "ours" / "model.safetensors")[name], strict=True)
         assert load(tmp_path / "back").config.padded_vocab == 336
@@ -230,16 +230,16 @@ assert "mindspore_palm" not in sys.modules
 """
 
 
-def test_bfloat16_without_its_package(tmp_path, monkeypatch):
-    """NumPy has no such type of its own."""
-    from mindspore_palm.checkpoint import model_folder as saved
+def test_bfloat16_without_ml_dtypes(tmp_path, monkeypatch):
+    """NumPy itself has no bfloat16."""
+    from mindspore_palm.checkpoint import model_folder
 
     def unknown(file):
         raise TypeError("data type 'bfloat16' not understood")
 
-    monkeypatch.setattr(saved, "load_file", unknown)
+    monkeypatch.setattr(model_folder, "load_file", unknown)
     with pytest.raises(UserError, match="pip install ml_dtypes"):
-        saved.read_weights(tmp_path / "short.safetensors")
+        model_folder.read_weights(tmp_path / "short.safetensors")
 
 
 def test_mindir_runs_without_this_package(convert, palm, tmp_path, rng):
@@ -261,17 +261,17 @@ def test_a_mindir_of_more_than_a_gigabyte_is_refused(tokenizer, tmp_path):
     from mindspore_palm.convert.model import Options
 
     model = random_model(tokenizer)
-    model.weights["embedding"] = np.broadcast_to(np.float32(0), (2**28, 1))  # a GiB that takes no memory
+    model.weights["embedding"] = np.broadcast_to(np.float32(0), (2**28, 1))  # a GiB without taking memory
     with pytest.raises(UserError, match=r"1\.1 GB of weights; one MindIR file holds at most 1 GB"):
         MindIR().write(model, tmp_path / "palm.mindir", Options())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_twice_the_width_is_the_same_function(convert, palm, tmp_path):
-    """Small activations, where the epsilons of the two norms differ most, would show a wrong one."""
-    said = convert(palm, tmp_path / "wide", wide=True)
-    assert "d_model 72" in said[0]
-    difference, largest = (float(word.split()[2]) for word in said[-1].split(": ")[-1].split(", "))
+    """Activations are small, so that a wrong epsilon of the layer norm would show."""
+    lines = convert(palm, tmp_path / "wide", wide=True)
+    assert "d_model 72" in lines[0]
+    difference, largest = (float(word.split()[2]) for word in lines[-1].split(": ")[-1].split(", "))
     assert difference < 3e-6 * largest
 
 
@@ -279,22 +279,22 @@ def test_a_wrong_mapping_is_not_kept(convert, palm, tmp_path, monkeypatch):
     from mindspore_palm.convert import huggingface
 
     def swapped(config, weights, block):
-        parts = huggingface_take_apart(config, weights, block)
+        parts = huggingface_split_kernels(config, weights, block)
         return {**parts, "gate": parts["up"], "up": parts["gate"]}
 
-    huggingface_take_apart = huggingface.take_apart
-    monkeypatch.setattr(huggingface, "take_apart", swapped)
+    huggingface_split_kernels = huggingface.split_kernels
+    monkeypatch.setattr(huggingface, "split_kernels", swapped)
     with pytest.raises(UserError, match=r"differ: largest difference .*; nothing was kept"):
         convert(palm, ("huggingface-safetensors", tmp_path / "there"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_what_was_there(convert, folders, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(convert, folders, tmp_path, monkeypatch):
     from mindspore_palm.convert import flaxformer
 
     file = tmp_path / "tree.safetensors"
     file.write_text("mine")
-    with pytest.raises(UserError, match="is there already; choose another name, or replace it by --overwrite"):
+    with pytest.raises(UserError, match="exists already; choose another name, or replace it with --overwrite"):
         convert(folders["palm"], ("huggingface-safetensors", file))
     with pytest.raises(UserError, match=r"trained with model.norm=rms_norm \(here layer_norm\)"):
         convert(folders["other norms"], ("flaxformer", file), overwrite=True)
@@ -309,8 +309,8 @@ def test_a_failed_write_leaves_what_was_there(convert, folders, tmp_path, monkey
     assert file.read_text() == "mine"
 
 
-def test_memory_in_another_order_is_written_as_it_reads(device, tokenizer, tmp_path):
-    """safetensors takes bytes as they lie: a transposed kernel would be written silently wrong."""
+def test_fortran_order_is_written_as_it_reads(device, tokenizer, tmp_path):
+    """safetensors writes memory as it is: a transposed kernel would silently be written wrong."""
     from mindspore_palm.convert.model import Options
     from mindspore_palm.convert.native import Native
 
@@ -326,7 +326,7 @@ KV, O_WO, LOGITS = (f"{TREE}/{name}/kernel" for name in ("decoder/kv_fused", "de
 
 
 @pytest.mark.parametrize(
-    ("name", "array", "said"),
+    ("name", "array", "problem"),
     [
         (f"{TREE}/token_embedder/embedding", None, "there is no decoder/token_embedder/embedding"),
         (KV, None, "decoder/decoder/kv_fused/kernel is missing"),
@@ -338,10 +338,10 @@ KV, O_WO, LOGITS = (f"{TREE}/{name}/kernel" for name in ("decoder/kv_fused", "de
         (KV, np.zeros((36, 3, 1, 16), np.float32), "its axis 1 must be the 2 layers"),
         (O_WO, np.zeros((3, 2, 9), np.float32), "not [D, H, K + 2F/H]"),
         (KV, np.zeros((36, 2, 1, 12), np.float32), "of layer 0 is [36, 3, 104], not"),
-        (f"{TREE}/decoder/layer_norm/scale", np.ones((36, 2), np.float32), "scales lie around 1.00"),
+        (f"{TREE}/decoder/layer_norm/scale", np.ones((36, 2), np.float32), "scales have a mean of 1.00"),
     ],
 )
-def test_trees_that_are_none(tokenizer, tmp_path, name, array, said):
+def test_invalid_trees_are_refused(tokenizer, tmp_path, name, array, problem):
     from mindspore_palm.convert.flaxformer import Flaxformer
     from mindspore_palm.convert.model import Options
 
@@ -352,7 +352,7 @@ def test_trees_that_are_none(tokenizer, tmp_path, name, array, said):
     save_file(tree if array is None else {**tree, name: array}, file)
     with pytest.raises(UserError) as caught:
         Flaxformer().read(file, Options())
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -360,7 +360,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "problem"),
     [
         ("config.json", lambda text: "{", "this is not JSON"),
         ("config.json", lambda text: "[]", "expected an object"),
@@ -369,12 +369,12 @@ INDEX = "model.safetensors.index.json"
         ("config.json", lambda text: text.replace('heads": 3', 'heads": 4'), "q_proj.weight is float32 [24, 36]"),
         ("config.json", lambda text: text.replace('"heads": 3', '"heads": "many"'), "model.heads"),
         (INDEX, lambda text: "{}", "no 'weight_map'"),
-        (INDEX, lambda text: '{"weight_map": {"a": "../b"}}', "../b is no file of this folder"),
+        (INDEX, lambda text: '{"weight_map": {"a": "../b"}}', "../b is not a file of this folder"),
         (INDEX, lambda text: '{"weight_map": {"a": "b"}}', "there is no"),
         (INDEX, lambda text: '{"weight_map": {}}', "model.embed_tokens.weight is missing"),
     ],
 )
-def test_folders_that_are_none(tokenizer, tmp_path, file, change, said):
+def test_invalid_folders_are_refused(tokenizer, tmp_path, file, change, problem):
     from mindspore_palm.convert.huggingface import HuggingFace
     from mindspore_palm.convert.model import Options
 
@@ -383,5 +383,5 @@ def test_folders_that_are_none(tokenizer, tmp_path, file, change, said):
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError) as caught:
         HuggingFace().read(tmp_path / "there", Options())
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     assert "\n" not in str(caught.value)

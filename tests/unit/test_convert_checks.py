@@ -1,4 +1,4 @@
-"""What is compared after a conversion, and what a folder in Hugging Face style may say: nothing vouches for itself."""
+"""Checks after a conversion, and of a folder in Hugging Face style: no side is its own proof."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mindspore_palm.errors import UserError
 
 @pytest.fixture(scope="module")
 def convert(device):
-    """``convert`` with short names: places are (format, path) or a folder of ours; gives what was said."""
+    """``convert`` with defaults; source and target are (format, path) or a folder of this package. Returns lines."""
     from mindspore_palm.convert.convert import NATIVE, convert
     from mindspore_palm.convert.model import Options
 
     def run(source, target, vocab_size=None, **more):
-        places = [place if isinstance(place, tuple) else (NATIVE, place) for place in (source, target)]
-        said = []
-        convert(*places, Options(shape=(2, 12), vocab_size=vocab_size), said.append, **more)
-        return said
+        sides = [side if isinstance(side, tuple) else (NATIVE, side) for side in (source, target)]
+        lines = []
+        convert(*sides, Options(shape=(2, 12), vocab_size=vocab_size), lines.append, **more)
+        return lines
 
     return run
 
 
 @pytest.fixture(scope="module")
 def palm(device, tokenizer, tmp_path_factory):
-    """A folder of ours with a PaLM whose weights all are random."""
+    """A folder of this package with a PaLM of random weights, scales included."""
     from mindspore_palm.convert.model import Options
     from mindspore_palm.convert.native import Native
 
@@ -61,8 +61,8 @@ def write_hugging_face(tokenizer, folder):
         ("attention_bias", True),
     ],
 )
-def test_a_field_that_would_make_it_another_model_is_refused(tokenizer, tmp_path, field, value):
-    """config.json has the sizes in its usual fields and in ours: a tool that reads the usual ones sees what we do."""
+def test_a_field_of_a_different_model_is_refused(tokenizer, tmp_path, field, value):
+    """config.json has all sizes twice: a tool that reads the usual fields must see the same as this package."""
     from mindspore_palm.convert.huggingface import HuggingFace
     from mindspore_palm.convert.model import Options
 
@@ -74,7 +74,7 @@ def test_a_field_that_would_make_it_another_model_is_refused(tokenizer, tmp_path
     assert f"{folder / 'config.json'}: {field} is " in str(caught.value)
 
 
-def test_what_tools_do_to_a_hugging_face_folder(tokenizer, tmp_path):
+def test_hugging_face_folders_that_tools_changed(tokenizer, tmp_path):
     """No index for one file; half precision; the tied table twice; fields that change nothing."""
     from mindspore_palm.convert.huggingface import HuggingFace
     from mindspore_palm.convert.model import Options
@@ -97,8 +97,8 @@ def test_what_tools_do_to_a_hugging_face_folder(tokenizer, tmp_path):
         HuggingFace().read(folder, Options())
 
 
-def test_a_tensor_in_another_file_than_the_index_says(tokenizer, tmp_path):
-    """Two files that hold one name: none of them is taken for the other."""
+def test_a_tensor_in_another_file_than_the_index_lists(tokenizer, tmp_path):
+    """Two files that hold the same name are refused."""
     from mindspore_palm.convert.huggingface import HuggingFace
     from mindspore_palm.convert.model import Options
 
@@ -108,18 +108,18 @@ def test_a_tensor_in_another_file_than_the_index_says(tokenizer, tmp_path):
     other = next(file for file in index.values() if file != home)
     tensors = load_file(tmp_path / "there" / other)
     save_file({**tensors, name: load_file(tmp_path / "there" / home)[name] + 1}, tmp_path / "there" / other)
-    with pytest.raises(UserError, match=f"{other} holds {name}, which {INDEX} has in {home}"):
+    with pytest.raises(UserError, match=f"{other} holds {name}, which {INDEX} lists in {home}"):
         HuggingFace().read(tmp_path / "there", Options())
 
 
 def test_two_formats_by_one_numpy_are_compared_with_the_network_as_well(convert, palm, tmp_path, monkeypatch):
-    """An error that both readings shared would be invisible: here, attention that sees the future."""
+    """An error of the code that both sides share would be invisible: here, attention that sees the future."""
     from mindspore_palm.convert import forward
 
     convert(palm, ("flaxformer", tmp_path / "tree.safetensors"))
     source, target = ("flaxformer", tmp_path / "tree.safetensors"), ("huggingface-safetensors", tmp_path / "there")
-    said = convert(source, target, vocab_size=330)
-    compared = next(line for line in said if line.startswith("compared: "))
+    lines = convert(source, target, vocab_size=330)
+    compared = next(line for line in lines if line.startswith("compared: "))
     assert compared.count("NumPy code of this package") == 2
     assert compared.endswith("and, as both are by NumPy, the network of this package")
     monkeypatch.setattr(
@@ -130,7 +130,7 @@ def test_two_formats_by_one_numpy_are_compared_with_the_network_as_well(convert,
 
 
 @pytest.mark.parametrize("target", ["huggingface-safetensors", "flaxformer", "mindir", "mindspore_palm"])
-def test_a_model_of_nan_is_told_and_never_exported(convert, tokenizer, tmp_path, target):
+def test_a_model_of_nan_is_refused_and_never_exported(convert, tokenizer, tmp_path, target):
     from mindspore_palm.convert.model import Options
     from mindspore_palm.convert.native import Native
 
@@ -142,18 +142,16 @@ def test_a_model_of_nan_is_told_and_never_exported(convert, tokenizer, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-def test_a_written_file_that_reads_otherwise_is_not_kept(convert, palm, tmp_path, monkeypatch):
-    """Too little for the logits to tell."""
+def test_a_file_that_reads_back_differently_is_not_kept(convert, palm, tmp_path, monkeypatch):
+    """The difference is too small to show in the logits."""
     from mindspore_palm.convert import huggingface
 
     def nearly(config, weights, block):
-        parts = take_apart(config, weights, block)
+        parts = split_kernels(config, weights, block)
         return {**parts, "o": parts["o"] * np.float32(1 + 1e-6)}
 
-    take_apart = huggingface.take_apart
-    monkeypatch.setattr(huggingface, "take_apart", nearly)
-    with pytest.raises(
-        UserError, match=r"would be read with another blocks\.\d\.o_wo than was written; nothing was kept"
-    ):
+    split_kernels = huggingface.split_kernels
+    monkeypatch.setattr(huggingface, "split_kernels", nearly)
+    with pytest.raises(UserError, match=r"would be read back with a different blocks\.\d\.o_wo; nothing was kept"):
         convert(palm, ("huggingface-safetensors", tmp_path / "there"))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Files of PyTorch's PaLMs, loaded by the packages themselves, and what training scripts do to them: -m torch."""
+"""Files of PyTorch's PaLMs, loaded by the packages themselves, and as training scripts save them: -m torch."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def convert(device):
     from mindspore_palm.convert.model import Options
 
     def run(source, target, **more):
-        said = []
-        convert(source, target, Options(shape=(2, 12)), said.append, **more)
-        return said
+        lines = []
+        convert(source, target, Options(shape=(2, 12)), lines.append, **more)
+        return lines
 
     return run
 
 
 @pytest.fixture
 def refused(torch, convert, name, tmp_path):
-    """Converts what must be refused, and gives the sentence."""
+    """Converts a file that must be refused, and returns the message."""
 
     def run(content):
         torch.save(content, tmp_path / "palm.pt")
@@ -66,7 +66,7 @@ def weights_in(folder):
 
 
 def network_of(name):
-    """The package's own network of the sizes of ``state_of``."""
+    """The package's own network, with the sizes of ``state_of``."""
     from importlib import import_module
 
     package = import_module({"lucidrains": "palm_pytorch", "conceptofmind": "palm_rlhf_pytorch"}[name])
@@ -75,12 +75,12 @@ def network_of(name):
 
 def test_the_package_loads_the_file_and_the_output_says_so(torch, convert, name, state, tmp_path):
     torch.save(state, tmp_path / "palm.pt")
-    said = convert((name, tmp_path / "palm.pt"), ("mindspore_palm", tmp_path / "ours"))
+    lines = convert((name, tmp_path / "palm.pt"), ("mindspore_palm", tmp_path / "ours"))
     package = {"lucidrains": "PaLM-pytorch 0.2.2", "conceptofmind": "PaLM-rlhf-pytorch 0.8.0"}[name]
-    compared = next(line for line in said if line.startswith("compared: "))
+    compared = next(line for line in lines if line.startswith("compared: "))
     assert f"palm.pt by {package}, which loaded the file with its buffers; " in compared
-    said = convert(("mindspore_palm", tmp_path / "ours"), (name, tmp_path / "back.pt"))
-    assert any(f"back.pt by {package}, which loaded the file" in line for line in said)
+    lines = convert(("mindspore_palm", tmp_path / "ours"), (name, tmp_path / "back.pt"))
+    assert any(f"back.pt by {package}, which loaded the file" in line for line in lines)
 
 
 def test_other_frequencies_are_refused_by_name(torch, refused, state):
@@ -90,7 +90,7 @@ def test_other_frequencies_are_refused_by_name(torch, refused, state):
 
 
 def test_the_logits_alone_find_other_frequencies(torch, convert, name, state, tmp_path, monkeypatch):
-    """The two checks share nothing: with the one that reads buffers switched off, the loaded file still differs."""
+    """The two checks are independent: without the check of buffers, logits of the loaded file still differ."""
     from mindspore_palm.convert import fused_linear
 
     monkeypatch.setattr(fused_linear, "check_frequencies", lambda *_: "")
@@ -100,7 +100,7 @@ def test_the_logits_alone_find_other_frequencies(torch, convert, name, state, tm
 
 
 def test_the_file_that_is_exported_is_the_one_that_is_checked(torch, convert, name, state, tmp_path, monkeypatch):
-    """A fault between the network in memory and the file on the disk."""
+    """A fault between the network in memory and the file on disk."""
     torch.save(state, tmp_path / "palm.pt")
     convert((name, tmp_path / "palm.pt"), ("mindspore_palm", tmp_path / "ours"))
     save = torch.save
@@ -125,7 +125,7 @@ def test_a_difference_that_logits_hide_is_found_in_the_bits(torch, convert, name
         save({**content, key: content[key] * (1 + 1e-6)}, file)
 
     monkeypatch.setattr(torch, "save", altered)
-    with pytest.raises(UserError, match="would be read with another"):
+    with pytest.raises(UserError, match="would be read back with a different"):
         convert(("mindspore_palm", tmp_path / "ours"), (name, tmp_path / "back.pt"))
 
 
@@ -143,15 +143,15 @@ LACKING = {
 }
 
 
-@pytest.mark.parametrize("said", LACKING)
-def test_tensors_that_are_no_plain_numbers_are_named(torch, refused, state, said):
+@pytest.mark.parametrize("problem", LACKING)
+def test_tensors_without_dense_values_are_named(torch, refused, state, problem):
     key = first(state, "fused_attn_ff_proj.weight")
-    message = refused({**state, key: LACKING[said](state[key], torch)})
-    assert said in message
+    message = refused({**state, key: LACKING[problem](state[key], torch)})
+    assert problem in message
     assert key in message
 
 
-def test_strides_and_views_are_read_as_they_mean(torch, convert, name, state, tmp_path):
+def test_strides_and_views_are_read_by_value(torch, convert, name, state, tmp_path):
     """A conjugate, a negative view, a transposed kernel: the values, not the bytes."""
     torch.save(state, tmp_path / "plain.pt")
     key = first(state, "attn_out.weight")
@@ -166,7 +166,7 @@ def test_strides_and_views_are_read_as_they_mean(torch, convert, name, state, tm
 
 
 def left_by_scripts(torch, name, state, tmp_path):
-    """Files of the same weights, as tools leave them."""
+    """Files of the same weights, as tools save them."""
     network = network_of(name)
     network.load_state_dict(state)
     optimizer = {"state": {0: {"step": torch.zeros(()), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
@@ -176,12 +176,12 @@ def left_by_scripts(torch, name, state, tmp_path):
     yield "lightning.ckpt", {"epoch": 3, "state_dict": lightning, "optimizer_states": [optimizer], "callbacks": {}}
     yield "script.pt", {"step": 3, "model": state, "optimizer": optimizer, "scaler": {"scale": torch.ones(1)}}
     yield "deep.pt", {"checkpoint": {"generator": dict(state)}, "loss": 3.5}
-    own = FORMATS[name]
-    yield "one_table.pt", {key: value for key, value in state.items() if key != own["table"]}
+    table = FORMATS[name]["table"]
+    yield "one_table.pt", {key: value for key, value in state.items() if key != table}
     yield "without_buffers.pt", {k: v for k, v in state.items() if not k.endswith(("beta", "inv_freq", "emb.scale"))}
 
 
-def test_what_tools_leave_is_read_to_the_same_bits(torch, convert, name, state, tmp_path):
+def test_files_of_tools_are_read_to_the_same_bits(torch, convert, name, state, tmp_path):
     from safetensors.torch import save_model
 
     torch.save(state, tmp_path / "plain.pt")
@@ -194,26 +194,26 @@ def test_what_tools_leave_is_read_to_the_same_bits(torch, convert, name, state, 
     for file, content in files.items():
         if content is not None:
             torch.save(content, tmp_path / file)
-        said = convert((name, tmp_path / file), ("mindspore_palm", tmp_path / "ours"), overwrite=True)
+        lines = convert((name, tmp_path / file), ("mindspore_palm", tmp_path / "ours"), overwrite=True)
         for key, array in weights_in(tmp_path / "plain").items():
             np.testing.assert_array_equal(weights_in(tmp_path / "ours")[key], array, strict=True)
         if file == "script.pt":
-            assert any("script.pt also holds step, optimizer, scaler" in line for line in said)
+            assert any("script.pt also holds step, optimizer, scaler" in line for line in lines)
 
 
 def test_two_networks_are_named_with_the_fix(torch, refused, state):
     message = refused({"model": state, "ema": state, "step": 3})
-    assert "holds several networks, under model and ema; save one of them alone: torch.save(torch.load" in message
+    assert "holds several networks, under model and ema; save only one of them: torch.save(torch.load" in message
     message = refused({f"{prefix}.{key}": value for key, value in state.items() for prefix in ("online", "ema")})
     assert "under 'ema.' and 'online.'" in message
 
 
-def test_what_is_no_dictionary_of_tensors_is_named(torch, convert, refused, name, state, tmp_path):
+def test_anything_but_a_dictionary_of_tensors_is_refused(torch, convert, refused, name, state, tmp_path):
     assert "depth is of type int" in refused({**state, "depth": 2})
     if name == "lucidrains":  # PyTorch itself cannot save the other
         assert "more than tensors" in refused(network_of(name))
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
-    with pytest.raises(UserError, match=r"script\.pt: this is not a whole PyTorch file|more than tensors"):
+    with pytest.raises(UserError, match=r"script\.pt: this is not a complete PyTorch file|more than tensors"):
         convert((name, tmp_path / "script.pt"), ("mindspore_palm", tmp_path / "ours"))
 
 
@@ -233,9 +233,9 @@ def test_pytorch_files_with_an_index(torch, convert, name, state, tmp_path):
         np.testing.assert_array_equal(weights_in(tmp_path / "ours")[key], array, strict=True)
 
 
-def test_frequencies_in_half_precision_are_said(torch, convert, name, state, tmp_path):
+def test_frequencies_in_half_precision_are_noted(torch, convert, name, state, tmp_path):
     short = {key: value.to(torch.bfloat16) for key, value in state.items()}
     torch.save(short, tmp_path / "short.pt")
-    said = convert((name, tmp_path / "short.pt"), ("mindspore_palm", tmp_path / "ours"))
-    assert any("inv_freq rounded to bfloat16" in line for line in said if line.startswith("note: "))
-    assert any("with its buffers except for inv_freq rounded to bfloat16" in line for line in said)
+    lines = convert((name, tmp_path / "short.pt"), ("mindspore_palm", tmp_path / "ours"))
+    assert any("inv_freq rounded to bfloat16" in line for line in lines if line.startswith("note: "))
+    assert any("with its buffers except for inv_freq rounded to bfloat16" in line for line in lines)

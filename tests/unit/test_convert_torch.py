@@ -1,4 +1,4 @@
-"""Weights from and to PyTorch's PaLMs, beside the packages themselves: run with -m torch."""
+"""Conversion from and to PyTorch's PaLMs, compared with the packages themselves: run with -m torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name(request):
 
 
 def make(torch, name, **more):
-    """The package's own network, with every parameter random, scales included."""
+    """The package's own network with random parameters, scales included."""
     if name == "lucidrains":
         from palm_pytorch import PaLM
     else:
@@ -49,10 +49,10 @@ def convert(device, tmp_path):
     from mindspore_palm.convert.model import Options
 
     def run(source, target, **more):
-        said = []
-        own = {key: more.pop(key) for key in list(more) if key in Options.__annotations__}
-        convert(source, target, Options(shape=(2, 12), **own), said.append, **more)
-        return said[-1]
+        lines = []
+        options = {key: more.pop(key) for key in list(more) if key in Options.__annotations__}
+        convert(source, target, Options(shape=(2, 12), **options), lines.append, **more)
+        return lines[-1]
 
     return run
 
@@ -71,18 +71,18 @@ def ours(folder, tokens):
 
 
 def test_logits_and_bits(torch, convert, name, tmp_path, rng):
-    """The package's logits, ours of the same file, and the file that comes back: equal in every tensor."""
+    """The package's logits equal this package's of the same file; the file that is written back has equal tensors."""
     network = make(torch, name)
     file = save(torch, network.state_dict(), tmp_path / "palm.pt")
     assert "largest difference" in convert((name, file), ("mindspore_palm", tmp_path / "ours"))
     tokens = rng.integers(0, 61, (2, 20)).astype(np.int32)
     with torch.no_grad():
         theirs = network(torch.from_numpy(tokens.astype(np.int64))).numpy()
-    found = ours(tmp_path / "ours", tokens)
-    assert np.abs(found - theirs).max() < 3e-6 * np.abs(theirs).max()
+    converted = ours(tmp_path / "ours", tokens)
+    assert np.abs(converted - theirs).max() < 3e-6 * np.abs(theirs).max()
 
     convert(("mindspore_palm", tmp_path / "ours"), (name, tmp_path / "back.pt"))
-    before, after = (torch.load(place, weights_only=True) for place in (file, tmp_path / "back.pt"))
+    before, after = (torch.load(path, weights_only=True) for path in (file, tmp_path / "back.pt"))
     assert list(before) == list(after)
     for key, tensor in before.items():
         assert torch.equal(tensor, after[key]), key
@@ -96,7 +96,7 @@ def test_logits_and_bits(torch, convert, name, tmp_path, rng):
 
 
 def test_trained_here_and_used_there(torch, convert, device, tmp_path, name):
-    """A network of ours with the other's norms and logits becomes one of theirs."""
+    """A network of this package with the other's norms and logits becomes one of the other package."""
     from mindspore_palm import PaLM, PaLMConfig
     from mindspore_palm.checkpoint.model_folder import weights_of
     from mindspore_palm.convert.fused_linear import SWITCHES
@@ -115,7 +115,7 @@ def test_trained_here_and_used_there(torch, convert, device, tmp_path, name):
 
 
 def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
-    """PaLM's own norms and logits as lucidrains' layer norms: the package computes what the JAX reference does."""
+    """PaLM's norms and logits as lucidrains' layer norms: the package computes the same as the JAX reference."""
     from parity.twins import randomise_scales, shape_of
     from parity.twins import weights_of as twin
     from reference import palm as reference
@@ -129,7 +129,7 @@ def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
     palm = PaLM(PaLMConfig(**sizes))
     randomise_scales(palm, rng)
     Native().write(Model(palm.config, weights_of(palm)), tmp_path / "ours", Options())
-    with pytest.raises(UserError, match="or --widen makes it one of twice the width that computes the same"):
+    with pytest.raises(UserError, match="or set --widen, for a model of twice the width that computes the same"):
         convert(("mindspore_palm", tmp_path / "ours"), ("lucidrains", tmp_path / "palm.pt"))
     convert(("mindspore_palm", tmp_path / "ours"), ("lucidrains", tmp_path / "palm.pt"), wide=True)
 
@@ -146,11 +146,11 @@ def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
         convert(("lucidrains", tmp_path / "palm.pt"), ("mindspore_palm", tmp_path / "wider"), wide=True)
 
 
-def test_on_to_every_other_format(torch, convert, tmp_path):
+def test_conversion_to_every_other_format(torch, convert, tmp_path):
     file = save(torch, make(torch, "lucidrains").state_dict(), tmp_path / "palm.pt")
     convert(("lucidrains", file), ("huggingface-safetensors", tmp_path / "there"))
     convert(("huggingface-safetensors", tmp_path / "there"), ("lucidrains", tmp_path / "back.pt"))
-    before, after = (torch.load(place, weights_only=True) for place in (file, tmp_path / "back.pt"))
+    before, after = (torch.load(path, weights_only=True) for path in (file, tmp_path / "back.pt"))
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     convert(("lucidrains", file), ("mindir", tmp_path / "palm.mindir"))
     with pytest.raises(UserError, match=r"model.norm=rms_norm \(here layer_norm\)"):
@@ -159,12 +159,12 @@ def test_on_to_every_other_format(torch, convert, tmp_path):
         convert(("lucidrains", file), ("conceptofmind", tmp_path / "c.pt"))
 
 
-def test_an_older_version_is_asked_for(torch, convert, tmp_path):
-    """PaLM-rlhf-pytorch once stored scales around one: applied as today's, the network would be silently another."""
+def test_scales_of_an_older_version_need_an_option(torch, convert, tmp_path):
+    """PaLM-rlhf-pytorch once stored scales around one: read as today's, the network would silently be different."""
     network = make(torch, "conceptofmind")
     state = {key: value + 1 if key.endswith("gamma") else value for key, value in network.state_dict().items()}
     file = save(torch, state, tmp_path / "old.pt")
-    with pytest.raises(UserError, match="say --norm-scale around_one or --norm-scale around_zero"):
+    with pytest.raises(UserError, match="set --norm-scale around_one or --norm-scale around_zero"):
         convert(("conceptofmind", file), ("mindspore_palm", tmp_path / "ours"))
     convert(("conceptofmind", file), ("mindspore_palm", tmp_path / "ours"), norm_scale="around_one")
     tokens = np.arange(20, dtype=np.int32)[None]
@@ -173,17 +173,17 @@ def test_an_older_version_is_asked_for(torch, convert, tmp_path):
     assert np.abs(ours(tmp_path / "ours", tokens) - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
-def test_what_training_scripts_leave(torch, convert, name, tmp_path):
-    """The state inside a dictionary, behind a prefix, in half precision: of the same values."""
+def test_checkpoints_of_training_scripts(torch, convert, name, tmp_path):
+    """A state inside a dictionary, with a prefix, in half precision is read to the same values."""
     network = make(torch, name)
     full = {key: value.to(torch.bfloat16).to(torch.float32) for key, value in network.state_dict().items()}
     short = {f"module.{key}": value.to(torch.bfloat16) for key, value in network.state_dict().items()}
-    places = [
+    paths = [
         save(torch, full, tmp_path / "full.pt"),
         save(torch, {"step": 3, "model": short}, tmp_path / "short.pt"),
     ]
-    for place in places:
-        convert((name, place), ("mindspore_palm", tmp_path / place.stem))
+    for path in paths:
+        convert((name, path), ("mindspore_palm", tmp_path / path.stem))
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("full", "short"))
     for key, array in before.items():
         np.testing.assert_array_equal(after[key], array, strict=True)
@@ -202,7 +202,7 @@ class Malicious:
 def test_a_file_that_would_run_code(torch, convert, name, tmp_path):
     state = {**make(torch, name).state_dict(), "step": Malicious(f"touch {tmp_path / 'ran'}")}
     file = save(torch, state, tmp_path / "palm.pt")
-    with pytest.raises(UserError, match="could execute code when it is opened: refused, and nothing of it was run"):
+    with pytest.raises(UserError, match="could run code when it is opened: refused, and none of it was run"):
         convert((name, file), ("mindspore_palm", tmp_path / "ours"))
     assert [path.name for path in tmp_path.iterdir()] == ["palm.pt"]
     torch.load(file, weights_only=False)  # the trap works
@@ -210,7 +210,7 @@ def test_a_file_that_would_run_code(torch, convert, name, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 5000, -10])
-def test_a_file_that_is_cut_off(torch, convert, name, tmp_path, keep):
+def test_a_truncated_file(torch, convert, name, tmp_path, keep):
     file = save(torch, make(torch, name).state_dict(), tmp_path / "palm.pt")
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(UserError) as caught:
@@ -238,37 +238,40 @@ def first_key(state, ending):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (lambda s, torch: s[first_key(s, "norm.beta")].fill_(0.1), "beta is not zero; PaLM's norms have no bias"),
         (lambda s, torch: s.update({list(s)[-1]: s[list(s)[-1]] + 1}), "is another table than"),
         (lambda s, torch: s.pop(first_key(s, "norm.gamma")), "gamma is missing"),
         (
             lambda s, torch: s.update({first_key(s, "norm.gamma"): torch.zeros(5)}),
-            "gamma is [5]; the other tensors want [24]",
+            "gamma is [5]; the other tensors imply [24]",
         ),
-        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(24, 17)}), "no q, k, v, up and gate"),
-        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(())}), "no matrices"),
+        (
+            lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(24, 17)}),
+            "not those of q, k, v, up and gate",
+        ),
+        (lambda s, torch: s.update({first_key(s, "attn_out.weight"): torch.zeros(())}), "not matrices"),
         (lambda s, torch: s.update({"value_head.weight": torch.zeros(5)}), "no place for value_head.weight in a PaLM"),
         (lambda s, torch: s.update({first_key(s, "norm.gamma"): torch.zeros(24).double()}), "is float64"),
     ],
 )
-def test_what_a_palm_does_not_have(torch, convert, name, tmp_path, change, said):
+def test_tensors_that_a_palm_does_not_have(torch, convert, name, tmp_path, change, problem):
     state = dict(make(torch, name).state_dict())
-    if name == "conceptofmind":  # its last tensor, as the other's, shall be the logits' table
+    if name == "conceptofmind":  # moves the logits' table to the end, where the other package has it
         state["to_logits.weight"] = state.pop("to_logits.weight")
     change(state, torch)
     file = save(torch, state, tmp_path / "palm.pt")
     with pytest.raises(UserError) as caught:
         convert((name, file), ("mindspore_palm", tmp_path / "ours"))
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [({"qk_rmsnorm": True}, "qk_rmsnorm"), ({"finetune_scopes": ("a",)}, "LoRA")]
+    ("more", "problem"), [({"qk_rmsnorm": True}, "qk_rmsnorm"), ({"finetune_scopes": ("a",)}, "LoRA")]
 )
-def test_what_only_conceptofmind_has(torch, convert, tmp_path, more, said):
+def test_features_of_conceptofmind_only(torch, convert, tmp_path, more, problem):
     file = save(torch, make(torch, "conceptofmind", **more).state_dict(), tmp_path / "palm.pt")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=problem):
         convert(("conceptofmind", file), ("mindspore_palm", tmp_path / "ours"))

@@ -1,4 +1,4 @@
-"""Scores of text and questions: against the JAX reference, against the training's own evaluation, and by hand."""
+"""Scores of texts and questions: against the JAX reference, the evaluation in training, and by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reference import palm as reference
 
 from mindspore_palm.data.corpus import Document
 from mindspore_palm.errors import UserError
-from mindspore_palm.evaluate.estimate import ratio, share
+from mindspore_palm.evaluate.estimate import proportion, ratio
 from mindspore_palm.evaluate.questions import Question, prompts, read_questions
 
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 4, "d_ff": 24, "vocab_size": 320, "vocab_multiple": 7}
@@ -35,13 +35,13 @@ def scorer(palm, tokenizer):
 
 @pytest.fixture(scope="module")
 def expected_nats(palm, tokenizer):
-    """Nats of tokens[first:] behind [eod] and tokens[:first], by the JAX reference, one sequence at a time."""
+    """Nats of tokens[first:] after [eod] and tokens[:first], by the JAX reference, one sequence at a time."""
     weights, shape = weights_of(palm), shape_of(palm.config)
     logits = jax.jit(lambda ids: reference.logits(weights, ids, shape)[..., : palm.config.vocab_size])
 
     def nats(tokens, first):
         assert 0 < len(tokens) <= WINDOW
-        padded = np.full((1, WINDOW), tokenizer.eod, np.int32)  # causal: what follows changes nothing
+        padded = np.full((1, WINDOW), tokenizer.eod, np.int32)  # causal: padding at the end changes nothing
         padded[0, 1 : len(tokens)] = tokens[:-1]
         log_p = np.asarray(jax.nn.log_softmax(logits(padded)[0]), np.float64)
         return -sum(log_p[i, tokens[i]] for i in range(first, len(tokens)))
@@ -97,14 +97,14 @@ def test_text_against_the_reference(scorer, tokenizer, expected_nats, stride):
     np.testing.assert_allclose(result.perplexity.high, math.exp(result.nats_per_token.high), rtol=1e-12)
 
 
-def test_text_as_the_training_evaluates_it(scorer, palm, tokenizer):
-    """Side by side windows of one document are the sequences of the training's own held-out loss."""
+def test_text_agrees_with_the_evaluation_in_training(scorer, palm, tokenizer):
+    """Adjacent windows of one document are the sequences of the held-out loss in training."""
     from mindspore_palm.data.tokens import shift
     from mindspore_palm.evaluate.text import score_text
     from mindspore_palm.train.evaluate import Evaluator
 
     text = "def column(row):\n    return row * 3\n" * 9
-    while (len(tokenizer.encode(text)) + 1) % WINDOW:  # the training drops what does not fill a sequence
+    while (len(tokenizer.encode(text)) + 1) % WINDOW:  # training drops an incomplete sequence
         text += "x"
     ids = np.array([*tokenizer.encode(text), tokenizer.eod], np.int32).reshape(-1, WINDOW)
     theirs = Evaluator(palm, tokenizer.piece_bytes)([shift(ids, tokenizer.eod)])
@@ -115,12 +115,12 @@ def test_text_as_the_training_evaluates_it(scorer, palm, tokenizer):
     np.testing.assert_allclose(ours.bits_per_byte.value, theirs.bits_per_byte, rtol=2e-6)
 
 
-def test_a_document_in_parts_is_one_document(scorer):
+def test_parts_of_a_document_are_joined(scorer):
     from mindspore_palm.evaluate.text import score_text
 
-    whole = "def a(b):\n    return b\n"
-    parts = [Document("t", whole[:10], 0, len(whole), 10), Document("t", whole[10:], 10, len(whole), len(whole) - 10)]
-    assert score_text(scorer, parts) == score_text(scorer, written([whole]))
+    text = "def a(b):\n    return b\n"
+    parts = [Document("t", text[:10], 0, len(text), 10), Document("t", text[10:], 10, len(text), len(text) - 10)]
+    assert score_text(scorer, parts) == score_text(scorer, written([text]))
 
 
 def test_intervals():
@@ -129,14 +129,14 @@ def test_intervals():
     assert (exact.value, exact.low, exact.high) == (2.0, 2.0, 2.0)
     rng = np.random.default_rng(1)
     inside = 0
-    for _ in range(2000):  # what 95 % says
+    for _ in range(2000):  # coverage of the 95 % interval
         below = rng.integers(1, 20, 60)
-        found = ratio(below * 0.7 + rng.normal(0, 1, 60) * below, below)
-        inside += found.low < 0.7 < found.high
+        estimate = ratio(below * 0.7 + rng.normal(0, 1, 60) * below, below)
+        inside += estimate.low < 0.7 < estimate.high
     assert 0.925 < inside / 2000 < 0.97
-    half = share([True] * 50 + [False] * 50)
+    half = proportion([True] * 50 + [False] * 50)
     np.testing.assert_allclose((half.value, half.low, half.high), (0.5, 0.40383, 0.59617), atol=1e-5)  # Wilson's
-    all_right = share([True] * 10)
+    all_right = proportion([True] * 10)
     np.testing.assert_allclose((all_right.low, all_right.high), (0.72247, 1.0), atol=1e-5)
 
 
@@ -154,11 +154,11 @@ def test_multiple_choice_against_the_reference(scorer, tokenizer, expected_nats)
         nats = []
         for choice in choices:
             ids, alone = tokenizer.encode(prompt + choice), tokenizer.encode(prompt)
-            assert ids[: len(alone)] == alone  # of these texts, no token runs over the border
+            assert ids[: len(alone)] == alone  # in these texts, no token spans the border
             nats.append(expected_nats(ids, len(alone)))
         best = int(np.argmin(nats))
         by_byte = int(np.argmin([n / len(c.encode()) for n, c in zip(nats, choices, strict=True)]))
-        answer = best if len(questions) % 2 else by_byte  # right by one way of counting, perhaps not by the other
+        answer = best if len(questions) % 2 else by_byte  # right by one measure, perhaps not by the other
         right += answer == best
         right_by_byte += answer == by_byte
         questions.append(Question(prompt, tuple(choices), (choices[answer],)))
@@ -184,22 +184,22 @@ def test_a_long_prompt_loses_its_start(scorer, tokenizer, expected_nats):
 
 
 def test_no_token_runs_over_the_border(tokenizer):
-    """What generation continues from is what scores are behind: the tokens of the prompt alone."""
+    """Scores have the context from which generation continues: the tokens of the prompt by itself."""
     from mindspore_palm.evaluate.tasks import prompt_and_continuation
 
     merged = next(t for t in range(tokenizer.vocab_size) if tokenizer.decode([t])[1:].isalpha())
     text = tokenizer.decode([merged])
-    whole, first = prompt_and_continuation(tokenizer, "\n" + text[:-1], text[-1])
-    assert tokenizer.decode(whole) == "\n" + text
-    assert list(whole[:first]) == tokenizer.encode("\n" + text[:-1])
-    whole, first = prompt_and_continuation(tokenizer, "a \n", "b")
-    assert list(whole[:first]) == tokenizer.encode("a") and list(whole[first:]) == tokenizer.encode(" \nb")
+    ids, first = prompt_and_continuation(tokenizer, "\n" + text[:-1], text[-1])
+    assert tokenizer.decode(ids) == "\n" + text
+    assert list(ids[:first]) == tokenizer.encode("\n" + text[:-1])
+    ids, first = prompt_and_continuation(tokenizer, "a \n", "b")
+    assert list(ids[:first]) == tokenizer.encode("a") and list(ids[first:]) == tokenizer.encode(" \nb")
 
 
 def test_greedy_tokens(scorer, palm, tokenizer):
     from mindspore import Tensor
 
-    from mindspore_palm.evaluate.scorer import Row
+    from mindspore_palm.evaluate.scorer import ScoringRow
 
     tokens = [tokenizer.eod]
     for _ in range(4):
@@ -207,14 +207,15 @@ def test_greedy_tokens(scorer, palm, tokenizer):
     best = np.array(tokens[1:], np.int32)
     other = best.copy()
     other[-1] = (other[-1] + 1) % 320
-    assert [score.greedy for score in scorer([Row(best, 0), Row(best, 2), Row(other, 0)])] == [True, True, False]
+    rows = [ScoringRow(best, 0), ScoringRow(best, 2), ScoringRow(other, 0)]
+    assert [score.greedy for score in scorer(rows)] == [True, True, False]
 
 
 def test_rows_that_pad_the_table_are_never_most_likely(device, tokenizer):
     from mindspore import Tensor
 
     from mindspore_palm import PaLM, PaLMConfig
-    from mindspore_palm.evaluate.scorer import Row, Scorer
+    from mindspore_palm.evaluate.scorer import Scorer, ScoringRow
 
     palm = PaLM(PaLMConfig(**SIZES), seed=5)
     best = int(palm(Tensor(np.array([[tokenizer.eod]], np.int32))).asnumpy()[0, 0].argmax())
@@ -222,17 +223,17 @@ def test_rows_that_pad_the_table_are_never_most_likely(device, tokenizer):
     embedding[320:] = 5 * embedding[best]
     palm.embedding.set_data(Tensor(embedding))
     scorer = Scorer(palm, tokenizer, WINDOW, batch=1)
-    assert next(iter(scorer([Row(np.array([best], np.int32), 0)]))).greedy
+    assert next(iter(scorer([ScoringRow(np.array([best], np.int32), 0)]))).greedy
 
 
 def test_exact_match(palm, tokenizer):
-    """What greedy decoding writes is right, whatever white space stands around; anything else is wrong."""
+    """The greedy text is right, whatever white space is around it; anything else is wrong."""
     from mindspore_palm.evaluate.tasks import exact_match
     from mindspore_palm.generate import Generator, Sampling
 
     generator, sampling = Generator(palm, tokenizer, context=64, batch=2), Sampling(max_tokens=5)
     prompts = ["def ", "", "row = 1", "x" * 500]
-    cut = [tokenizer.eod, *tokenizer.encode(prompts[-1])[-58:]]  # 64 tokens, less [eod] and the answer's
+    cut = [tokenizer.eod, *tokenizer.encode(prompts[-1])[-58:]]  # 64 tokens minus [eod] and the answer's
     ids = [[tokenizer.eod, *tokenizer.encode(prompt)] for prompt in prompts[:-1]]
     written = [generation.text for generation in generator([*ids, cut], sampling)]
     questions = [Question("", (), (f" {text.strip()}\n", "other")) for text in written]
@@ -245,15 +246,15 @@ def test_exact_match(palm, tokenizer):
 
 def test_worked_examples():
     questions = [Question(f"{i}? ", (), (f"{i}!",)) for i in range(20)]
-    asked = prompts(questions, None, 3, seed=0)
-    for number, prompt in enumerate(asked):
+    drawn = prompts(questions, None, 3, seed=0)
+    for number, prompt in enumerate(drawn):
         *worked, last = prompt.split("\n\n")
         assert last == f"{number}? "
         assert len(set(worked)) == 3
         assert all(example in {q.worked for q in questions} - {questions[number].worked} for example in worked)
-    assert asked == prompts(questions, None, 3, seed=0)
-    assert asked != prompts(questions, None, 3, seed=1)
-    assert len({prompt.rpartition("\n\n")[0] for prompt in asked}) > 10
+    assert drawn == prompts(questions, None, 3, seed=0)
+    assert drawn != prompts(questions, None, 3, seed=1)
+    assert len({prompt.rpartition("\n\n")[0] for prompt in drawn}) > 10
     assert prompts(questions, questions[:1], 1, 0)[7] == "0? 0!\n\n7? "
     assert prompts(questions, None, 0, 0) == [q.prompt for q in questions]
     with pytest.raises(UserError, match="lower --shots"):
@@ -263,7 +264,7 @@ def test_worked_examples():
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "problem"),
     [
         ("", "no question"),
         ("[1]", "line 1: expected an object"),
@@ -284,28 +285,28 @@ def test_worked_examples():
         (b'{"prompt": "\xff"}', "not UTF-8 text at byte 12"),
     ],
 )
-def test_broken_questions(tmp_path, line, said):
+def test_broken_questions(tmp_path, line, problem):
     file = tmp_path / "questions.jsonl"
     file.write_bytes(line if isinstance(line, bytes) else line.encode())
     with pytest.raises(UserError) as caught:
         read_questions(file)
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     assert str(file) in str(caught.value)
 
 
-def test_questions_that_are_not_there(tmp_path):
+def test_missing_questions(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_questions(tmp_path / "nowhere.jsonl")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_no_numbers_are_told_by_whoever_scores(device, tokenizer, value):
-    """The logit of one token that is neither context nor scored; a network that has run takes the new weight."""
+def test_logits_that_are_not_finite_are_reported_by_every_scorer(device, tokenizer, value):
+    """Only the logit of a token that is neither context nor scored is bad; the network has run before."""
     from mindspore import Tensor
 
     from mindspore_palm import PaLM, PaLMConfig
     from mindspore_palm.data.tokens import shift
-    from mindspore_palm.evaluate.scorer import Row, Scorer
+    from mindspore_palm.evaluate.scorer import Scorer, ScoringRow
     from mindspore_palm.evaluate.tasks import multiple_choice
     from mindspore_palm.evaluate.text import score_text
     from mindspore_palm.train.evaluate import Evaluator
@@ -317,7 +318,7 @@ def test_logits_that_are_no_numbers_are_told_by_whoever_scores(device, tokenizer
     embedding = palm.embedding.asnumpy().copy()
     embedding[300] = value
     palm.embedding.set_data(Tensor(embedding))
-    row = Row(np.array([9, 9], np.int32), 1, "text.txt, line 3")
+    row = ScoringRow(np.array([9, 9], np.int32), 1, "text.txt, line 3")
     question = Question("a", ("b", "c"), ("b",))
     for score, text in (
         (lambda: list(scorer([row])), "text.txt, line 3"),

@@ -1,4 +1,4 @@
-"""Initial weights: right spread, any slice alone, nothing but (seed, name) decides."""
+"""Initial weights: standard deviations, windows, and that only seed and name decide the values."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ CONFIG = PaLMConfig(layers=1, d_model=96, heads=4, head_dim=16, d_ff=512, vocab_
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_window_is_that_part_of_the_whole(data):
+def test_a_window_is_that_part_of_the_full_weight(data):
     shape = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
     window = []
     for size in shape:
         start = data.draw(st.integers(0, size - 1))
         window.append(slice(start, data.draw(st.integers(start + 1, size))))
-    whole = draw(3, "kernel", shape)
-    assert whole.shape == tuple(shape)
-    np.testing.assert_array_equal(draw(3, "kernel", shape, window), whole[tuple(window)])
+    full = draw(3, "kernel", shape)
+    assert full.shape == tuple(shape)
+    np.testing.assert_array_equal(draw(3, "kernel", shape, window), full[tuple(window)])
 
 
-def test_a_window_of_a_fused_kernel_has_the_spread_of_its_rows():
-    whole = initial_weight(CONFIG, 0, "blocks.0.o_wo")
+def test_a_window_of_a_fused_kernel_has_the_std_of_its_rows():
+    full = initial_weight(CONFIG, 0, "blocks.0.o_wo")
     window = (slice(100, 300), slice(10, 20))
-    np.testing.assert_array_equal(initial_weight(CONFIG, 0, "blocks.0.o_wo", window), whole[window])
+    np.testing.assert_array_equal(initial_weight(CONFIG, 0, "blocks.0.o_wo", window), full[window])
 
 
-def test_a_slice_of_540b_costs_what_the_slice_is_large():
+def test_the_cost_of_a_window_of_540b_is_its_size():
     config = PaLMConfig.from_preset("palm_540b")
     part = initial_weight(config, 0, "blocks.117.q_wi", (slice(18000, 18072), slice(0, 13312)))
     assert part.shape == (72, 13312)
     assert part.std() == pytest.approx(18432**-0.5, rel=0.01)
 
 
-def test_spread_is_one_over_the_root_of_the_fan_in():
+def test_std_is_one_over_the_root_of_the_fan_in():
     assert initial_weight(CONFIG, 0, "embedding").std() == pytest.approx(1.0, rel=0.02)
     assert initial_weight(CONFIG, 0, "blocks.0.q_wi").std() == pytest.approx(96**-0.5, rel=0.02)
     assert initial_weight(CONFIG, 0, "blocks.0.kv").std() == pytest.approx(96**-0.5, rel=0.05)
@@ -48,7 +48,7 @@ def test_spread_is_one_over_the_root_of_the_fan_in():
     assert by_head[:, 16:].std() == pytest.approx(512**-0.5, rel=0.02)  # mlp: d_ff inputs
 
 
-def test_numbers_are_normal():
+def test_values_are_normal():
     x = standard_normal(1, "x", 0, 400_000).astype(np.float64)
     assert abs(x.mean()) < 0.006 and abs(x.std() - 1) < 0.005
     assert abs((x**3).mean()) < 0.02 and abs((x**4).mean() - 3) < 0.05

@@ -1,8 +1,8 @@
-"""The bits of initial weights: a run that is started again with the same seed must start from the same numbers.
+"""The bits of initial weights: a run that is repeated with the same seed must start from the same weights.
 
 ``tests/data/initial_weights.npz`` holds the weights of one small network of each kind, and windows of PaLM 540B.
 The random integers are the same on every machine; NumPy's logarithm and cosine may differ in the last bit of float64,
-which changes the last bit of a float32 at most, and hardly ever. Written by ``python tests/unit/test_initial_bits.py``.
+which rarely changes the last bit of a float32. ``python tests/unit/test_initial_bits.py`` writes the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def network_of(kind: str) -> PaLM:
 
 
 def drawn(kind: str) -> dict[str, np.ndarray]:
-    """The weights of a network, in its order, or the windows of 540B."""
+    """The weights of a network, in its order, or the windows of PaLM 540B."""
     if kind == "windows":
         config = PaLMConfig.from_preset("palm_540b")
         return {name: initial_weight(config, 5, name, window) for name, window in WINDOWS.items()}
@@ -69,7 +69,7 @@ def test_initial_weights_keep_their_bits(device, stored, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_weights_stays(device, stored, kind):
-    """The global norm and the optimizer's vectors add up in this order: another one would change bits of every step."""
+    """The global norm is summed in this order, and so are the optimizer's vectors: another would change every step."""
     names = [name.split("/")[1] for name in stored if name.startswith(f"{kind}/")]
     assert [p.name for p in network_of(kind).trainable_params()] == names
 

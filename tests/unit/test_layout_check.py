@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.check import check_layout, check_servers, layout_of
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.sharding import describe_layout

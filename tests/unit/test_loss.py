@@ -1,4 +1,4 @@
-"""The loss alone: large logits, tokens that are not real, padding of the vocabulary, z-loss."""
+"""The loss by itself: large logits, tokens that are not real, padding of the vocabulary, z-loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def token_loss(device):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e4])
-def test_is_exact_for_logits_of_any_size(token_loss, rng, size):
+def test_the_loss_is_exact_for_logits_of_any_size(token_loss, rng, size):
     logits = (size * rng.uniform(-1, 1, (8, 40))).astype(np.float32)
     logits[0], logits[1], logits[2, 3] = size, -size, size
     targets = rng.integers(0, 40, 8).astype(np.int32)
@@ -37,7 +37,7 @@ def test_is_exact_for_logits_of_any_size(token_loss, rng, size):
     assert ours[0][5] == ours[1][5] == 0
 
 
-def test_gradients_of_huge_logits_are_probabilities_less_the_target(token_loss, rng):
+def test_gradients_of_huge_logits_are_probabilities_minus_the_target(token_loss, rng):
     logits = (1e4 * rng.uniform(-1, 1, (8, 40))).astype(np.float32)
     targets = rng.integers(0, 40, 8).astype(np.int32)
 
@@ -51,7 +51,7 @@ def test_gradients_of_huge_logits_are_probabilities_less_the_target(token_loss, 
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_padding_rows_get_no_probability(device, rng):
+def test_padding_rows_get_zero_probability(device, rng):
     padded = TokenLoss(PaLMConfig(vocab_size=40, vocab_multiple=16))  # 48 rows
     logits = rng.standard_normal((6, 48)).astype(np.float32)
     logits[:, 40:] = 50.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindspore_palm import PaLMConfig
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import TABLES, Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.parallel.placement import Placement

@@ -1,4 +1,4 @@
-"""What ``pip install .`` installs, built as it builds it: all modules, and the files that are read beside them."""
+"""The wheel of ``pip install .``: all modules, and the other files that the package reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BESIDE = (".cc", ".h", ".yaml")  # endings of files that the package reads
+DATA_SUFFIXES = (".cc", ".h", ".yaml")  # of files that the package reads
 
 
 def test_the_wheel_holds_the_package(tmp_path):
@@ -22,15 +22,15 @@ def test_the_wheel_holds_the_package(tmp_path):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "mindspore_palm", copy / "mindspore_palm", ignore=shutil.ignore_patterns("__pycache__"))
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", build, tmp_path], cwd=copy, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-2000:]
     (wheel,) = tmp_path.glob("mindspore_palm-*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
+    names = set(zipfile.ZipFile(wheel).namelist())
     package = (path.relative_to(copy) for path in (copy / "mindspore_palm").rglob("*"))
-    wanted = {str(path) for path in package if path.suffix in (".py", *BESIDE)} | {"mindspore_hub_conf.py"}
-    assert len(wanted) > 100 and not wanted - held
-    metadata = next(name for name in held if name.endswith("dist-info/METADATA"))
+    expected = {str(path) for path in package if path.suffix in (".py", *DATA_SUFFIXES)} | {"mindspore_hub_conf.py"}
+    assert len(expected) > 100 and not expected - names
+    metadata = next(name for name in names if name.endswith("dist-info/METADATA"))
     required = zipfile.ZipFile(wheel).read(metadata).decode()
     assert "Requires-Dist: mindspore==2.10.0" in required and "License: Apache-2.0" in required

@@ -10,7 +10,7 @@ from mindspore_palm import PaLM, PaLMConfig, Tokenizer
 from mindspore_palm.config import Settings
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
-from mindspore_palm.evaluate.scorer import Row, Scorer
+from mindspore_palm.evaluate.scorer import Scorer, ScoringRow
 from mindspore_palm.generate import Generator, Sampling
 
 SIZES = dict(layers=1, d_model=16, heads=2, head_dim=8, d_ff=32)
@@ -90,7 +90,7 @@ def test_rows_without_a_token_are_never_generated(palm, tokenizer, decoder, monk
 
 def test_rows_without_a_token_get_no_probability_in_an_evaluation(palm, tokenizer):
     tokens = np.array(tokenizer.encode("def permute(index, size):"), np.int32)
-    score = next(Scorer(palm, tokenizer, 32, batch=1)([Row(tokens, 0)]))
+    score = next(Scorer(palm, tokenizer, 32, batch=1)([ScoringRow(tokens, 0)]))
     expected = known_log_probs(palm, [tokenizer.eod, *tokens[:-1]])
     nats = -expected[np.arange(len(tokens)), tokens].sum()
     np.testing.assert_allclose(score.nats, nats, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The table of weights: it counts what the paper counts, and the network has exactly its weights."""
+"""The table of weights: its parameter counts are the paper's, and the network has exactly its weights."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ KINDS = [
 ]
 
 
-def drawn(config: PaLMConfig) -> int:
-    """Numbers of all weights but norm scales, less the rows that pad the table: what the paper counts."""
+def counted(config: PaLMConfig) -> int:
+    """Parameters as the paper counts them: without norm scales and without rows that pad the table."""
     padding = (config.padded_vocab - config.vocab_size) * config.d_model
     return sum(prod(weight.shape) for weight in weights(config) if weight.fan_in) - padding
 
@@ -38,7 +38,7 @@ def drawn(config: PaLMConfig) -> int:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_table_counts_what_the_paper_counts(name):
     config = PaLMConfig.from_preset(name)
-    assert drawn(config) == config.parameter_count()
+    assert counted(config) == config.parameter_count()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -47,14 +47,14 @@ def test_a_network_has_exactly_the_weights_of_the_table(device, kind):
     table = {weight.name: weight for weight in weights(config)}
     network = {p.name: p for p in PaLM(config).get_parameters()}
     assert {name: p.shape for name, p in network.items()} == {name: w.shape for name, w in table.items()}
-    assert drawn(config) == config.parameter_count()
+    assert counted(config) == config.parameter_count()
     for name, weight in table.items():
         assert placement_of(network[name]) == weight.placement(Layout())
         if not weight.fan_in:
             np.testing.assert_array_equal(network[name].asnumpy(), weight.constant)
 
 
-def test_a_scale_starts_where_it_changes_nothing():
+def test_a_scale_starts_as_the_identity():
     for around, start in (("around_zero", 0.0), ("around_one", 1.0)):
         config = PaLMConfig(**SIZES, norm_scale=around, final_norm_scale=True, block="serial")
         scales = [weight for weight in weights(config) if not weight.fan_in]
@@ -62,7 +62,7 @@ def test_a_scale_starts_where_it_changes_nothing():
         assert {(s.constant, s.axes, s.shape, s.fully_sharded) for s in scales} == {(start, ("embed",), (12,), False)}
 
 
-def test_the_spread_of_a_fused_kernel_differs_by_row():
+def test_the_std_of_a_fused_kernel_differs_by_row():
     o_wo = next(weight for weight in weights(PaLMConfig(**SIZES)) if weight.name == "blocks.1.o_wo")
     head = [12**-0.5] * 4 + [18**-0.5] * 6  # heads * head_dim inputs, then d_ff
     np.testing.assert_allclose(o_wo.std[:, 0], head * 3, rtol=1e-7)
@@ -81,7 +81,7 @@ def test_adapters_are_sharded_as_their_kernels(device):
     assert {p.name: p.shard_shape for p in placements(config, mesh)}["blocks.0.q_wi"] == (12 // 2, 2 * (4 + 18) // 2)
 
 
-def test_the_factory_alone_imports_ablations():
+def test_only_the_factory_imports_ablations():
     package = Path(mindspore_palm.__file__).parent
     importers = [
         file.relative_to(package).as_posix()

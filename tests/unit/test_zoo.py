@@ -1,4 +1,4 @@
-"""Networks by name: what a model zoo offers, and that a name costs nothing until weights are asked for."""
+"""The model zoo: networks by name, which take no memory until their weights are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 4, "d_ff": 24, "voc
 LARGEST = """
 import time, psutil
 from mindspore_palm import create_model
-create_model("palm_tiny")  # what MindSpore itself takes at first
+create_model("palm_tiny")  # memory and time of MindSpore's start
 before, start = psutil.Process().memory_info().rss, time.perf_counter()
 palm = create_model("palm_540b")
 seconds = time.perf_counter() - start
@@ -34,7 +34,7 @@ def test_names():
     assert list_models("bert*") == []
 
 
-def test_the_largest_costs_nothing_until_weights_are_asked_for():
+def test_the_largest_takes_no_memory_until_weights_are_needed():
     result = subprocess.run(
         [sys.executable, "-c", LARGEST], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
@@ -45,31 +45,31 @@ def test_the_largest_costs_nothing_until_weights_are_asked_for():
     assert float(seconds) < 10
 
 
-def test_the_weights_are_those_of_a_network_made_at_once(device):
+def test_the_weights_are_those_of_an_eager_network(device):
     from mindspore import Tensor
 
     from mindspore_palm import PaLM, PaLMConfig, create_model
 
     tokens = Tensor(np.arange(10, dtype=np.int32).reshape(2, 5))
-    at_once = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL), seed=3)
+    eager = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL), seed=3)
     by_name = create_model("palm_tiny", seed=3, **SMALL)
     assert all(p.has_init for p in by_name.trainable_params())
     read = {p.name: p.asnumpy().copy() for p in by_name.trainable_params()}
-    np.testing.assert_array_equal(by_name(tokens).asnumpy(), at_once(tokens).asnumpy())
-    for p in at_once.trainable_params():
+    np.testing.assert_array_equal(by_name(tokens).asnumpy(), eager(tokens).asnumpy())
+    for p in eager.trainable_params():
         np.testing.assert_array_equal(read[p.name], p.asnumpy(), strict=True)
-    for p, q in zip(at_once.trainable_params(), by_name.trainable_params(), strict=True):
+    for p, q in zip(eager.trainable_params(), by_name.trainable_params(), strict=True):
         np.testing.assert_array_equal(q.asnumpy(), p.asnumpy(), strict=True)
         assert not q.has_init
 
 
-def test_weights_are_drawn_when_asked_for(device):
+def test_weights_are_drawn_on_request(device):
     from mindspore_palm import PaLM, PaLMConfig, create_model
 
-    at_once, by_name = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL)), create_model("palm_tiny", **SMALL)
+    eager, by_name = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL)), create_model("palm_tiny", **SMALL)
     assert all(p.has_init for p in by_name.trainable_params())
     by_name.init_parameters_data()
-    for p, q in zip(at_once.trainable_params(), by_name.trainable_params(), strict=True):
+    for p, q in zip(eager.trainable_params(), by_name.trainable_params(), strict=True):
         assert not q.has_init
         np.testing.assert_array_equal(q.asnumpy(), p.asnumpy(), strict=True)
 
@@ -95,15 +95,15 @@ def test_a_network_by_name_trains(device):
 
 @pytest.mark.parametrize("made", ["by name", "loaded"])
 def test_a_function_around_a_network_sees_its_weights(device, made, tokenizer, tmp_path):
-    """MindSpore draws the weights of Cells that are called, not of those that a function holds."""
+    """MindSpore draws the weights of Cells that are called, not of Cells inside a function."""
     import mindspore as ms
 
     from mindspore_palm import PaLM, PaLMConfig, create_model, load
     from mindspore_palm.checkpoint.model_folder import save_model, weights_of
     from mindspore_palm.config import Settings
 
-    at_once = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL))
-    save_model(tmp_path / "run", weights_of(at_once), tokenizer.serialized, Settings(model=at_once.config), step=1)
+    eager = PaLM(PaLMConfig.from_preset("palm_tiny", **SMALL))
+    save_model(tmp_path / "run", weights_of(eager), tokenizer.serialized, Settings(model=eager.config), step=1)
     other = create_model("palm_tiny", **SMALL) if made == "by name" else load(tmp_path / "run")
     tokens = ms.Tensor(np.arange(10, dtype=np.int32).reshape(2, 5))
 
@@ -114,15 +114,15 @@ def test_a_function_around_a_network_sees_its_weights(device, made, tokenizer, t
         values = ms.value_and_grad(objective, None, palm.trainable_params())(tokens)
         return [values[0].asnumpy(), *(gradient.asnumpy() for gradient in values[1])]
 
-    for expected, found in zip(gradients(at_once), gradients(other), strict=True):
+    for expected, gradient in zip(gradients(eager), gradients(other), strict=True):
         assert np.abs(expected).max() > 0
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(gradient, expected)
 
 
-def test_what_does_not_fit_is_one_sentence():
+def test_invalid_names_and_sizes_are_one_sentence():
     from mindspore_palm import create_model
 
-    for call, said in (
+    for call, problem in (
         (lambda: create_model("palm_8"), "did you mean palm_8b?"),
         (lambda: create_model("gpt"), "there are palm_tiny"),
         (lambda: create_model("palm_8b", layer=2), "model.layer"),
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_one_sentence():
     ):
         with pytest.raises(UserError) as caught:
             call()
-        assert said in str(caught.value)
+        assert problem in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindspore_palm.model.precision import TYPES
+from mindspore_palm.parallel.check import TYPES
 
 SIZE = 2048
 REPEATS = 8
