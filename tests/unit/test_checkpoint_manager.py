@@ -68,6 +68,16 @@ def test_a_snapshot_is_consistent(make, monkeypatch):
     assert (value(manager, 5) == 5).all()
 
 
+def test_a_poll_is_one_vote_for_the_stop_request_and_the_checkpoint(make):
+    manager, _ = make()
+    votes, cast = manager.votes, []
+    manager.votes = lambda *wishes: (cast.append(wishes), votes(*wishes))[1]
+    assert (manager.poll(True), manager.poll()) == (1, 0)
+    manager._written = manager._failed = True  # of an earlier checkpoint: none is pending
+    assert manager.poll() == 0
+    assert cast == [(True, False, False), (False, False, False), (False, False, False)]
+
+
 def test_saving_in_the_foreground_waits(make):
     manager, _ = make(checkpoint_in_background=False)
     manager.save(3, {})
