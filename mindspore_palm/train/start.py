@@ -14,7 +14,7 @@ from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
 from mindspore_palm.file_names import CHECKPOINTS
 from mindspore_palm.files import check_links
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import Layout, current_layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import this_rank

@@ -16,7 +16,7 @@ from mindspore_palm.convert.model import Model, Options
 from mindspore_palm.convert.widen import widen
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate.cpu import step as cpu_step
-from mindspore_palm.model.initial import placements
+from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.settings import load_settings, model_config
 
