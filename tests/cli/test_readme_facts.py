@@ -79,14 +79,13 @@ def test_numbers_are_those_of_the_code():
     from mindspore_palm.generate import decoder
     from mindspore_palm.launch import workers as launch
     from mindspore_palm.parallel import host
-    from mindspore_palm.train import divergence as lost
 
     train = Settings().train
     assert number(r"Prompts are read in chunks of (\d+) tokens") == decoder.CHUNK
     assert number(r"`MINDSPORE_PALM_HOST_PATIENCE` seconds, (\d+) unless set") == host.PATIENCE
     assert number(r"a line every (\d+) seconds") == console.EVERY
     assert "the last ten attempts are kept" in TEXT and launch.KEPT_ATTEMPTS == 10
-    assert number(r"nothing is finite for (\d+) steps") == lost.LOST
+    assert number(r"nothing is finite for (\d+) steps") == divergence.DIVERGED_AFTER
     assert number(r"differs by more than (\S+) of the largest logit") == convert.TOLERANCE
     assert number(r"newest checkpoint at least (\d+) steps before") == train.spike_look_back
     assert number(r"leaves out (\d+) batches") == train.spike_skip

@@ -19,7 +19,7 @@ from checkpoints.in_process import trainer, write_text
 
 from mindspore_palm import load
 from mindspore_palm.errors import UserError
-from mindspore_palm.train import loop
+from mindspore_palm.train import start
 from mindspore_palm.train.evaluate import Evaluation
 from mindspore_palm.train.step import StepResult
 
@@ -274,14 +274,14 @@ def home(tmp_path):
 @pytest.fixture(params=[pytest.param("compiled", marks=pytest.mark.slow), "counting"])
 def train(home, device, monkeypatch, capsys, request):
     if request.param == "counting":
-        build = loop.build_step
+        build = start.build_step
 
         def without_compiling(settings):
             palm, step = build(settings)
             return palm, CountingStep(step)
 
-        monkeypatch.setattr(loop, "build_step", without_compiling)
-        monkeypatch.setattr(loop, "Evaluator", CountingEvaluator)
+        monkeypatch.setattr(start, "build_step", without_compiling)
+        monkeypatch.setattr(start, "Evaluator", CountingEvaluator)
     return trainer(home, monkeypatch, capsys)
 
 

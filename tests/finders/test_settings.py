@@ -100,19 +100,19 @@ def train_here(values):
     rows = []
 
     def counted(*arguments, **named):
-        rows.append(row_of(*arguments, **named))
+        rows.append(make_row(*arguments, **named))
         if len(rows) == two_steps.STEPS < values["train.steps"]:
             raise Enough
         return rows[-1]
 
-    row_of, argv = loop.row_of, sys.argv
-    loop.row_of, sys.argv = counted, ["train.py", "--overwrite", *overrides(values)]
+    make_row, argv = loop.MetricsRow, sys.argv
+    loop.MetricsRow, sys.argv = counted, ["train.py", "--overwrite", *overrides(values)]
     try:
         return run_command(command.main)
     except Enough:
         return 0
     finally:
-        loop.row_of, sys.argv = row_of, argv
+        loop.MetricsRow, sys.argv = make_row, argv
 
 
 def compile_here(settings):

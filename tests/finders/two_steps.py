@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 2
 
 
-def stopping(row_of):
+def stopping(make_row):
     """The function that makes a row of each step, which asks for the end after a few of them."""
     rows = []
 
@@ -20,7 +20,7 @@ def stopping(row_of):
         rows.append(None)
         if len(rows) == STEPS:
             os.kill(os.getpid(), signal.SIGTERM)
-        return row_of(*arguments, **named)
+        return make_row(*arguments, **named)
 
     return counted
 
@@ -32,5 +32,5 @@ if __name__ == "__main__":
     from mindspore_palm.errors import run_command
     from mindspore_palm.train import loop
 
-    loop.row_of = stopping(loop.row_of)
+    loop.MetricsRow = stopping(loop.MetricsRow)
     sys.exit(run_command(command.main))

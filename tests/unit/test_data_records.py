@@ -160,11 +160,11 @@ def _emptied(file):
 
 def test_evaluation_names_a_file_once_and_in_one_line(tmp_path):
     """Also if its name contains a line end or is not UTF-8."""
-    from mindspore_palm.evaluate.evaluate import EvaluateOptions, _in_words_of, _read_tasks
+    from mindspore_palm.evaluate.evaluate import EvaluateOptions, _naming_file, _read_tasks
 
     file = os.fsdecode(os.fsencode(tmp_path) + b"/a\n\xe9.txt")
     for inner in (f"{printable(file)}: not UTF-8 text at byte 3", "there is no text to score"):
-        with pytest.raises(UserError) as caught, _in_words_of(file):
+        with pytest.raises(UserError) as caught, _naming_file(file):
             raise UserError(inner)
         assert str(caught.value).isprintable() and str(caught.value).count(r"a\n\xe9.txt") == 1
     assert refusal(lambda: _read_tasks(EvaluateOptions(text=["a.txt"], stop=("\n", "\udcff")))).startswith("--stop '")
