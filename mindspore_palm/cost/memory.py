@@ -7,8 +7,9 @@ from math import prod
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory
-from mindspore_palm.model.initial import placements
-from mindspore_palm.model.lora import KERNELS, adapter_shapes
+from mindspore_palm.model.lora import adapter_shapes
+from mindspore_palm.model.weights import KERNELS, placements
+from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes
@@ -58,6 +59,7 @@ class _Device:
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.tokens = batch * self.length // layout.shards("batch")
         self.placements = placements(model, layout)
+        self.optimizer = optimizer_class(settings.optimizer)
 
     def weights(self) -> float:
         """4 bytes a number of every weight's slice; with LoRA, of A and B and of the kernels with A B added as well."""
@@ -66,20 +68,23 @@ class _Device:
             return weights
         return weights + self.trained() + sum(p.slice_bytes for p in self.placements if p.name.endswith(KERNELS))
 
-    def trained(self) -> float:
-        """4 bytes a number of what is trained: all weights, or LoRA's A and B."""
+    def trained_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what this device trains: its shards of all weights, or LoRA's A and B."""
         if rank := self.settings.finetune.lora_rank:
-            return FLOAT * sum(prod(shape) for shape in adapter_shapes(self.model, rank).values())
-        return sum(p.slice_bytes for p in self.placements)
+            return list(adapter_shapes(self.model, rank).values())
+        return [p.slice_shape for p in self.placements]
+
+    def trained(self) -> float:
+        """4 bytes per parameter that is trained."""
+        return FLOAT * sum(map(prod, self.trained_shapes()))
 
     def gradients(self) -> float:
         """As what is trained; twice if they are accumulated over passes."""
         return self.trained() * (2 if self.settings.train.micro_batch else 1)
 
     def optimizer_state(self) -> float:
-        """As what is trained, for each full moment: two, or one for the factored Adafactor."""
-        optimizer = self.settings.optimizer
-        return self.trained() * (1 if optimizer.name == "adafactor" and optimizer.factored else 2)
+        """Moments of what is trained, as the optimizer declares them."""
+        return sum(map(self.optimizer.state_bytes, self.trained_shapes()))
 
     def snapshot(self) -> float:
         """What a checkpoint is written from while training goes on: a copy of what is trained and of its moments.
@@ -141,8 +146,8 @@ class _Device:
         return max(self.loss(), self.backward_of_a_block(), self.update())
 
     def update(self) -> float:
-        """Adafactor has the updates of all weights at once, to measure them in one exchange; as the weights."""
-        return self.weights() if self.settings.optimizer.name == "adafactor" else 0.0
+        """Temporaries of the update, as the optimizer declares them."""
+        return sum(map(self.optimizer.temporaries, self.trained_shapes()))
 
     def loss(self) -> float:
         """Logits T*V/m and embedding V/m*D, in float32, whole over data.

@@ -5,12 +5,13 @@ Shape letters: T tokens of a pass on a device, S length, D d_model, H heads, K h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from mindspore_palm.config import PaLMConfig, Settings
-from mindspore_palm.model.initial import placements
+from mindspore_palm.config import OptimizerConfig, PaLMConfig, Settings
+from mindspore_palm.model.weights import placements
+from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.placement import Placement
@@ -61,13 +62,15 @@ class Workload:
     """Sequences of a forward pass, over all devices."""
     pipeline: int = 1
     turns: int = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     @classmethod
     def of(cls, settings: Settings, target: str = "GPU") -> Workload:
         """The step of a run, at its last batch size."""
         batch = settings.train.batch_ramp()[-1][1]
         micro_batch = settings.train.micro_batch_of(batch)
-        return cls(settings.model, layout_of(settings, target), settings.data.seq_len, batch, micro_batch)
+        layout, length = layout_of(settings, target), settings.data.seq_len
+        return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer)
 
     @property
     def devices(self) -> int:
@@ -192,6 +195,12 @@ class Workload:
     def numbers_of_device(self) -> int:
         """Numbers of all weights that a device holds, in slices."""
         return sum(count * prod(weight.slice_shape) for weight, count in self.weights_of_device())
+
+    @property
+    def optimizer_traffic(self) -> int:
+        """Bytes that the update of a step reads and writes, as the optimizer declares them."""
+        optimizer = optimizer_class(self.optimizer)
+        return sum(count * optimizer.traffic(weight.slice_shape) for weight, count in self.weights_of_device())
 
     @property
     def gradient_sums(self) -> int:

@@ -61,7 +61,7 @@ def step_time(work: Workload, machine: Machine, overlap: float = 0.0) -> StepTim
         "data axis": sum(seconds for axis, seconds in weights.items() if axis != POD),
         "between pods": weights.get(POD, 0.0),
         "pipeline": 0.0,
-        "optimizer": stage.optimizer(),
+        "optimizer": machine.stream_seconds(work.optimizer_traffic),
     }
     hidden = min(overlap * parts["data axis"], parts["products"])
     parts["data axis"] -= hidden
@@ -156,7 +156,3 @@ class _Stage:
         if self.work.turns > 1:
             copies = self.work.turns / self.layout.shards("heads")
         return 2 * passes * copies * self.work.activation_bytes / (self.machine.network_gb_s * GB)
-
-    def optimizer(self) -> float:
-        """Adafactor, 11 times float32 of every weight: reads g, v, p, u, u, p and m, and writes v, u, m and p."""
-        return self.machine.stream_seconds(11 * FLOAT * self.work.numbers_of_device)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import OptimizerConfig, Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.dry_run import compile as module
 from mindspore_palm.dry_run.compile import dry_run, extrapolated
@@ -59,6 +59,19 @@ def test_slices_are_those_that_were_planned(few):
         assert compiled[name] == compiled[f"m.{name}"] == compiled[f"v.{name}"] == shape
     assert len(compiled) == 3 * len(planned)
     assert few[1].state_bytes() == 3 * 4 * sum(map(prod, planned.values()))
+
+
+def test_the_moment_of_lion_is_sharded_as_its_weight(few):
+    settings = small(2).model_copy(update={"optimizer": OptimizerConfig(name="lion")})
+    run = dry_run(settings)
+    shapes = {s.name: s.shape for s in run.slices}
+    weights = {p.name for p in placements(settings.model, layout_of(settings, "GPU"))}
+    assert set(shapes) == weights | {f"m.{name}" for name in weights}
+    assert all(shapes[f"m.{name}"] == shapes[name] for name in weights)
+    memory = memory_by_kind(settings, layout_of(settings, "GPU"))
+    assert run.state_bytes() == memory["weights"] + memory["optimizer state"]
+    update = Counter({k.given: n for k, n in run.ledger.counts.items() if k.part == "update"})
+    assert update == {(): 1}  # the norm of all gradients; the update itself needs no collective
 
 
 def test_the_state_is_what_memory_says(few):

@@ -74,7 +74,52 @@ def test_a_checkpoint_is_written_from_a_copy_in_the_machines_memory():
     assert "snapshot to save" not in memory_by_kind(Settings(), layout_of(Settings(), "Ascend"))
 
 
-def test_accumulation_and_factoring():
-    settings = Settings.model_validate({"train": {"micro_batch": 4}, "optimizer": {"factored": True}})
+def test_accumulation_counts_gradients_twice():
+    settings = Settings.model_validate({"train": {"micro_batch": 4}})
     memory = memory_by_kind(settings)
-    assert memory["gradients"] == 2 * memory["weights"] and memory["optimizer state"] == memory["weights"]
+    assert memory["gradients"] == 2 * memory["weights"]
+
+
+SIZES = {"layers": 3, "d_model": 20, "heads": 2, "head_dim": 6, "d_ff": 40, "vocab_size": 50}
+NORM_SCALES = 3 * 20
+MATRICES = {"embedding": (50, 20), "q_wi": (20, 2 * 6 + 2 * 40), "kv": (20, 12), "o_wo": (12 + 40, 20)}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [
+        ({"name": "adafactor"}, 2),
+        ({"name": "adamw"}, 2),
+        ({"name": "lion"}, 1),
+    ],
+)
+def test_full_moments_are_as_large_as_the_weights(optimizer, moments):
+    weights = (
+        sum(a * b * (1 if name == "embedding" else 3) for name, (a, b) in MATRICES.items()) + NORM_SCALES
+    )  # norm scales
+    memory = memory_by_kind(Settings.model_validate({"model": SIZES, "optimizer": optimizer}))
+    assert memory["weights"] == 4 * weights
+    assert memory["optimizer state"] == moments * 4 * weights
+    assert memory["snapshot to save"] == (1 + moments) * 4 * weights
+
+
+def test_factored_moments_are_a_row_and_a_column_of_each_matrix():
+    m = sum(a * b * (1 if name == "embedding" else 3) for name, (a, b) in MATRICES.items()) + NORM_SCALES
+    v = sum((a + b) * (1 if name == "embedding" else 3) for name, (a, b) in MATRICES.items()) + NORM_SCALES
+    memory = memory_by_kind(Settings.model_validate({"model": SIZES, "optimizer": {"factored": True}}))
+    assert memory["optimizer state"] == 4 * (m + v)
+
+
+def test_moments_are_sharded_as_the_weights_are():
+    lion, adamw = (of("palm_540b", f"optimizer.name={name}") for name in ("lion", "adamw"))
+    assert lion["optimizer state"] == lion["weights"] == adamw["weights"]
+    assert adamw["optimizer state"] == 2 * adamw["weights"]
+
+
+def test_only_adafactor_holds_the_updates_of_all_weights():
+    """One layer on one token: the update takes more than the loss or a block."""
+    tiny = {"model": SIZES, "data": {"seq_len": 2}, "train": {"batch_size": 1}}
+    adafactor, lion = (
+        memory_by_kind(Settings.model_validate({**tiny, "optimizer": {"name": name}})) for name in ("adafactor", "lion")
+    )
+    assert adafactor["temporaries"] == adafactor["weights"] > lion.get("temporaries", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from plan import megatron
 
-from mindspore_palm.config import PaLMConfig
+from mindspore_palm.config import OptimizerConfig, PaLMConfig
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import DATA_AXES, Layout
 from mindspore_palm.parallel.mesh import Mesh
@@ -165,3 +165,20 @@ def test_data_parallelism_alone_sums_over_every_axis():
     numbers = sum(count * prod(weight.shape) for weight, count in work.weights_of_device())
     assert parts["model axis"] == 0
     assert parts["data axis"] == pytest.approx(2 * 4 * numbers * 7 / 8 / 300e9, rel=1e-6)  # as one ring of eight
+
+
+@pytest.mark.parametrize(("name", "tensors"), [("adafactor", 11), ("adamw", 7), ("lion", 5)])
+def test_the_update_moves_what_its_optimizer_says(name, tensors):
+    """Reads and writes of a float32 tensor as large as the weights: AdamW reads g, m, v, p, and writes m, v, p."""
+    settings, _ = load_settings(YAML / "palm_540b.yaml", [f"optimizer.name={name}"])
+    work = Workload.of(settings)
+    seconds = step_time(work, TPU_V4).parts["optimizer"]
+    assert seconds == pytest.approx(tensors * 4 * work.numbers_of_device / (1200e9 * 0.8))
+
+
+def test_a_factored_second_moment_is_not_moved():
+    work = Workload(PaLMConfig.from_preset("palm_8b"), Layout(), 2048, 1, 1)
+    factored = replace(work, optimizer=OptimizerConfig(factored=True))
+    matrices = [(prod(w.shape), sum(w.shape), n) for w, n in work.weights_of_device() if len(w.shape) == 2]
+    saved = 4 * sum(n * (size - 2 * edges) for size, edges, n in matrices)  # 11 tensors less 10, and two vectors
+    assert work.optimizer_traffic - factored.optimizer_traffic == saved > 0

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reference import adafactor, adamw, palm
+from reference import adafactor, adamw, lion, palm
 
-OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw}
+OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw, "lion": lion}
 
 
 def make_mesh(pods: int, data: int, model: int) -> Mesh:
@@ -40,8 +40,10 @@ def train(weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mes
 
     whole = {name: jnp.asarray(weight) for name, weight in weights.items()}
     weights = jax.device_put(whole, lies)
-    state = jax.device_put(method.init(whole), lies and {"v": lies, "m": lies})
-    out = lies and (lies, {"v": lies, "m": lies}, lies, NamedSharding(mesh, PartitionSpec()))
+    state = method.init(whole)
+    state_lies = lies and dict.fromkeys(state, lies)
+    state = jax.device_put(state, state_lies)
+    out = lies and (lies, state_lies, lies, NamedSharding(mesh, PartitionSpec()))
     step = jax.jit(step, out_shardings=out)
     curve, first = [], None
     for k in range(len(inputs)):
