@@ -1,4 +1,4 @@
-"""Bytes of a device: state as the partitioner has it, activations and temporaries as formulas say."""
+"""Memory per device: state as the partitioner shards it, activations and temporaries by formulas."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ def of(config, *overrides, fused=True):
     return memory_by_kind(settings, layout_of(settings, "GPU"), fused)
 
 
-def test_state_is_what_xla_holds_of_palm_540b():
-    # 2,185,297,920 bytes of a TPU v4 chip are updated in place (tests/tpu); the norms' 118 rows are padded to 120 there
+def test_the_state_of_palm_540b_is_xlas_to_the_byte():
+    # XLA updates 2,185,297,920 bytes in place on a TPU v4 chip (tests/tpu), with the norms' 118 rows padded to 120
     memory = of("palm_540b")
     assert memory["weights"] + memory["optimizer state"] == 2_185_297_920 - 3 * 4 * 2 * 18432
 
 
 @pytest.mark.parametrize("name", recorded.RECORDED)
 def test_the_rest_is_xlas_within_a_quarter(name):
-    """Beside the bytes that XLA's programs took, as recorded; the tests with -m tpu compile them anew."""
+    """Against the recorded bytes of XLA's programs; the tests with -m tpu compile them again."""
     rest = recorded.beside_state(recorded.planned(settings_of(*recorded.CASES[name])))
     assert rest == pytest.approx(recorded.RECORDED[name], rel=0.25)
 
 
-def test_one_activation_a_layer_in_slices_over_model():
+def test_one_activation_per_layer_sharded_over_model():
     # section 4 of the paper: 118 x [8,192 tokens, 18,432 / 12] in bfloat16
     assert of("palm_540b")["activations"] == 118 * 8192 * 1536 * 2
 
 
 def test_what_recomputation_saves():
     none, attention, block = (of("palm_540b", f"parallel.recompute={kind}") for kind in ("none", "attention", "block"))
-    scores = 118 * 8192 * 2048 * 4 * (4 + 2)  # 4 heads a device, in float32 and in bfloat16
+    scores = 118 * 8192 * 2048 * 4 * (4 + 2)  # 4 heads per device, in float32 and in bfloat16
     assert none["activations"] - attention["activations"] == scores
     assert block["activations"] < attention["activations"] / 20
-    # weights of all layers stay gathered unless blocks are recomputed; kv is whole on every model rank
+    # weights of all layers stay gathered unless blocks are recomputed; kv is replicated over model
     layer = 18432 * 159744 // 12 + 18432 * 512 + 86016 * 18432 // 12
     assert attention["gathered weights"] == none["gathered weights"] == 118 * layer * 2
     assert "gathered weights" not in block
 
 
 def test_the_slope_of_a_layer_is_xlas():
-    # GiB a layer of PaLM 540B on 256 x 12, from XLA's programs of 2 and of 4 layers
+    # GiB per layer of PaLM 540B on 256 x 12, from XLA's programs of 2 and of 4 layers
     for kind, slope in (("attention", 1.424), ("none", 1.800)):
         two, four = (of("palm_540b", f"parallel.recompute={kind}", f"model.layers={n}") for n in (2, 4))
         ours = (sum(four.values()) - sum(two.values())) / 2 / 2**30
         assert ours == pytest.approx(slope, rel=0.25)
 
 
-def test_a_compiler_that_keeps_inputs_needs_more():
+def test_a_compiler_that_saves_all_inputs_needs_more():
     assert of("palm_8b", fused=False)["activations"] > 1.3 * of("palm_8b")["activations"]
 
 
