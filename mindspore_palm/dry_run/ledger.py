@@ -133,7 +133,7 @@ def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:
 
 
 def show_ledger(ledger: Counter[Collective]) -> str:
-    """Collectives as a table, with the MB of one and, if there are several of a kind, of all."""
+    """Collectives as a table, with the MB of one and, if any count is above one, of all."""
     several, rows = any(count > 1 for count in ledger.values()), []
     for kind, count in sorted(ledger.items(), key=lambda item: (ORDER[item[0].part], item[0])):
         shapes = [" x ".join(f"{size:,}" for size in shape) or "scalar" for shape in (kind.given, kind.result)]
@@ -169,8 +169,8 @@ def _part(node: Node) -> str:
 
 def _op(node: Node) -> str:
     names = {"AllReduce": "all-reduce", "AllGather": "all-gather", "ReduceScatter": "reduce-scatter"}
-    name, kind = names.get(node.op, node.op), re.search(r'op: "(\w+)"', node.line)
-    return name if kind is None or kind.group(1) == "sum" else f"{name} {kind.group(1)}"
+    name, reduction = names.get(node.op, node.op), re.search(r'op: "(\w+)"', node.line)
+    return name if reduction is None or reduction[1] == "sum" else f"{name} {reduction[1]}"
 
 
 def _group(line: str) -> list[int]:

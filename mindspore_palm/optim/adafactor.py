@@ -39,7 +39,7 @@ class Adafactor(Optimizer):
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
         super().__init__(parameters, config, schedule)
         self.update_clip, self.lr_squared_decay = config.update_clip, config.lr_squared_decay
-        self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverSlices(self.parameters)
+        self.indices, self.over_slices = tuple(range(len(self.parameters))), SumOverSlices(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
         self.m, self.v = self.zeros("m"), self.zeros("v")
         # MS-20, HyperMap instead of loops: MindSpore unrolls a loop into nested calls. If these write Parameters,
@@ -72,7 +72,7 @@ class Adafactor(Optimizer):
         k = self.next_step()
         lr, fresh = self.schedule(k), self.pow(k, DECAY_EXPONENT)  # 1 - b
         decay = 1.0 - lr * lr if self.lr_squared_decay else 1.0
-        u = self.map(self.partial(self.direction, fresh), self.numbers, gradients, self.v)
+        u = self.map(self.partial(self.direction, fresh), self.indices, gradients, self.v)
         sizes = lr * self.maximum(self.rms(self.parameters), SMALLEST_SCALE)
         if self.update_clip > 0:
             sizes = sizes / self.maximum(self.rms(u) / self.update_clip, 1.0)

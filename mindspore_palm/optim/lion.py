@@ -1,4 +1,4 @@
-"""Lion (arXiv 2302.06675), which keeps one moment and steps by its sign."""
+"""Lion (arXiv 2302.06675), which stores one moment and updates by a sign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizers by name."""
+"""Registry of the optimizers, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspore_palm.optim.optimizer import Optimizer
 from mindspore_palm.optim.schedule import Schedule
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adafactor": Adafactor, "adamw": AdamW, "lion": Lion}
-"""By what ``optimizer.name`` may be."""
+"""By ``optimizer.name``."""
 
 
 def optimizer_class(config: OptimizerConfig) -> type[Optimizer]:
