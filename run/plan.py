@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--machine", metavar="NAME", help="a machine, or a YAML file of your own; default tpu-v4")
-    parser.add_argument("--devices", type=int, metavar="N", help="with --search: number; default: that of the mesh")
+    parser.add_argument("--devices", type=int, metavar="N", help="devices for --search; default: those of the mesh")
     question = parser.add_mutually_exclusive_group()
     question.add_argument("--search", action="store_true", help="the meshes that fit, best first")
     question.add_argument("--published", action="store_true", help="the paper's table, published beside computed")

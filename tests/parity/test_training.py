@@ -21,8 +21,8 @@ from mindspore_palm.train.step import TrainStep, Update
 def test_twenty_steps_of_adafactor_from_the_same_gradients(device, rng):
     """1e-6 in norm for every weight, v and m after each step: 20 roundings of 6e-8, measured 3e-7.
 
-    Both sides are fed the same gradients: from nearly equal ones, Adafactor's first step is nearly a sign, and where a
-    gradient is noise around zero the signs differ.
+    Both sides get the same gradients. Adafactor's first step is nearly a sign, so with nearly equal gradients, signs
+    would differ where a gradient is noise around zero.
     """
     shapes = {"embedding": (50, 16), "blocks.0.norm.scale": (16,), "blocks.0.q_wi": (16, 72), "blocks.0.kv": (16, 8)}
     start = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Optimizers beside PaLM's own path, schedules, clipping."""
+"""Variants of the optimizers, their declarations, schedules, and clipping."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_an_optimizer_has_the_moments_that_it_declares(device, settings):
 
 
 class Recorder:
-    """Settings that note which of them are read."""
+    """Settings that record which of them are read."""
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config, self.read = config, set()
