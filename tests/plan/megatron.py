@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mindspore_palm.config import PaLMConfig
+from mindspore_palm.config import OptimizerConfig, PaLMConfig
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.mesh import Mesh
 
 LENGTH, VOCABULARY = 2048, 51200
+ADAM = OptimizerConfig(name="adamw")
 # heads, width, layers, model ranks, stages, devices, sequences, TFLOP/s per device
 TABLE = {
     "1.7B": (24, 2304, 24, 1, 1, 32, 512, 137),
@@ -40,7 +41,7 @@ def workload(name: str) -> Workload:
     data = devices // model // stages
     layout = Layout(Mesh(1, data, model), shard_weights="off", recompute="block", compute_dtype="bfloat16")
     micro_batch, chunks = (batch, 1) if stages == 1 else (data, layers // stages)
-    return Workload(config, layout, LENGTH, batch, micro_batch, pipeline=stages, chunks=chunks)
+    return Workload(config, layout, LENGTH, batch, micro_batch, pipeline=stages, chunks=chunks, optimizer=ADAM)
 
 
 def flops(name: str) -> float:
