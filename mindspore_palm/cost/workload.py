@@ -135,9 +135,9 @@ class Workload:
         block, whose result is the saved input of the next block. The graphs of MindSpore and of XLA do the same. A
         serial block needs ``o_wo`` for its second half, and the systems that had such blocks recomputed all of them.
         """
-        saved = ("o_wo",) if self.model.parallel else ()
+        kept = ("o_wo",) if self.model.parallel else ()
         again = {"none": (), "attention": ("scores",), "block": ("q_wi", "kv", "scores", "mix", "o_wo")}
-        return [p for p in self.block_matmuls() if p.name in again[self.recompute] and p.name not in saved]
+        return [p for p in self.block_matmuls() if p.name in again[self.recompute] and p.name not in kept]
 
     def block_traffic(self, fused_attention: bool) -> int:
         """Bytes that a block's forward pass reads and writes outside of matmuls.

@@ -123,3 +123,15 @@ def test_only_adafactor_holds_the_updates_of_all_weights():
         memory_by_kind(Settings.model_validate({**tiny, "optimizer": {"name": name}})) for name in ("adafactor", "lion")
     )
     assert adafactor["temporaries"] == adafactor["weights"] > lion.get("temporaries", 0)
+
+
+def test_with_lora_the_update_takes_memory_for_a_and_b_alone():
+    tiny = {"model": SIZES, "data": {"seq_len": 2}, "train": {"batch_size": 1}}
+    lora = {**tiny, "finetune": {"checkpoint": "runs/some", "lora_rank": 1}}
+    adafactor, lion = (
+        memory_by_kind(Settings.model_validate({**lora, "optimizer": {"name": name}})) for name in ("adafactor", "lion")
+    )
+    a_and_b = 3 * (20 + 92 + 20 + 12 + 52 + 20)  # rows and columns of q_wi, kv and o_wo
+    assert adafactor["gradients"] == 4 * a_and_b
+    assert adafactor["optimizer state"] == 2 * lion["optimizer state"] == 2 * 4 * a_and_b
+    assert adafactor["temporaries"] == max(lion["temporaries"], 4 * a_and_b)
