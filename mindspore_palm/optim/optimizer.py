@@ -1,7 +1,7 @@
 """The base of all optimizers. Each is one file: a class with its moments, its memory traffic and its update.
 
-Its settings are the fields of ``OptimizerConfig`` that are marked ``ReadBy`` its name. Checkpoints store its moments, and
-the memory estimate and the cost model ask the class, so none of them knows an optimizer by name. ``registry.py`` lists
+Its settings are the fields of ``OptimizerConfig`` that are marked ``ReadBy`` its name. Checkpoints store its moments.
+The memory estimate and the cost model ask the class. So none of them knows an optimizer by name. ``registry.py`` lists
 the classes.
 """
 
