@@ -7,7 +7,7 @@ Sizes are those of the paper "PaLM: Scaling Language Modeling with Pathways" (ar
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -171,10 +171,18 @@ class PaLMConfig(Section):
         return self.flops_per_token(length) + self.recomputed_flops_per_token(length, recompute)
 
 
-class OptimizerConfig(Section):
-    """Adafactor as PaLM used it (section 5), or AdamW."""
+class ReadBy(NamedTuple):
+    """Marks a setting that one optimizer reads and the others do not."""
 
-    name: Literal["adafactor", "adamw"] = "adafactor"
+    optimizer: str
+    off: float | bool | None = None
+    """The value that turns off what is set; None if there is none."""
+
+
+class OptimizerConfig(Section):
+    """Adafactor as PaLM used it (section 5), AdamW, or Lion."""
+
+    name: Literal["adafactor", "adamw", "lion"] = "adafactor"
     """Which optimizer. Default adafactor."""
     schedule: Literal["palm", "constant", "cosine"] = "palm"
     """palm: min(learning_rate, 1/sqrt(step)); constant and cosine start with a linear warm-up. Default palm."""
@@ -186,20 +194,26 @@ class OptimizerConfig(Section):
     """Where cosine ends at train.steps, as a fraction of learning_rate. Default 0.1."""
     clip_norm: NonNegative = 1.0
     """Global norm to which gradients are clipped; 0 for no clipping. Default 1."""
-    factored: bool = False
-    """Adafactor: keep row and column means of the second moment instead of all of it. PaLM did not. Default false."""
-    update_clip: NonNegative = 1.0
+    factored: Annotated[bool, ReadBy("adafactor", off=False)] = False
+    """Adafactor: store row and column means of the second moment instead of all of it. PaLM did not. Default false."""
+    update_clip: Annotated[NonNegative, ReadBy("adafactor", off=0.0)] = 1.0
     """Adafactor: root mean square to which each weight's update is clipped; 0 for no clipping. Default 1."""
-    lr_squared_decay: bool = True
+    lr_squared_decay: Annotated[bool, ReadBy("adafactor", off=False)] = True
     """Adafactor: decay weights by lr^2 a step, as PaLM did. Default true."""
-    adamw_beta1: Fraction = 0.9
+    adamw_beta1: Annotated[Fraction, ReadBy("adamw")] = 0.9
     """AdamW: decay of the first moment. Default 0.9."""
-    adamw_beta2: Fraction = 0.99
+    adamw_beta2: Annotated[Fraction, ReadBy("adamw")] = 0.99
     """AdamW: decay of the second moment. Default 0.99."""
-    adamw_eps: Positive = 1e-8
+    adamw_eps: Annotated[Positive, ReadBy("adamw")] = 1e-8
     """AdamW: added to the root of the second moment. Default 1e-8."""
-    adamw_weight_decay: NonNegative = 0.0
-    """AdamW: decay of kernels and embedding, times the learning rate. Norm scales are spared. Default 0."""
+    adamw_weight_decay: Annotated[NonNegative, ReadBy("adamw", off=0.0)] = 0.0
+    """AdamW: decay of kernels and embedding, times the learning rate. Norm scales do not decay. Default 0."""
+    lion_beta1: Annotated[Fraction, ReadBy("lion")] = 0.9
+    """Lion: weight of the moment, beside the gradient, in the sign of the update. Default 0.9."""
+    lion_beta2: Annotated[Fraction, ReadBy("lion")] = 0.99
+    """Lion: decay of the moment. Default 0.99."""
+    lion_weight_decay: Annotated[NonNegative, ReadBy("lion", off=0.0)] = 0.0
+    """Lion: decay of kernels and embedding, times the learning rate. Norm scales do not decay. Default 0."""
 
 
 class DataConfig(Section):

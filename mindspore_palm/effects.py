@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import OptimizerConfig, ReadBy, Settings
 from mindspore_palm.parallel.workers import speaks
 from mindspore_palm.presets import PRESETS
 
@@ -257,7 +257,12 @@ def _shard_weights(settings: Settings) -> str:
 
 _PAIRS = _finetuning("a run on pairs reads them anew")
 _OWN_TOKENIZER = _finetuning("a fine-tuned model keeps its tokenizer")
-_ADAFACTOR, _ADAMW = _only("optimizer", "name", "adafactor"), _only("optimizer", "name", "adamw")
+_READ_BY = {  # marked settings of the optimizers
+    f"optimizer.{name}": mark
+    for name, field in OptimizerConfig.model_fields.items()
+    for mark in field.metadata
+    if isinstance(mark, ReadBy)
+}
 _SPIKES = _only("train", "spikes", "palm")
 
 USELESS: dict[str, Why | None] = {
@@ -284,13 +289,7 @@ USELESS: dict[str, Why | None] = {
     "optimizer.warmup_steps": _either(_only("optimizer", "schedule", "constant", "cosine"), _long_warmup),
     "optimizer.final_fraction": _either(_only("optimizer", "schedule", "cosine"), _final_fraction),
     "optimizer.clip_norm": None,
-    "optimizer.factored": _ADAFACTOR,
-    "optimizer.update_clip": _ADAFACTOR,
-    "optimizer.lr_squared_decay": _ADAFACTOR,
-    "optimizer.adamw_beta1": _ADAMW,
-    "optimizer.adamw_beta2": _ADAMW,
-    "optimizer.adamw_eps": _ADAMW,
-    "optimizer.adamw_weight_decay": _ADAMW,
+    **{name: _only("optimizer", "name", mark.optimizer) for name, mark in _READ_BY.items()},
     "data.path": None,
     "data.text_field": _either(_finetuning("finetune.prompt_field and target_field name its fields"), _text_field),
     "data.seq_len": None,
@@ -338,10 +337,7 @@ USELESS: dict[str, Why | None] = {
 
 OFF: dict[str, Any] = {
     "optimizer.warmup_steps": 0,
-    "optimizer.factored": False,
-    "optimizer.update_clip": 0.0,
-    "optimizer.lr_squared_decay": False,
-    "optimizer.adamw_weight_decay": 0.0,
+    **{name: mark.off for name, mark in _READ_BY.items() if mark.off is not None},
     "data.tokenizer": "",
     "train.micro_batch": 0,
     "train.eval_every": 0,

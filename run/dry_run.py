@@ -16,13 +16,13 @@ from mindspore_palm.settings import load_settings
 
 
 def main() -> None:
-    parser = Parser(description="Partitions a training step and lists its slices and collectives.")
+    parser = Parser(description="Partitions a training step and lists its shards and collectives.")
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
-    parser.add_argument("--target", choices=("GPU", "Ascend"), help="for which MindSpore partitions; as train.device")
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help="as which rank")
-    parser.add_argument("--layer", action="store_true", help="only what a layer adds: three layers less two")
-    parser.add_argument("--whole", action="store_true", help="compile all layers, instead of two and three of them")
-    parser.add_argument("--json", metavar="FILE", help="write all of it to a file, too")
+    parser.add_argument("--target", choices=("GPU", "Ascend"), help="target to partition for; default as train.device")
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help="rank to compile as")
+    parser.add_argument("--layer", action="store_true", help="print only what one layer adds: three layers less two")
+    parser.add_argument("--whole", action="store_true", help="compile all layers instead of two and three of them")
+    parser.add_argument("--json", metavar="FILE", help="also write all of it to a file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
     refuse_workers("the dry run")
@@ -37,7 +37,7 @@ def main() -> None:
     from mindspore_palm.dry_run.report import describe_dry_run, write_dry_run
 
     if arguments.layer and (arguments.whole or arguments.json):
-        raise UserError("--layer prints a layer's exchanges alone; leave out --whole and --json")
+        raise UserError("--layer prints only the collectives of a layer; leave out --whole and --json")
     if arguments.json is not None:
         check_output("--json", arguments.json, [arguments.config] if arguments.config else [])
     target = arguments.target or ("Ascend" if settings.train.device == "Ascend" else "GPU")

@@ -1,4 +1,4 @@
-"""What a run costs before it starts: python run/plan.py --config yaml/palm_540b.yaml [--machine tpu-v4] [...]"""
+"""Plans a run before it starts: python run/plan.py --config yaml/palm_540b.yaml [--machine tpu-v4] [...]"""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
-    parser.add_argument("--machine", metavar="NAME", help="or a YAML file of your own; without it, tpu-v4")
-    parser.add_argument("--devices", type=int, metavar="N", help="with --search: how many; as parallel asks for")
+    parser.add_argument("--machine", metavar="NAME", help="a machine, or a YAML file of your own; default tpu-v4")
+    parser.add_argument("--devices", type=int, metavar="N", help="devices for --search; default: those of the mesh")
     question = parser.add_mutually_exclusive_group()
     question.add_argument("--search", action="store_true", help="the meshes that fit, best first")
-    question.add_argument("--published", action="store_true", help="the article's table: published beside recomputed")
-    question.add_argument("--pods", action="store_true", help="SPMD or Pathways, over pods and links; of PaLM 540B")
-    parser.add_argument("--json", metavar="FILE", help="write the plan, or all meshes, to a file, too")
+    question.add_argument("--published", action="store_true", help="the paper's table, published beside computed")
+    question.add_argument("--pods", action="store_true", help="SPMD or Pathways, by pods and links; default PaLM 540B")
+    parser.add_argument("--json", metavar="FILE", help="also write the plan, or all meshes, to a file")
     parser.add_argument("--charts", metavar="FOLDER", help="draw charts into a folder")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
@@ -64,21 +64,21 @@ def main() -> None:
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """Sees that every option that is given is one that will be followed.
+    """Checks that every option that is given has an effect.
 
     Raises:
-        UserError: names one that would not.
+        UserError: names one that has none.
     """
     given = {name: value for name, value in vars(arguments).items() if value not in (None, False, [])}
     if not given.keys() & {"config", "published", "pods"}:
         raise UserError("nothing to plan: give --config FILE, --published or --pods; --help has examples")
     if "published" in given and (others := sorted(given.keys() - {"published"})):
-        raise UserError(f"--published answers by itself; leave out {others[0]}")
+        raise UserError(f"--published takes no other option; leave out {others[0]}")
     if "pods" in given and "json" in given:
-        raise UserError("--json is of a plan or a search; leave it out, or leave out --pods")
+        raise UserError("--json is for a plan or a search; leave it out, or leave out --pods")
     if "devices" in given and "search" not in given:
         raise UserError(
-            "--devices is of a search; add --search, or set parallel.pods, parallel.data and parallel.model"
+            "--devices is for a search; add --search, or set parallel.pods, parallel.data and parallel.model"
         )
     for option in ("json", "charts"):
         if option in given and not Path(given[option]).resolve().parent.is_dir():

@@ -1,4 +1,4 @@
-"""How much memory a run needs on one device, before it takes any."""
+"""Estimate of the memory that a run needs on one device, before it allocates any."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from math import prod
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory
-from mindspore_palm.model.lora import KERNELS, adapter_shapes
-from mindspore_palm.model.weights import placements
+from mindspore_palm.model.lora import adapter_shapes
+from mindspore_palm.model.weights import KERNELS, placements
+from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes
-PROCESS = 300_000_000  # bytes of a worker before it has a network: Python, MindSpore and what they share with nobody
+PROCESS = 300_000_000  # private bytes of a worker before it has a network: Python and MindSpore
 LANES = 128  # of a TPU's vector register
-UNROLLED_RANKS = 4  # at most so many: XLA unrolls a product's ring; seen with 2 and 4, and loops with 8, 12 and 16
+UNROLLED_RANKS = 4  # XLA unrolls a matmul's ring up to this many: seen with 2 and 4; with 8, 12 and 16 it loops
 
 
 def memory_by_kind(
     settings: Settings, layout: Layout | None = None, fused: bool = False, fused_attention: bool | None = None
 ) -> dict[str, int]:
-    """Bytes on one device, by kind; each kind is a function below, with its formula.
+    """Bytes on one device, by kind. Each kind is a method of ``_Device`` with its formula.
 
-    Letters: L layers, T tokens of a pass on a device, S length, D d_model, H heads, K head_dim, F d_ff, V padded
-    vocabulary, m model ranks, c bytes of the compute type.
+    Letters: L layers, T tokens of a micro-batch per device, S sequence length, D d_model, H heads, K head_dim, F d_ff,
+    V padded vocabulary, m model ranks, c bytes of the compute dtype.
 
     Args:
         settings: of the run.
-        layout: where it lies; None is one device.
-        fused: whether the compiler computes elementwise ops again where they are used, as XLA does, instead of keeping
-            the inputs of every op for the backward pass, as MindSpore does.
-        fused_attention: whether attention never holds its scores; None: as the model does for the layout's target.
+        layout: mesh and table; None for one device.
+        fused: whether the compiler recomputes elementwise ops where they are used, as XLA does. MindSpore saves the
+            inputs of every op for the backward pass.
+        fused_attention: whether attention keeps its scores out of memory; None for what the layout's target does.
     """
     device = _Device(settings, layout or Layout(), fused, fused_attention)
     kinds = {
@@ -46,187 +47,196 @@ def memory_by_kind(
 
 
 class _Device:
-    """One device and its formulas."""
+    """The formulas, for one device."""
 
     def __init__(self, settings: Settings, layout: Layout, fused: bool, fused_attention: bool | None) -> None:
         model = settings.model
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
         self.recompute = settings.parallel.recompute
         self.holds_scores = layout.target != "Ascend" if fused_attention is None else not fused_attention
-        self.width = FLOAT if layout.compute_dtype == "float32" else HALF
-        self.parts, self.length = layout.shards("heads"), settings.data.seq_len
+        self.compute_bytes = FLOAT if layout.compute_dtype == "float32" else HALF
+        self.model_ranks, self.length = layout.shards("heads"), settings.data.seq_len
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.tokens = batch * self.length // layout.shards("batch")
         self.placements = placements(model, layout)
+        self.optimizer = optimizer_class(settings.optimizer)
 
     def weights(self) -> float:
-        """4 bytes a number of every weight's slice; with LoRA, of A and B and of the kernels with A B added as well."""
+        """4 bytes per parameter of each weight's shard. LoRA adds A, B, and the kernels with A B added to them."""
         weights = sum(p.shard_bytes for p in self.placements)
         if not self.settings.finetune.lora_rank:
             return weights
         return weights + self.trained() + sum(p.shard_bytes for p in self.placements if p.name.endswith(KERNELS))
 
-    def trained(self) -> float:
-        """4 bytes a number of what is trained: all weights, or LoRA's A and B."""
+    def trained_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what this device trains: its shards of all weights, or LoRA's A and B."""
         if rank := self.settings.finetune.lora_rank:
-            return FLOAT * sum(prod(shape) for shape in adapter_shapes(self.model, rank).values())
-        return sum(p.shard_bytes for p in self.placements)
+            return list(adapter_shapes(self.model, rank).values())
+        return [p.shard_shape for p in self.placements]
+
+    def trained(self) -> float:
+        """4 bytes per parameter that is trained."""
+        return FLOAT * sum(map(prod, self.trained_shapes()))
 
     def gradients(self) -> float:
-        """As what is trained; twice if they are accumulated over passes."""
+        """As large as what is trained; twice that if gradients are accumulated over micro-batches."""
         return self.trained() * (2 if self.settings.train.micro_batch else 1)
 
     def optimizer_state(self) -> float:
-        """As what is trained, for each full moment: two, or one for the factored Adafactor."""
-        optimizer = self.settings.optimizer
-        return self.trained() * (1 if optimizer.name == "adafactor" and optimizer.factored else 2)
+        """Moments of what is trained, as the optimizer declares them."""
+        return sum(map(self.optimizer.state_bytes, self.trained_shapes()))
 
     def snapshot(self) -> float:
-        """What a checkpoint is written from while training goes on: a copy of what is trained and of its moments.
+        """Copy of the trained weights and their moments, from which a checkpoint is written while training continues.
 
-        It lies in the memory of the machine: on a CPU, that is the device's.
+        The copy is in host memory, which is the device's memory on CPU only.
         """
         return self.trained() + self.optimizer_state() if self.layout.target == "CPU" else 0.0
 
     def activations(self) -> float:
-        """What all layers keep for the backward pass.
+        """Activations that all layers save for the backward pass.
 
-        recompute=block: L*T*D*c, in slices over m where D divides. attention: every layer's without scores. none: all.
+        recompute=block: L*T*D*c, sharded over m if m divides D. attention: those of every layer except scores. none:
+        all of them.
         """
         if self.recompute == "block":
-            parts = self.parts if self.model.d_model % self.parts == 0 else 1
-            return self.model.layers * self.width * self.tokens * self.model.d_model / parts
-        return self.model.layers * (self.of_a_layer() + (self.scores() if self.recompute == "none" else 0))
+            shards = self.model_ranks if self.model.d_model % self.model_ranks == 0 else 1
+            return self.model.layers * self.compute_bytes * self.tokens * self.model.d_model / shards
+        return self.model.layers * (self.layer_activations() + (self.scores() if self.recompute == "none" else 0))
 
-    def of_a_layer(self) -> float:
-        """A layer's activations without scores.
+    def layer_activations(self) -> float:
+        """Activations of a layer, without scores.
 
-        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: the residual, k and v, q, what o_wo
-        multiplies, and five of gate and up; three of the norm in float32. Not fused: T*c*(4D + (8*H*K + 6F)/m), and
-        4*T*D if norms have another type.
+        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: the residual, k and v, q, the input of
+        o_wo, and five tensors of gate and up; three float32 tensors of the norm. Not fused: T*c*(4D + (8*H*K + 6F)/m),
+        and 4*T*D more if norms compute in another dtype.
         """
-        model, m = self.model, self.parts
+        model, m = self.model, self.model_ranks
         attention, mlp = model.heads * model.head_dim, model.d_ff
         if self.fused:
             row = model.d_model / m + 2 * model.head_dim + (2 * attention + 6 * mlp) / m
-            return self.tokens * (self.width * row + 3 * FLOAT * model.d_model / m)
+            return self.tokens * (self.compute_bytes * row + 3 * FLOAT * model.d_model / m)
         row = 4 * model.d_model + (8 * attention + 6 * mlp) / m
-        cast = FLOAT * model.d_model if self.width != FLOAT else 0
-        return self.tokens * (self.width * row + cast)
+        cast = FLOAT * model.d_model if self.compute_bytes != FLOAT else 0
+        return self.tokens * (self.compute_bytes * row + cast)
 
     def scores(self) -> float:
-        """A layer's attention: T*S*H/m numbers.
+        """Attention scores of a layer: T*S*H/m elements.
 
-        fused: in float32 and in the compute type. Not fused: three times in float32, of three quarters, as queries go
-        in two runs. Fused attention, as on Ascend, never holds them.
+        fused: in float32 and in the compute dtype. Not fused: three float32 tensors of 3/4 of the elements, as queries
+        are processed in two halves. Zero with fused attention, as on Ascend.
         """
         if not self.holds_scores:
             return 0.0
-        numbers = self.tokens * self.length * self.model.heads / self.parts
-        return numbers * (FLOAT + self.width) if self.fused else numbers * 3 * FLOAT * 3 / 4
+        elements = self.tokens * self.length * self.model.heads / self.model_ranks
+        return elements * (FLOAT + self.compute_bytes) if self.fused else elements * 3 * FLOAT * 3 / 4
 
     def gathered_weights(self) -> float:
-        """Fully sharded weights that stay whole from the forward pass to the backward pass.
+        """Fully sharded weights that stay gathered from the forward to the backward pass, in L layers.
 
-        c bytes a number of what the model axis leaves, of L layers. None with recompute=block, which gathers again.
+        c bytes per parameter of the model rank's shard. Zero with recompute=block, which gathers them again.
         """
         return 0.0 if self.recompute == "block" else self.model.layers * self.gathered_layer()
 
     def gathered_layer(self) -> float:
-        """One layer's weights, gathered over data."""
-        return self.width * self._gathered("blocks.0.")
+        """Weights of one layer, gathered over data."""
+        return self.compute_bytes * self._gathered("blocks.0.")
 
     def temporaries(self) -> float:
-        """The largest of three moments: the loss, a block's backward pass, or the update."""
-        return max(self.loss(), self.backward_of_a_block(), self.update())
+        """The peak of the loss, of a block's backward pass and of the update."""
+        return max(self.loss(), self.block_backward(), self.update())
 
     def update(self) -> float:
-        """Adafactor has the updates of all weights at once, to measure them in one exchange; as the weights."""
-        return self.weights() if self.settings.optimizer.name == "adafactor" else 0.0
+        """Temporaries of the update, as the optimizer declares them."""
+        return sum(map(self.optimizer.temporaries, self.trained_shapes()))
 
     def loss(self) -> float:
-        """Logits T*V/m and embedding V/m*D, in float32, whole over data.
+        """Logits T*V/m and embedding table V/m*D, in float32, gathered over data.
 
-        Not fused: four times the logits; the embedding, gathered, and its gradients from both of its uses: 3, or 1 more
-        than the weight itself where it is not sharded.
-        fused, as in XLA's programs for TPU v4: the logits; half of them again where more than 4 model ranks make the
-        ring of their product's gradient a loop, as what a loop reads lies whole, in bfloat16 (with 2 or 4 it is
-        unrolled and computes its pieces in place). The embedding, gathered, and a place of its own for its gradient: 2;
-        a copy in another layout where D over data is no multiple of 128 lanes. Slices of weights converted for both
-        passes. No gradient of a block is there yet: less the gradients.
+        Not fused: four times the logits, the gathered table and its gradients from both uses. That is 3 tables, or 1
+        beside the weight itself if it is not sharded over data.
 
-        That place is inferred: table and gradient are never alive at once, but XLA's heap is 0 to 1.5 tables larger
-        than what is alive. It has none with 62B's 4 sequences, and holes as well with 2, so that this is 20 % more and
-        24 % less than XLA takes beside the state.
+        fused, as in XLA's programs for TPU v4:
+
+        - The logits. With more than 4 model ranks, the ring of their matmul's gradient is a loop, whose bfloat16 input
+          is stored in full: half of the logits more. With 2 or 4, XLA unrolls the ring and computes shards in place.
+        - The gathered table and a buffer for its gradient: 2 tables. One more, in another memory layout, if D over data
+          is not a multiple of 128 lanes.
+        - The shards of weights that were cast for both passes.
+        - No gradient of a block exists yet, so the gradients are subtracted.
+
+        The buffer is inferred: table and gradient are never live at once, but XLA's heap exceeds the live bytes by 0 to
+        1.5 tables. For 62B it has no such buffer with 4 sequences, and fragments as well with 2. So this estimate is
+        20 % above and 24 % below what XLA takes beside the state.
         """
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
         logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
-        own = FLOAT * vocab * self.model.d_model  # its gradient, where it is not sharded
+        gradient = FLOAT * vocab * self.model.d_model  # if the table is not sharded over data
         if not self.fused:
-            return 4 * logits + (3 * table or own)
-        ring = 1.5 if self.parts > UNROLLED_RANKS else 1
+            return 4 * logits + (3 * table or gradient)
+        ring = 1.5 if self.model_ranks > UNROLLED_RANKS else 1
         copied = self.model.d_model % (LANES * self._data_slices("embedding")) > 0
-        return ring * logits + ((3 if copied else 2) * table or own) + self.converted() - self.weights()
+        return ring * logits + ((3 if copied else 2) * table or gradient) + self.cast_shards() - self.weights()
 
-    def backward_of_a_block(self) -> float:
-        """What a layer that keeps nothing computes again, with the gradients of the widest of it; its gathered weights.
+    def block_backward(self) -> float:
+        """Gathered weights of the layer, and what it recomputes, with gradients of the widest tensors.
 
-        recompute=block: gathered weights and their gradients. fused: also the embedding's gradient, whole, and the
-        slices of weights converted for both passes.
+        recompute=block: the gradients of the gathered weights as well. fused: also the embedding's gathered gradient
+        and the shards of weights that were cast for both passes.
         """
         block = self.gathered_layer()
         if self.recompute == "attention":
             block += self.scores()
         elif self.recompute == "block":
-            block += self.gathered_layer() + 1.5 * self.of_a_layer() + 2 * self.scores()
-        return block + (FLOAT * self._gathered("embedding") + self.converted() if self.fused else 0)
+            block += self.gathered_layer() + 1.5 * self.layer_activations() + 2 * self.scores()
+        return block + (FLOAT * self._gathered("embedding") + self.cast_shards() if self.fused else 0)
 
-    def converted(self) -> float:
-        """Slices of all blocks in a compute type of c = 2 bytes, which recompute=block keeps to gather them twice."""
-        if self.recompute != "block" or self.width == FLOAT:
+    def cast_shards(self) -> float:
+        """Shards of all blocks' weights in a compute dtype of 2 bytes; recompute=block saves them to gather twice."""
+        if self.recompute != "block" or self.compute_bytes == FLOAT:
             return 0.0
-        return self.width * sum(prod(p.shard_shape) for p in self.placements if p.name.startswith("blocks."))
+        return self.compute_bytes * sum(prod(p.shard_shape) for p in self.placements if p.name.startswith("blocks."))
 
     def _data_slices(self, name: str) -> int:
         return next(p.data_shards for p in self.placements if p.name == name)
 
     def _gathered(self, prefix: str) -> int:
-        """Numbers of the weights of that name that are gathered over data, all slices together."""
-        own = (p for p in self.placements if p.name.startswith(prefix) and p.data_shards > 1)
-        return sum(prod(p.shard_shape) * p.data_shards for p in own)
+        """Parameters, after gathering, of the weights with a name prefix that are gathered over data."""
+        gathered = (p for p in self.placements if p.name.startswith(prefix) and p.data_shards > 1)
+        return sum(prod(p.shard_shape) * p.data_shards for p in gathered)
 
 
 def check_memory(settings: Settings, layout: Layout | None = None) -> dict[str, int]:
-    """The estimate for one device, if this machine has that much for each of them that is on it.
+    """Checks that this machine has the memory for all devices on it, and returns the estimate for one device.
 
     Raises:
-        UserError: it has not; names both and what to change.
+        UserError: it does not; names both sizes and what to change.
     """
     layout = layout or Layout()
     kinds = memory_by_kind(settings, layout)
     if layout.target != "CPU":  # an accelerator's memory is not this machine's
         return kinds
-    needed, there = sum(kinds.values()) * layout.devices, available_memory()
+    needed, available = sum(kinds.values()) * layout.devices, available_memory()
     if layout.devices > 1:
-        needed += PROCESS * layout.devices  # each worker is a MindSpore of its own
-    if needed > there:
+        needed += PROCESS * layout.devices  # each worker is a process with its own MindSpore
+    if needed > available:
         largest = max(kinds, key=kinds.__getitem__)
-        of_the_batch = kinds["activations"] + kinds["temporaries"]
-        fits_without_batch = needed - of_the_batch * layout.devices < there
+        batch_bytes = kinds["activations"] + kinds["temporaries"]
+        fits_without_batch = needed - batch_bytes * layout.devices < available
         fix = "train.micro_batch, train.batch_size or data.seq_len" if fits_without_batch else "the model"
-        if layout.devices > 1 and PROCESS * layout.devices > there:
+        if layout.devices > 1 and PROCESS * layout.devices > available:
             fix = f"the mesh (a worker takes {readable(PROCESS)} without a network)"
         where = "on one device" if layout.devices == 1 else f"for {layout.devices:,} workers on this machine"
         raise UserError(
             f"this run needs about {readable(needed)} {where} ({largest}: {readable(kinds[largest])}"
-            f"{'' if layout.devices == 1 else ' each'}), and {readable(there)} of memory are free here; "
+            f"{'' if layout.devices == 1 else ' each'}), and {readable(available)} of memory are free here; "
             f"make {fix} smaller"
         )
     return kinds
 
 
 def readable(size: float) -> str:
-    """Bytes as a person reads them."""
+    """Bytes with a unit and three digits, for example 1.23 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:  # 999.6 would be shown as 1e+03
             return f"{size:.3g} {unit}"

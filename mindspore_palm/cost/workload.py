@@ -1,26 +1,28 @@
-"""What one training step asks of one device: tokens, products, traffic and exchanges, before any machine is named.
+"""Work of one device in a training step: matmuls, memory traffic and collectives, before any machine is named.
 
-Shape letters: T tokens of a pass on a device, S length, D d_model, H heads, K head_dim, F d_ff, V padded vocabulary.
+Shape letters: T tokens of a micro-batch per device, S sequence length, D d_model, H heads, K head_dim, F d_ff, V padded
+vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.config import OptimizerConfig, PaLMConfig, Settings
 from mindspore_palm.model.weights import placements
+from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.placement import Placement
 
-HALF, FLOAT = 2, 4  # bytes of a number in products, and where precision is wanted
+HALF, FLOAT = 2, 4  # bytes: matmuls are in 16 bits, and what needs precision is in float32
 
 
 @dataclass(frozen=True)
-class Product:
-    """Matrix products [m, k] x [k, n] of a forward pass on a device, ``count`` of them alike."""
+class Matmul:
+    """``count`` equal matmuls [m, k] x [k, n] on a device."""
 
     name: str
     m: int
@@ -28,17 +30,17 @@ class Product:
     n: int
     count: int = 1
     weight: bool = True
-    """Whether one factor is a weight; both are activations in attention."""
+    """Whether one operand is a weight; in attention, both are activations."""
 
     @property
     def flops(self) -> int:
         return 2 * self.m * self.k * self.n * self.count
 
-    def backward(self) -> tuple[Product, Product]:
-        """The products of its backward pass: towards the left factor, and towards the right one."""
+    def backward(self) -> tuple[Matmul, Matmul]:
+        """The matmuls of its backward pass: the gradients of the left and of the right operand."""
         return (
-            Product(self.name, self.m, self.n, self.k, self.count, self.weight),
-            Product(self.name, self.k, self.m, self.n, self.count, self.weight),
+            Matmul(self.name, self.m, self.n, self.k, self.count, self.weight),
+            Matmul(self.name, self.k, self.m, self.n, self.count, self.weight),
         )
 
 
@@ -46,28 +48,30 @@ class Product:
 class Workload:
     """A training step on a layout.
 
-    ``pipeline`` cuts the layers into stages, as the systems did with which the article compares PaLM; PaLM itself, and
-    this package, have none. A stage may hold several pieces of the network, ``turns``, between which it alternates:
-    devices then wait less for the first pass, and send more.
+    ``pipeline`` is the number of pipeline stages, which the systems had that the paper compares with PaLM. PaLM and
+    this package have none. With the interleaved schedule, a stage holds several model ``chunks``: the pipeline bubble
+    is smaller, and the stages send more.
     """
 
     model: PaLMConfig
     layout: Layout
     length: int
-    """Tokens of a sequence, S."""
+    """Tokens per sequence, S."""
     batch: int
-    """Sequences of a step."""
+    """Sequences per step."""
     micro_batch: int
-    """Sequences of a forward pass, over all devices."""
+    """Sequences per micro-batch, over all devices."""
     pipeline: int = 1
-    turns: int = 1
+    chunks: int = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     @classmethod
     def of(cls, settings: Settings, target: str = "GPU") -> Workload:
-        """The step of a run, at its last batch size."""
+        """The step of a run at its last batch size."""
         batch = settings.train.batch_ramp()[-1][1]
         micro_batch = settings.train.micro_batch_of(batch)
-        return cls(settings.model, layout_of(settings, target), settings.data.seq_len, batch, micro_batch)
+        layout, length = layout_of(settings, target), settings.data.seq_len
+        return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer)
 
     @property
     def devices(self) -> int:
@@ -75,91 +79,88 @@ class Workload:
         return self.layout.devices * self.pipeline
 
     @property
-    def passes(self) -> int:
-        """Forward passes of a step."""
+    def micro_batches(self) -> int:
+        """Micro-batches per step."""
         return self.batch // self.micro_batch
 
     @property
     def sequences(self) -> int:
-        """Sequences of a pass on a device."""
+        """Sequences of a micro-batch per device."""
         return self.micro_batch // self.layout.shards("batch")
 
     @property
     def tokens(self) -> int:
-        """Tokens of a pass on a device, T."""
+        """Tokens of a micro-batch per device, T."""
         return self.sequences * self.length
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a step on all devices."""
+        """Tokens per step, over all devices."""
         return self.batch * self.length
 
     @property
     def layers(self) -> int:
-        """Layers of a device."""
+        """Layers per device."""
         return -(-self.model.layers // self.pipeline)
 
     @property
     def recompute(self) -> str:
-        """What the backward pass computes again."""
+        """What the backward pass recomputes: none, attention or block."""
         return self.layout.recompute
 
-    def block_products(self) -> list[Product]:
-        """The products of a block's forward pass."""
-        model, cut = self.model, self.layout.shards("heads")
-        heads, width = model.heads // cut, model.d_ff // cut
+    def block_matmuls(self) -> list[Matmul]:
+        """The matmuls of a block's forward pass."""
+        model, shards = self.model, self.layout.shards("heads")
+        heads, width = model.heads // shards, model.d_ff // shards
         d, k, rows = model.d_model, model.head_dim, self.tokens
         one_head = model.kv_heads == 1
         queries = self.length * heads if one_head else self.length
         pairs = self.sequences if one_head else self.sequences * heads
         return [
-            Product("q_wi", rows, d, heads * k + model.mlp_inputs * width),
-            Product("kv", rows, d, 2 * k if one_head else 2 * heads * k),
-            Product("scores", queries, k, self.length, pairs, weight=False),
-            Product("mix", queries, self.length, k, pairs, weight=False),
-            Product("o_wo", rows, heads * k + width, d),
+            Matmul("q_wi", rows, d, heads * k + model.mlp_inputs * width),
+            Matmul("kv", rows, d, 2 * k if one_head else 2 * heads * k),
+            Matmul("scores", queries, k, self.length, pairs, weight=False),
+            Matmul("mix", queries, self.length, k, pairs, weight=False),
+            Matmul("o_wo", rows, heads * k + width, d),
         ]
 
-    def logits_product(self) -> Product:
-        """The product with the embedding at the end."""
-        return Product(
-            "logits", self.tokens, self.model.d_model, self.model.padded_vocab // self.layout.shards("vocab")
-        )
+    def logits_matmul(self) -> Matmul:
+        """The unembedding matmul."""
+        return Matmul("logits", self.tokens, self.model.d_model, self.model.padded_vocab // self.layout.shards("vocab"))
 
-    def recomputed(self) -> list[Product]:
-        """The products of a block that the backward pass does again.
+    def recomputed(self) -> list[Matmul]:
+        """The matmuls of a block that the backward pass recomputes.
 
-        attention leaves out ``mix``, whose result is kept as the input of ``o_wo``; block leaves out ``o_wo`` of a
-        parallel block, whose result is the next block's kept input. So do the graphs of MindSpore and of XLA. A serial
-        block needs it for what follows, and the systems that had such blocks did all of it again.
+        attention skips ``mix``, whose result is saved as the input of ``o_wo``. block skips ``o_wo`` of a parallel
+        block, whose result is the saved input of the next block. The graphs of MindSpore and of XLA do the same. A
+        serial block needs ``o_wo`` for its second half, and the systems that had such blocks recomputed all of them.
         """
         kept = ("o_wo",) if self.model.block == "parallel" else ()
         again = {"none": (), "attention": ("scores",), "block": ("q_wi", "kv", "scores", "mix", "o_wo")}
-        return [p for p in self.block_products() if p.name in again[self.recompute] and p.name not in kept]
+        return [p for p in self.block_matmuls() if p.name in again[self.recompute] and p.name not in kept]
 
     def block_traffic(self, fused_attention: bool) -> int:
-        """Bytes that a block's forward pass moves outside of products.
+        """Bytes that a block's forward pass reads and writes outside of matmuls.
 
-        Counted as reads and writes of whole activations in 16 bits, each op by itself: a norm reads its input twice and
-        writes once; RoPE reads and writes q; softmax reads scores for the maximum, reads and writes exponentials, reads
-        and writes weights; SwiGLU reads gate and up and writes their product; the residual sum reads two and writes
-        one.
+        Each op reads and writes its activations in full, in 16 bits. A norm reads its input twice and writes once. RoPE
+        reads and writes q. Softmax reads the scores for the maximum, reads and writes the exponentials, and reads and
+        writes the weights. SwiGLU reads gate and up and writes one result. The residual add reads two and writes one.
         """
-        model, cut = self.model, self.layout.shards("heads")
+        model, shards = self.model, self.layout.shards("heads")
         norms = 1 if model.block == "parallel" else 2
         residual = (3 * norms + 3 * norms) * model.d_model
-        rotation = 2 * model.heads * model.head_dim // cut
-        softmax = 0 if fused_attention else 5 * model.heads * self.length // cut
-        gate = (model.mlp_inputs + 1) * model.d_ff // cut
+        rotation = 2 * model.heads * model.head_dim // shards
+        softmax = 0 if fused_attention else 5 * model.heads * self.length // shards
+        gate = (model.mlp_inputs + 1) * model.d_ff // shards
         return HALF * self.tokens * (residual + rotation + softmax + gate)
 
     def loss_traffic(self) -> int:
-        """Bytes that loss and its gradient move for the logits: six times all of them, in float32."""
+        """Bytes that the loss and its gradient read and write: the float32 logits six times."""
         return 6 * FLOAT * self.tokens * self.model.padded_vocab // self.layout.shards("vocab")
 
     @property
     def all_reduces(self) -> int:
-        """Sums of an activation over model in a block's forward pass: one, or two if attention and mlp are serial."""
+        """All-reduces over model in a block's forward pass: one, or two if attention and mlp are serial."""
         return 1 if self.model.block == "parallel" else 2
 
     @property
@@ -169,36 +170,42 @@ class Workload:
 
     @cached_property
     def block_weights(self) -> list[Placement]:
-        """Where the weights of one block lie."""
+        """Placements of the weights of one block."""
         return [p for p in self._weights_of_one_layer if p.name != "embedding"]
 
     @cached_property
     def embedding(self) -> Placement:
-        """Where the embedding lies."""
+        """Placement of the embedding."""
         return next(p for p in self._weights_of_one_layer if p.name == "embedding")
 
     @cached_property
     def _weights_of_one_layer(self) -> list[Placement]:
-        found = placements(self.model.model_copy(update={"layers": 1}), self.layout)
+        layer = placements(self.model.model_copy(update={"layers": 1}), self.layout)
         if self.model.kv_heads == 1:
-            return found
-        return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in found]  # cut, as heads are
+            return layer
+        return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in layer]  # sharded by head
 
-    def weights_of_device(self) -> list[tuple[Placement, int]]:
-        """Every kind of weight that a device holds, and how many of them."""
+    def device_weights(self) -> list[tuple[Placement, int]]:
+        """Each distinct weight of a device, and how many of it there are."""
         return [(self.embedding, 1), *((weight, self.layers) for weight in self.block_weights)]
 
     @property
-    def numbers_of_device(self) -> int:
-        """Numbers of all weights that a device holds, in slices."""
-        return sum(count * prod(weight.shard_shape) for weight, count in self.weights_of_device())
+    def device_parameters(self) -> int:
+        """Parameters in the shards of a device."""
+        return sum(count * prod(weight.shard_shape) for weight, count in self.device_weights())
 
     @property
-    def gradient_sums(self) -> int:
-        """How often gradients are summed in a step: after each pass, as MindSpore does; under a pipeline once."""
-        return self.passes if self.pipeline == 1 else 1
+    def optimizer_traffic(self) -> int:
+        """Bytes that the update of a step reads and writes, as the optimizer declares them."""
+        optimizer = optimizer_class(self.optimizer)
+        return sum(count * optimizer.traffic(weight.shard_shape) for weight, count in self.device_weights())
+
+    @property
+    def gradient_reductions(self) -> int:
+        """Gradient reductions per step: one per micro-batch, as in MindSpore; one in all with a pipeline."""
+        return self.micro_batches if self.pipeline == 1 else 1
 
 
-def gathered_numbers(weight: Placement) -> int:
-    """Numbers of a weight that a device works with: its piece by the table of axes, all data slices gathered."""
+def gathered_size(weight: Placement) -> int:
+    """Parameters of a weight that a device computes with: its shard by the table of axes, gathered over data."""
     return prod(weight.shard_shape) * weight.data_shards

@@ -1,1 +1,1 @@
-"""MindSpore's own graph of one rank, compiled without its devices."""
+"""Dry run: MindSpore's own graph of one rank, compiled without the devices."""

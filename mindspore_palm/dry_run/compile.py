@@ -1,4 +1,4 @@
-"""MindSpore's own partitioner at work for any number of devices, in one process, with nothing at full size."""
+"""Runs MindSpore's own partitioner for any number of devices, in one process, without allocating a network."""
 
 from __future__ import annotations
 
@@ -20,93 +20,92 @@ import numpy as np
 
 from mindspore_palm.config import FinetuneConfig, Settings
 from mindspore_palm.dry_run import ledger
-from mindspore_palm.dry_run.graph import Slice, is_complete, read_parameters
+from mindspore_palm.dry_run.graph import Shard, is_complete, read_parameters
 from mindspore_palm.dry_run.ledger import BYTES, Ledger, per_layer, read_ledger
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.weights import placements
-from mindspore_palm.parallel import host
-from mindspore_palm.parallel.axes import layout
+from mindspore_palm.parallel import axes, host
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import set_rank, use_graphs
 from mindspore_palm.parallel.host import build
 from mindspore_palm.settings import read_yaml, settings_to_yaml
 from mindspore_palm.train.build import build_step
 
-GRAPH = "validate"  # the last pass before the back end
-ALLOCATORS = ("jemalloc", "tcmalloc_minimal")  # MS-28: with either, it compiles a quarter faster
+GRAPH = "validate"  # the last compiler pass before the back end
+ALLOCATORS = ("jemalloc", "tcmalloc_minimal")  # MS-28: with either, compilation takes a quarter less
 COMPILED_DEPTHS = (2, 3)
-"""Layers from which all others follow: in both, a layer has one beside it and one more is the same again."""
+"""Numbers of layers from which deeper networks are extrapolated: the third layer adds what each later one would."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A compiled step, as one rank sees it."""
+    """The compiled step of one rank."""
 
     layers: int
-    """Of the network that this stands for."""
+    """Layers of the network that this describes."""
     compiled: tuple[int, ...]
-    """Layers of the networks that were compiled."""
+    """Numbers of layers of the networks that were compiled."""
     ledger: Ledger
-    slices: tuple[Slice, ...]
-    """Every weight and every tensor of the optimizer's state, with the shape that the compiler gave it."""
+    shards: tuple[Shard, ...]
+    """Every weight and moment, with the shape that the compiler gave it."""
     seconds: float
-    """To compile, MindSpore's start included."""
+    """Time to compile, including MindSpore's start."""
     memory: int
-    """Bytes that the compiling process took at most."""
+    """Peak memory of the compiling process, in bytes."""
 
     def state_bytes(self) -> int:
-        """Bytes of weights and optimizer state on the device."""
-        return sum(BYTES[s.dtype] * prod(s.shape) for s in self.slices)
+        """Bytes of weights and optimizer state per device."""
+        return sum(BYTES[s.dtype] * prod(s.shape) for s in self.shards)
 
 
-def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, whole: bool = True) -> DryRun:
-    """Compiles the training step of one pass as one rank of the mesh, and stops before anything is allocated.
+def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, all_layers: bool = True) -> DryRun:
+    """Compiles the training step of one micro-batch as one rank of the mesh, and stops before anything is allocated.
 
     Args:
-        settings: of the run; ``train.micro_batch`` or the last batch size is the pass.
-        target: GPU or Ascend, for which MindSpore partitions.
-        rank: as which.
-        whole: all layers; False compiles two and three, and adds what the third brought for each layer beyond.
+        settings: of the run; the micro-batch is ``train.micro_batch``, or the last batch size.
+        target: GPU or Ascend; MindSpore partitions for it.
+        rank: the rank to compile as.
+        all_layers: False compiles two and three layers, and extrapolates by what the third adds.
 
     Raises:
         UserError: the settings do not fit, or ask for one device, or MindSpore refuses them.
     """
-    place = layout_of(settings, target)
-    if place.devices == 1:
-        raise UserError("a dry run is of several devices; set parallel.pods, parallel.data or parallel.model")
-    if not 0 <= rank < place.devices:
+    layout = layout_of(settings, target)
+    if layout.devices == 1:
+        raise UserError("a dry run is for several devices; set parallel.pods, parallel.data or parallel.model")
+    if not 0 <= rank < layout.devices:
         raise UserError(
-            f"--rank {rank} is not one of {place.devices:,} devices; give one from 0 to {place.devices - 1}"
+            f"--rank {rank} is not one of {layout.devices:,} devices; give one from 0 to {layout.devices - 1}"
         )
-    check_layout(settings, place, placements)
+    check_layout(settings, layout, placements)
     layers = settings.model.layers
-    if whole or layers <= COMPILED_DEPTHS[-1]:
+    if all_layers or layers <= COMPILED_DEPTHS[-1]:
         return _compiled(settings, target, rank)
     two, three = (_compiled(_with_layers(settings, count), target, rank) for count in COMPILED_DEPTHS)
     return extrapolated(two, three, layers)
 
 
 def layer_ledger(settings: Settings, target: str = "GPU", rank: int = 0) -> Ledger:
-    """The exchanges of one layer: what the third adds to two. Raises as ``dry_run``."""
+    """Collectives of one layer: what a third adds to two. Raises as ``dry_run``."""
     two, three = (dry_run(_with_layers(settings, count), target, rank) for count in COMPILED_DEPTHS)
     return per_layer(two.ledger, three.ledger)
 
 
 def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
-    """What a network of more layers has, from those of two and of three, its slices and its exchanges."""
+    """The dry run of a deeper network, shards and collectives, from those of two and of three layers."""
     last = f"blocks.{three.layers - 1}."
-    own = [s for s in three.slices if last in s.name]
+    last_layer = [s for s in three.shards if last in s.name]
     copies = [
         replace(s, name=s.name.replace(last, f"blocks.{number}."))
         for number in range(three.layers, layers)
-        for s in own
+        for s in last_layer
     ]
     return DryRun(
         layers,
         (*two.compiled, *three.compiled),
         ledger.extrapolated(two.ledger, three.ledger, layers),
-        (*three.slices, *copies),
+        (*three.shards, *copies),
         two.seconds + three.seconds,
         max(two.memory, three.memory),
     )
@@ -115,37 +114,37 @@ def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
 def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
     start = time.monotonic()
     graph, memory = partitioned_graph(settings, target, rank)
-    exchanges = read_ledger(graph, layout_of(settings, target).mesh, rank)
+    collectives = read_ledger(graph, layout_of(settings, target).mesh, rank)
     seconds = time.monotonic() - start
     layers = settings.model.layers
     state = tuple(s for s in read_parameters(graph) if s.name != "global_step")
-    return DryRun(layers, (layers,), exchanges, state, seconds, memory)
+    return DryRun(layers, (layers,), collectives, state, seconds, memory)
 
 
 def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:
-    """The text of the step's graph behind the partitioner, for one rank, and the bytes that compiling took at most.
+    """The text of one rank's graph after the partitioner, and the peak memory of its compilation in bytes.
 
-    In a process of its own: MindSpore reads only once whether to write graphs, and where (MS-26). Weights are not read,
-    so a fine-tuned model is partitioned as a new one of its sizes; its dropout has no collectives.
+    Compiles in a process of its own: MindSpore reads only once whether to write graphs, and where (MS-26). Weights are
+    not read, so a fine-tuned model is partitioned as a new one of its sizes; its dropout has no collectives.
 
     Raises:
-        UserError: what partitions on CPU cannot be built here, or MindSpore refuses the layout; behind the sentence,
-            MindSpore's own words.
+        UserError: the extension that partitions on CPU cannot be built here, or MindSpore refuses the layout. The
+            message then ends with MindSpore's own words.
     """
     build.extension()
     with tempfile.TemporaryDirectory() as folder:
-        wanted = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
+        variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
         if allocator := next(filter(None, map(find_library, ALLOCATORS)), None):
-            wanted["LD_PRELOAD"] = " ".join([allocator, os.environ.get("LD_PRELOAD", "")]).strip()
+            variables["LD_PRELOAD"] = " ".join([allocator, os.environ.get("LD_PRELOAD", "")]).strip()
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-        child = subprocess.run(  # noqa: S603 - this interpreter, and code from here
+        child = subprocess.run(  # noqa: S603 - this interpreter and this module
             [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
             input=settings_to_yaml(settings.model_copy(update={"finetune": FinetuneConfig()})),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             cwd=folder,
-            env={**os.environ, **wanted, "PYTHONPATH": path, "GLOG_v": "3"},
+            env={**os.environ, **variables, "PYTHONPATH": path, "GLOG_v": "3"},
         )
         graphs = list(Path(folder).rglob(f"*_{GRAPH}_*.ir"))
         if child.returncode < 0:
@@ -166,16 +165,16 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
 
 
 def _compile() -> None:
-    """In the child: settings from standard input, target and rank from the command line."""
+    """Compiles in the child process: settings from standard input, target and rank from the command line."""
     target, rank = sys.argv[1], int(sys.argv[2])
     settings = Settings.model_validate(read_yaml(sys.stdin.read(), "the settings of a dry run"))
-    place = layout_of(settings, target)
+    layout = layout_of(settings, target)
     use_graphs()
-    host.install_dry_run(rank, place.devices, target)
+    host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)
-    with layout(place), suppress(host.DryRunComplete):
+    with axes.layout(layout), suppress(host.DryRunComplete):
         _, step = build_step(settings, accumulate=False)
-        rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
+        rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // layout.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
     print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

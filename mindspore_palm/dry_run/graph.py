@@ -1,4 +1,4 @@
-"""A compiled graph as MindSpore writes it: nodes, what each needs, and the slices that it is given."""
+"""Parser of a compiled graph as MindSpore writes it: nodes, their inputs, and the sharded Parameters."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Node:
     """One op of a graph."""
 
     graph: int
-    """Which subgraph it is in, the main one being 0."""
+    """Number of its subgraph; 0 is the main graph."""
     number: int
     name: str
     op: str
     needs: tuple[int, ...]
-    """Numbers of the nodes of the same subgraph that come before it."""
+    """Numbers of the nodes of the same subgraph that it takes as inputs."""
     line: str
-    """All that MindSpore says of it."""
+    """Its line in the text, with all attributes."""
     shapes: str
     scope: str
 
 
 @dataclass(frozen=True)
-class Slice:
+class Shard:
     """A Parameter as one device holds it."""
 
     name: str
@@ -44,22 +44,22 @@ class Slice:
 
 
 def read_nodes(text: str) -> Iterator[Node]:
-    """The nodes of a graph's text, in its order: the main graph, then those it calls."""
+    """The nodes of a graph's text, in its order: the main graph, then the graphs that it calls."""
     lines, graph = text.splitlines(), -1
     for number, line in enumerate(lines):
         if line.startswith("subgraph @"):
             graph += 1
             continue
-        found = _NODE.match(line)
-        if not found:
+        match = _NODE.match(line)
+        if not match:
             continue
-        inputs = _ATTRIBUTES.split(found["rest"], maxsplit=1)[0]
-        needs = {int(n) for n in re.findall(r"%(\d+)\b", f"{found['op']} {inputs}")}
+        inputs = _ATTRIBUTES.split(match["rest"], maxsplit=1)[0]
+        needs = {int(n) for n in re.findall(r"%(\d+)\b", f"{match['op']} {inputs}")}
         yield Node(
             max(graph, 0),
-            int(found["number"]),
-            found["name"],
-            found["op"],
+            int(match["number"]),
+            match["name"],
+            match["op"],
             tuple(sorted(needs)),
             line,
             lines[number + 1],
@@ -67,21 +67,14 @@ def read_nodes(text: str) -> Iterator[Node]:
         )
 
 
-def is_complete(text: str) -> bool:
-    """Whether the text of a graph has all subgraphs that its head announces, each to its end."""
-    announced = _TOTAL.search(text)
-    subgraphs = len(_SUBGRAPH.findall(text))
-    return announced is not None and subgraphs == int(announced[1]) and text.rstrip().endswith("\n}")
-
-
-def read_parameters(text: str) -> list[Slice]:
+def read_parameters(text: str) -> list[Shard]:
     """The Parameters of a graph's text, with the shapes that the partitioner gave them."""
-    found = (_PARAMETER.match(line) for line in text[: text.index("subgraph @")].splitlines())
-    return [Slice(match[1], shape_of(match[3]), match[2]) for match in found if match]
+    matches = (_PARAMETER.match(line) for line in text[: text.index("subgraph @")].splitlines())
+    return [Shard(match[1], shape_of(match[3]), match[2]) for match in matches if match]
 
 
 def tensors(shapes: str) -> tuple[tuple[str, Shape], tuple[str, Shape]]:
-    """Type and shape of the first tensor that a node takes, and of the one it gives."""
+    """Dtype and shape of a node's first input, and of its output."""
     given, result = (_TENSOR.search(side) for side in shapes.split(" -> "))
     return (given[1], shape_of(given[2])), (result[1], shape_of(result[2]))
 
@@ -92,10 +85,9 @@ def shape_of(text: str) -> Shape:
 
 
 def longest_chain(nodes: list[Node], weights: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
-    """The heaviest chain of nodes that each need the one before, of those that have a weight: (graph, number) of each.
+    """The heaviest chain of nodes in which each depends on the one before: (graph, number) of those that have a weight.
 
-    What the main graph calls begins when the main graph's chain has ended: the update waits for the norm of all
-    gradients.
+    Called graphs start after the main graph's chain has ended, as the update waits for the norm of all gradients.
     """
     chain: list[tuple[int, int]] = []
     for graph in sorted({node.graph for node in nodes}):
@@ -105,12 +97,12 @@ def longest_chain(nodes: list[Node], weights: dict[tuple[int, int], float]) -> l
             last = max((n for n in node.needs if n in best), key=best.__getitem__, default=None)
             best[node.number] = weights.get((graph, node.number), 0.0) + (best[last] if last is not None else 0.0)
             before[node.number] = last
-        own: list[tuple[int, int]] = []
-        place = max(best, key=best.__getitem__, default=None)
-        while place is not None:
-            if (graph, place) in weights:
-                own.append((graph, place))
-            place = before[place]
-        chain += reversed(own)
-    assert all(a <= b for a, b in pairwise(chain))  # noqa: S101 - MindSpore writes nodes in an order that they can run in
+        backwards: list[tuple[int, int]] = []
+        number = max(best, key=best.__getitem__, default=None)
+        while number is not None:
+            if (graph, number) in weights:
+                backwards.append((graph, number))
+            number = before[number]
+        chain += reversed(backwards)
+    assert all(a <= b for a, b in pairwise(chain))  # noqa: S101 - MindSpore writes nodes in an executable order
     return chain

@@ -1,4 +1,4 @@
-"""Which collectives a partitioned graph has: read from the graph that MindSpore compiled, not from a formula."""
+"""The collectives of a partitioned graph, read from the graph that MindSpore compiled, not from a formula."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ ORDER = {"forward": 0, "backward": 1, "update": 2}
 
 @dataclass(frozen=True, order=True)
 class Collective:
-    """One kind of exchange, as one device sees it."""
+    """One kind of collective, as one device sees it."""
 
     part: str
     """forward, backward or update."""
     op: str
     """all-gather, reduce-scatter, all-reduce, or all-reduce max."""
     axes: str
-    """The mesh axes along which the ranks of the group differ; "data (consecutive)" for runs of ranks."""
+    """The mesh axes along which the ranks of the group differ, or a description of the ranks if no axes match."""
     weight: str
-    """Kind of weight that is gathered or whose gradient is summed; empty for activations and scalars."""
+    """Weight that is gathered or whose gradient is reduced, without its layer; empty for activations and scalars."""
     given: tuple[int, ...]
-    """Shape that a device brings."""
+    """Shape of the input on a device."""
     result: tuple[int, ...]
-    """Shape that it gets."""
+    """Shape of the output on a device."""
     dtype: str
 
     @property
     def bytes(self) -> int:
-        """Bytes of the larger of what is brought and what is got."""
+        """Bytes of the larger of input and output."""
         return BYTES[self.dtype] * max(prod(self.given), prod(self.result))
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The exchanges of one pass and one update on one device."""
+    """Collectives of one micro-batch and one update on one device."""
 
     counts: Counter[Collective]
     chain: Counter[Collective]
-    """Those of the longest chain in which each needs what the one before it gave."""
+    """Those of the longest chain in which each depends on the result of the one before."""
 
 
 def per_layer(two: Ledger, three: Ledger) -> Ledger:
-    """What the third of three layers brought, less what is there once and only grew with it."""
+    """Collectives that a third layer adds; those that only grow with it are left out."""
     return Ledger(_added(two.counts, three.counts)[0], _added(two.chain, three.chain)[0])
 
 
 def extrapolated(two: Ledger, three: Ledger, layers: int) -> Ledger:
-    """The ledger of more layers: each beyond the second brings what the third did, and what grew grows on."""
-    return Ledger(_carried(two.counts, three.counts, layers - 2), _carried(two.chain, three.chain, layers - 2))
+    """The ledger of a deeper network: each layer after the second adds what the third added, and shapes grow alike."""
+    return Ledger(_extended(two.counts, three.counts, layers - 2), _extended(two.chain, three.chain, layers - 2))
 
 
-def _carried(two: Counter[Collective], three: Counter[Collective], more: int) -> Counter[Collective]:
+def _extended(two: Counter[Collective], three: Counter[Collective], more: int) -> Counter[Collective]:
     added, grown = _added(two, three)
     result = Counter(two)
     for kind, count in added.items():
@@ -77,41 +77,41 @@ def _carried(two: Counter[Collective], three: Counter[Collective], more: int) ->
 def _added(
     two: Counter[Collective], three: Counter[Collective]
 ) -> tuple[Counter[Collective], dict[Collective, Collective]]:
-    """What there is more of, and what has another shape: the sums that go over all weights in one vector."""
+    """Collectives that were added, and those with another shape: all-reduces of one vector over all weights."""
     more, less = three - two, two - three
     grown = {}
     for small, count in less.items():
-        alike = (k for k in more if replace(k, given=small.given, result=small.result) == small and more[k] == count)
-        if (large := next(alike, None)) is None:
-            raise ValueError(f"a third layer takes away {count} of {small}: two and three layers do not tell of more")
+        same = (k for k in more if replace(k, given=small.given, result=small.result) == small and more[k] == count)
+        if (large := next(same, None)) is None:
+            raise ValueError(f"a third layer removes {count} of {small}: deeper networks cannot be extrapolated")
         grown[small] = large
         del more[grown[small]]
     return more, grown
 
 
 def read_ledger(graph: str, mesh: Mesh, rank: int = 0) -> Ledger:
-    """How often each kind of collective is in a compiled graph, and in its longest chain.
+    """Counts each kind of collective in a compiled graph and in its longest chain.
 
     Args:
-        graph: text of MindSpore's graph behind its partitioner.
-        mesh: that it was partitioned for.
-        rank: whose graph it is.
+        graph: text of MindSpore's graph after the partitioner.
+        mesh: the mesh that it was partitioned for.
+        rank: the rank that it was compiled for.
     """
     nodes = list(read_nodes(graph))
-    found = {(n.graph, n.number): _collective(n, mesh, rank) for n in nodes if n.op in COLLECTIVES}
-    chain = longest_chain(nodes, dict.fromkeys(found, 1.0))
-    return Ledger(Counter(found.values()), Counter(found[place] for place in chain))
+    collectives = {(n.graph, n.number): _collective(n, mesh, rank) for n in nodes if n.op in COLLECTIVES}
+    chain = longest_chain(nodes, dict.fromkeys(collectives, 1.0))
+    return Ledger(Counter(collectives.values()), Counter(collectives[key] for key in chain))
 
 
 def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
     (_, given), (dtype, result) = tensors(node.shapes)
     weight = re.search(r'mirror_user_id: "([\w.]+)"', node.line)
-    kept = weight and ("parallel_optimizer" in node.line or "mirror_Mirror" in node.line)
+    of_weight = weight and ("parallel_optimizer" in node.line or "mirror_Mirror" in node.line)
     return Collective(
         part=_part(node),
         op=_op(node),
         axes=group_axes(mesh, rank, _group(node.line)),
-        weight=re.sub(r"^blocks\.\d+\.", "", weight.group(1)) if kept else "",
+        weight=re.sub(r"^blocks\.\d+\.", "", weight.group(1)) if of_weight else "",
         given=given,
         result=result,
         dtype=dtype,
@@ -119,9 +119,9 @@ def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
 
 
 def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:
-    """The mesh axes that a group of ranks runs along.
+    """The mesh axes along which a group of ranks differs.
 
-    A weight that is whole on all model ranks is fully sharded over runs of consecutive ranks, which are no axis.
+    A weight that is replicated over model is fully sharded over runs of consecutive ranks, which match no axes.
     """
     names = [name for name, size in mesh.sizes.items() if size > 1]
     for count in range(1, len(names) + 1):
@@ -133,14 +133,14 @@ def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:
 
 
 def show_ledger(ledger: Counter[Collective]) -> str:
-    """A table to read: count, part, collective, axes, shapes, type, MB of one, and of all where some are several."""
+    """Collectives as a table, with the MB of one and, if any count is above one, of all."""
     several, rows = any(count > 1 for count in ledger.values()), []
     for kind, count in sorted(ledger.items(), key=lambda item: (ORDER[item[0].part], item[0])):
         shapes = [" x ".join(f"{size:,}" for size in shape) or "scalar" for shape in (kind.given, kind.result)]
-        what = kind.weight or ("" if not kind.given else "all weights" if kind.part == "update" else "activations")
+        tensor = kind.weight or ("" if not kind.given else "all weights" if kind.part == "update" else "activations")
         sizes = [f"{kind.bytes / 1e6:,.3f}", f"{count * kind.bytes / 1e6:,.1f}"][: 1 + several]
-        rows.append((f"{count:,}", kind.part, kind.op, kind.axes, what, *shapes, kind.dtype.lower(), *sizes))
-    head = ("count", "part", "collective", "over", "of", "brings", "gets", "type", "MB", "MB in all")
+        rows.append((f"{count:,}", kind.part, kind.op, kind.axes, tensor, *shapes, kind.dtype.lower(), *sizes))
+    head = ("count", "part", "collective", "over", "of", "input", "output", "dtype", "MB", "total MB")
     return table(head[: 9 + several], rows)
 
 
@@ -152,25 +152,25 @@ def show_axes(ledger: Counter[Collective]) -> str:
         total[0] += count
         total[1] += count * kind.bytes
     rows = [(axes, op, f"{n:,}", f"{size / 1e9:,.3f}") for (axes, op), (n, size) in sorted(sums.items())]
-    return table(("over", "collective", "a step", "GB a step"), rows)
+    return table(("over", "collective", "per step", "GB per step"), rows)
 
 
-def of_a_step(ledger: Counter[Collective], passes: int) -> Counter[Collective]:
-    """A step of several passes: what is forward and backward in each, and one update."""
-    return Counter({kind: n if kind.part == "update" else n * passes for kind, n in ledger.items()})
+def per_step(ledger: Counter[Collective], micro_batches: int) -> Counter[Collective]:
+    """Collectives of a step: forward and backward for each micro-batch, and one update."""
+    return Counter({kind: n if kind.part == "update" else n * micro_batches for kind, n in ledger.items()})
 
 
 def _part(node: Node) -> str:
     if "update-Update" in node.scope:
         return "update"
-    again = "duplicated: Bool(1)" in node.line or "recompute_slice" in node.line  # for the backward pass
-    return "backward" if again or "(Gradients/" in node.scope or node.name.startswith("dx") else "forward"
+    recomputed = "duplicated: Bool(1)" in node.line or "recompute_slice" in node.line
+    return "backward" if recomputed or "(Gradients/" in node.scope or node.name.startswith("dx") else "forward"
 
 
 def _op(node: Node) -> str:
     names = {"AllReduce": "all-reduce", "AllGather": "all-gather", "ReduceScatter": "reduce-scatter"}
-    name, kind = names.get(node.op, node.op), re.search(r'op: "(\w+)"', node.line)
-    return name if kind is None or kind.group(1) == "sum" else f"{name} {kind.group(1)}"
+    name, reduction = names.get(node.op, node.op), re.search(r'op: "(\w+)"', node.line)
+    return name if reduction is None or reduction[1] == "sum" else f"{name} {reduction[1]}"
 
 
 def _group(line: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What MindSpore says when it does not partition a network (MS-34), as a sentence a user can act on."""
+"""MindSpore's errors when it does not partition a network (MS-34), as a sentence that a user can act on."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ OUR_OWN = "mindspore_palm.errors.UserError: "
 _ENDED = re.compile(r"^\w*(?:Error|Exception): .*$", re.MULTILINE)
 
 
-def explain(said: str, settings: Settings, layout: Layout) -> str:
-    """A sentence with parameter, axis and what to set, and below it MindSpore's own words.
+def explain(log: str, settings: Settings, layout: Layout) -> str:
+    """A sentence with parameter, axis and what to set, followed by MindSpore's own words.
 
     Args:
-        said: the log and the traceback of the process that failed.
+        log: log and traceback of the process that failed.
         settings: of the run.
-        layout: for which it was compiled.
+        layout: the layout that it was compiled for.
     """
-    if found := _OTHER.search(said):
-        return f"the step was not compiled: {found.group().strip().removeprefix(OUR_OWN)}"
-    words = [*_LOG.findall(said), *_ENDED.findall(said)] or said.strip().splitlines()[-1:]
-    return f"{_sentence(said, settings, layout)}\n  MindSpore: {' | '.join(word.strip() for word in words[:3])}"
+    if error := _OTHER.search(log):
+        return f"the step was not compiled: {error.group().strip().removeprefix(OUR_OWN)}"
+    words = [*_LOG.findall(log), *_ENDED.findall(log)] or log.strip().splitlines()[-1:]
+    return f"{_sentence(log, settings, layout)}\n  MindSpore: {' | '.join(word.strip() for word in words[:3])}"
 
 
-def _sentence(said: str, settings: Settings, layout: Layout) -> str:
-    if found := _DIVIDE.search(said):
-        size, _, pieces = (int(number) for number in found.groups())
-        what, setting = _axis_of(size, settings, layout)
-        axes = [name for name in ("vocab", "heads", "tokens") if layout.shards(name) == pieces]
-        cut = " x ".join(SETTINGS[a] for a in layout.mesh_axes(axes[0])) if axes else "the mesh"
-        return f"{what} of {size:,} cannot be cut into {cut} = {pieces:,} equal parts; change {setting} or {cut}"
-    if found := _GROUP.search(said):
-        ranks = [int(rank) for rank in re.findall(r"\{(\d+)\}", found.group(1))]
+def _sentence(log: str, settings: Settings, layout: Layout) -> str:
+    if match := _DIVIDE.search(log):
+        size, _, shards = (int(number) for number in match.groups())
+        dimension, setting = _dimension_of(size, settings)
+        axes = [name for name in ("vocab", "heads", "tokens") if layout.shards(name) == shards]
+        mesh = " x ".join(SETTINGS[a] for a in layout.mesh_axes(axes[0])) if axes else "the mesh"
+        rule = f"cannot be split into {mesh} = {shards:,} equal parts"
+        return f"{dimension} of {size:,} {rule}; change {setting} or {mesh}"
+    if match := _GROUP.search(log):
+        ranks = [int(rank) for rank in re.findall(r"\{(\d+)\}", match.group(1))]
         step = ranks[1] - ranks[0] if len(ranks) > 1 else 0
         strides = {1: "model", layout.mesh.model: "data", layout.mesh.model * layout.mesh.data: "pod"}
         setting = SETTINGS.get(strides.get(step, ""), "the mesh")
@@ -48,14 +49,14 @@ def _sentence(said: str, settings: Settings, layout: Layout) -> str:
             f"{layout.target} has no group of the ranks {ranks[0]}, {ranks[min(1, len(ranks) - 1)]} ... {ranks[-1]}, "
             f"which {setting} = {len(ranks)} asks for; set it to another size"
         )
-    if "device_num" in said:  # MS-14
+    if "device_num" in log:  # MS-14
         count = layout.devices
         return f"MindSpore partitions for 1, 2 or 4 devices or a multiple of 8, not for {count:,}; change parallel"
-    return f"MindSpore does not partition this step for {layout.mesh}; change parallel, or see what it says"
+    return f"MindSpore does not partition this step for {layout.mesh}; change parallel, or see its message"
 
 
-def _axis_of(size: int, settings: Settings, layout: Layout) -> tuple[str, str]:
-    """What has a size, and the setting that gives it."""
+def _dimension_of(size: int, settings: Settings) -> tuple[str, str]:
+    """The dimension that has a size, and its setting."""
     model = settings.model
     batch = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1])
     named = {

@@ -1,20 +1,21 @@
 """Adafactor as PaLM used it (section 5 of the paper, order of operations of T5X).
 
-Unfactored, it saves no memory: v and m are as large as the weights. The factored variant, ``FactoredAdafactor``, keeps
-one row and one column instead of v. It is a setting.
+PaLM did not factor the second moment, so v and m are as large as the weights. The setting ``factored`` selects
+``FactoredAdafactor``, which stores the row and column means of a matrix instead of its v.
 """
 
 from __future__ import annotations
 
-import mindspore as ms
+from math import prod
+
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
 from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.optim.norm import SumRows
+from mindspore_palm.optim.optimizer import FLOAT, Optimizer, Shape
 from mindspore_palm.optim.schedule import Schedule
 from mindspore_palm.parallel.sums import SumOverShards
-from mindspore_palm.parallel.weights import zeros_like
 
 MOMENTUM = 0.9
 DECAY_EXPONENT = -0.8
@@ -22,7 +23,7 @@ TINY = 1e-30  # added to g*g, so that the root of v is never zero
 SMALLEST_SCALE = 1e-3
 
 
-class Adafactor(nn.Optimizer):
+class Adafactor(Optimizer):
     """For k = 1, 2, ... and every weight p with gradient g::
 
         s = max(1e-3, rms(p))
@@ -32,37 +33,46 @@ class Adafactor(nn.Optimizer):
         m = 0.9*m + 0.1*(lr*s*u)
         p = (1 - lr^2)*p - m
 
-    Args:
-        parameters: the weights.
-        config: ``update_clip`` and ``lr_squared_decay`` are read here.
-        schedule: the learning rate of step k.
-
-    ``construct(gradients)`` updates the weights and returns the learning rate of the step, float32 [].
+    Arguments and result are those of ``Optimizer``.
     """
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
-        super().__init__(0.0, parameters)
-        self.schedule = schedule
+        super().__init__(parameters, config, schedule)
         self.update_clip, self.lr_squared_decay = config.update_clip, config.lr_squared_decay
-        self.numbers, self.over_slices = tuple(range(len(self.parameters))), SumOverShards(self.parameters)
+        self.indices, self.over_slices = tuple(range(len(self.parameters))), SumOverShards(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
-        self.m, self.v = zeros_like(self.parameters, "m"), self.zero_second_moments()
-        # MS-20, HyperMap instead of loops: MindSpore unrolls a loop into nested calls. Where these write Parameters,
-        # compile time grows faster than the square of their number; at 118 layers it dominated
+        self.m, self.v = self.zeros("m"), self.zeros("v")
+        # MS-20, HyperMap instead of loops: MindSpore unrolls a loop into nested calls. If these write Parameters,
+        # compile time grows faster than the square of their number, and dominated at 118 layers
         self.map, self.partial = ops.HyperMap(), ops.Partial()
         self.sum_rows, self.sum, self.stack, self.unstack = SumRows(), ops.ReduceSum(), ops.Stack(), ops.Unstack()
         self.mul, self.add, self.sub = ops.Mul(), ops.Add(), ops.Sub()
         self.square, self.sqrt, self.rsqrt, self.pow = ops.Square(), ops.Sqrt(), ops.Rsqrt(), ops.Pow()
-        self.maximum, self.cast, self.assign, self.reshape = ops.Maximum(), ops.Cast(), ops.Assign(), ops.Reshape()
+        self.maximum, self.assign = ops.Maximum(), ops.Assign()
 
-    def zero_second_moments(self) -> ParameterTuple:
-        return zeros_like(self.parameters, "v")
+    @classmethod
+    def variant(cls, config: OptimizerConfig) -> type[Optimizer]:
+        return FactoredAdafactor if config.factored else Adafactor
+
+    @staticmethod
+    def moments(shape: Shape) -> dict[str, Shape]:
+        return {"m": shape, "v": shape}
+
+    @staticmethod
+    def traffic(shape: Shape) -> int:
+        """Reads g and v, writes v and u; reads p and u for their rms; reads u, p and m, writes m and p."""
+        return 11 * FLOAT * prod(shape)
+
+    @staticmethod
+    def temporaries(shape: Shape) -> int:
+        """u: the updates of all weights are ready before their rms is reduced, in one all-reduce."""
+        return FLOAT * prod(shape)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
         k = self.next_step()
         lr, fresh = self.schedule(k), self.pow(k, DECAY_EXPONENT)  # 1 - b
         decay = 1.0 - lr * lr if self.lr_squared_decay else 1.0
-        u = self.map(self.partial(self.direction, fresh), self.numbers, gradients, self.v)
+        u = self.map(self.partial(self.direction, fresh), self.indices, gradients, self.v)
         sizes = lr * self.maximum(self.rms(self.parameters), SMALLEST_SCALE)
         if self.update_clip > 0:
             sizes = sizes / self.maximum(self.rms(u) / self.update_clip, 1.0)
@@ -86,11 +96,6 @@ class Adafactor(nn.Optimizer):
         """``b*old + (1-b)*new``."""
         return self.add(self.mul(old, 1.0 - fresh), self.mul(new, fresh))
 
-    def next_step(self) -> Tensor:
-        """k, float32 []: the result of the increment; a separate read may give the old count if partitioned (MS-16)."""
-        count = self.assignadd(self.global_step, self.global_step_increase_tensor)
-        return self.cast(self.reshape(count, ()), ms.float32)
-
     def rms(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Root mean square of each unsharded tensor: float32 [weights]. Tensors are sharded as the weights are.
 
@@ -105,22 +110,27 @@ class Adafactor(nn.Optimizer):
 
 
 class FactoredAdafactor(Adafactor):
-    """Adafactor with v of a matrix as ``row * column / mean(row)``, from the means of g*g over columns and over rows.
+    """Adafactor that stores v of a matrix as two vectors: the means of ``g*g + 1e-30`` over columns and over rows.
 
-    Vectors keep an unfactored v.
+    v is ``row * column / mean(row)``. Vectors keep an unfactored v.
     """
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
-        self.factored = tuple(p.ndim == 2 for p in parameters)
         super().__init__(parameters, config, schedule)
-        self.v_column = ParameterTuple(
-            _zeros(f"v_column.{p.name}", p.shape[1:] if factored else ())  # a vector has an unused scalar
-            for p, factored in zip(self.parameters, self.factored, strict=True)
-        )
-        self.mean = ops.ReduceMean()
+        self.factored = tuple(p.ndim == 2 for p in parameters)
+        self.v_column, self.mean = self.zeros("v_column"), ops.ReduceMean()
 
-    def zero_second_moments(self) -> ParameterTuple:
-        return ParameterTuple(_zeros(f"v.{p.name}", p.shape[:1]) for p in self.parameters)
+    @staticmethod
+    def moments(shape: Shape) -> dict[str, Shape]:
+        """The row means of a matrix have the name v."""
+        return {"m": shape, "v": shape[:1], "v_column": shape[1:]} if len(shape) == 2 else {"m": shape, "v": shape}
+
+    @staticmethod
+    def traffic(shape: Shape) -> int:
+        """For a matrix, g is read twice, for the means and for u. The two vectors are read and written."""
+        if len(shape) != 2:
+            return Adafactor.traffic(shape)
+        return FLOAT * (10 * prod(shape) + 2 * sum(shape))
 
     def direction(self, fresh: Tensor, i: int, g: Tensor, v: Parameter) -> Tensor:
         square = self.add(self.square(g), TINY)
@@ -134,7 +144,3 @@ class FactoredAdafactor(Adafactor):
         new_v = self.blend(v, square, fresh)
         self.assign(v, new_v)
         return self.mul(g, self.rsqrt(new_v))
-
-
-def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)

@@ -13,7 +13,7 @@ class SumRows(nn.Cell):
     """The sum of every row: float32 [..., n] to [rows].
 
     MS-37, a sum over all of a tensor first sums its rows: MindSpore's CPU sums the last axis of a matrix on all cores,
-    but all axes at once on one core (9 million numbers: 36 ms instead of 5). The rounding error is smaller, too.
+    but all axes at once on one core (9 million elements: 36 ms instead of 5). The rounding error is smaller, too.
     """
 
     def __init__(self) -> None:

@@ -20,16 +20,16 @@ class Schedule(nn.Cell):
 
     def __init__(self, config: OptimizerConfig, steps: int) -> None:
         super().__init__()
-        self.kind, self.peak, self.warmup = config.schedule, config.learning_rate, float(config.warmup_steps)
+        self.schedule, self.peak, self.warmup = config.schedule, config.learning_rate, float(config.warmup_steps)
         self.final, self.decay_steps = config.final_fraction, float(max(1, steps - config.warmup_steps))
         self.minimum, self.maximum = ops.Minimum(), ops.Maximum()
         self.rsqrt, self.cos = ops.Rsqrt(), ops.Cos()
 
     def construct(self, k: Tensor) -> Tensor:
-        if self.kind == "palm":
+        if self.schedule == "palm":
             return self.minimum(self.rsqrt(k), Tensor(self.peak, ms.float32))
         rate = Tensor(self.peak, ms.float32)
-        if self.kind == "cosine":
+        if self.schedule == "cosine":
             progress = self.minimum(self.maximum(k - self.warmup, 0.0) / self.decay_steps, 1.0)
             rate = rate * (self.final + (1.0 - self.final) * 0.5 * (1.0 + self.cos(progress * math.pi)))
         if self.warmup > 0:

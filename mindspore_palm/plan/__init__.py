@@ -1,1 +1,1 @@
-"""What a run costs before it starts."""
+"""Time and memory of a run on a machine, predicted before it starts."""

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 COLOURS = ("#1f4e8c", "#6fa1d6", "#c8501e", "#eaa36c", "#5b8a3c", "#8a6fb0", "#888888")
 PUBLISHED = "#b3261e"
-WIDE = "one SPMD program"  # drawn wide: Pathways' line may lie on it
-ISLANDS = 97.2  # % of one island of twice the size that two reached (arXiv 2203.12533)
+WIDE = "one SPMD program"  # drawn wide, as Pathways' line may cover it
+ISLANDS = 97.2  # two islands, in % of one of twice the size (arXiv 2203.12533)
 
 
 def draw_step(times: dict[str, StepTime], file: Path, published: float | None = None) -> None:
-    """Where the time of a step goes: a bar for each of some steps, and a published time beside them."""
+    """Draws a bar for each step time, divided into its parts, and a published time beside them."""
     figure, axes = _figure(9, 1.6 + 0.6 * len(times))
     right = 1.02 * max(published or 0.0, *(time.seconds for time in times.values()))
     for row, time in enumerate(times.values()):
         left = 0.0
         for part, colour in zip(PARTS, COLOURS, strict=True):
             seconds = time.parts[part]
-            if seconds < 1e-3 * time.seconds:  # too thin to be seen
+            if seconds < 1e-3 * time.seconds:  # too thin to see
                 continue
             axes.barh(row, seconds, left=left, color=colour, label=part if row == 0 else None)
             if seconds > 0.04 * time.seconds:
@@ -52,31 +52,31 @@ def draw_step(times: dict[str, StepTime], file: Path, published: float | None = 
 
 
 def draw_meshes(candidates: Sequence[Candidate], file: Path) -> None:
-    """The best MFU of every mesh that fits, by its model axis, and what is recomputed for it."""
+    """Draws the best MFU of every mesh that fits, by model axis, with its recompute setting."""
     best: dict[int, Candidate] = {}
-    for found in candidates:  # best first
-        best.setdefault(found.settings.parallel.model, found)
+    for candidate in candidates:  # best first
+        best.setdefault(candidate.settings.parallel.model, candidate)
     shown = sorted(best.items())
     colours = dict(zip(get_args(Recompute), COLOURS[:3], strict=True))
     figure, axes = _figure(8, 4)
     labelled: set[str] = set()
-    for place, (_, found) in enumerate(shown):
-        recompute = found.settings.parallel.recompute
+    for x, (_, candidate) in enumerate(shown):
+        recompute = candidate.settings.parallel.recompute
         label = None if recompute in labelled else f"recompute {recompute}"
         labelled.add(recompute)
-        axes.bar(place, 100 * found.time.mfu, color=colours[recompute], label=label, width=0.65)
-        text = f"{found.time.mfu:.1%}\n{found.bytes / 1e9:.0f} GB"
-        axes.text(place, 100 * found.time.mfu, text, ha="center", va="bottom", fontsize=8)
+        axes.bar(x, 100 * candidate.time.mfu, color=colours[recompute], label=label, width=0.65)
+        text = f"{candidate.time.mfu:.1%}\n{candidate.bytes / 1e9:.0f} GB"
+        axes.text(x, 100 * candidate.time.mfu, text, ha="center", va="bottom", fontsize=8)
     ticks = [f"{c.settings.parallel.data} x {model}" for model, c in shown]
     axes.set_xticks(range(len(shown)), ticks)
-    axes.set(xlabel="data x model", ylabel="predicted MFU, %", title="Meshes that fit, the best setting of each")
+    axes.set(xlabel="data x model", ylabel="predicted MFU, %", title="Meshes that fit, each at its best setting")
     axes.set_ylim(0, 125 * max(c.time.mfu for c in best.values()))
     axes.legend(frameon=False)
     _save(figure, file)
 
 
 def draw_scaling(spans: Sequence[Span], file: Path, published: tuple[int, float] | None = None) -> None:
-    """Weak scaling over pods, one link: work a second of one pod's."""
+    """Draws weak scaling over pods at one link speed: throughput relative to one pod."""
     figure, axes = _figure(6.5, 4.5)
     pods = [s.pods for s in spans]
     axes.plot(pods, pods, color="#999999", linestyle=":", label="perfect")
@@ -85,34 +85,34 @@ def draw_scaling(spans: Sequence[Span], file: Path, published: tuple[int, float]
     if published:
         label = f"PaLM, published: {published[1]:g}"
         axes.plot(*published, "*", color=PUBLISHED, markersize=14, label=label)
-    axes.set(xlabel="pods", ylabel="times one pod", title=f"Weak scaling, {spans[0].link:g} GB/s a host")
+    axes.set(xlabel="pods", ylabel="speedup over one pod", title=f"Weak scaling, {spans[0].link:g} GB/s per host")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, file)
 
 
-def draw_pods(spans: dict[tuple[int, float], Span], own: float, file: Path, published: float | None) -> None:
-    """SPMD or Pathways: efficiency of 2 pods over links, and over pods with the machine's own link.
+def draw_pods(spans: dict[tuple[int, float], Span], host_gb_s: float, file: Path, published: float | None) -> None:
+    """Draws SPMD beside Pathways: efficiency of 2 pods by link, and by number of pods at the machine's own link.
 
-    ``published``: how many times one pod PaLM's two were; None leaves the published points out.
+    ``published`` is PaLM's speedup of two pods over one; None leaves the published points out.
     """
     figure, (left, right) = make_figure(2, 12, 4.6)
     links = sorted(link for pods, link in spans if pods == 2)
     for axes, x, chosen, label in (
         (left, links, [spans[2, link] for link in links], "2 pods"),
-        (right, PODS, [spans[pods, own] for pods in PODS], f"{own:g} GB/s a host"),
+        (right, PODS, [spans[pods, host_gb_s] for pods in PODS], f"{host_gb_s:g} GB/s per host"),
     ):
         for name, seconds, colour, style in _ways(chosen):
             efficiency = [100 * s.speedup(t) / s.pods for s, t in zip(chosen, seconds, strict=True)]
             axes.plot(x, efficiency, style, color=colour, label=name, linewidth=4 if name == WIDE else 1.5)
         if published:
             reached = 100 * published / 2
-            place = own if axes is left else 2
-            axes.plot(place, reached, "*", color=PUBLISHED, markersize=14, label=f"PaLM, published: {reached:.1f} %")
-        axes.set(ylabel="% of as many separate pods", title=label)
+            star = f"PaLM, published: {reached:.1f} %"
+            axes.plot(host_gb_s if axes is left else 2, reached, "*", color=PUBLISHED, markersize=14, label=star)
+        axes.set(ylabel="% of the throughput of separate pods", title=label)
     if published:
         name = f"Pathways, two islands, 64B, published: {ISLANDS} %"
         left.axhline(ISLANDS, color="#777777", linestyle="--", linewidth=1, label=name)
-    left.set(xlabel="GB/s of a host between pods", xscale="log")
+    left.set(xlabel="GB/s per host between pods", xscale="log")
     right.set(xlabel="pods")
     left.legend(frameon=False, fontsize=8)
     _save(figure, file)
@@ -122,8 +122,8 @@ def _ways(spans: Sequence[Span]) -> list[tuple[str, list[float], str, str]]:
     return [
         (WIDE, [s.spmd for s in spans], COLOURS[0], "o-"),
         ("one SPMD program, overlapped", [s.spmd_overlap for s in spans], COLOURS[1], "o--"),
-        ("a program a pod (Pathways)", [s.pathways for s in spans], COLOURS[2], "s-"),
-        ("a program a pod, overlapped", [s.pathways_overlap for s in spans], COLOURS[3], "s--"),
+        ("one program per pod (Pathways)", [s.pathways for s in spans], COLOURS[2], "s-"),
+        ("one program per pod, overlapped", [s.pathways_overlap for s in spans], COLOURS[3], "s--"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What ``run/plan.py`` answers: each function computes, draws, and returns the text."""
+"""The answers of ``run/plan.py``: each function computes, draws, and returns the text."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MOST_DEVICES = 1_000_000
 
 
 def published() -> str:
-    """The article's table, and published times beside the cost model's."""
+    """The paper's table, and published times beside the cost model's."""
     return describe_published(systems(), predictions())
 
 
 def plan(settings: Settings, machine_name: str, charts: Path | None = None, json: Path | None = None) -> str:
-    """A run on a machine.
+    """Plan of a run on a machine.
 
     Raises:
         UserError: there is no such machine, or sizes do not fit it.
@@ -39,23 +39,23 @@ def plan(settings: Settings, machine_name: str, charts: Path | None = None, json
     machine = load_machine(machine_name)
     check_fits(settings, machine)
     work = Workload.of(settings, machine.target)
-    found, hidden = candidate(settings, machine), step_time(work, machine, overlap=1.0)
+    one, hidden = candidate(settings, machine), step_time(work, machine, overlap=1.0)
     if charts:
         as_published = is_palms(work, machine_name)
-        times = {"nothing hidden": found.time, "data axis hidden": hidden}
+        times = {"nothing hidden": one.time, "data axis hidden": hidden}
         drawn.draw_step(times, charts / "step.png", STEP_SECONDS if as_published else None)
         if machine.torus:
             spans = [span(one_pod(work), machine, pods, machine.host_gb_s) for pods in PODS]
             drawn.draw_scaling(spans, charts / "scaling.png", (2, TWO_PODS) if as_published else None)
     if json:
-        write_plan(json, machine, [found])
-    return describe_plan(settings, machine, found, hidden, work)
+        write_plan(json, machine, [one])
+    return describe_plan(settings, machine, one, hidden, work)
 
 
 def search_meshes(
     settings: Settings, machine_name: str, devices: int | None, charts: Path | None = None, json: Path | None = None
 ) -> str:
-    """The meshes of a number of devices, best first.
+    """Meshes of a number of devices, best first.
 
     Raises:
         UserError: there is no such machine, or no mesh fits.
@@ -66,18 +66,18 @@ def search_meshes(
         raise UserError(f"--devices {count}: set it to 1 or more, and to {MOST_DEVICES:,} at most")
     if count % settings.parallel.pods:
         raise UserError(
-            f"--devices {count} cannot be cut into parallel.pods = {settings.parallel.pods} equal pods; change one"
+            f"--devices {count} cannot be split into parallel.pods = {settings.parallel.pods} equal pods; change one"
         )
-    found = search(settings, machine, count)
+    candidates = search(settings, machine, count)
     if charts:
-        drawn.draw_meshes(found, charts / "meshes.png")
+        drawn.draw_meshes(candidates, charts / "meshes.png")
     if json:
-        write_plan(json, machine, found)
-    return describe_search(found)
+        write_plan(json, machine, candidates)
+    return describe_search(candidates)
 
 
 def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> str:
-    """SPMD or Pathways, for 1 to 8 pods and links of 1 to 100 GB/s a host, each pod with its share of the batch.
+    """SPMD or Pathways, for 1 to 8 pods and links of 1 to 100 GB/s per host, each pod with its share of the batch.
 
     Raises:
         UserError: the machine has no pods, or sizes do not fit it.
@@ -86,17 +86,17 @@ def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> s
     if not machine.torus:
         raise UserError(f"--pods compares pods with a torus inside; {machine_name} has none: take tpu-v4 or tpu-v3")
     check_fits(settings, machine)
-    whole = Workload.of(settings, machine.target)
-    work, own = one_pod(whole), machine.host_gb_s
-    spans = {(count, link): span(work, machine, count, link) for count in PODS for link in (*LINKS, own)}
-    as_published = is_palms(whole, machine_name)
+    all_pods = Workload.of(settings, machine.target)
+    work, host_gb_s = one_pod(all_pods), machine.host_gb_s
+    spans = {(count, link): span(work, machine, count, link) for count in PODS for link in (*LINKS, host_gb_s)}
+    as_published = is_palms(all_pods, machine_name)
     if charts:
-        drawn.draw_pods(spans, own, charts / "pods.png", TWO_PODS if as_published else None)
-    slow = work.gradient_sums * host_bytes(work, machine) / (0.05 * spans[1, own].alone) / GB
-    return describe_pods(spans, own, dispatch_seconds(2, work.devices), slow, TWO_PODS if as_published else None)
+        drawn.draw_pods(spans, host_gb_s, charts / "pods.png", TWO_PODS if as_published else None)
+    slow = work.gradient_reductions * host_bytes(work, machine) / (0.05 * spans[1, host_gb_s].alone) / GB
+    return describe_pods(spans, host_gb_s, dispatch_seconds(2, work.devices), slow, TWO_PODS if as_published else None)
 
 
 def is_palms(work: Workload, machine_name: str) -> bool:
     """Whether this is PaLM 540B's own step: network, mesh, batch and machine."""
-    own = work.model.parameter_count() == PALM.parameter_count() and work.layout.mesh == Mesh(2, 256, 12)
-    return own and machine_name == "tpu-v4" and work.tokens_per_step == 2048 * LENGTH
+    network = work.model.parameter_count() == PALM.parameter_count() and work.layout.mesh == Mesh(2, 256, 12)
+    return network and machine_name == "tpu-v4" and work.tokens_per_step == 2048 * LENGTH

@@ -1,6 +1,6 @@
-"""How long exchanges take on a machine's links: rings that use every link of the axes they run along.
+"""Time of collectives on a machine's links: rings that use every link along their mesh axes.
 
-Latency is left out: exchanges of training are megabytes.
+Latency is left out, as the collectives of training move megabytes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from mindspore_palm.plan.machines import GB, Machine
 
 
 def bandwidth(machine: Machine, layout: Layout, axis: str) -> float:
-    """Bytes a second that a device sends, and receives, in a ring along a mesh axis.
+    """Bytes per second that a device sends, and receives, in a ring along a mesh axis.
 
-    A torus has two links a dimension. The model axis takes one dimension, or two if it is longer than any and one is
-    left for data; data takes the others; between pods, devices share their host's network. That is of whole pods: a
-    small slice of one has fewer links than this says. In servers, a group stays inside if it fits. If not, its ring
-    crosses from server to server, on the network shares of all its members in a server, but not faster than inside.
+    Torus: two links per dimension. The model axis takes one dimension, or two if it is longer than any and one is left
+    for data. Data takes the others. Between pods, devices share their host's network. This holds for full pods; a small
+    slice of a pod has fewer links.
+
+    Servers: a group that fits stays inside one. Otherwise its ring crosses servers, at the network bandwidth of all its
+    members in a server together, but not faster than inside one.
     """
     sizes = layout.mesh.sizes
     if machine.torus:
         if axis == POD:
             return machine.host_gb_s * GB / machine.host_devices
         dimensions = len(machine.torus)
-        most = dimensions - (sizes[DATA] > 1)  # data needs one of its own
+        most = dimensions - (sizes[DATA] > 1)  # data needs one
         for_model = 0 if sizes[MODEL] == 1 else min(max(1, most), 1 if sizes[MODEL] <= max(machine.torus) else 2)
         return 2 * (for_model if axis == MODEL else max(1, dimensions - for_model)) * machine.link_gb_s * GB
     apart = {MODEL: 1, DATA: sizes[MODEL], POD: sizes[MODEL] * sizes[DATA]}[axis]
@@ -35,9 +37,9 @@ def bandwidth(machine: Machine, layout: Layout, axis: str) -> float:
 
 
 def all_gather(machine: Machine, layout: Layout, axes: Iterable[str], size: float) -> dict[str, float]:
-    """Seconds along each of some axes, slowest first, until a device has ``size`` bytes, of which each brought a part.
+    """Seconds along each axis, slowest first, to gather ``size`` bytes of which each device holds a shard.
 
-    Axis by axis: what goes along one is the part of it that those behind it have still to gather.
+    Axis by axis: the first ones carry only the shard that the later ones gather.
     """
     seconds = {}
     for axis in reversed(tuple(axes)):
@@ -48,10 +50,10 @@ def all_gather(machine: Machine, layout: Layout, axes: Iterable[str], size: floa
 
 
 def reduce_scatter(machine: Machine, layout: Layout, axes: Iterable[str], size: float) -> dict[str, float]:
-    """Seconds along each axis until a device has its part of the sum of what all brought, ``size`` bytes each."""
-    return all_gather(machine, layout, axes, size)  # the same rings, backwards
+    """Seconds along each axis to leave every device its shard of the sum of ``size`` bytes per device."""
+    return all_gather(machine, layout, axes, size)  # the same rings in reverse
 
 
 def all_reduce(machine: Machine, layout: Layout, axes: Iterable[str], size: float) -> dict[str, float]:
-    """Seconds along each axis until a device has the sum of what all brought, ``size`` bytes each."""
+    """Seconds along each axis to leave every device the sum of ``size`` bytes per device."""
     return {axis: 2 * seconds for axis, seconds in all_gather(machine, layout, axes, size).items()}

@@ -1,17 +1,17 @@
-"""SPMD or Pathways? What spanning pods costs: one program over all of them, or a controller with one program a pod.
+"""SPMD or Pathways? The cost of spanning pods: one program over all of them, or a controller with one program per pod.
 
-Both compute the same inside a pod, on a batch of its own (weak scaling), and must then add up gradients that full
-sharding has left in slices, ``B`` bytes a host:
+Both compute the same inside a pod, on a batch of its own (weak scaling). Both must then add the gradients of all pods,
+which full sharding has left sharded, ``B`` bytes per host:
 
 - SPMD: one program, a hierarchical all-reduce: each host sends ``2 (P-1)/P B``.
-- Pathways (arXiv 2203.12533): the controller runs a program a pod, has its hosts send all of their reduced gradients to
-  the hosts of every other pod, ``(P-1) B``, and runs a second program that adds them up. Work is dispatched ahead: it
-  costs time only where a program is shorter than its dispatch. That paper finds parity with multi-controller JAX for
-  programs of 2.3 ms on 128 devices and 35 ms on 2,048, so a dispatch is taken to last 17 microseconds a device.
+- Pathways (arXiv 2203.12533): the controller runs one program per pod. Its hosts send all of their reduced gradients to
+  the hosts of every other pod, ``(P-1) B``, and a second program adds them. Work is dispatched ahead, so it costs time
+  only if a program is shorter than its dispatch. That paper finds parity with multi-controller JAX for programs of
+  2.3 ms on 128 devices and 35 ms on 2,048, so a dispatch is assumed to take 17 microseconds per device.
 
-With overlap, gradients go in pieces, each while those before it in the network are still computed; the last piece
-cannot. SPMD's compiler cuts layer by layer. A controller dispatches a transfer and an addition for every piece, so it
-takes as many pieces as are best.
+With overlap, gradients are sent in chunks while the layers before them are still in their backward pass; the last chunk
+cannot be hidden. SPMD's compiler sends layer by layer. A controller dispatches a transfer and an addition for each
+chunk, so it uses the number of chunks that is fastest.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from mindspore_palm.plan.step_time import step_time
 
 PODS = tuple(range(1, 9))
 LINKS = (1, 2, 5, 10, 20, 50, 100)
-"""GB/s of a host, each way."""
+"""GB/s per host, each way."""
 DISPATCH = 35e-3 / 2048
-"""Seconds a device that a controller needs to start a program."""
+"""Seconds per device that a controller needs to start a program."""
 BACKWARD = 2 / 3
-"""Share of a step in which gradients come, at least: the backward pass has two products for each of the forward one."""
+"""Least share of a step that is the backward pass, which has two matmuls for each one of the forward pass."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Steps over several pods, in seconds."""
+    """Step time over several pods, in seconds, by the way to span them."""
 
     pods: int
     link: float
-    """GB/s of a host, each way."""
+    """GB/s per host, each way."""
     alone: float
-    """A step of one pod by itself."""
+    """Step of one pod alone."""
     spmd: float
     spmd_overlap: float
     pathways: float
     pathways_overlap: float
 
     def speedup(self, seconds: float) -> float:
-        """Work a second, of one pod's."""
+        """Throughput relative to one pod."""
         return self.pods * self.alone / seconds
 
 
@@ -56,17 +56,17 @@ def span(work: Workload, machine: Machine, pods: int, link: float) -> Span:
 
     Args:
         work: a step of one pod.
-        machine: a torus, whose hosts have the links.
-        pods: how many.
-        link: GB/s of a host, each way.
+        machine: a torus, whose hosts have the links between pods.
+        pods: number of pods.
+        link: GB/s per host, each way.
     """
     alone = step_time(work, machine).seconds
-    once = work.gradient_sums * host_bytes(work, machine) / (link * GB)
+    once = work.gradient_reductions * host_bytes(work, machine) / (link * GB)
     ring, broadcast = 2 * (pods - 1) / pods * once, (pods - 1) * once
-    layers, behind = work.model.layers, BACKWARD * alone
+    layers, backward = work.model.layers, BACKWARD * alone
     dispatch = dispatch_seconds(pods, work.devices)
 
-    def waits(programs: int) -> float:  # dispatched ahead, while the step before runs
+    def waits(programs: int) -> float:  # dispatched ahead, while the previous step runs
         return max(0.0, programs * dispatch - alone) if pods > 1 else 0.0
 
     return Span(
@@ -74,29 +74,29 @@ def span(work: Workload, machine: Machine, pods: int, link: float) -> Span:
         link,
         alone,
         alone + ring,
-        alone + _exposed(ring, behind, layers),
+        alone + _exposed(ring, backward, layers),
         alone + broadcast + waits(2),  # gradients, and their sum with the update
-        alone + min(_exposed(broadcast, behind, n) + waits(1 + 2 * n) for n in range(1, layers + 1)),
+        alone + min(_exposed(broadcast, backward, n) + waits(1 + 2 * n) for n in range(1, layers + 1)),
     )
 
 
 def host_bytes(work: Workload, machine: Machine) -> float:
-    """Bytes of gradients that a host holds in slices after the sums inside its pod, B."""
-    return work.numbers_of_device * machine.gradient_bytes * machine.host_devices
+    """Bytes of the gradient shards on a host after the reduction inside its pod, B."""
+    return work.device_parameters * machine.gradient_bytes * machine.host_devices
 
 
 def dispatch_seconds(pods: int, devices: int) -> float:
-    """How long a controller takes to start a program on pods of so many devices."""
+    """Time that a controller takes to start a program on pods of this many devices."""
     return DISPATCH * pods * devices
 
 
 def one_pod(work: Workload) -> Workload:
-    """The same work for one pod, with its share of the batch."""
+    """The same step for one pod, with its share of the batch."""
     mesh, pods = work.layout.mesh, work.layout.mesh.pods
     layout = replace(work.layout, mesh=Mesh(1, mesh.sizes[DATA], mesh.sizes[MODEL]))
     return replace(work, layout=layout, batch=work.batch // pods, micro_batch=work.micro_batch // pods)
 
 
-def _exposed(exchange: float, behind: float, pieces: int) -> float:
-    """What is not hidden of an exchange that goes in pieces behind a backward pass."""
-    return max(exchange - behind * (pieces - 1) / pieces, exchange / pieces)
+def _exposed(transfer: float, backward: float, chunks: int) -> float:
+    """Time of a transfer that its overlap with the backward pass, in chunks, does not hide."""
+    return max(transfer - backward * (chunks - 1) / chunks, transfer / chunks)

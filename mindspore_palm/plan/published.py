@@ -1,23 +1,23 @@
-"""The article's table, published beside recomputed: GPT-3, Gopher, Megatron-Turing NLG and PaLM.
+"""The paper's table, published beside computed: GPT-3, Gopher, Megatron-Turing NLG and PaLM.
 
-MFU and HFU by appendix B of the PaLM paper (arXiv 2204.02311): tokens a second times FLOPs a token over the peak.
+MFU and HFU follow appendix B of the PaLM paper (arXiv 2204.02311): tokens/s times FLOPs/token over the peak.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore_palm.config import PaLMConfig
+from mindspore_palm.config import OptimizerConfig, PaLMConfig
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.machines import TERA, load_machine
 from mindspore_palm.plan.step_time import step_time
 
-LENGTH = 2048  # tokens of a sequence, of all four
+LENGTH = 2048  # tokens per sequence, of all four systems
 TOKENS_PER_SECOND = 238.3e3  # of PaLM 540B
 STEP_SECONDS = 2048 * LENGTH / TOKENS_PER_SECOND
-TWO_PODS = 1.95  # times one, of PaLM 540B
+TWO_PODS = 1.95  # speedup over one pod, of PaLM 540B
 PALM = PaLMConfig.from_preset("palm_540b", vocab_multiple=3072)
 MT_NLG = PaLMConfig(
     layers=105,
@@ -30,15 +30,16 @@ MT_NLG = PaLMConfig(
     attention="multi_head",
     mlp="gelu",
 )
+ADAM = OptimizerConfig(name="adamw")  # of Megatron-Turing NLG (arXiv 2201.11990)
 
 PUBLISHED_FLOPS = {"palm_8b": (0.0550, 0.0561), "palm_62b": (0.388, 0.392), "palm_540b": (3.28, "4.10")}
-"""10^12 FLOPs a token of PaLM, without and with what was recomputed (appendix B)."""
+"""TFLOPs/token of PaLM, without and with recomputation (appendix B)."""
 RECOMPUTED = {"palm_8b": "attention", "palm_62b": "attention", "palm_540b": "block"}
 
 
 @dataclass(frozen=True)
 class System:
-    """What was published of one training run, and what follows from it."""
+    """One training run: the published numbers, and what follows from them."""
 
     name: str
     parameters: float
@@ -49,13 +50,13 @@ class System:
     heads: int
     head_dim: int
     throughput: str
-    """The published figure that MFU follows from, in words."""
+    """The published number from which MFU follows, in words."""
     tokens_per_second: float
-    """That figure, for all devices."""
+    """That number as tokens/s over all devices."""
     recomputed_flops: float
-    """FLOPs a token that were computed again."""
+    """FLOPs/token that were recomputed."""
     mfu: float
-    """As published, in percent."""
+    """Published, in percent."""
     hfu: float | None
     note: str = ""
 
@@ -70,12 +71,12 @@ class System:
 
     @property
     def our_mfu(self) -> float:
-        """MFU that follows, in percent."""
+        """MFU that follows from the throughput, in percent."""
         return self.utilisation(self.flops_per_token)
 
     @property
     def our_hfu(self) -> float | None:
-        """HFU that follows, in percent; None where nothing was published of it."""
+        """HFU that follows from the throughput, in percent; None if no HFU was published."""
         return None if self.hfu is None else self.utilisation(self.flops_per_token + self.recomputed_flops)
 
 
@@ -87,7 +88,7 @@ def systems() -> list[System]:
     return [
         System(
             *("GPT-3 175B", gpt3, "V100", 1, 125, 96, 96, 128),
-            *("24.6 TFLOP/s a device, as 6N a token", 24.6e12 / (6 * gpt3), 0, 21.3, None),
+            *("24.6 TFLOP/s per device, at 6N FLOPs/token", 24.6e12 / (6 * gpt3), 0, 21.3, None),
             note="21.3 % does not follow: 24.6 TFLOP/s give 19.7 % of 125, and 20.2 % with attention counted",
         ),
         System(
@@ -97,7 +98,7 @@ def systems() -> list[System]:
         System(
             *("MT-NLG 530B", mt_nlg, "A100", 2240, 312, 105, 128, 160),
             *("60.1 s for 1,920 sequences", 1920 * LENGTH / 60.1, mt_nlg_flops / 3, 30.2, 50.0),
-            note="all of the forward pass is recomputed, a third more; that gives 40.4 %, not the article's 50 %",
+            note="all of the forward pass is recomputed, a third more; that gives 40.4 %, not the paper's 50 %",
         ),
         System(
             *("PaLM 540B", PALM.parameter_count(), "TPU v4", 6144, 275, 118, 48, 256),
@@ -108,9 +109,9 @@ def systems() -> list[System]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A published time, and the cost model's."""
+    """A published number beside the cost model's."""
 
-    what: str
+    quantity: str
     unit: str
     published: float
     ours: float
@@ -118,34 +119,36 @@ class Prediction:
 
     @property
     def error(self) -> float:
-        """Ours over published, less one."""
+        """Relative error of ours."""
         return self.ours / self.published - 1
 
 
 def predictions() -> list[Prediction]:
-    """What the cost model says of runs whose time was published; none of them was used to calibrate it."""
+    """The cost model's predictions for runs with published times, none of which calibrated it."""
     one, two = palm_seconds(1), palm_seconds(2)
     return [
-        Prediction("PaLM 540B, two pods, a step of 2,048 sequences", "s", STEP_SECONDS, two, "238.3 thousand tokens/s"),
+        Prediction("PaLM 540B, two pods, step of 2,048 sequences", "s", STEP_SECONDS, two, "238.3 thousand tokens/s"),
         Prediction(
-            *("PaLM 540B, one pod, a step of 1,024 sequences", "s", TWO_PODS * STEP_SECONDS / 2, one),
+            *("PaLM 540B, one pod, step of 1,024 sequences", "s", TWO_PODS * STEP_SECONDS / 2, one),
             "from 17.60 s and 1.95x",
         ),
-        Prediction("PaLM 540B, speed of two pods over one", "x", TWO_PODS, 2 * one / two, "PaLM, section 4"),
-        Prediction(
-            "MT-NLG 530B, 2,240 A100, a step of 1,920 sequences", "s", 60.1, mt_nlg_seconds(), "PaLM, appendix B"
-        ),
+        Prediction("PaLM 540B, speedup of two pods over one", "x", TWO_PODS, 2 * one / two, "PaLM, section 4"),
+        Prediction("MT-NLG 530B, 2,240 A100, step of 1,920 sequences", "s", 60.1, mt_nlg_seconds(), "PaLM, appendix B"),
     ]
 
 
 def palm_seconds(pods: int) -> float:
-    """Predicted step of PaLM 540B, 1,024 sequences a pod."""
+    """Predicted step time of PaLM 540B, at 1,024 sequences per pod."""
     batch = 1024 * pods
     layout = Layout(Mesh(pods, 256, 12), recompute="block", compute_dtype="bfloat16")
     return step_time(Workload(PALM, layout, LENGTH, batch, batch), load_machine("tpu-v4")).seconds
 
 
 def mt_nlg_seconds() -> float:
-    """Predicted step of Megatron-Turing NLG: 8 model x 8 data x 35 stages, a sequence a pass, all recomputed."""
+    """Predicted step time of Megatron-Turing NLG: 8 model x 8 data x 35 stages, full recomputation.
+
+    A micro-batch is one sequence per data rank.
+    """
     layout = Layout(Mesh(1, 8, 8), shard_weights="off", recompute="block", compute_dtype="bfloat16")
-    return step_time(Workload(MT_NLG, layout, LENGTH, 1920, 8, pipeline=35), load_machine("a100")).seconds
+    work = Workload(MT_NLG, layout, LENGTH, 1920, 8, pipeline=35, optimizer=ADAM)
+    return step_time(work, load_machine("a100")).seconds

@@ -1,4 +1,4 @@
-"""What a run costs, as text and as JSON: sizes, memory, time, and the published figures beside ours."""
+"""Cost of a run as text and as JSON: sizes, memory, time, and published numbers beside ours."""
 
 from __future__ import annotations
 
@@ -21,83 +21,83 @@ from mindspore_palm.tables import listing, table
 DAY = 86400.0
 WAYS = {
     "spmd": "One SPMD program",
-    "spmd_overlap": "One SPMD program, its exchange behind the backward pass",
-    "pathways": "A program a pod (Pathways)",
-    "pathways_overlap": "A program a pod, its exchange behind the backward pass",
+    "spmd_overlap": "One SPMD program, all-reduce overlapped with the backward pass",
+    "pathways": "One program per pod (Pathways)",
+    "pathways_overlap": "One program per pod, transfers overlapped with the backward pass",
 }
 ANSWER = """\
-One pod alone takes {alone:.2f} s a step. PaLM's two pods, with a program each, take {pathways:.2f} s: {times:.2f} times
-one pod (published: {published:g}). One SPMD program over both would take {spmd:.2f} s: of two pods, each sends its
-gradients to the other once, whoever directs them. So the article is right that PaLM's speed owes nothing to Pathways,
-on these conditions:
-- only data parallelism crosses pods, and a step is long beside a controller's dispatch of {dispatch:.0f} ms;
+One pod alone takes {alone:.2f} s per step. PaLM's two pods, with one program each, take {pathways:.2f} s, which is
+{times:.2f} times the speed of one pod (published: {published:g}). One SPMD program over both would take {spmd:.2f} s:
+with two pods, each sends its gradients to the other once, whoever controls them. So the paper is right that PaLM's
+speed owes nothing to Pathways, on these conditions:
+- only data parallelism crosses pods, and a step is much longer than a controller's dispatch of {dispatch:.0f} ms;
 - pods are few: 8 that send all gradients to each other take {eight_pathways:.2f} s, in a ring {eight_spmd:.2f} s;
-- hosts have more than {slow:.1f} GB/s; below, the exchange of two pods takes over 5 % of a step, unless it goes behind
-  the backward pass ({hidden:.2f} s a step at {slowest:g} GB/s).
-What Pathways gave is that two pods could be one job: JAX's own programs could not then span them."""
+- hosts have more than {slow:.1f} GB/s; below that, the gradients of two pods take over 5 % of a step, unless they are
+  sent during the backward pass ({hidden:.2f} s per step at {slowest:g} GB/s).
+With Pathways, two pods could be one job: JAX's own programs could not then span them."""
 
 
-def describe_plan(settings: Settings, machine: Machine, found: Candidate, hidden: StepTime, work: Workload) -> str:
+def describe_plan(settings: Settings, machine: Machine, candidate: Candidate, hidden: StepTime, work: Workload) -> str:
     """Parameters, FLOPs, memory, step time, MFU and HFU of a run on a machine.
 
     Args:
         settings: of the run.
-        machine: that it is planned for.
-        found: its time, with nothing hidden, and its memory.
-        hidden: its time if all exchange over data hides behind products.
+        machine: to plan for.
+        candidate: its time, with nothing hidden, and its memory.
+        hidden: its time if all collectives of the data axis are hidden behind matmuls.
         work: the step.
     """
-    model, time, length = settings.model, found.time, settings.data.seq_len
+    model, time, length = settings.model, candidate.time, settings.data.seq_len
     kinds = ", ".join(f"{name} {count:,}" for name, count in model.parameters_by_kind().items())
     hardware = model.hardware_flops_per_token(length, work.recompute)
-    there = machine.memory
-    fits = "fits" if found.bytes <= USABLE * there else "does not fit"
+    fits = "fits" if candidate.bytes <= USABLE * machine.memory else "does not fit"
+    memory = f"{readable(candidate.bytes)} of {readable(machine.memory)} per device, of which {USABLE:.0%} are usable"
     rate = work.tokens_per_step / time.seconds
     lines = {
         "machine": machine.title,
-        "mesh": f"{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_passes(work)}",
+        "mesh": f"{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_batch(work)}",
         "parameters": f"{model.parameter_count():,} ({kinds})",
-        "FLOPs": f"{_flops(model.flops_per_token(length))} a token; {_flops(hardware)} with recomputation",
-        "memory": f"{readable(found.bytes)} of a device's {readable(there)}, of which {USABLE:.0%} are usable: {fits}",
-        "step": f"{_seconds(time.seconds)} ({_seconds(hidden.seconds)} if exchange over data hides behind products)",
-        "tokens": f"{rate:,.0f} a second",
+        "FLOPs/token": f"{_flops(model.flops_per_token(length))}; {_flops(hardware)} with recomputation",
+        "memory": f"{memory}: {fits}",
+        "step": f"{_seconds(time.seconds)} ({_seconds(hidden.seconds)} with data-axis collectives hidden by matmuls)",
+        "tokens/s": f"{rate:,.0f}",
         "MFU": f"{time.mfu:.1%} ({hidden.mfu:.1%})",
         "HFU": f"{time.hfu:.1%} ({hidden.hfu:.1%})",
-        "whole run": f"{_run_seconds(settings, machine) / DAY:,.3g} days for {settings.train.steps:,} steps",
+        "run": f"{_run_seconds(settings, machine) / DAY:,.3g} days for {settings.train.steps:,} steps",
     }
-    memory = table(("memory of a device", "GB"), [(kind, f"{size / 1e9:,.3f}") for kind, size in found.memory.items()])
+    sizes = [(kind, f"{size / 1e9:,.3f}") for kind, size in candidate.memory.items()]
     share = [
         (part, _seconds(seconds), f"{seconds / time.seconds:.1%}")
         for part, seconds in time.parts.items()
         if seconds > 0
     ]
-    return "\n\n".join([listing(lines), memory, table(("a step's time", "", ""), share)])
+    return "\n\n".join([listing(lines), table(("memory per device", "GB"), sizes), table(("step time", "", ""), share)])
 
 
 def describe_search(candidates: Sequence[Candidate], most: int = 10) -> str:
     """The best candidates as a table."""
     rows = []
-    for found in candidates[:most]:
-        parallel, time = found.settings.parallel, found.time
-        micro = found.settings.train.micro_batch or found.settings.train.batch_ramp()[-1][1]
+    for candidate in candidates[:most]:
+        parallel, time = candidate.settings.parallel, candidate.time
+        micro = candidate.settings.train.micro_batch or candidate.settings.train.batch_ramp()[-1][1]
         rows.append(
             (
                 f"{parallel.pods} x {parallel.data} x {parallel.model}",
                 parallel.recompute,
                 f"{micro:,}",
-                f"{found.bytes / 1e9:.1f}",
+                f"{candidate.bytes / 1e9:.1f}",
                 _seconds(time.seconds),
                 f"{time.mfu:.1%}",
                 f"{time.hfu:.1%}",
             )
         )
-    head = ("pods x data x model", "recompute", "micro batch", "GB a device", "a step", "MFU", "HFU")
+    head = ("pods x data x model", "recompute", "micro-batch", "GB per device", "step", "MFU", "HFU")
     more = f"\n{len(candidates):,} layouts fit; the best {len(rows)} are shown" if len(candidates) > most else ""
     return table(head, rows) + more
 
 
 def describe_published(systems: Sequence[System], predictions: Sequence[Prediction]) -> str:
-    """The article's table, and the cost model beside times that were published."""
+    """The paper's table, and published times beside the cost model's."""
     rows = []
     for system in systems:
         ours_hfu = f"{system.our_hfu:.1f}" if system.our_hfu is not None else ""
@@ -120,52 +120,52 @@ def describe_published(systems: Sequence[System], predictions: Sequence[Predicti
     palm = systems[-1]
     bare = palm.utilisation(6 * palm.parameters)
     notes.append(f"{palm.name} without attention: MFU {bare:.1f} %, published 45.7 %")
-    sizes = [(name, PaLMConfig.from_preset(name), kind) for name, kind in RECOMPUTED.items()]
+    sizes = [(name, PaLMConfig.from_preset(name), recompute) for name, recompute in RECOMPUTED.items()]
     flops = [
         (
             name,
             f"{PUBLISHED_FLOPS[name][0]}",
             f"{config.flops_per_token(LENGTH) / 1e12:#.3g}",
             f"{PUBLISHED_FLOPS[name][1]}",
-            f"{config.hardware_flops_per_token(LENGTH, kind) / 1e12:#.3g}",
+            f"{config.hardware_flops_per_token(LENGTH, recompute) / 1e12:#.3g}",
         )
-        for name, config, kind in sizes
+        for name, config, recompute in sizes
     ]
     times = [
-        (p.what, f"{p.published:.2f} {p.unit}", f"{p.ours:.2f} {p.unit}", f"{p.error:+.1%}", p.source)
+        (p.quantity, f"{p.published:.2f} {p.unit}", f"{p.ours:.2f} {p.unit}", f"{p.error:+.1%}", p.source)
         for p in predictions
     ]
     return "\n\n".join(
         [
             table(head, rows),
             "\n".join(notes),
-            table(("TFLOPs a token", "published", "ours", "recomputed, published", "ours"), flops),
+            table(("TFLOPs/token", "published", "ours", "recomputed, published", "ours"), flops),
             table(("predicted by the cost model", "published", "ours", "error", "published in"), times),
         ]
     )
 
 
 def describe_pods(
-    spans: dict[tuple[int, float], Span], own: float, dispatch: float, slow: float, published: float | None
+    spans: dict[tuple[int, float], Span], host_gb_s: float, dispatch: float, slow: float, published: float | None
 ) -> str:
-    """SPMD or Pathways: seconds a step over pods and links, and for PaLM's own step the answer, with its conditions.
+    """SPMD or Pathways: step time by pods and links; for PaLM's own step also the answer, with its conditions.
 
     Args:
-        spans: by pods and GB/s of a host.
-        own: GB/s of a host of the machine.
-        dispatch: seconds in which a controller starts a program on two pods.
-        slow: GB/s of a host below which two pods lose more than 5 % of a step.
-        published: how many times one pod two were, if this is PaLM's step.
+        spans: by number of pods and GB/s per host.
+        host_gb_s: GB/s per host of the machine.
+        dispatch: seconds that a controller needs to start a program on two pods.
+        slow: GB/s per host below which two pods lose more than 5 % of a step.
+        published: speedup of two pods over one, if this is PaLM's step.
     """
     links = sorted({link for _, link in spans})
     head = ("pods", *(f"{link:g} GB/s" for link in links))
     grids = []
     for way, name in WAYS.items():
         rows = [(f"{n}", *(_seconds(getattr(spans[n, link], way)) for link in links)) for n in PODS]
-        grids.append(f"{name}, a step by links of a host:\n{table(head, rows)}")
+        grids.append(f"{name}: step time by bandwidth per host\n{table(head, rows)}")
     if published is None:
         return "\n\n".join(grids)
-    two, eight = spans[2, own], spans[8, own]
+    two, eight = spans[2, host_gb_s], spans[8, host_gb_s]
     answer = ANSWER.format(
         alone=two.alone,
         pathways=two.pathways,
@@ -188,15 +188,15 @@ def write_plan(file: Path, machine: Machine, candidates: Sequence[Candidate]) ->
     Raises:
         OSError: the file could not be written.
     """
-    write_json(file, {"machine": machine.title, "layouts": [_as_json(found) for found in candidates]})
+    write_json(file, {"machine": machine.title, "layouts": [_as_json(candidate) for candidate in candidates]})
 
 
-def _as_json(found: Candidate) -> dict[str, Any]:
-    time = found.time
+def _as_json(candidate: Candidate) -> dict[str, Any]:
+    time = candidate.time
     return {
-        "parallel": found.settings.parallel.model_dump(mode="json"),
-        "micro_batch": found.settings.train.micro_batch,
-        "memory_bytes": found.memory,
+        "parallel": candidate.settings.parallel.model_dump(mode="json"),
+        "micro_batch": candidate.settings.train.micro_batch,
+        "memory_bytes": candidate.memory,
         "step_seconds": time.seconds,
         "mfu": time.mfu,
         "hfu": time.hfu,
@@ -204,12 +204,13 @@ def _as_json(found: Candidate) -> dict[str, Any]:
     }
 
 
-def _passes(work: Workload) -> str:
-    return f"{work.batch:,} sequences of {work.length:,} tokens in {work.passes:,} pass{'es' * (work.passes > 1)}"
+def _batch(work: Workload) -> str:
+    count = work.micro_batches
+    return f"{work.batch:,} sequences of {work.length:,} tokens in {count:,} micro-batch{'es' * (count > 1)}"
 
 
 def _run_seconds(settings: Settings, machine: Machine) -> float:
-    """Of all steps of all batch sizes."""
+    """Time of all steps, at all batch sizes."""
     ramp, steps = settings.train.batch_ramp(), settings.train.steps
     ends = [start for start, _ in ramp[1:]] + [steps]
     seconds = 0.0

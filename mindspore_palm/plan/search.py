@@ -1,4 +1,4 @@
-"""Which meshes fit a number of devices, best first."""
+"""Search for the meshes that fit a number of devices, best first."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.step_time import StepTime, step_time
 
 USABLE = 0.96
-"""Share of a device's memory that a network may take; XLA keeps 1.25 of a TPU v4's 32 GiB."""
-NEAREST = 12  # numbers of devices that are tried where the one asked for has no mesh
+"""Share of a device's memory that a program may use; XLA reserves 1.25 of a TPU v4's 32 GiB."""
+NEAREST = 12  # other numbers of devices that are tried if no mesh fits the one asked for
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to lay a run on devices."""
+    """Settings that place a run on devices, with their predicted cost."""
 
     settings: Settings
     time: StepTime
     memory: dict[str, int]
-    """Bytes of a device, by kind."""
+    """Bytes per device, by kind."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of a device."""
+        """Bytes per device."""
         return sum(self.memory.values())
 
 
 def search(settings: Settings, machine: Machine, devices: int) -> list[Candidate]:
-    """Candidates whose sizes fit and whose memory is there, by predicted MFU, best first.
+    """Candidates whose sizes and memory fit, by predicted MFU, best first.
 
-    Tried: pods as set; every cut of a pod's devices into data and model; every recompute setting; micro batches of one
-    sequence a data rank, two, four and so on, up to the whole batch. The vocabulary is padded to fit.
+    Tried: pods as set; every split of a pod's devices into data and model; every recompute setting; micro-batches of
+    one sequence per data rank, two, four and so on, up to the full batch. The vocabulary is padded to fit.
 
     Raises:
-        UserError: none fits; says what is in the way.
+        UserError: none fits; names the reason.
     """
     shaped, reason = _shaped(settings, machine, devices)
     if not shaped:
@@ -55,28 +55,28 @@ def search(settings: Settings, machine: Machine, devices: int) -> list[Candidate
         other = _count_near(settings, machine, devices)
         fix = f"set --devices to {other}" if other else "change train.batch_size or parallel.pods"
         raise UserError(f"no mesh of {devices:,} devices fits{f': {reason}' if reason else ''}; {fix}")
-    found = [candidate(s, machine) for s in shaped]
-    there = USABLE * machine.memory
-    fitting = [c for c in found if c.bytes <= there]
+    candidates = [candidate(s, machine) for s in shaped]
+    usable = USABLE * machine.memory
+    fitting = [c for c in candidates if c.bytes <= usable]
     if not fitting:
-        least = min(found, key=lambda c: c.bytes)
+        least = min(candidates, key=lambda c: c.bytes)
         count = f"{devices:,} device{'s' * (devices > 1)}"
         raise UserError(
-            f"on {count}, the smallest of {len(found)} layouts takes {least.bytes / 1e9:,.1f} GB of one, and "
-            f"{there / 1e9:,.1f} GB are there; take more --devices or another --machine"
+            f"on {count}, the smallest of {len(candidates)} layouts takes {least.bytes / 1e9:,.1f} GB per device, and "
+            f"{usable / 1e9:,.1f} GB are usable; take more --devices or another --machine"
         )
     return sorted(fitting, key=lambda c: (-c.time.mfu, c.bytes))
 
 
 def candidate(settings: Settings, machine: Machine) -> Candidate:
-    """Time and memory of settings on a machine."""
+    """The predicted time and memory of settings on a machine."""
     work = Workload.of(settings, machine.target)
     memory = memory_by_kind(settings, work.layout, machine.fused_elementwise, machine.fused_attention)
     return Candidate(settings, step_time(work, machine), memory)
 
 
 def check_fits(settings: Settings, machine: Machine) -> None:
-    """Sees that sizes fit the mesh, and the mesh the machine.
+    """Checks that sizes fit the mesh, and that the mesh fits the machine.
 
     Raises:
         UserError: names setting, sizes and what to change.
@@ -88,7 +88,7 @@ def check_fits(settings: Settings, machine: Machine) -> None:
 
 
 def _shaped(settings: Settings, machine: Machine, devices: int) -> tuple[list[Settings], str]:
-    """The variants whose sizes fit, and what is in the way of another."""
+    """The variants whose sizes fit, and why another does not."""
     shaped, reason = [], ""
     for variant in _variants(settings, devices):
         problem = _problem(variant, machine)
@@ -99,7 +99,7 @@ def _shaped(settings: Settings, machine: Machine, devices: int) -> tuple[list[Se
 
 
 def _count_near(settings: Settings, machine: Machine, devices: int) -> int | None:
-    """The nearest number of devices for which a mesh fits, among the nearest dozen."""
+    """The nearest number of devices for which a mesh fits, of the nearest dozen."""
     pods = settings.parallel.pods
     counts = (n for n in range(pods, 2 * devices + SERVER * pods + 1, pods) if partitions_for(n) and n != devices)
     nearest = sorted(counts, key=lambda n: (abs(n - devices), n))[:NEAREST]
@@ -107,7 +107,7 @@ def _count_near(settings: Settings, machine: Machine, devices: int) -> int | Non
 
 
 def _problem(settings: Settings, machine: Machine) -> str:
-    """What does not fit, by the rules of ``check_fits``, without advice; empty where all does."""
+    """What does not fit, by the rules of ``check_fits`` and without advice; empty if all does."""
     layout = Workload.of(settings, machine.target).layout
     if problem := _machine_problem(layout, machine):
         return problem
@@ -117,7 +117,7 @@ def _problem(settings: Settings, machine: Machine) -> str:
 
 def _machine_problem(layout: Layout, machine: Machine) -> str:
     if layout.compute_dtype == "float32":
-        return "train.compute_dtype = float32: a machine's peak is of 16-bit products; set bfloat16 or float16"
+        return "train.compute_dtype = float32: a machine's peak is for 16-bit matmuls; set bfloat16 or float16"
     in_pod = layout.mesh.sizes[DATA] * layout.mesh.sizes[MODEL]
     if machine.torus and in_pod > prod(machine.torus):
         return (
@@ -128,14 +128,14 @@ def _machine_problem(layout: Layout, machine: Machine) -> str:
 
 
 def _variants(settings: Settings, devices: int) -> Iterator[Settings]:
-    """Meshes and settings to try; those that are no settings, as a ramp does not divide, are left out."""
+    """Settings to try, without those that are invalid because a batch ramp does not divide."""
     pods = settings.parallel.pods
     sizes = [size for _, size in settings.train.batch_ramp()]
     in_pod = devices // pods
     for model, recompute in product((n for n in range(1, in_pod + 1) if in_pod % n == 0), get_args(Recompute)):
         if settings.model.heads % model:
             continue
-        least = pods * in_pod // model  # a sequence a device
+        least = pods * in_pod // model  # one sequence per device
         tried = [least << n for n in range(max(sizes).bit_length()) if all(size % (least << n) == 0 for size in sizes)]
         for micro_batch in [0, *tried] if tried else []:
             if micro_batch == max(sizes):  # the same as 0

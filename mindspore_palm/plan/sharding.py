@@ -1,4 +1,4 @@
-"""A layout as a table to read: every weight, its axes, its slice, its bytes."""
+"""A layout as a table: every weight with its axes, its shard and its bytes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mindspore_palm.tables import table
 
 
 def print_layout(settings: Settings) -> None:
-    """Prints the layout that settings ask for.
+    """Prints the layout of settings.
 
     Raises:
-        UserError: behind the table, what does not fit.
+        UserError: after the table, if something does not fit.
     """
     layout = layout_of(settings, "Ascend" if settings.train.device == "Ascend" else "GPU")
     print(describe_layout(layout, placements_on(settings.model, layout)))
@@ -25,8 +25,8 @@ def print_layout(settings: Settings) -> None:
 
 
 def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
-    """Every weight with logical and mesh axes, whole and slice shape, bytes a device, copies; equal layers once."""
-    head = ("weight", "logical axes", "mesh axes", "whole", "on a device", "MB a device", "copies")
+    """Logical and mesh axes, full and shard shape, bytes per device and replicas of every weight; equal layers once."""
+    head = ("weight", "logical axes", "mesh axes", "shape", "shard", "MB per device", "replicas")
     rows = []
     for names, placement in _alike(placements):
         rows.append(
@@ -41,35 +41,35 @@ def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
             )
         )
     total = sum(p.shard_bytes for p in placements)
-    whole = sum(p.shard_bytes * layout.devices / p.replicas for p in placements)
+    unsharded = sum(p.shard_bytes * layout.devices / p.replicas for p in placements)
     return "\n".join(
         [
-            f"{layout.mesh} = {layout.devices:,} devices; weights in slices over {layout.weight_shards} data ranks",
+            f"{layout.mesh} = {layout.devices:,} devices; weights fully sharded over {layout.weight_shards} data ranks",
             table(head, rows),
-            f"float32 weights: {total / 1e6:,.1f} MB on a device, {whole / 1e9:,.1f} GB in all",
+            f"float32 weights: {total / 1e6:,.1f} MB per device, {unsharded / 1e9:,.1f} GB in total",
         ]
     )
 
 
 def _mesh_axes(placement: Placement) -> list[str]:
-    """Mesh axes of each dimension; full sharding is the last of the first dimension."""
+    """Mesh axes of each dimension; full sharding comes last in the first dimension."""
     axes = [" x ".join(placement.layout.mesh_axes(axis)) or "-" for axis in placement.axes]
     if placement.data_shards > 1:
-        # a weight that is whole on all model ranks is sharded over runs of ranks that include them
-        own = f"data({placement.data_shards})"
-        axes[0] = own if axes[0] == "-" else f"{axes[0]} x {own}"
+        # a weight that is replicated over model is fully sharded over runs of ranks that include the model ranks
+        data = f"data({placement.data_shards})"
+        axes[0] = data if axes[0] == "-" else f"{axes[0]} x {data}"
     return axes
 
 
 def _alike(placements: Sequence[Placement]) -> list[tuple[str, Placement]]:
-    """Weights of blocks that lie alike, under one name such as ``blocks.0-117.kv``."""
+    """One weight for all layers with equal placement, under a name such as ``blocks.0-117.kv``."""
     groups: dict[tuple, list[Placement]] = {}
     for placement in placements:
-        kind = re.sub(r"^blocks\.\d+\.", "", placement.name)
-        groups.setdefault((kind, placement.shard_shape), []).append(placement)
+        role = re.sub(r"^blocks\.\d+\.", "", placement.name)
+        groups.setdefault((role, placement.shard_shape), []).append(placement)
     named = []
-    for (kind, _), members in groups.items():
-        numbers = [int(p.name.split(".")[1]) for p in members if p.name.startswith("blocks.")]
-        span = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else "".join(map(str, numbers))
-        named.append((f"blocks.{span}.{kind}" if numbers else kind, members[0]))
+    for (role, _), members in groups.items():
+        layers = [int(p.name.split(".")[1]) for p in members if p.name.startswith("blocks.")]
+        span = f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else "".join(map(str, layers))
+        named.append((f"blocks.{span}.{role}" if layers else role, members[0]))
     return named

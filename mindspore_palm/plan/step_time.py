@@ -1,19 +1,19 @@
-"""An open model of how long a training step takes: each part a formula of a few lines, each figure from the machine.
+"""A cost model of a training step: each part is a formula of a few lines, and each constant comes from the machine.
 
-A step is a sum: products, memory traffic, exchanges over model, over data, between pods, and the optimizer. Nothing is
-hidden behind anything else unless ``overlap`` says which share of the exchange of weights and gradients is.
+A step is the sum of matmuls, memory traffic, collectives over model, over data and between pods, and the optimizer.
+Nothing overlaps unless ``overlap`` gives the share of the data axis' collectives that is hidden behind matmuls.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore_palm.cost.workload import FLOAT, HALF, Product, Workload, gathered_numbers
+from mindspore_palm.cost.workload import FLOAT, HALF, Matmul, Workload, gathered_size
 from mindspore_palm.parallel.mesh import POD
 from mindspore_palm.plan.links import all_gather, all_reduce, reduce_scatter
 from mindspore_palm.plan.machines import GB, Machine
 
-PARTS = ("products", "memory traffic", "model axis", "data axis", "between pods", "pipeline", "optimizer")
+PARTS = ("matmuls", "memory traffic", "model axis", "data axis", "between pods", "pipeline", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class StepTime:
 
     parts: dict[str, float]
     model_flops: float
-    """Of all devices, as MFU counts them."""
+    """FLOPs of the step over all devices, as MFU counts them."""
     hardware_flops: float
-    """With what is recomputed, as HFU counts them."""
+    """The same with what is recomputed, as HFU counts them."""
     peak: float
-    """FLOP/s of all devices."""
+    """Peak FLOP/s over all devices."""
 
     @property
     def seconds(self) -> float:
-        """Of the step."""
+        """Duration of the step."""
         return sum(self.parts.values())
 
     @property
@@ -45,29 +45,29 @@ class StepTime:
 
 
 def step_time(work: Workload, machine: Machine, overlap: float = 0.0) -> StepTime:
-    """Predicts a step.
+    """Predicts the time of a step.
 
     Args:
-        work: what is computed, and where.
-        machine: its devices and links.
-        overlap: share of the data axis' exchanges that happens behind products, 0 to 1.
+        work: the step and its layout.
+        machine: devices and links.
+        overlap: share of the data axis' collectives that is hidden behind matmuls, 0 to 1.
     """
     stage = _Stage(work, machine)
-    passes, stages, weights = work.passes, work.pipeline, stage.over_data()
+    micro_batches, stages, weights = work.micro_batches, work.pipeline, stage.over_data()
     parts = {
-        "products": passes * stage.products(),
-        "memory traffic": passes * stage.traffic(),
-        "model axis": passes * stage.over_model(),
+        "matmuls": micro_batches * stage.matmuls(),
+        "memory traffic": micro_batches * stage.traffic(),
+        "model axis": micro_batches * stage.over_model(),
         "data axis": sum(seconds for axis, seconds in weights.items() if axis != POD),
         "between pods": weights.get(POD, 0.0),
         "pipeline": 0.0,
-        "optimizer": stage.optimizer(),
+        "optimizer": machine.stream_seconds(work.optimizer_traffic),
     }
-    hidden = min(overlap * parts["data axis"], parts["products"])
+    hidden = min(overlap * parts["data axis"], parts["matmuls"])
     parts["data axis"] -= hidden
     if stages > 1:
-        one_pass = (parts["products"] + parts["memory traffic"] + parts["model axis"]) / passes
-        parts["pipeline"] = (stages - 1) * one_pass / work.turns + stage.between_stages()
+        one = (parts["matmuls"] + parts["memory traffic"] + parts["model axis"]) / micro_batches
+        parts["pipeline"] = (stages - 1) * one / work.chunks + stage.between_stages()
     model, tokens = work.model, work.tokens_per_step
     return StepTime(
         parts,
@@ -78,25 +78,25 @@ def step_time(work: Workload, machine: Machine, overlap: float = 0.0) -> StepTim
 
 
 class _Stage:
-    """One device, of the stage that has most to do: the one with the logits."""
+    """A device of the slowest stage, the one with the logits."""
 
     def __init__(self, work: Workload, machine: Machine) -> None:
         self.work, self.machine, self.layout = work, machine, work.layout
 
-    def products(self) -> float:
-        """Products of a pass: forward, backward, and what is done again."""
+    def matmuls(self) -> float:
+        """Matmuls of a micro-batch: forward, backward and recomputed."""
         work = self.work
-        block = [p for product in work.block_products() for p in (product, *product.backward())] + work.recomputed()
-        logits = work.logits_product()
-        return work.layers * sum(map(self._product, block)) + sum(map(self._product, (logits, *logits.backward())))
+        block = [m for matmul in work.block_matmuls() for m in (matmul, *matmul.backward())] + work.recomputed()
+        logits = work.logits_matmul()
+        return work.layers * sum(map(self._seconds, block)) + sum(map(self._seconds, (logits, *logits.backward())))
 
-    def _product(self, product: Product) -> float:
-        if not product.weight and self.machine.fused_attention:  # scores stay inside: arithmetic alone
-            return product.flops / (self.machine.peak * self.machine.matmul_efficiency)
-        return self.machine.product_seconds(product.m, product.k, product.n, product.count)
+    def _seconds(self, matmul: Matmul) -> float:
+        if not matmul.weight and self.machine.fused_attention:  # scores stay on chip: limited by arithmetic alone
+            return matmul.flops / (self.machine.peak * self.machine.matmul_efficiency)
+        return self.machine.matmul_seconds(matmul.m, matmul.k, matmul.n, matmul.count)
 
     def traffic(self) -> float:
-        """Traffic of a pass outside of products. The backward pass of an op moves twice what its forward pass does."""
+        """Memory traffic of a micro-batch outside of matmuls. The backward pass of an op moves twice the bytes."""
         work, fused = self.work, self.machine.fused_attention
         again = {"none": 0, "attention": 0, "block": 1}[work.recompute]
         block = (3 + again) * work.block_traffic(fused)
@@ -105,58 +105,54 @@ class _Stage:
         return self.machine.stream_seconds(work.layers * block + work.loss_traffic())
 
     def over_model(self) -> float:
-        """Sums of activations over the axes that cut heads, in a pass.
+        """All-reduces of activations over the axes that shard heads, in a micro-batch.
 
-        Each all-reduce of the forward pass has one in the backward pass. What is recomputed starts from an input that
-        was kept in slices over model, which are gathered: half an all-reduce. Serial blocks recompute one sum as well.
-        Of the whole network, the embedding's look-up and the logits' gradient are summed, in float32.
+        Each all-reduce of the forward pass has one in the backward pass. Recomputation starts from an input that was
+        saved sharded over model, and gathers it: half an all-reduce. Serial blocks recompute one all-reduce as well.
+        Once per network, the embedding lookup and the gradient of the logits matmul are all-reduced in float32.
         """
         work = self.work
-        sums = 2.0 * work.all_reduces
+        count = 2.0 * work.all_reduces
         if work.recompute == "block":
-            sums += 0.5 + (work.all_reduces - 1)
-        size = (work.layers * sums + 2 * FLOAT / HALF) * work.activation_bytes
+            count += 0.5 + (work.all_reduces - 1)
+        size = (work.layers * count + 2 * FLOAT / HALF) * work.activation_bytes
         return sum(all_reduce(self.machine, self.layout, self.layout.mesh_axes("heads"), size).values())
 
     def over_data(self) -> dict[str, float]:
-        """Weights gathered and gradients summed, in a step: seconds along each axis.
+        """All-gathers of weights and reductions of gradients in a step: seconds along each axis.
 
-        Fully sharded weights are gathered for each pass forward, and again for its backward pass if blocks are
-        recomputed; their gradients are scattered, and their slices summed over the axes that are left: between pods.
-        The gradient of a weight that is whole is summed over all.
+        Fully sharded weights are all-gathered for the forward pass of each micro-batch, and again for its backward pass
+        if blocks are recomputed. Their gradients are reduce-scattered, and the shards all-reduced over the axes that
+        are left, between pods. The gradient of a weight that is not fully sharded is all-reduced over all axes.
         """
         work, machine, layout = self.work, self.machine, self.layout
         everywhere = layout.mesh_axes("tokens")
         inside = [axis for axis in everywhere if axis != POD or layout.shard_weights == "all"]
         outside = [axis for axis in everywhere if axis not in inside]
         seconds = dict.fromkeys(everywhere, 0.0)
-        gathers = work.passes * (2 if work.recompute == "block" else 1)
-        for weight, count in work.weights_of_device():
-            numbers = count * gathered_numbers(weight)
-            size = machine.gradient_bytes * numbers
+        gathers = work.micro_batches * (2 if work.recompute == "block" else 1)
+        for weight, count in work.device_weights():
+            elements = count * gathered_size(weight)
+            size = machine.gradient_bytes * elements
             if weight.data_shards > 1:
                 item = FLOAT if weight.name == "embedding" else HALF
-                gathered = all_gather(machine, layout, inside, item * numbers)
+                gathered = all_gather(machine, layout, inside, item * elements)
                 scattered = reduce_scatter(machine, layout, inside, size)
                 summed = all_reduce(machine, layout, outside, size / weight.data_shards)
-                exchanges = ((gathered, gathers), (scattered, work.passes), (summed, work.gradient_sums))
+                collectives = ((gathered, gathers), (scattered, work.micro_batches), (summed, work.gradient_reductions))
             else:
-                exchanges = ((all_reduce(machine, layout, everywhere, size), work.gradient_sums),)
-            for along, times in exchanges:
+                collectives = ((all_reduce(machine, layout, everywhere, size), work.gradient_reductions),)
+            for along, times in collectives:
                 for axis, one in along.items():
                     seconds[axis] += times * one
         return seconds
 
     def between_stages(self) -> float:
-        """Activations, and their gradients, from stage to stage of a pipeline.
+        """Sends of activations and their gradients between pipeline stages.
 
-        Every model rank sends its copy; where stages take turns, and therefore send more, each sends a part of one.
+        Every model rank sends a full copy. With several chunks per stage, which send more often, each sends its shard.
         """
-        passes, copies = self.work.passes + self.work.pipeline - 1, 1.0
-        if self.work.turns > 1:
-            copies = self.work.turns / self.layout.shards("heads")
-        return 2 * passes * copies * self.work.activation_bytes / (self.machine.network_gb_s * GB)
-
-    def optimizer(self) -> float:
-        """Adafactor, 11 times float32 of every weight: reads g, v, p, u, u, p and m, and writes v, u, m and p."""
-        return self.machine.stream_seconds(11 * FLOAT * self.work.numbers_of_device)
+        sends, copies = self.work.micro_batches + self.work.pipeline - 1, 1.0
+        if self.work.chunks > 1:
+            copies = self.work.chunks / self.layout.shards("heads")
+        return 2 * sends * copies * self.work.activation_bytes / (self.machine.network_gb_s * GB)

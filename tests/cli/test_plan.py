@@ -1,4 +1,4 @@
-"""``run/plan.py`` and ``run/dry_run.py`` as a user calls them: what they print, what they draw, what they refuse."""
+"""``run/plan.py`` and ``run/dry_run.py`` as a user calls them: what they print, draw and refuse."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan(*arguments, **options):
 def test_palm_540b_on_its_own_machine(tmp_path):
     done = plan("--config", "yaml/palm_540b.yaml", "--charts", tmp_path, "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
-    for words in ("540,354,281,472", "3.28 T a token; 4.10 T", "6,144 devices", "usable: fits"):
+    for words in ("540,354,281,472", "FLOPs/token  3.28 T; 4.10 T", "6,144 devices", "usable: fits"):
         assert words in done.stdout
     seconds = float(re.search(r"step +([\d.]+) s", done.stdout).group(1))
     assert seconds == pytest.approx(17.60, rel=0.15)
@@ -41,13 +41,13 @@ def test_palm_540b_on_its_own_machine(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
-def test_the_articles_table():
+def test_the_papers_table():
     done = plan("--published")
     assert done.returncode == 0, done.stderr
     for words in (
         "GPT-3 175B",
         "21.3 % does not follow",
-        "not the article's 50 %",
+        "not the paper's 50 %",
         "46.2",
         "57.8",
         "60.10 s",
@@ -72,7 +72,7 @@ def test_spmd_or_pathways(tmp_path):
     assert "owes nothing to Pathways" in done.stdout and "published: 1.95" in done.stdout
     other = plan("--pods", "--config", "yaml/palm_8b.yaml", "parallel.pods=2")
     assert other.returncode == 0 and "Pathways)" in other.stdout
-    assert "published" not in other.stdout and "the article" not in other.stdout  # nothing was published of this
+    assert "published" not in other.stdout and "the paper" not in other.stdout  # nothing was published about this
     assert (tmp_path / "pods.png").read_bytes().startswith(PNG)
 
 
@@ -94,15 +94,15 @@ REFUSED = {
     "no file": (["--config", "yaml/palm_9b.yaml"], "did you mean yaml/palm_8b.yaml?"),
     "mesh": (["--config", "yaml/palm_540b.yaml", "parallel.model=5"], "model.heads = 48 cannot be cut into"),
     "ascend": (["--config", "yaml/palm_540b.yaml", "--machine", "ascend-910a"], "the ranks of a group must take"),
-    "devices": (["--config", "yaml/palm_540b.yaml", "--search", "--devices", "3"], "--devices 3 cannot be cut into"),
+    "devices": (["--config", "yaml/palm_540b.yaml", "--search", "--devices", "3"], "--devices 3 cannot be split into"),
     "none": (["--config", "yaml/palm_8b.yaml", "--search", "--devices", "0"], "--devices 0: set it to 1 or more"),
-    "memory": (["--config", "yaml/palm_62b.yaml", "--search", "--devices", "8"], "GB are there; take more --devices"),
+    "memory": (["--config", "yaml/palm_62b.yaml", "--search", "--devices", "8"], "GB are usable; take more --devices"),
     "no pods": (["--pods", "--machine", "a100"], "a100 has none: take tpu-v4 or tpu-v3"),
     "batch of pods": (["--pods", "train.batch_size=1"], "train.batch_size = 1 cannot be cut into"),
     "heads of pods": (["--pods", "parallel.model=5"], "model.heads = 48 cannot be cut into"),
-    "devices alone": (["--config", "yaml/palm_8b.yaml", "--devices", "8"], "--devices is of a search"),
-    "published more": (["--published", "--json", "x.json"], "--published answers by itself; leave out json"),
-    "json of pods": (["--pods", "--json", "x.json"], "--json is of a plan or a search"),
+    "devices alone": (["--config", "yaml/palm_8b.yaml", "--devices", "8"], "--devices is for a search"),
+    "published more": (["--published", "--json", "x.json"], "--published takes no other option; leave out json"),
+    "json of pods": (["--pods", "--json", "x.json"], "--json is for a plan or a search"),
     "no folder": (
         ["--config", "yaml/palm_8b.yaml", "--json", "no/such/plan.json"],
         "there is no folder to write",
@@ -128,9 +128,9 @@ def test_bad_input_is_one_sentence(case):
 
 A100, TPU_V4 = ((HOME / f"{name}.yaml").read_text() for name in ("a100", "tpu-v4"))
 BROKEN = {
-    "not a list of figures": ("- 1\n", "a machine is a list of"),
-    "a figure is missing": ("title: x\nsources: {}\n", "peak_tflops"),
-    "no source": (A100.replace("  tile: ", "  tyle: "), "sources must name every figure"),
+    "not a list of numbers": ("- 1\n", "a machine is a list of"),
+    "a number is missing": ("title: x\nsources: {}\n", "peak_tflops"),
+    "no source": (A100.replace("  tile: ", "  tyle: "), "sources must name every number"),
     "a word": (A100.replace("memory_gib: 80", "memory_gib: much"), "memory_gib"),
     "negative": (A100.replace("peak_tflops: 312", "peak_tflops: -1"), "peak_tflops"),
     "two wirings": (A100.replace("server_gb_s: 300", "link_gb_s: 300"), "give either"),

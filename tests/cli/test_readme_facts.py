@@ -79,6 +79,7 @@ def test_numbers_are_those_of_the_code():
     from mindspore_palm.generate import decoder
     from mindspore_palm.launch import workers as launch
     from mindspore_palm.parallel import host
+    from mindspore_palm.train import divergence
 
     train = Settings().train
     assert number(r"Prompts are read in chunks of (\d+) tokens") == decoder.CHUNK

@@ -15,6 +15,7 @@ BATCH, LENGTH, STEPS = 8, 16, 10
 OPTIMIZERS = {
     "adafactor": {"name": "adafactor"},
     "adamw": {"name": "adamw", "learning_rate": 1e-3, "adamw_weight_decay": 0.1, "adamw_eps": 1e-5},
+    "lion": {"name": "lion", "learning_rate": 1e-4, "lion_weight_decay": 0.1},
 }
 MUTATIONS = ("no reduction", "mean for sum", "local rms")
 

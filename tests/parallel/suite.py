@@ -46,10 +46,11 @@ def full_table() -> Iterable[Case]:
             turn += 1
 
 
-FURTHER = [  # beyond the table: the other strategies, and sequences whose queries take two chunks
+FURTHER = [  # what the table does not reach: the other strategies, sequences whose queries go in two runs, and Lion
     Case((1, 2, 2), "off", table="data", gradients=True),
     Case((1, 2, 2), "all", "block", "adamw", table="data", gradients=True),
     Case((1, 2, 2), "off", "attention", table="model", gradients=True),
     Case((1, 2, 2), "pod", "block", "adamw", 2, length=128, gradients=True),
+    Case((1, 2, 2), "pod", "block", "lion", 2),
 ]
 SLOW = [case for case in [*full_table(), *FURTHER] if case.name not in {quick.name for quick in QUICK}]

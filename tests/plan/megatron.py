@@ -1,14 +1,15 @@
-"""Training runs of Narayanan and others 2021 (arXiv 2104.04473), table 1: what the A100's figure is calibrated on."""
+"""Training runs of Narayanan and others 2021 (arXiv 2104.04473), table 1, on which A100 is calibrated."""
 
 from __future__ import annotations
 
-from mindspore_palm.config import PaLMConfig
+from mindspore_palm.config import OptimizerConfig, PaLMConfig
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.mesh import Mesh
 
 LENGTH, VOCABULARY = 2048, 51200
-# heads, width, layers, model ranks, stages, devices, sequences, TFLOP/s a device
+ADAM = OptimizerConfig(name="adamw")
+# heads, width, layers, model ranks, stages, devices, sequences, TFLOP/s per device
 TABLE = {
     "1.7B": (24, 2304, 24, 1, 1, 32, 512, 137),
     "3.6B": (32, 3072, 30, 2, 1, 64, 512, 138),
@@ -24,7 +25,7 @@ TABLE = {
 
 
 def workload(name: str) -> Workload:
-    """A row as this package's planner takes it; stages take turns layer by layer, a sequence a pass."""
+    """A row as a step for the cost model: interleaved schedule, one layer per chunk, one sequence per micro-batch."""
     heads, width, layers, model, stages, devices, batch, _ = TABLE[name]
     config = PaLMConfig(
         layers=layers,
@@ -39,12 +40,12 @@ def workload(name: str) -> Workload:
     )
     data = devices // model // stages
     layout = Layout(Mesh(1, data, model), shard_weights="off", recompute="block", compute_dtype="bfloat16")
-    micro_batch, turns = (batch, 1) if stages == 1 else (data, layers // stages)
-    return Workload(config, layout, LENGTH, batch, micro_batch, pipeline=stages, turns=turns)
+    micro_batch, chunks = (batch, 1) if stages == 1 else (data, layers // stages)
+    return Workload(config, layout, LENGTH, batch, micro_batch, pipeline=stages, chunks=chunks, optimizer=ADAM)
 
 
 def flops(name: str) -> float:
-    """FLOPs of a step as that paper counts them (its equation 3), everything recomputed."""
+    """FLOPs per step by equation 3 of that paper, with full recomputation."""
     _, width, layers, _, _, _, batch, _ = TABLE[name]
     share = 1 + LENGTH / (6 * width) + VOCABULARY / (16 * layers * width)
     return 96 * batch * LENGTH * layers * width**2 * share

@@ -1,4 +1,4 @@
-"""Dry runs: MindSpore's graph for thousands of devices, read; what few layers say of many; what it refuses."""
+"""Dry runs: the graph of one rank of thousands, extrapolation from few layers, and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspore_palm.config import Settings
+from mindspore_palm.config import OptimizerConfig, Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.dry_run import compile as module
 from mindspore_palm.dry_run.compile import dry_run, extrapolated
@@ -47,32 +47,45 @@ def few(device):
     return dry_run(small(2)), dry_run(small(3))
 
 
-def test_few_layers_say_what_many_have(few):
+def test_few_layers_give_the_ledger_of_many(few):
     five, by_rule = dry_run(small(5)), extrapolated(*few, 5)
     assert by_rule.ledger == five.ledger
-    assert sorted(by_rule.slices, key=str) == sorted(five.slices, key=str)
+    assert sorted(by_rule.shards, key=str) == sorted(five.shards, key=str)
     assert sum(five.ledger.chain.values()) > sum(few[0].ledger.chain.values())
     assert (by_rule.layers, by_rule.compiled) == (5, (2, 3))
 
 
-def test_slices_are_those_that_were_planned(few):
+def test_shards_are_those_that_were_planned(few):
     settings = small(3)
     planned = {p.name: p.shard_shape for p in placements(settings.model, layout_of(settings, "GPU"))}
-    compiled = {s.name: s.shape for s in few[1].slices}
+    compiled = {s.name: s.shape for s in few[1].shards}
     for name, shape in planned.items():
         assert compiled[name] == compiled[f"m.{name}"] == compiled[f"v.{name}"] == shape
     assert len(compiled) == 3 * len(planned)
     assert few[1].state_bytes() == 3 * 4 * sum(map(prod, planned.values()))
 
 
-def test_the_state_is_what_memory_says(few):
+def test_the_moment_of_lion_is_sharded_as_its_weight(few):
+    settings = small(2).model_copy(update={"optimizer": OptimizerConfig(name="lion")})
+    run = dry_run(settings)
+    shapes = {s.name: s.shape for s in run.shards}
+    weights = {p.name for p in placements(settings.model, layout_of(settings, "GPU"))}
+    assert set(shapes) == weights | {f"m.{name}" for name in weights}
+    assert all(shapes[f"m.{name}"] == shapes[name] for name in weights)
+    memory = memory_by_kind(settings, layout_of(settings, "GPU"))
+    assert run.state_bytes() == memory["weights"] + memory["optimizer state"]
+    update = Counter({k.given: n for k, n in run.ledger.counts.items() if k.part == "update"})
+    assert update == {(): 1}  # the norm of all gradients; the update itself needs no collective
+
+
+def test_the_state_is_as_large_as_the_memory_estimate(few):
     settings = small(3)
     memory = memory_by_kind(settings, layout_of(settings, "GPU"))
     assert few[1].state_bytes() == memory["weights"] + memory["optimizer state"]
 
 
 def test_the_chain_goes_through_every_layer_both_ways(few):
-    # a layer's sum over model waits for the layer before it; so do its gradient's, the other way
+    # a layer's all-reduce over model waits for the layer before it, and its gradient's for the layer after it
     added = per_layer(few[0].ledger, few[1].ledger).chain
     over_model = Counter({k.part: n for k, n in added.items() if k.axes == "model" and k.op == "all-reduce"})
     assert over_model == {"forward": 1, "backward": 1}
@@ -86,16 +99,16 @@ def test_the_default_compiles_few(device, few, monkeypatch):
         return few[len(compiled) - 1]
 
     monkeypatch.setattr(module, "_compiled", pretend)
-    run = dry_run(small(118), whole=False)
+    run = dry_run(small(118), all_layers=False)
     assert compiled == [2, 3] and run.layers == 118
-    assert len([s for s in run.slices if s.name.endswith("kv")]) == 3 * 118
+    assert len([s for s in run.shards if s.name.endswith("kv")]) == 3 * 118
 
 
 def test_the_last_rank_of_palm_540b(device):
     # MindSpore's Python refuses ranks above 4095; its compiler does not
     settings, _ = load_settings(YAML / "palm_540b.yaml", ["model.layers=1"])
     run = dry_run(settings, rank=6143)
-    shapes = {s.name: s.shape for s in run.slices}
+    shapes = {s.name: s.shape for s in run.shards}
     assert shapes["blocks.0.q_wi"] == (72, 13312) and shapes["v.embedding"] == (84, 18432)
     assert {k.axes for k in run.ledger.counts if k.weight == "q_wi"} == {"data", "pod"}
 
@@ -103,7 +116,7 @@ def test_the_last_rank_of_palm_540b(device):
 def test_palm_540b_for_ascend(device):
     settings, _ = load_settings(YAML / "palm_540b_ascend.yaml", ["model.layers=1"])
     run = dry_run(settings, "Ascend", rank=17)
-    shapes = {s.name: s.shape for s in run.slices}
+    shapes = {s.name: s.shape for s in run.shards}
     assert shapes["blocks.0.q_wi"] == (18432 // 192, 159744 // 16)
     assert shapes["embedding"] == (258048 // 16 // 192, 18432)
     sums = {
@@ -112,35 +125,35 @@ def test_palm_540b_for_ascend(device):
     assert sums >= {("forward", (5 * 2048, 18432)), ("backward", (5 * 2048, 18432))}  # 1,920 sequences over 384
 
 
-def test_float32_and_bfloat16_differ_in_bytes_alone(few):
+def test_float32_and_bfloat16_differ_only_in_bytes(few):
     def gathering(run):
         return next(k for k in run.ledger.counts if k.op == "all-gather" and k.weight == "q_wi" and k.part == "forward")
 
     settings = small(2)
     train = settings.train.model_copy(update={"compute_dtype": "float32"})
-    whole, half = gathering(dry_run(settings.model_copy(update={"train": train}))), gathering(few[0])
-    assert (whole.bytes, whole.result) == (2 * half.bytes, half.result)
+    full, half = gathering(dry_run(settings.model_copy(update={"train": train}))), gathering(few[0])
+    assert (full.bytes, full.result) == (2 * half.bytes, half.result)
 
 
-def test_the_optimizer_exchanges_twice_for_all_weights(few):
+def test_adafactor_reduces_twice_for_all_weights(few):
     # root mean squares of weights and of updates: two vectors, and a scalar for the norm of all gradients
     update = Counter({k.given: n for k, n in few[1].ledger.counts.items() if k.part == "update"})
     assert update == {(1 + 4 * 3,): 2, (): 1}
 
 
 @pytest.mark.slow
-def test_the_whole_of_palm_540b(device):
+def test_all_layers_of_palm_540b(device):
     settings, _ = load_settings(YAML / "palm_540b.yaml")
-    whole, by_rule = dry_run(settings, whole=True), dry_run(settings, whole=False)
-    print(f"118 layers in {whole.seconds:.0f} s and {whole.memory / 1e9:.1f} GB; by rule {by_rule.seconds:.0f} s")
-    assert whole.ledger == by_rule.ledger
-    assert sorted(whole.slices, key=str) == sorted(by_rule.slices, key=str)
-    assert whole.compiled == (118,)
+    full, by_rule = dry_run(settings, all_layers=True), dry_run(settings, all_layers=False)
+    print(f"118 layers in {full.seconds:.0f} s and {full.memory / 1e9:.1f} GB; by rule {by_rule.seconds:.0f} s")
+    assert full.ledger == by_rule.ledger
+    assert sorted(full.shards, key=str) == sorted(by_rule.shards, key=str)
+    assert full.compiled == (118,)
 
 
 @pytest.mark.slow
 def test_the_answer_comes_within_a_minute_and_three_gigabytes(device):
-    run = dry_run(load_settings(YAML / "palm_540b.yaml")[0], whole=False)
+    run = dry_run(load_settings(YAML / "palm_540b.yaml")[0], all_layers=False)
     assert run.seconds < 60 and run.memory < 3e9
 
 
@@ -149,13 +162,13 @@ def test_a_rank_that_is_not_there(device):
         dry_run(small(2), rank=16)
 
 
-def test_what_mindspore_refuses_is_a_sentence_with_its_own_words(device, monkeypatch):
+def test_a_refusal_of_mindspore_is_a_sentence_with_its_own_words(device, monkeypatch):
     monkeypatch.setattr(module, "check_layout", lambda *_: None)  # as if our own checks had missed it
     settings = Settings.model_validate({**SMALL, "model": {**SMALL["model"], "layers": 1, "vocab_size": 131}})
     with pytest.raises(UserError) as refused:
         dry_run(settings)
     sentence, words = str(refused.value).split("\n")
-    assert "a vocabulary of 131 cannot be cut into parallel.model = 2 equal parts" in sentence
+    assert "a vocabulary of 131 cannot be split into parallel.model = 2 equal parts" in sentence
     assert "model.vocab_size or model.vocab_multiple" in sentence
     assert "MindSpore: " in words and "cannot be divisible by strategy value 2" in words
 
@@ -181,16 +194,16 @@ def test_meshes_that_a_search_prints_are_compiled_by_the_dry_run(device, machine
         {"model": sizes, "data": {"seq_len": 16}, "train": {"batch_size": 48}, "parallel": {"shard_weights": "off"}}
     )
     machine = load_machine(machine)
-    found = search(settings, machine, devices)
-    for candidate in random.Random(devices).sample(found, min(sample, len(found))):
+    candidates = search(settings, machine, devices)
+    for candidate in random.Random(devices).sample(candidates, min(sample, len(candidates))):
         assert dry_run(candidate.settings, machine.target).layers == 1
 
 
 def test_a_group_that_ascend_does_not_have():
     settings, _ = load_settings(YAML / "palm_540b.yaml")
     ranks = ", ".join(f"[{i}]:{{{i}}}" for i in range(12))
-    said = f"[ERROR] PARALLEL(1,a):now [x.cc:477] CreateGroup] failed, the rank list is: [const vector]{{{ranks}}}\n"
-    sentence = explain(said, settings, layout_of(settings, "Ascend")).splitlines()[0]
+    log = f"[ERROR] PARALLEL(1,a):now [x.cc:477] CreateGroup] failed, the rank list is: [const vector]{{{ranks}}}\n"
+    sentence = explain(log, settings, layout_of(settings, "Ascend")).splitlines()[0]
     assert "no group of the ranks 0, 1 ... 11, which parallel.model = 12 asks for" in sentence
 
 
@@ -210,7 +223,7 @@ def test_the_longest_chain():
     assert longest_chain(nodes, weights) == [(0, 0), (0, 2), (1, 0), (1, 1)]
 
 
-def test_json_has_all_of_it(few, tmp_path):
+def test_json_has_everything(few, tmp_path):
     from mindspore_palm.dry_run.report import describe_dry_run, write_dry_run
 
     run, settings = few[0], small(2)

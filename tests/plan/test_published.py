@@ -1,4 +1,4 @@
-"""The article's table, from appendix B of the PaLM paper."""
+"""The table of appendix B of the PaLM paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from mindspore_palm.plan.published import systems
 
-# name: MFU that follows from the published throughput, and HFU, in percent (published figures beside them in systems())
+# name: MFU and HFU that follow from the published throughput, in percent (the published ones are in systems())
 FOLLOWS = {
     "GPT-3 175B": (20.2, None),
     "Gopher 280B": (32.5, None),
@@ -16,7 +16,7 @@ FOLLOWS = {
 
 
 @pytest.mark.parametrize("system", systems(), ids=lambda system: system.name)
-def test_what_follows(system):
+def test_utilisation_follows_from_throughput(system):
     mfu, hfu = FOLLOWS[system.name]
     assert system.our_mfu == pytest.approx(mfu, abs=0.06)
     assert system.our_hfu is None if hfu is None else system.our_hfu == pytest.approx(hfu, abs=0.06)

@@ -1,4 +1,4 @@
-"""Which meshes fit, best first; what spanning pods costs."""
+"""The search for meshes, and the cost of spanning pods."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ TPU_V4 = load_machine("tpu-v4")
 
 
 @pytest.fixture(scope="module")
-def found():
+def candidates():
     settings, _ = load_settings(YAML / "palm_62b.yaml")
     return search(settings, load_machine("ascend-910b"), 512)
 
 
-def test_best_first_and_all_of_them_fit(found):
-    assert len(found) > 10
-    rates = [candidate.time.mfu for candidate in found]
+def test_best_first_and_all_of_them_fit(candidates):
+    assert len(candidates) > 10
+    rates = [candidate.time.mfu for candidate in candidates]
     assert rates == sorted(rates, reverse=True)
-    for candidate in found:
+    for candidate in candidates:
         settings = candidate.settings
         assert settings.parallel.devices == 512
         assert settings.model.heads % settings.parallel.model == 0
@@ -50,31 +50,31 @@ def test_ascend_is_not_offered_groups_that_it_does_not_have():
     assert {c.settings.parallel.model for c in ascend} <= {1, 2, 4, 8, 16, 24, 48}
 
 
-def test_what_is_found_are_settings():
+def test_candidates_are_settings():
     settings, _ = load_settings(YAML / "palm_540b.yaml")  # with a ramp of batch sizes
-    found = search(settings, TPU_V4, 6144)
-    best = found[0].settings.parallel
+    candidates = search(settings, TPU_V4, 6144)
+    best = candidates[0].settings.parallel
     assert (best.pods, best.data, best.model) == (2, 256, 12)  # PaLM's own
-    assert {c.settings.train.micro_batch for c in found} >= {0, 512}
-    for one in found:
+    assert {c.settings.train.micro_batch for c in candidates} >= {0, 512}
+    for one in candidates:
         assert Settings.model_validate(one.settings.model_dump()) == one.settings
 
 
-def test_the_reason_is_said():
+def test_a_refusal_gives_the_reason():
     settings, _ = load_settings(YAML / "palm_8b.yaml", ["model.attention=multi_head"])
     with pytest.raises(UserError, match=r"model\.attention=multi_head is for one device"):
         search(settings, TPU_V4, 8)
 
 
-def test_a_pod_has_so_many_devices():
+def test_a_mesh_larger_than_a_pod_is_refused():
     settings, _ = load_settings(YAML / "palm_540b.yaml", ["parallel.pods=1", "parallel.data=512"])
     with pytest.raises(UserError, match=r"= 6,144, and a pod of TPU v4.* has 3,072"):
         check_fits(settings, TPU_V4)
 
 
-def test_peaks_are_of_16_bits():
+def test_float32_is_refused_as_peaks_are_for_16_bits():
     settings, _ = load_settings(YAML / "palm_8b.yaml", ["train.compute_dtype=float32"])
-    with pytest.raises(UserError, match="16-bit products"):
+    with pytest.raises(UserError, match="16-bit matmuls"):
         check_fits(settings, TPU_V4)
 
 
@@ -85,7 +85,7 @@ def test_no_mesh_fits():
         match="no mesh of 7 devices fits: MindSpore partitions for 1, 2, 4 or a multiple of 8; set --devices to 8",
     ):
         search(settings, TPU_V4, 7)
-    with pytest.raises(UserError, match=r"on 8 devices, the smallest of \d+ layouts takes [\d,.]+ GB"):
+    with pytest.raises(UserError, match=r"on 8 devices, the smallest of \d+ layouts takes [\d,.]+ GB per device"):
         search(settings, TPU_V4, 8)
 
 
@@ -99,7 +99,7 @@ def test_one_pod_has_its_share(palm):
 
 
 def test_a_host_sends_the_papers_bytes(palm):
-    # 540.35e9 numbers of bfloat16 over 768 hosts are 1.31 GiB; kv, whole on the model ranks, adds 3 %
+    # 540.35e9 parameters in bfloat16 over 768 hosts are 1.31 GiB; kv, replicated over model, adds 3 %
     assert host_bytes(palm, TPU_V4) / GIB == pytest.approx(2 * 540.354e9 / 768 / GIB, rel=0.04)
 
 
@@ -113,17 +113,17 @@ def test_two_pods_send_once_either_way_and_eight_do_not(palm):
     assert span(palm, TPU_V4, 1, 6.59).pathways == alone
 
 
-def test_passes_cross_as_often_as_in_a_plan():
+def test_gradients_cross_once_per_micro_batch_as_in_a_plan():
     settings, _ = load_settings(YAML / "palm_540b.yaml", ["train.micro_batch=512"])
     work = Workload.of(settings)
     assert span(one_pod(work), TPU_V4, 2, 6.59).spmd == pytest.approx(step_time(work, TPU_V4).seconds, rel=1e-3)
 
 
-def test_overlap_hides_what_fits_behind_the_backward_pass(palm):
+def test_overlap_hides_what_fits_into_the_backward_pass(palm):
     fast, slow = span(palm, TPU_V4, 2, 6.59), span(palm, TPU_V4, 2, 0.05)
     assert fast.spmd_overlap - fast.alone == pytest.approx((fast.spmd - fast.alone) / 118)
-    behind = 2 / 3 * slow.alone * 117 / 118
-    assert slow.spmd_overlap == pytest.approx(slow.spmd - behind)
+    hidden = 2 / 3 * slow.alone * 117 / 118
+    assert slow.spmd_overlap == pytest.approx(slow.spmd - hidden)
     assert fast.spmd_overlap < fast.pathways_overlap < fast.pathways
 
 
@@ -152,9 +152,9 @@ def test_every_mesh_of_a_search_passes_the_check_before_a_run(devices, machine):
     text = ["model.heads=12", "model.d_ff=768", "train.batch_size=48", "model.vocab_size=4001", "model.d_model=192"]
     settings, _ = load_settings(YAML / "palm_tiny.yaml", text)
     machine = load_machine(machine)
-    found = search(settings, machine, devices)
-    assert found
-    for candidate in found:
+    candidates = search(settings, machine, devices)
+    assert candidates
+    for candidate in candidates:
         check_layout(candidate.settings, layout_of(candidate.settings, machine.target), placements)
 
 

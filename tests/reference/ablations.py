@@ -1,4 +1,4 @@
-"""What differs from PaLM in JAX: the standard Transformer's parts, and those of other PaLMs."""
+"""Departures from PaLM in JAX: the standard Transformer's parts, and those of other PaLMs."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def logits(
     x = params["embedding"][token_ids]
     for i in range(shape.layers):
         prefix = f"blocks.{i}."
-        own = {name.removeprefix(prefix): w for name, w in params.items() if name.startswith(prefix)}
-        x = block(x, own, shape, parallel, attention, mlp, norms, xpos_base)
+        weights = {name.removeprefix(prefix): w for name, w in params.items() if name.startswith(prefix)}
+        x = block(x, weights, shape, parallel, attention, mlp, norms, xpos_base)
     y = normalised(x, params["final_norm.scale"] if final_norm_scale else None, *norms)
     z = jnp.einsum("bsd,vd->bsv", y, params["embedding"], precision=HIGHEST)
     return z / jnp.sqrt(jnp.float32(shape.d_model)) if scaled_logits else z

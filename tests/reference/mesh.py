@@ -1,4 +1,4 @@
-"""The same reference, trained on one device or on a mesh of them: GSPMD, XLA finds what must be exchanged."""
+"""The same reference, trained on one device or on a mesh: with GSPMD, XLA inserts the collectives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reference import adafactor, adamw, palm
+from reference import adafactor, adamw, lion, palm
 
-OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw}
+OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw, "lion": lion}
 
 
 def make_mesh(pods: int, data: int, model: int) -> Mesh:
@@ -19,15 +19,15 @@ def make_mesh(pods: int, data: int, model: int) -> Mesh:
 
 
 def train(weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mesh | None = None, **settings):
-    """Trains from ``weights`` on batches int32 [steps, B, S]; a negative target is no real token.
+    """Trains from ``weights`` on batches int32 [steps, B, S]; a negative target is not a token.
 
     Returns:
         losses, cross-entropies and gradient norms of the steps, the first step's gradients, and the last weights.
     """
     method = OPTIMIZERS[optimizer]
-    lies = batch_lies = None
+    sharding = batch_sharding = None
     if mesh is not None:
-        lies, batch_lies = palm.shardings(shape, mesh), NamedSharding(mesh, PartitionSpec(palm.BATCH))
+        sharding, batch_sharding = palm.shardings(shape, mesh), NamedSharding(mesh, PartitionSpec(palm.BATCH))
 
     def step(weights, state, inputs, targets, k):
         def objective(weights):
@@ -38,19 +38,21 @@ def train(weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mes
         weights, state, norm = method.update(weights, gradients, state, k, **settings)
         return weights, state, gradients, (loss, cross_entropy, norm)
 
-    whole = {name: jnp.asarray(weight) for name, weight in weights.items()}
-    weights = jax.device_put(whole, lies)
-    state = jax.device_put(method.init(whole), lies and {"v": lies, "m": lies})
-    out = lies and (lies, {"v": lies, "m": lies}, lies, NamedSharding(mesh, PartitionSpec()))
+    full = {name: jnp.asarray(weight) for name, weight in weights.items()}
+    weights = jax.device_put(full, sharding)
+    state = method.init(full)
+    state_sharding = sharding and dict.fromkeys(state, sharding)
+    state = jax.device_put(state, state_sharding)
+    out = sharding and (sharding, state_sharding, sharding, NamedSharding(mesh, PartitionSpec()))
     step = jax.jit(step, out_shardings=out)
     curve, first = [], None
     for k in range(len(inputs)):
-        batch = (jax.device_put(part[k], batch_lies) for part in (inputs, targets))
+        batch = (jax.device_put(part[k], batch_sharding) for part in (inputs, targets))
         weights, state, gradients, numbers = step(weights, state, *batch, jnp.float32(k + 1))
         curve.append([float(number) for number in numbers])
         if k == 0:
             first = {name: np.asarray(gradient) for name, gradient in gradients.items()}
     if mesh is not None:
-        for name, weight in weights.items():  # it was cut, not copied
-            assert weight.addressable_shards[0].data.shape == lies[name].shard_shape(weight.shape), name
+        for name, weight in weights.items():  # it was sharded, not replicated
+            assert weight.addressable_shards[0].data.shape == sharding[name].shard_shape(weight.shape), name
     return np.array(curve).T, first, {name: np.asarray(weight) for name, weight in weights.items()}

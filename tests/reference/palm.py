@@ -6,8 +6,8 @@ by the names of the checkpoint format.
 Every weight and activation is annotated with the axes of a TPU mesh (``pod``, ``data``, ``model``). Without a mesh, or
 on a mesh of one device, the annotations do nothing; on TPU pods they are PaLM's own layout.
 
-``dtype`` is the type of activations and products inside blocks; weights, norms, rotation, softmax, logits and loss are
-float32 whatever it is. In float32, products have the highest precision that a machine offers.
+``dtype`` is that of activations and matmuls inside blocks; weights, norms, rotation, softmax, logits and loss are
+always float32. In float32, matmuls have the highest precision that a machine offers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Shape:
         return self.d_ff // self.heads
 
 
-# How PaLM cuts each weight: (rows, columns) over the mesh.
+# How PaLM shards each weight: mesh axes of (rows, columns).
 WEIGHT_AXES = {
     "embedding": ("model", "data"),
     "norm.scale": (None,),
@@ -50,13 +50,13 @@ WEIGHT_AXES = {
 
 
 def pin(x, mesh, *axes):
-    """The sharding annotation: ``x`` is cut over ``axes`` of the mesh."""
+    """``x`` with a sharding annotation: its dimensions are sharded over ``axes`` of the mesh."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-def product(equation, x, y, dtype=jnp.float32):
+def matmul(equation, x, y, dtype=jnp.float32):
     """``einsum`` in ``dtype``."""
     precision = HIGHEST if dtype == jnp.float32 else None
     return jnp.einsum(equation, x.astype(dtype), y.astype(dtype), precision=precision)
@@ -82,10 +82,10 @@ def rope(x):
 def attention(q, k, v, dtype=jnp.float32):
     """Causal multi-query attention. ``q`` [B, S, H, K]; ``k``, ``v`` [B, S, K]."""
     length = q.shape[1]
-    scores = product("bqhk,btk->bhqt", q, k, dtype).astype(jnp.float32) / jnp.sqrt(jnp.float32(q.shape[-1]))
+    scores = matmul("bqhk,btk->bhqt", q, k, dtype).astype(jnp.float32) / jnp.sqrt(jnp.float32(q.shape[-1]))
     causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
     weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
-    return product("bhqt,btk->bqhk", weights, v, dtype)
+    return matmul("bhqt,btk->bqhk", weights, v, dtype)
 
 
 def block(x, weights, shape: Shape, mesh=None, dtype=jnp.float32, attend=attention):
@@ -93,13 +93,13 @@ def block(x, weights, shape: Shape, mesh=None, dtype=jnp.float32, attend=attenti
     batch, length, _ = x.shape
     head_dim, mlp = shape.head_dim, shape.mlp_per_head
     y = rms_norm(x, weights["norm.scale"])
-    fused = product("bsd,dc->bsc", y, weights["q_wi"], dtype)
+    fused = matmul("bsd,dc->bsc", y, weights["q_wi"], dtype)
     fused = pin(fused.reshape(batch, length, shape.heads, head_dim + 2 * mlp), mesh, BATCH, None, "model", None)
     q, gate, up = jnp.split(fused, [head_dim, head_dim + mlp], axis=-1)
-    k, v = jnp.split(product("bsd,dc->bsc", y, weights["kv"], dtype), 2, axis=-1)
+    k, v = jnp.split(matmul("bsd,dc->bsc", y, weights["kv"], dtype), 2, axis=-1)
     attended = attend(rope(q), rope(k[:, :, None, :])[:, :, 0, :], v, dtype)
     joined = jnp.concatenate([attended, jax.nn.silu(gate) * up], axis=-1).reshape(batch, length, -1)
-    out = product("bsc,cd->bsd", joined, weights["o_wo"], dtype)
+    out = matmul("bsc,cd->bsd", joined, weights["o_wo"], dtype)
     return pin(x + out, mesh, BATCH, None, "model")
 
 
@@ -109,7 +109,7 @@ def embed(table, token_ids, dtype=jnp.float32):
 
 
 def unembed(x, table, shape: Shape, mesh=None, dtype=jnp.float32):
-    """[B, S, D] to float32 [B, S, V]. ``dtype``: only where blocks are float32, too, is the precision the highest."""
+    """[B, S, D] to float32 [B, S, V]. Has the highest precision only if ``dtype``, that of the blocks, is float32."""
     z = jnp.einsum("bsd,vd->bsv", rms_norm(x), table, precision=HIGHEST if dtype == jnp.float32 else None)
     return pin(z / jnp.sqrt(jnp.float32(shape.d_model)), mesh, BATCH, None, "model")
 
@@ -128,7 +128,7 @@ def loss(params, token_ids, targets, mask, shape: Shape, z_weight: float = 1e-4,
 
 
 def loss_of(z, targets, mask, shape: Shape, z_weight: float = 1e-4):
-    """The same from logits. Rows of the padding of the vocabulary are no tokens: they get no probability."""
+    """The same from logits. Padding rows of the vocabulary are not tokens and get no probability."""
     z = jnp.where(jnp.arange(shape.padded_vocab) < shape.vocab, z, -jnp.inf)
     log_z = jax.scipy.special.logsumexp(z, axis=-1)
     cross_entropy = log_z - jnp.take_along_axis(z, targets[..., None], axis=-1)[..., 0]
@@ -148,6 +148,6 @@ def weight_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def shardings(shape: Shape, mesh) -> dict[str, NamedSharding]:
-    """The layout of every weight on a ``pod`` x ``data`` x ``model`` mesh, as PaLM cut them."""
+    """The layout of every weight on a ``pod`` x ``data`` x ``model`` mesh, as PaLM sharded them."""
     axes = {name: WEIGHT_AXES[name.split(".", 2)[-1]] for name in weight_shapes(shape)}
     return {name: NamedSharding(mesh, PartitionSpec(*axis)) for name, axis in axes.items()}

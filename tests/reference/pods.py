@@ -1,7 +1,7 @@
-"""The same reference for whole pods: blocks stacked and scanned, so that 118 of them compile as one.
+"""The same reference for full pods: blocks stacked and scanned, so that 118 of them compile as one.
 
 Weights are a dictionary of five: ``embedding`` and, with the layers as first axis, ``norm.scale``, ``q_wi``, ``kv`` and
-``o_wo``. Each is cut as ``palm.WEIGHT_AXES`` says, and gathered over data for use, in the type of the products.
+``o_wo``. Each is sharded by ``palm.WEIGHT_AXES``, and gathered over data for use, in the dtype of the matmuls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def stack(params, shape: Shape):
 
 
 def gathered(weight, mesh, axes, dtype):
-    """``weight`` whole over data, in ``dtype``: what is sent is already in the type of the products."""
+    """``weight`` gathered over data. The cast comes first, so the all-gather is in the dtype of the matmuls."""
     return pin(weight.astype(dtype), mesh, *(None if axis == "data" else axis for axis in axes))
 
 
@@ -36,10 +36,10 @@ def loss(params, token_ids, targets, mask, shape: Shape, mesh=None, dtype=jnp.fl
     """``palm.loss`` of stacked weights.
 
     Args:
-        recompute: what the backward pass computes again. none; attention: what is between its arguments and its
-            result; minimal, as T5X calls it: all but the products with weights, so both products of attention; block:
-            all but the block's input.
-        unroll: no loop over the layers, for who counts operations.
+        recompute: what the backward pass recomputes. none; attention: everything between its arguments and its result;
+            minimal, as T5X calls it: everything but the matmuls with weights, so both matmuls of attention; block:
+            everything but the block's input.
+        unroll: no loop over the layers, so that operations can be counted.
     """
     attend = palm.attention
     if recompute == "attention":

@@ -1,15 +1,16 @@
-"""Optimizers beside PaLM's own path, schedules, clipping."""
+"""Variants of the optimizers, their declarations, schedules, and clipping."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindspore_palm.config import OptimizerConfig
-from mindspore_palm.optim import GlobalNorm, Schedule, clip_factor, make_optimizer
+from mindspore_palm.config import OptimizerConfig, ReadBy
+from mindspore_palm.optim import OPTIMIZERS, GlobalNorm, Schedule, clip_factor, make_optimizer, optimizer_class
 
 
 class NormAndFactor(nn.Cell):
@@ -82,6 +83,69 @@ def test_adamw(device, problem):
             p = p * (1 - 0.02 * 0.1) if p.ndim == 2 else p
             p = p - 0.02 * (m / (1 - 0.9**k)) / (np.sqrt(v / (1 - 0.99**k)) + 1e-8)
         np.testing.assert_allclose(got[name], p, rtol=1e-5, atol=1e-6)
+
+
+def test_lion(device, problem):
+    """Chen and others (arXiv 2302.06675), algorithm 2, in float64; norm scales do not decay."""
+    start, gradients = problem
+    config = OptimizerConfig(name="lion", schedule="constant", learning_rate=0.02, lion_weight_decay=0.1)
+    got = steps_of(config, start, gradients)
+    for name, p in start.items():
+        p, m = p.astype(np.float64), 0.0
+        for grads in gradients:
+            g = grads[name].astype(np.float64)
+            decay = 0.1 * p if p.ndim == 2 else 0.0
+            p = p - 0.02 * (np.sign(0.9 * m + 0.1 * g) + decay)
+            m = 0.99 * m + 0.01 * g
+        np.testing.assert_allclose(got[name], p, rtol=1e-5, atol=1e-6)
+
+
+EVERY = [*({"name": name} for name in OPTIMIZERS), {"factored": True}]
+
+
+def test_every_name_of_the_setting_is_registered():
+    names = get_args(OptimizerConfig.model_fields["name"].annotation)
+    assert set(OPTIMIZERS) == set(names)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=str)
+def test_an_optimizer_has_the_moments_that_it_declares(device, settings):
+    """Memory and checkpoints go by the declaration."""
+    config, shapes = OptimizerConfig(**settings), {"kernel": (6, 10), "norm.scale": (10,)}
+    parameters = [Parameter(Tensor(np.ones(shape, np.float32)), name=name) for name, shape in shapes.items()]
+    optimizer, rule = make_optimizer(parameters, config, 10), optimizer_class(config)
+    own = {p.name: p for p in optimizer.get_parameters() if p.ndim and p.name not in (*shapes, "global_step")}
+    declared = {
+        f"{moment}.{name}": size for name, shape in shapes.items() for moment, size in rule.moments(shape).items()
+    }
+    assert {name: tuple(p.shape) for name, p in own.items()} == declared
+    assert sum(map(rule.state_bytes, shapes.values())) == sum(4 * p.size for p in own.values())
+
+
+class Recorder:
+    """Settings that record which of them are read."""
+
+    def __init__(self, config: OptimizerConfig) -> None:
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name: str):
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_reads_the_settings_that_are_marked_as_its_own(device, name):
+    """The notes about settings without effect go by the marks."""
+    config = OptimizerConfig(name=name)
+    marked = {
+        setting
+        for setting, field in OptimizerConfig.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, ReadBy) and mark.optimizer == name
+    }
+    recorder = Recorder(config)
+    OPTIMIZERS[name].variant(recorder)([Parameter(Tensor(np.ones((2, 3), np.float32)), name="kernel")], recorder, None)
+    assert recorder.read == marked
 
 
 @pytest.mark.parametrize(
