@@ -6,7 +6,8 @@ Sizes are those of the paper "PaLM: Scaling Language Modeling with Pathways" (ar
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,6 +34,11 @@ Recompute = Literal["none", "attention", "block"]
 class PaLMConfig(Section):
     """The shape of a PaLM. Owns its parameter count and its FLOPs: nobody else computes them."""
 
+    SIZES: ClassVar[frozenset[str]] = frozenset(
+        {"preset", "layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "vocab_multiple"}
+    )
+    """Fields that every PaLM chooses. Any other field is PaLM's at its default, and a departure from PaLM elsewhere."""
+
     preset: Literal["", "palm_tiny", "palm_small", "palm_8b", "palm_62b", "palm_540b"] = ""
     """A named size to start from; the other fields of the section then say only what differs. Default: none."""
     layers: Layers = 4
@@ -49,8 +55,8 @@ class PaLMConfig(Section):
     """Tokens of the vocabulary. Default 4096."""
     vocab_multiple: Count = 1
     """The rows of the embedding are padded to a multiple of this (model x data shards). Default 1: no padding."""
-    parallel: bool = True
-    """Ablation: false gives the serial block of the standard Transformer, a norm before each half. Default true."""
+    block: Literal["parallel", "serial"] = "parallel"
+    """Ablation: serial is the block of the standard Transformer, with a norm before each half. Default parallel."""
     attention: Literal["multi_query", "multi_head"] = "multi_query"
     """Ablation: multi_head gives every query head its own key and value. Default multi_query."""
     mlp: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
@@ -91,6 +97,24 @@ class PaLMConfig(Section):
         if name not in PRESETS:
             raise ValueError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
         return cls(preset=name, **overrides)  # type: ignore[arg-type]
+
+    @classmethod
+    def switches(cls) -> dict[str, Any]:
+        """PaLM's own value of each field that is not a size."""
+        return {name: field.default for name, field in cls.model_fields.items() if name not in cls.SIZES}
+
+    def departures(self, supported: Collection[str] = ()) -> dict[str, Any]:
+        """Fields in which the network departs from PaLM, with their values.
+
+        Code that supports PaLM alone asks this and refuses what it gets. So it refuses a field that is added later.
+
+        Args:
+            supported: names of the fields that the caller supports at any value.
+        """
+        palm = self.switches()
+        return {
+            name: getattr(self, name) for name in palm if name not in supported and getattr(self, name) != palm[name]
+        }
 
     @property
     def padded_vocab(self) -> int:
@@ -394,3 +418,16 @@ class Settings(Section):
     """What it starts from, if it is not new."""
     parallel: ParallelConfig = ParallelConfig()
     """Where it runs."""
+
+    def departures(self, supported: Collection[str] = ()) -> dict[str, Any]:
+        """Settings by which a run departs from PaLM's network and update, as ``section.key`` with their values.
+
+        Args:
+            supported: those that the caller supports at any value.
+        """
+        found = {f"model.{name}": value for name, value in self.model.departures().items()}
+        if self.finetune.lora_rank:
+            found["finetune.lora_rank"] = self.finetune.lora_rank
+        if self.optimizer.name == "adafactor" and self.optimizer.factored:
+            found["optimizer.factored"] = True
+        return {name: value for name, value in found.items() if name not in supported}

@@ -269,7 +269,7 @@ USELESS: dict[str, Why | None] = {
     "model.d_ff": None,
     "model.vocab_size": None,
     "model.vocab_multiple": None,
-    "model.parallel": None,
+    "model.block": None,
     "model.attention": None,
     "model.mlp": None,
     "model.norm": None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,6 +89,19 @@ def read_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}: this is not YAML ({str(error).splitlines()[0]})") from None
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """A setting that has another name now."""
+
+    name: str
+    values: Mapping[Any, Any]
+    """Today's value of each value that it had."""
+
+
+RENAMED = {"model.parallel": Renamed("model.block", {True: "parallel", False: "serial"})}
+"""Settings of earlier versions. They are understood in files, such as the config.yaml of a run."""
+
+
 def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tuple[Settings, dict[str, str]]:
     """Resolves defaults, a file and overrides, in this order.
 
@@ -107,6 +121,9 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
         if not (equals and dot and section and name):
             raise UserError(f"{override!r} is not an override; write section.key=value, for example train.steps=50")
         value = text if _is_text(section, name) else read_yaml(text, f"override {override!r}")
+        if new := RENAMED.get(f"{section}.{name}"):
+            advice = f"write {new.name}={new.values[value is not False]}"
+            raise UserError(f"override {override}: {section}.{name} is called {new.name} now; {advice}")
         _merge({section: {name: value}}, f"override {override}", values, origins)
     for name in PATHS:
         section, _, key = name.partition(".")
@@ -129,6 +146,8 @@ def model_config(values: Any, where: str) -> PaLMConfig:
     Raises:
         UserError: names ``where``, the setting, and what is wrong.
     """
+    if isinstance(values, dict):
+        values = _with_new_names("model", values, where)
     try:
         return PaLMConfig.model_validate(values)
     except ValidationError as error:
@@ -190,11 +209,25 @@ def _merge(data: dict, where: str, values: dict[str, dict[str, Any]], origins: d
         if not isinstance(group, dict):
             raise UserError(f"{where}: {section} = {_short(group)} must be a group of 'key: value' lines")
         fields = Settings.model_fields[section].annotation.model_fields
-        for name, value in group.items():
+        for name, value in _with_new_names(section, group, where).items():
             if name not in fields:
                 raise UserError(f"{where}: there is no setting {section}.{name}{_nearest(str(name), fields, section)}")
             values.setdefault(section, {})[name] = value
             origins[f"{section}.{name}"] = where
+
+
+def _with_new_names(section: str, group: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """A section of a file by the names that settings have now."""
+    result = {}
+    for name, value in group.items():
+        new = RENAMED.get(f"{section}.{name}")
+        key = new.name.partition(".")[2] if new else name
+        if key in result or (new and key in group):
+            raise UserError(f"{where}: {section}.{name} is called {new.name} now, and both are there; remove one")
+        if new and not (isinstance(value, bool) and value in new.values):
+            raise UserError(f"{where}: {section}.{name} = {_short(value)}: must be true or false")
+        result[key] = new.values[value] if new else value
+    return result
 
 
 def _nearest(name: str, names: Iterable[str], section: str = "") -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_palm.checkpoint.model_folder import TOKENIZER, WEIGHTS, set_weights
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
 from mindspore_palm.convert.forward import NUMPY
@@ -40,8 +41,6 @@ FORMATS: Mapping[str, Format] = {
 MODEL = (WEIGHTS, INDEX)  # what says that a folder is a converted model
 SEED = 20220405  # of the random tokens
 # Fields of a configuration that decide what a network computes.
-SWITCHES = ("parallel", "attention", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
-SWITCHES += ("xpos_base",)
 TOLERANCE = 1e-4  # of the largest logit: far above rounding, far below a kernel in the wrong place
 
 
@@ -169,7 +168,7 @@ def _check_bits(model: Model, again: Model, path: Path) -> None:
     Raises:
         UserError: it does not.
     """
-    names = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "padded_vocab", *SWITCHES)
+    names = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size", "padded_vocab", *PaLMConfig.switches())
     for name in names:
         if getattr(model.config, name) != getattr(again.config, name):
             raise UserError(f"{path} would be read with another model.{name}; nothing was kept")

@@ -26,15 +26,7 @@ WHO = "flaxformer's parallel fused decoder"
 ROOTS = ("optimizer/target/", "target/", "")  # of T5X's trees, old and new, and of parameters alone
 KERNELS = ("q_wi_fused/kernel", "kv_fused/kernel", "o_wo_fused/kernel")
 NORM, FINAL, EMBEDDING = "layer_norm/scale", "decoder/decoder_norm/scale", "decoder/token_embedder/embedding"
-SWITCHES = {
-    "parallel": True,
-    "attention": "multi_query",
-    "mlp": "swiglu",
-    "norm": "rms_norm",
-    "norm_epsilon": 1e-6,
-    "scaled_logits": True,
-    "xpos_base": 0.0,
-}
+SUPPORTED = ("norm_scale", "final_norm_scale")  # departures from PaLM that the tree holds
 
 
 class Flaxformer:
@@ -59,7 +51,7 @@ class Flaxformer:
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         config, weights = model.config, model.weights
-        require(config, WHO, **SWITCHES)
+        require(config, WHO, supported=SUPPORTED)
         d, h = config.d_model, config.heads
         shapes = {"q_wi": (d, h, -1), "kv": (d, 1, -1), "o_wo": (h, -1, d)}
         tree = {EMBEDDING: weights["embedding"]}
@@ -142,7 +134,7 @@ class Flaxformer:
             "norm_scale": check_scales([layer[NORM] for layer in layers], options.norm_scale, "around_zero", WHO),
             "final_norm_scale": FINAL in tree,
         }
-        config = model_config(SWITCHES | sizes, str(path))
+        config = model_config(sizes, str(path))
         m = config.mlp_per_head
         shapes = [(d_model, heads, head_dim + 2 * m), (d_model, 1, 2 * head_dim), (heads, head_dim + m, d_model)]
         for i, layer in enumerate(layers):

@@ -24,9 +24,6 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
 
 SWITCHES = {
-    "parallel": True,
-    "attention": "multi_query",
-    "mlp": "swiglu",
     "norm": "layer_norm",
     "norm_epsilon": 1e-5,
     "final_norm_scale": True,

@@ -25,6 +25,7 @@ from mindspore_palm.files import write_atomically, write_json
 from mindspore_palm.settings import model_config
 
 WHO = "a folder in Hugging Face style"
+SUPPORTED = ("norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")  # departures that it can hold
 CONFIG, WEIGHTS, INDEX, SECTION = "config.json", "model.safetensors", "model.safetensors.index.json", "mindspore_palm"
 EMBEDDING, FINAL, LOGITS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 TOLD = ("architectures", "model_type", "torch_dtype")  # fields of config.json that change nothing
@@ -55,7 +56,7 @@ class HuggingFace:
         return Model(config, weights, tokenizer.read_bytes() if tokenizer.exists() else None, seq_len)
 
     def write(self, model: Model, path: Path, options: Options) -> None:
-        require(model.config, WHO, parallel=True, attention="multi_query", mlp="swiglu", xpos_base=0.0)
+        require(model.config, WHO, supported=SUPPORTED)
         path.mkdir(parents=True)
         shards = _shards(dict(self._tensors(model)), options.shard_bytes)
         names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
@@ -96,6 +97,7 @@ class HuggingFace:
         if not isinstance(described.get(SECTION), dict):
             raise UserError(f"{path / CONFIG}: there is no section {SECTION!r}; this package did not write the folder")
         config = model_config(described[SECTION], f"{path / CONFIG}, {SECTION}")
+        require(config, f"{path / CONFIG}: {WHO}", supported=SUPPORTED)
         _check_described(described, config, path / CONFIG)
         has_index = (path / INDEX).exists() or not (path / WEIGHTS).exists()
         read = read_files(path / (INDEX if has_index else WEIGHTS), read_weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,16 +105,23 @@ def check_finite(weights: Mapping[str, np.ndarray], where: str) -> None:
             )
 
 
-def require(config: PaLMConfig, who: str, hint: str = "", **wanted: Any) -> None:
-    """Sees that a model has the switches that a format stands for.
+def require(config: PaLMConfig, who: str, hint: str = "", *, supported: Collection[str] = (), **fixed: Any) -> None:
+    """Checks that a format can hold a model: every field that is no size has PaLM's value, or one that is said here.
+
+    Args:
+        config: of the model.
+        who: the format, for the message.
+        hint: what else can be done, for the end of the message.
+        supported: names of the fields that the format holds at any value.
+        fixed: the values of the fields that the format has otherwise than PaLM.
 
     Raises:
         UserError: names what differs and what a model must be trained with to be held exactly.
     """
     differs = [
         f"model.{name}={setting(value)} (here {setting(getattr(config, name))})"
-        for name, value in wanted.items()
-        if getattr(config, name) != value
+        for name, value in (config.switches() | fixed).items()
+        if name not in supported and getattr(config, name) != value
     ]
     if differs:
         raise UserError(

@@ -30,8 +30,7 @@ def widen(model: Model) -> Model:
         UserError: the model is not a PaLM with its own norms.
     """
     config, weights = model.config, model.weights
-    palm = {"parallel": True, "attention": "multi_query", "mlp": "swiglu", "norm": "rms_norm", "scaled_logits": True}
-    require(config, "--widen", **palm, norm_scale="around_zero", final_norm_scale=False)
+    require(config, "--widen", supported=("norm_epsilon", "xpos_base"))
     switches = {"norm": "layer_norm", "norm_epsilon": EPSILON, "norm_scale": "around_one"}
     sizes = config.model_dump(exclude={"preset"}) | {"d_model": 2 * config.d_model}
     wide = model_config(sizes | switches | {"final_norm_scale": True, "scaled_logits": False}, "--widen")

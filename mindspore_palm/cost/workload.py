@@ -133,7 +133,7 @@ class Workload:
         parallel block, whose result is the next block's kept input. So do the graphs of MindSpore and of XLA. A serial
         block needs it for what follows, and the systems that had such blocks did all of it again.
         """
-        kept = ("o_wo",) if self.model.parallel else ()
+        kept = ("o_wo",) if self.model.block == "parallel" else ()
         again = {"none": (), "attention": ("scores",), "block": ("q_wi", "kv", "scores", "mix", "o_wo")}
         return [p for p in self.block_products() if p.name in again[self.recompute] and p.name not in kept]
 
@@ -146,7 +146,7 @@ class Workload:
         one.
         """
         model, cut = self.model, self.layout.shards("heads")
-        norms = 1 if model.parallel else 2
+        norms = 1 if model.block == "parallel" else 2
         residual = (3 * norms + 3 * norms) * model.d_model
         rotation = 2 * model.heads * model.head_dim // cut
         softmax = 0 if fused_attention else 5 * model.heads * self.length // cut
@@ -160,7 +160,7 @@ class Workload:
     @property
     def all_reduces(self) -> int:
         """Sums of an activation over model in a block's forward pass: one, or two if attention and mlp are serial."""
-        return 1 if self.model.parallel else 2
+        return 1 if self.model.block == "parallel" else 2
 
     @property
     def activation_bytes(self) -> int:

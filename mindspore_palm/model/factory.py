@@ -28,7 +28,7 @@ def make_block(config: PaLMConfig, weights: Mapping[str, Parameter], attention: 
         attention: None for attention over full sequences.
     """
     attention = make_attention(config) if attention is None else attention
-    if not config.parallel:
+    if config.block == "serial":
         return SerialBlock(config, weights, attention)
     return (Block if config.mlp == "swiglu" else ParallelBlock)(config, weights, attention)
 

@@ -58,4 +58,6 @@ def meshes(mesh: Mesh) -> Iterator[Change]:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).replace(" ", "")

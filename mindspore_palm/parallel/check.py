@@ -24,6 +24,7 @@ FEW = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
 WHOLE_AT_MOST = 0.02  # of all bytes of weights may be replicated on every device when weights are to be sharded
 SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
 TYPES = {"CPU": "float32", "GPU": "bfloat16", "Ascend": "bfloat16"}
+SUPPORTED = ("model.norm_epsilon",)  # departures from PaLM that a mesh supports
 PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
 
 
@@ -113,7 +114,7 @@ def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf,
         return None
     return (
         _devices(layout)
-        or _ablations(settings)
+        or _departures(settings)
         or _sizes(settings, layout)
         or _batches(settings, layout, from_step)
         or (_servers(layout.mesh) if layout.target == "Ascend" else None)
@@ -167,27 +168,13 @@ def _servers(mesh: Mesh) -> Misfit | None:
     return None
 
 
-def _ablations(settings: Settings) -> Misfit | None:
-    model, optimizer = settings.model, settings.optimizer
-    ablated = {
-        "model.parallel": ("false", not model.parallel),
-        "model.attention": ("multi_head", model.attention != "multi_query"),
-        "model.mlp": (model.mlp, model.mlp != "swiglu"),
-        "model.norm": ("layer_norm", model.norm != "rms_norm"),
-        "model.norm_scale": ("around_one", model.norm_scale != "around_zero"),
-        "model.final_norm_scale": ("true", model.final_norm_scale),
-        "model.scaled_logits": ("false", not model.scaled_logits),
-        "model.xpos_base": (f"{model.xpos_base:g}", bool(model.xpos_base)),
-        "finetune.lora_rank": (settings.finetune.lora_rank, bool(settings.finetune.lora_rank)),
-        "optimizer.factored": ("true", optimizer.name == "adafactor" and optimizer.factored),
-    }
-    for setting, (value, is_there) in ablated.items():
-        if is_there:
-            section, name = setting.split(".")
-            default = Settings.model_fields[section].annotation.model_fields[name].default
-            text = f"{setting}={value} is for one device, and parallel asks for {settings.parallel.devices}"
-            one = {"parallel.pods": 1, "parallel.data": 1, "parallel.model": 1}
-            return Misfit(f"ablation {setting}", text, ({setting: default}, one))
+def _departures(settings: Settings) -> Misfit | None:
+    for setting, value in settings.departures(SUPPORTED).items():
+        section, name = setting.split(".")
+        default = type(getattr(settings, section)).model_fields[name].default
+        text = f"{in_words({setting: value})} is for one device, and parallel asks for {settings.parallel.devices}"
+        one = {"parallel.pods": 1, "parallel.data": 1, "parallel.model": 1}
+        return Misfit(f"departure {setting}", text, ({setting: default}, one))
     return None
 
 

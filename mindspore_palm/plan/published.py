@@ -26,7 +26,7 @@ MT_NLG = PaLMConfig(
     head_dim=160,
     d_ff=81920,
     vocab_size=51200,
-    parallel=False,
+    block="serial",
     attention="multi_head",
     mlp="gelu",
 )

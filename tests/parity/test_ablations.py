@@ -12,8 +12,8 @@ from reference import ablations as reference
 from mindspore_palm import PaLM, PaLMConfig
 
 SWITCHES = [
-    {"parallel": False, "attention": "multi_head", "mlp": "gelu"},  # the standard Transformer
-    {"parallel": False},
+    {"block": "serial", "attention": "multi_head", "mlp": "gelu"},  # the standard Transformer
+    {"block": "serial"},
     {"attention": "multi_head"},
     {"mlp": "relu"},
     {"mlp": "geglu"},

@@ -85,8 +85,8 @@ def test_200_greedy_steps_are_those_of_whole_passes(device, rng, steps, monkeypa
 
 SWITCHES = [
     {"attention": "multi_head"},
-    {"parallel": False, "attention": "multi_head", "mlp": "gelu"},
-    {"parallel": False},
+    {"block": "serial", "attention": "multi_head", "mlp": "gelu"},
+    {"block": "serial"},
     {"mlp": "geglu"},
 ]
 
@@ -94,7 +94,7 @@ SWITCHES = [
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(str(v) for v in s.values()))
 def test_ablations_decode_as_well(device, rng, switches):
     palm = network(rng, **{**EVEN, "layers": 1}, **switches)
-    full = {"parallel": True, "attention": "multi_query", "mlp": "swiglu", **switches}
+    full = {"block": "parallel", "attention": "multi_query", "mlp": "swiglu", **switches}
     ids = rng.integers(0, palm.config.vocab_size, (2, 90)).astype(np.int32)
     expected = np.asarray(ablations.logits(weights_of(palm), ids, shape_of(palm.config), **full))
     decoder, lengths = Decoder(palm, 2, 90), np.array([80, 3])

@@ -33,7 +33,7 @@ def workload(name: str) -> Workload:
         head_dim=width // heads,
         d_ff=4 * width,
         vocab_size=VOCABULARY,
-        parallel=False,
+        block="serial",
         attention="multi_head",
         mlp="gelu",
     )

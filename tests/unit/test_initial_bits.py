@@ -23,7 +23,7 @@ KINDS = {
     "palm": {},
     "multi_head": {"attention": "multi_head"},
     "gelu": {"mlp": "gelu"},
-    "serial": {"parallel": False},
+    "serial": {"block": "serial"},
     "layer_norm": {"norm": "layer_norm", "norm_scale": "around_one", "final_norm_scale": True},
     "padded": {"vocab_multiple": 8},
 }

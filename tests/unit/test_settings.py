@@ -68,8 +68,8 @@ BROKEN = {
     "group for a number": ("train: {steps: {a: 1}}", ["train.steps", "{'a': 1}", NO_WHOLE_NUMBER]),
     "nothing for a number": ("train: {steps: }", ["train.steps", "null", NO_WHOLE_NUMBER]),
     "text for a fraction": ("optimizer: {learning_rate: fast}", ["optimizer.learning_rate", "'fast'", "a number"]),
-    "number for a truth": ("model: {parallel: 1}", ["model.parallel", "true or false"]),
-    "text for a truth": ("model: {parallel: 'true'}", ["model.parallel", "'true'", "without quotes"]),
+    "number for a truth": ("model: {scaled_logits: 1}", ["model.scaled_logits", "true or false"]),
+    "text for a truth": ("model: {scaled_logits: 'true'}", ["model.scaled_logits", "'true'", "without quotes"]),
     "number for a name": ("data: {path: 5}", ["data.path = 5", "quotes"]),
     "date for a name": ("data: {path: 2020-01-01}", ["data.path", "quotes"]),
     "octal": ("train: {steps: 0100}", ["line 1", "0100", "do not start with 0"]),
@@ -285,7 +285,7 @@ def test_text_that_looks_like_something_else_comes_back(text, tmp_path):
         [],
         ["model.preset=palm_540b", "model.layers=2"],
         ["train.batch_size=[[0, 8], [5, 16]]", "train.micro_batch=4"],
-        ["optimizer.adamw_eps=1e-30", "train.z_loss=0", "train.seed=9223372036854775807", "model.parallel=false"],
+        ["optimizer.adamw_eps=1e-30", "train.z_loss=0", "train.seed=9223372036854775807", "model.block=serial"],
     ],
 )
 def test_round_trip(overrides, tmp_path):

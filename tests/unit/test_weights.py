@@ -24,7 +24,7 @@ KINDS = [
     {"vocab_multiple": 8},
     {"attention": "multi_head"},
     {"mlp": "gelu"},
-    {"parallel": False},
+    {"block": "serial"},
     {"norm": "layer_norm", "norm_scale": "around_one", "final_norm_scale": True},
 ]
 
@@ -56,7 +56,7 @@ def test_a_network_has_exactly_the_weights_of_the_table(device, kind):
 
 def test_a_scale_starts_where_it_changes_nothing():
     for around, start in (("around_zero", 0.0), ("around_one", 1.0)):
-        config = PaLMConfig(**SIZES, norm_scale=around, final_norm_scale=True, parallel=False)
+        config = PaLMConfig(**SIZES, norm_scale=around, final_norm_scale=True, block="serial")
         scales = [weight for weight in weights(config) if not weight.fan_in]
         assert len(scales) == 1 + 2 * 2
         assert {(s.constant, s.axes, s.shape, s.fully_sharded) for s in scales} == {(start, ("embed",), (12,), False)}

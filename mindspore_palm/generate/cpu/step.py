@@ -33,6 +33,8 @@ WEIGHTS = ("norm.scale", "q_wi", "kv", "o_wo")  # of a block, in the order of th
 FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
 # MS-32: MindSpore unloads the library with the last network that calls it, while its threads are in it.
 FLAGS += ["-Wl,-z,nodelete"]
+SUPPORTED = ("attention", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
+"""Departures from PaLM that the function computes."""
 PROCESSORS = "MINDSPORE_PALM_PROCESSORS"  # tells the function how many processors it may use
 
 
@@ -73,7 +75,7 @@ def wanted(config: PaLMConfig) -> bool:
     here = current_layout()
     on_cpu = here.target == "CPU" and ms.get_context("device_target") == "CPU"
     one_in_float32 = here.devices == 1 and here.compute_dtype == "float32"
-    return on_cpu and one_in_float32 and config.parallel and config.mlp == "swiglu"
+    return on_cpu and one_in_float32 and not config.departures(SUPPORTED)
 
 
 def usable(config: PaLMConfig) -> bool:
