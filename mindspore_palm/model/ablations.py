@@ -70,6 +70,10 @@ class GeGLU(nn.Cell):
         return self.times(self.gelu(gate_TF), up_TF)
 
 
+GATES = {"swiglu": SwiGLU, "geglu": GeGLU}
+ACTIVATIONS = {"gelu": ops.GeLU, "relu": ops.ReLU}
+
+
 class Mlp(nn.Cell):
     """Any feed-forward layer up to its last matmul: [T, D] and one or two kernels [D, F] to [T, F]."""
 
@@ -77,8 +81,8 @@ class Mlp(nn.Cell):
         super().__init__()
         self.gated = config.mlp_inputs == 2
         self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
-        self.gate = GeGLU() if config.mlp == "geglu" else SwiGLU()
-        self.activation = shard(ops.ReLU() if config.mlp == "relu" else ops.GeLU(), ("tokens", "heads"))
+        self.gate = GATES[config.mlp]() if self.gated else None
+        self.activation = None if self.gated else shard(ACTIVATIONS[config.mlp](), ("tokens", "heads"))
 
     def construct(self, y_TD: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
         up_TF = self.matmul(y_TD, kernels[-1])
