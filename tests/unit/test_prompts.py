@@ -10,7 +10,7 @@ import pytest
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate import command
-from mindspore_palm.generate.command import Request, read_prompt
+from mindspore_palm.generate.command import GenerateOptions, read_prompt
 from mindspore_palm.generate.sampling import Sampling
 
 
@@ -40,4 +40,4 @@ def test_a_context_too_small_is_refused_by_the_name_of_its_option(monkeypatch, c
     monkeypatch.setattr(command, "find_model", lambda folder: folder)
     monkeypatch.setattr(command, "load_settings", lambda file: (Settings(), {}))
     with pytest.raises(UserError, match=f"^--context {context}: .* 2 or more"):
-        command._settings_of(Request(Path("run"), ("x",), Sampling(), context=context))
+        command._settings_of(GenerateOptions(Path("run"), ("x",), Sampling(), context=context))
