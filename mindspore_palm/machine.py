@@ -55,7 +55,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
     Inside a container, the path that the kernel names may be the host's. The mount is then the container's own group.
     """
     with contextlib.suppress(OSError):
-        for line in (root / SELF).read_text().splitlines():
+        for line in (root / SELF).read_text(encoding="utf-8", errors="replace").splitlines():
             number, controllers, path = line.split(":", 2)
             if number == "0" and not controllers:
                 mounts = [root / MOUNT, root / MOUNT / "unified"]
@@ -71,7 +71,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 def _cpu_share(group: Path) -> tuple[float, float]:
     """Microseconds of processor time in a period, and the period; (0, 0) where there is no limit."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (group / "cpu.max").read_text().split()
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8", errors="replace").split()
         return float(quota), float(period)  # no limit is the word max, which is no number
     quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
     return (quota or 0, period or 0)
@@ -79,13 +79,13 @@ def _cpu_share(group: Path) -> tuple[float, float]:
 
 def _number(file: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        return int(file.read_text())
+        return int(file.read_text(encoding="utf-8", errors="replace"))
     return None
 
 
 def _statistic(file: Path, name: str) -> int:
     with contextlib.suppress(OSError, ValueError):
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(f"{name} "):
                 return int(line.split()[1])
     return 0

@@ -20,7 +20,7 @@ import numpy as np
 
 from mindspore_palm.config import FinetuneConfig, Settings
 from mindspore_palm.dry_run import ledger
-from mindspore_palm.dry_run.graph import Slice, read_parameters
+from mindspore_palm.dry_run.graph import Slice, is_complete, read_parameters
 from mindspore_palm.dry_run.ledger import BYTES, Ledger, per_layer, read_ledger
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
@@ -142,7 +142,8 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
             [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
             input=settings_to_yaml(settings.model_copy(update={"finetune": FinetuneConfig()})),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             cwd=folder,
             env={**os.environ, **wanted, "PYTHONPATH": path, "GLOG_v": "3"},
         )
@@ -155,7 +156,13 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
         if child.returncode or not graphs:
             raise UserError(explain(child.stderr, settings, layout_of(settings, target)))
         peak = int(re.findall(r"peak (\d+)", child.stdout)[-1])
-        return max(graphs, key=lambda file: file.stat().st_mtime).read_text(), peak
+        graph = max(graphs, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8", errors="replace")
+        if not is_complete(graph):  # MindSpore does not look whether its file could be written
+            raise UserError(
+                f"MindSpore could not write its graph to {Path(folder).parent} in full: the disk is full, or files may "
+                "not be that large (ulimit -f); make room, raise the limit, or set TMPDIR to another folder"
+            )
+        return graph, peak
 
 
 def _compile() -> None:

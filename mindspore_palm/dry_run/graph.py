@@ -10,6 +10,8 @@ from itertools import pairwise
 _NODE = re.compile(r"^ +%(?P<number>\d+)\((?P<name>[^)]*)\) = (?P<op>[%\w@]+)\((?P<rest>.*)$")
 _ATTRIBUTES = re.compile(r" (?:\{instance name|primitive_attrs: |cnode_attrs: |cnode_primal_attrs: )")
 _PARAMETER = re.compile(r"^%para\d+_([\w.]+): <Ref\[Tensor\[(\w+)\]\], \(([\d, ]*)\)")
+_TOTAL = re.compile(r"^# Total subgraphs: (\d+)$", re.MULTILINE)
+_SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
 _TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 
 Shape = tuple[int, ...]
@@ -63,6 +65,13 @@ def read_nodes(text: str) -> Iterator[Node]:
             lines[number + 1],
             lines[number + 2],
         )
+
+
+def is_complete(text: str) -> bool:
+    """Whether the text of a graph has all subgraphs that its head announces, each to its end."""
+    announced = _TOTAL.search(text)
+    subgraphs = len(_SUBGRAPH.findall(text))
+    return announced is not None and subgraphs == int(announced[1]) and text.rstrip().endswith("\n}")
 
 
 def read_parameters(text: str) -> list[Slice]:

@@ -200,7 +200,7 @@ class Terminal:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
         self._status = not is_worker()  # what a worker says all goes to one place
         if rank > 0:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
         sys.stdout.reconfigure(encoding="utf-8")
 
     def write(self, prompt: str, seen: Prompt | None = None) -> list[int]:

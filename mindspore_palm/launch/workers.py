@@ -196,7 +196,7 @@ class Workers:
 
 def _content(log: Path) -> str:
     try:
-        return log.read_text(errors="replace")
+        return log.read_text(encoding="utf-8", errors="replace")
     except OSError:  # somebody has deleted it
         return ""
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import resource
+import subprocess
+import sys
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -15,7 +19,7 @@ from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.dry_run import compile as module
 from mindspore_palm.dry_run.compile import dry_run, extrapolated
-from mindspore_palm.dry_run.graph import Node, longest_chain
+from mindspore_palm.dry_run.graph import Node, is_complete, longest_chain
 from mindspore_palm.dry_run.ledger import BYTES, per_layer, show_axes
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
@@ -222,3 +226,45 @@ def test_json_has_all_of_it(few, tmp_path):
     assert all(
         c["bytes"] == BYTES[c["dtype"]] * max(prod(c["given"]), prod(c["result"])) for c in written["collectives"]
     )
+
+
+TEXT = """# IR entry: @1_step
+# Total subgraphs: 2
+
+subgraph @1_step() {
+  Return(%1)
+}
+
+
+subgraph @2_✓update() {
+  Return(%1)
+}
+"""
+
+
+def test_a_graph_that_is_cut_short_is_noticed():
+    assert is_complete(TEXT) and is_complete(TEXT + "\n\n")
+    assert not any(is_complete(TEXT[:length]) for length in range(len(TEXT.rstrip())))
+
+
+def run_small(folder, enter=None, **environment):
+    sections = small(1).model_dump(include={section: set(group) for section, group in SMALL.items()})
+    overrides = [f"{section}.{name}={value}" for section, group in sections.items() for name, value in group.items()]
+    return subprocess.run(
+        [sys.executable, str(YAML.parent / "run" / "dry_run.py"), *overrides, "--whole"],
+        env={**os.environ, "TMPDIR": str(folder), **environment},
+        preexec_fn=enter,
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def test_the_locale_is_not_the_encoding_of_a_graph(tmp_path):
+    done = run_small(tmp_path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_graph_that_cannot_be_written_in_full_is_refused(tmp_path):
+    done = run_small(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: MindSpore could not write its graph to {tmp_path} in full: .*\n", done.stderr)

@@ -90,6 +90,23 @@ def test_nothing_that_is_read_can_execute_code():
     assert seen == {"yaml.load", "torch.load"}  # the sources were really read
 
 
+def test_every_file_of_text_names_its_encoding():
+    """Else it is the locale's, which is ASCII under LC_ALL=C without Python's UTF-8 mode."""
+    seen = set()
+    for file, called, node in calls():
+        name, options = called.rpartition(".")[2], {option.arg: option.value for option in node.keywords}
+        where = f"{file}: {ast.unparse(node)}"
+        if name in ("read_text", "write_text"):
+            seen.add(name)
+            assert "encoding" in options, where
+        if called == "open":
+            mode = options.get("mode") or (node.args[1] if len(node.args) > 1 else ast.Constant("r"))
+            assert "encoding" in options or "b" in ast.unparse(mode), where
+        if called.startswith("subprocess."):
+            assert "encoding" in options or not {"text", "universal_newlines"} & options.keys(), where
+    assert seen == {"read_text", "write_text"}
+
+
 def test_the_versions_of_python_are_those_of_the_package():
     """And the sources are in the grammar of the oldest one."""
     assert "Python 3.10, 3.11 or 3.12" in (ROOT / "README.md").read_text()

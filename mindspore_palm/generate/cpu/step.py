@@ -123,7 +123,7 @@ class CpuStep(nn.Cell):
 def _processor() -> str:
     """What the processor can do, as far as Linux tells: the function is built for this one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))

@@ -72,7 +72,7 @@ def _check_version() -> None:
 def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 - closed below
+        lock = open(folder / "lock", "wb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(
             f"the C++ part of the host back end cannot be kept in {folder}: {error.strerror}; set "
@@ -134,7 +134,7 @@ def _build(folder: Path, library: Path) -> None:
     except (RuntimeError, OSError) as error:  # OSError: a full disk, or a compiler that says nothing and writes nothing
         text = f"{error}\n"
         with contextlib.suppress(OSError):
-            log.write_text(text)
+            log.write_text(text, encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
         raise UserError(
             f"the C++ part of the host back end was not built, {log} tells why: {lines[-1].strip()}"
