@@ -71,7 +71,11 @@ class GeGLU(nn.Cell):
 
 
 GATES = {"swiglu": SwiGLU, "geglu": GeGLU}
-ACTIVATIONS = {"gelu": ops.GeLU, "relu": ops.ReLU}
+ACTIVATIONS = {
+    "gelu": lambda: shard(ops.GeLU(), ("tokens", "heads")),
+    "relu": lambda: shard(ops.ReLU(), ("tokens", "heads")),
+}
+"""Makers of the mlp's activation by ``model.mlp``: [T, F] to [T, F], of gate and up where there is a gate."""
 
 
 class Mlp(nn.Cell):
@@ -82,7 +86,7 @@ class Mlp(nn.Cell):
         self.gated = config.mlp_inputs == 2
         self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
         self.gate = GATES[config.mlp]() if self.gated else None
-        self.activation = None if self.gated else shard(ACTIVATIONS[config.mlp](), ("tokens", "heads"))
+        self.activation = None if self.gated else ACTIVATIONS[config.mlp]()
 
     def construct(self, y_TD: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
         up_TF = self.matmul(y_TD, kernels[-1])
