@@ -63,7 +63,7 @@ def cpp_part() -> native.CppPart:
 def _compile(command: Sequence[str], work: Path) -> Path:
     built = work / "decoding.so"
     line = [*command, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(built)]
-    done = subprocess.run(line, capture_output=True, text=True, errors="replace")  # noqa: S603 - our own source
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")  # noqa: S603 - our own source
     if done.returncode != 0:
         raise RuntimeError(done.stderr or f"{command[0]} ended with exit code {done.returncode}")
     return built
