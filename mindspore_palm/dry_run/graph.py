@@ -12,6 +12,8 @@ _ATTRIBUTES = re.compile(r" (?:\{instance name|primitive_attrs: |cnode_attrs: |c
 _PARAMETER = re.compile(r"^%para\d+_([\w.]+): <Ref\[Tensor\[(\w+)\]\], \(([\d, ]*)\)")
 _TOTAL = re.compile(r"^# Total subgraphs: (\d+)$", re.MULTILINE)
 _SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
+_TOTAL = re.compile(r"^# Total subgraphs: (\d+)$", re.MULTILINE)
+_SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
 _TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 
 Shape = tuple[int, ...]
@@ -65,6 +67,13 @@ def read_nodes(text: str) -> Iterator[Node]:
             lines[number + 1],
             lines[number + 2],
         )
+
+
+def is_complete(text: str) -> bool:
+    """Whether a graph's text has all subgraphs that its header announces, and the last one ends."""
+    announced = _TOTAL.search(text)
+    subgraphs = len(_SUBGRAPH.findall(text))
+    return announced is not None and subgraphs == int(announced[1]) and text.rstrip().endswith("\n}")
 
 
 def read_parameters(text: str) -> list[Shard]:

@@ -71,6 +71,14 @@ class GeGLU(nn.Cell):
         return self.times(self.gelu(gate_TF), up_TF)
 
 
+GATES = {"swiglu": SwiGLU, "geglu": GeGLU}
+ACTIVATIONS = {
+    "gelu": lambda: shard(ops.GeLU(), ("tokens", "heads")),
+    "relu": lambda: shard(ops.ReLU(), ("tokens", "heads")),
+}
+"""Makers of the mlp's activation by ``model.mlp``: [T, F] to [T, F], of gate and up where there is a gate."""
+
+
 class Mlp(nn.Cell):
     """Feed-forward layer of any activation, up to its last matmul: [T, D] and one or two kernels [D, F] to [T, F]."""
 
@@ -78,8 +86,8 @@ class Mlp(nn.Cell):
         super().__init__()
         self.gated = config.mlp_inputs == 2
         self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
-        self.gate = GeGLU() if config.mlp == "geglu" else SwiGLU()
-        self.activation = shard(ops.ReLU() if config.mlp == "relu" else ops.GeLU(), ("tokens", "heads"))
+        self.gate = GATES[config.mlp]() if self.gated else None
+        self.activation = None if self.gated else ACTIVATIONS[config.mlp]()
 
     def construct(self, y_TD: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
         up_TF = self.matmul(y_TD, kernels[-1])

@@ -1,6 +1,7 @@
 """Prints how far training on every mesh is from one process, from JAX and from JAX on the same mesh, as Markdown.
 
-``python tests/parallel/table.py``, or with ``--meshes 1,2,2 2,2,2`` for some, ``--all`` for all cases of the suite.
+``python tests/parallel/table.py``, or with ``--meshes 1,2,2 2,2,2`` for some, ``--all`` for all cases of the suite,
+``--strategy NAME`` for the cases of one table of axes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from parallel.cases import Case
 from parallel.compare import differences
 from parallel.runs import JAX, MESH, ONE, TWINS, Runs
 from parallel.suite import FURTHER, MESHES, QUICK, SLOW
+
+from mindspore_palm.parallel.axes import TABLES
 
 COLUMNS = [(twin, "loss") for twin in TWINS] + [(None, kind) for kind in ("gradient norm", "gradients", "weights")]
 HEAD = (
@@ -50,12 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--meshes", nargs="*", help="pods,data,model; default all seven")
     parser.add_argument("--all", action="store_true", help="every case of the suite, many minutes")
+    parser.add_argument("--strategy", choices=list(TABLES), help="all cases of this table of axes, and no others")
     options = parser.parse_args()
     meshes = [tuple(map(int, mesh.split(","))) for mesh in options.meshes] if options.meshes else list(MESHES)
     if set(meshes) - set(MESHES):
         parser.error(f"the meshes of the suite are {' '.join(','.join(map(str, mesh)) for mesh in MESHES)}")
-    cases = [*QUICK, *SLOW] if options.all else [*QUICK, *(case for case in SLOW if case in brief())]
-    cases = [case for case in cases if case.mesh in meshes]
+    cases = [*QUICK, *SLOW] if options.all or options.strategy else [*QUICK, *(c for c in SLOW if c in brief())]
+    cases = [c for c in cases if c.mesh in meshes and options.strategy in (None, c.table)]
+    meshes = [mesh for mesh in meshes if mesh in {c.mesh for c in cases}]
     lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)]]
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), cases)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args, get_origin
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -34,6 +36,20 @@ def test_logits(device, rng, switches):
     assert relative(palm(Tensor(inputs)).asnumpy(), expected) < 2e-6
     drawn = sum(p.size for p in palm.trainable_params() if not p.name.endswith("norm.scale"))
     assert drawn == config.parameter_count()
+
+
+def test_every_value_of_every_switch_is_compared():
+    """A switch that is added to the configuration needs a line in SWITCHES."""
+    compared = {(name, value) for switches in SWITCHES for name, value in switches.items()}
+    missing = set()
+    for name, default in PaLMConfig.switches().items():
+        if get_origin(PaLMConfig.model_fields[name].annotation) is Literal:
+            values = set(get_args(PaLMConfig.model_fields[name].annotation))
+        else:
+            values = {not default} if isinstance(default, bool) else set()
+        missing |= {(name, v) for v in values - {default}} - compared
+        assert values or any(name in switches for switches in SWITCHES), name
+    assert not missing
 
 
 def test_gradients_flow_to_every_weight_of_the_standard_transformer(device, rng):

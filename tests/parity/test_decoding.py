@@ -159,9 +159,7 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
     vocabulary = palm.config.vocab_size
     ids = rng.integers(0, vocabulary, (sequences, 80)).astype(np.int32)
     expected = np.asarray(
-        ablations.logits(
-            weights_of(palm), ids, shape_of(palm.config), True, sizes.get("attention", "multi_query"), "swiglu"
-        )
+        ablations.logits(weights_of(palm), ids, shape_of(palm.config), attention=sizes.get("attention", "multi_query"))
     )
     decoder, rows, lengths = Decoder(palm, sequences, 80), np.arange(sequences), rng.integers(1, 70, sequences)
     assert decoder._cpu_step is not None

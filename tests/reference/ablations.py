@@ -32,7 +32,7 @@ def decay(length: int, head_dim: int, base: float):
     return zeta ** (distance[..., None] / base)
 
 
-def block(x, weights, shape: Shape, parallel: bool, attention: str, mlp: str, norms, xpos_base: float):
+def block_output(x, weights, shape: Shape, block: str, attention: str, mlp: str, norms, xpos_base: float):
     batch, length, d_model = x.shape
     inputs = 2 if mlp in ("swiglu", "geglu") else 1
     w_in = weights["q_wi"].reshape(d_model, shape.heads, -1)
@@ -55,7 +55,7 @@ def block(x, weights, shape: Shape, parallel: bool, attention: str, mlp: str, no
     attended = jnp.einsum("bhqt,bthk->bqhk", probabilities, v, precision=HIGHEST)
     attended = jnp.einsum("bqhk,hkd->bqd", attended, w_o, precision=HIGHEST)
 
-    if not parallel:
+    if block == "serial":
         y = normalised(x + attended, weights["mlp_norm.scale"], *norms)
     hidden = jnp.einsum("bsd,dhf->bshf", y, w_mlp, precision=HIGHEST)
     hidden = ACTIVATIONS[mlp](*jnp.split(hidden, inputs, axis=-1))
@@ -66,7 +66,7 @@ def logits(
     params,
     token_ids,
     shape: Shape,
-    parallel: bool = True,
+    block: str = "parallel",
     attention: str = "multi_query",
     mlp: str = "swiglu",
     norm: str = "rms_norm",
@@ -81,7 +81,7 @@ def logits(
     for i in range(shape.layers):
         prefix = f"blocks.{i}."
         weights = {name.removeprefix(prefix): w for name, w in params.items() if name.startswith(prefix)}
-        x = block(x, weights, shape, parallel, attention, mlp, norms, xpos_base)
+        x = block_output(x, weights, shape, block, attention, mlp, norms, xpos_base)
     y = normalised(x, params["final_norm.scale"] if final_norm_scale else None, *norms)
     z = jnp.einsum("bsd,vd->bsv", y, params["embedding"], precision=HIGHEST)
     return z / jnp.sqrt(jnp.float32(shape.d_model)) if scaled_logits else z

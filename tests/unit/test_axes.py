@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from mindspore import ops
+from parallel.suite import QUICK, SLOW
 
 from mindspore_palm import PaLMConfig
+from mindspore_palm.config import ParallelConfig
 from mindspore_palm.model.projection import MatmulThenSplit
-from mindspore_palm.parallel.axes import DATA_AXES, TABLES, Layout, current_layout, layout, shard
+from mindspore_palm.parallel.axes import DATA_AXES, PALM_AXES, TABLES, Layout, current_layout, layout, shard
 from mindspore_palm.parallel.mesh import Mesh
 
 POD = Layout(Mesh(pods=2, data=256, model=12))
@@ -22,6 +26,15 @@ def test_palm_540b_shards_tokens_512_ways_and_heads_12_ways():
 def test_another_table_is_another_strategy():
     data_only = Layout(POD.mesh, DATA_AXES)
     assert data_only.strategy(("tokens", "embed"), ("embed", "heads")) == ((6144, 1), (1, 1))
+
+
+def test_settings_offer_every_table_and_the_parity_suite_trains_it():
+    assert set(get_args(ParallelConfig.model_fields["strategy"].annotation)) == set(TABLES)
+    assert {case.table for case in [*QUICK, *SLOW]} == set(TABLES)
+
+
+def test_every_table_maps_the_same_axes():
+    assert all(table.keys() == PALM_AXES.keys() for table in TABLES.values())
 
 
 def test_workers_that_decode_shard_heads_and_vocabulary_and_replicate_the_cache():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import TopologicalSorter
 
@@ -112,6 +113,11 @@ def test_the_versions_of_python_are_those_of_the_package():
     assert 'requires-python = ">=3.10,<3.13"\n' in (ROOT / "pyproject.toml").read_text()
     for file in [*SHIPPED, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         ast.parse(file.read_text(encoding="utf-8"), str(file), feature_version=(3, 10))
+
+
+def test_pre_commit_has_the_ruff_of_the_tests():
+    (version,) = re.findall(r"^ruff==(\S+)$", (ROOT / "tests" / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"    rev: v{version} #" in (ROOT / ".pre-commit-config.yaml").read_text()
 
 
 def test_the_licence_is_apache_2_0():
