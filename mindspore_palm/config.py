@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from mindspore_palm.fields import (
     LARGEST,
@@ -445,3 +446,10 @@ class Settings(Section):
         if self.optimizer.name == "adafactor" and self.optimizer.factored:
             found["optimizer.factored"] = True
         return {name: value for name, value in found.items() if name not in supported}
+
+
+def settings_of(section: str) -> dict[str, FieldInfo]:
+    """The fields of a section of ``Settings`` by name; empty if there is no such section."""
+    field = Settings.model_fields.get(section)
+    model = field.annotation if field else None
+    return model.model_fields if isinstance(model, type) and issubclass(model, Section) else {}

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from mindspore_palm.config import OptimizerConfig, ReadBy, Settings
+from mindspore_palm.config import OptimizerConfig, ReadBy, Settings, settings_of
 from mindspore_palm.parallel.workers import speaks
 from mindspore_palm.presets import PRESETS
 
@@ -86,7 +86,7 @@ def _value(settings: Settings, name: str) -> Any:
 
 def _default(name: str) -> Any:
     section, key = name.split(".")
-    return Settings.model_fields[section].annotation.model_fields[key].default
+    return settings_of(section)[key].default
 
 
 def _only(section: str, name: str, *values: str) -> Why:

@@ -73,8 +73,7 @@ def _cpu_quota(group: Path) -> tuple[float, float]:
     with contextlib.suppress(OSError, ValueError):
         quota, period = (group / "cpu.max").read_text(encoding="utf-8", errors="replace").split()
         return float(quota), float(period)  # without a limit, the quota is the word max: a ValueError
-    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-    return (quota or 0, period or 0)
+    return _number(group / "cpu.cfs_quota_us") or 0, _number(group / "cpu.cfs_period_us") or 0
 
 
 def _number(file: Path) -> int | None:

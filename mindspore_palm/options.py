@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ class Parser(argparse.ArgumentParser):
         self.register("action", "store", _StoreOnce)
         self.given: dict[str, Any] = {}
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> Any:
         """Parses as argparse does; every parse method of argparse calls this one."""
         self.given = {}
         return super().parse_known_args(args, namespace)
@@ -93,9 +96,8 @@ def naming_options(names: Mapping[str, str]) -> Iterator[None]:
     except UserError as error:
         text = str(error)
         for setting, option in names.items():
-            text = re.sub(
-                rf"(?<![\w./-]){re.escape(setting)}(?!\w|\.\w)(?: = )?", lambda m, o=option: _option(m, o), text
-            )
+            pattern = rf"(?<![\w./-]){re.escape(setting)}(?!\w|\.\w)(?: = )?"
+            text = re.sub(pattern, partial(_option, option=option), text)
         raise UserError(text) from None
 
 

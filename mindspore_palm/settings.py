@@ -13,7 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from mindspore_palm.config import PRESETS, PaLMConfig, Settings
+from mindspore_palm.config import PRESETS, PaLMConfig, Settings, settings_of
 from mindspore_palm.effects import useless
 from mindspore_palm.errors import UserError
 from mindspore_palm.fields import Contradiction
@@ -127,8 +127,8 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
         _merge({section: {name: value}}, f"override {override}", values, origins)
     for name in PATHS:
         section, _, key = name.partition(".")
-        text = values.get(section, {}).get(key)
-        if isinstance(text, str) and text.startswith("~") and "/" in text:
+        path = values.get(section, {}).get(key)
+        if isinstance(path, str) and path.startswith("~") and "/" in text:
             values[section][key] = str(expanded(text, f"{origins[name]}: {name}"))
     try:
         settings = Settings.model_validate(values)
@@ -175,8 +175,7 @@ def describe(settings: Settings, origins: dict[str, str]) -> str:
 
 def _is_text(section: str, name: str) -> bool:
     """Whether a setting is text, which a command line gives as it is: data.path=*.txt is no YAML."""
-    group = Settings.model_fields.get(section)
-    field = group.annotation.model_fields.get(name) if group else None
+    field = settings_of(section).get(name)
     return field is not None and field.annotation is str
 
 
@@ -208,7 +207,7 @@ def _merge(data: dict, where: str, values: dict[str, dict[str, Any]], origins: d
             continue
         if not isinstance(group, dict):
             raise UserError(f"{where}: {section} = {_short(group)} must be a group of 'key: value' lines")
-        fields = Settings.model_fields[section].annotation.model_fields
+        fields = settings_of(section)
         for name, value in _with_new_names(section, group, where).items():
             if name not in fields:
                 raise UserError(f"{where}: there is no setting {section}.{name}{_nearest(str(name), fields, section)}")
@@ -217,24 +216,25 @@ def _merge(data: dict, where: str, values: dict[str, dict[str, Any]], origins: d
 
 
 def _with_new_names(section: str, group: Mapping[Any, Any], where: str) -> dict[Any, Any]:
-    """A section of a file by the names that settings have now."""
-    result = {}
-    for name, value in group.items():
-        new = RENAMED.get(f"{section}.{name}")
-        key = new.name.partition(".")[2] if new else name
-        if key in result or (new and key in group):
+    """A section of a file with the names that settings have now."""
+    result = dict(group)
+    for name in group:
+        if (new := RENAMED.get(f"{section}.{name}")) is None:
+            continue
+        value, key = result.pop(name), new.name.partition(".")[2]
+        if key in result:
             raise UserError(f"{where}: {section}.{name} is called {new.name} now, and both are there; remove one")
-        if new and not (isinstance(value, bool) and value in new.values):
+        if not isinstance(value, bool):
             raise UserError(f"{where}: {section}.{name} = {_short(value)}: must be true or false")
-        result[key] = new.values[value] if new else value
+        result[key] = new.values[value]
     return result
 
 
 def _nearest(name: str, names: Iterable[str], section: str = "") -> str:
     names = list(names)
     dotted = f"{section}." if section else ""
-    for other, field in Settings.model_fields.items():
-        if section and name in field.annotation.model_fields:
+    for other in Settings.model_fields:
+        if section and name in settings_of(other):
             return f"; did you mean {other}.{name}?"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
@@ -254,7 +254,7 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
         fields = cause.fields if isinstance(cause, Contradiction) else ()
         wrote = list(dict.fromkeys(where for name in fields if (where := origins.get(f"{section}.{name}"))))
         return f"{', '.join(wrote) or 'defaults'}: {section}.{message}"
-    field = Settings.model_fields[section].annotation.model_fields[path[1]]
+    field = settings_of(section)[path[1]]
     where = origins.get(key, "defaults")
     if first["type"] == "literal_error":
         choices = [str(choice) for choice in get_args(field.annotation) if choice != ""]

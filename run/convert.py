@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,7 +19,7 @@ FORMATS += "huggingface-safetensors, mindir"
 
 def main() -> None:
     parser = Parser(description="Converts a PaLM and compares logits.", epilog=f"formats: {FORMATS}")
-    both = {"nargs": "+", "required": True, "metavar": ("FORMAT", "PATH"), "help": "format and path"}
+    both: dict[str, Any] = {"nargs": "+", "required": True, "metavar": ("FORMAT", "PATH"), "help": "format and path"}
     parser.add_argument("--from", dest="source", **both)
     parser.add_argument("--to", **both)
     parser.add_argument("--tokenizer", metavar="FILE", help="SentencePiece model that goes with an imported model")

@@ -238,8 +238,8 @@ def publish(
     files = {name: asdict(_write(temporary / name, content)) for name, content in small_files.items()}
     for rank in sorted({rank for sharding in distinct for rank in sharding.ranks}):
         files[rank_file(rank)] = json.loads((temporary / _digest_file(rank)).read_bytes())
-    for file in temporary.glob(_digest_file("*")):
-        file.unlink()
+    for digest_file in temporary.glob(_digest_file("*")):
+        digest_file.unlink()
     manifest = {
         "format": CHECKPOINT_FORMAT,
         "step": step,

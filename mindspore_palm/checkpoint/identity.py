@@ -36,7 +36,7 @@ def weights_identity(weights: Mapping[str, np.ndarray | Reader], config: PaLMCon
     for name, shape in sorted(weight_shapes(config).items()):
         digest.update(f"{name} {list(shape)}\n".encode())
         for block in _blocks(weights[name], shape):
-            digest.update(memoryview(np.ascontiguousarray(block, np.float32).reshape(-1)).cast("B"))
+            digest.update(np.ascontiguousarray(block, np.float32).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -65,7 +65,7 @@ class CheckpointManager:
         settings: Settings,
         tokenizer: bytes,
         votes: Votes,
-        before_publish: Callable[[], None],
+        before_publish: Callable[[], object],
     ) -> None:
         self.folder, self.settings, self.votes, self.before_publish = folder, settings, votes, before_publish
         self.dtypes = {p.name: str(p.dtype).lower() for p in state}
@@ -149,7 +149,7 @@ class CheckpointManager:
 
     def _check_completion(self) -> None:
         """Gives the last checkpoint up, once, if the first worker could not complete it."""
-        if self._completing is None or self._thread.is_alive():
+        if self._completing is None or (self._thread and self._thread.is_alive()):
             return
         step, self._completing = self._completing, None
         if self._failed:
@@ -194,7 +194,7 @@ class CheckpointManager:
             except NotFinite as error:
                 self.problem, self.state_not_finite, self._failed = str(error), True, True
             except Exception as error:  # of any kind: the run continues without this checkpoint
-                where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+                where = f" ({name})" if (name := getattr(error, "filename", None)) else ""
                 self.problem = f"{getattr(error, 'strerror', None) or repr(error)}{where}"
                 self._failed = True
                 if this_rank() != 0:  # the first worker logs what this means for the run

@@ -30,8 +30,8 @@ def model_weights(checkpoint: Checkpoint, config: PaLMConfig) -> dict[str, Store
         weights[name] = checkpoint.tensors[name]
         if f"{name}.{A}" in checkpoint.tensors:
             finetune = load_settings(checkpoint.folder / CONFIG)[0].finetune
-            parts = (checkpoint.tensors[f"{name}.{part}"] for part in (A, B))
-            weights[name] = Merged(weights[name], *parts, finetune.lora_scale)
+            a, b = (checkpoint.tensors[f"{name}.{part}"] for part in (A, B))
+            weights[name] = Merged(checkpoint.tensors[name], a, b, finetune.lora_scale)
     return weights
 
 

@@ -91,8 +91,10 @@ def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
         DamagedCheckpoint: a shard cannot be read.
     """
     tokenizer = (checkpoint.folder / TOKENIZER).read_bytes()
-    weights, shapes = model_weights(checkpoint, settings.model), weight_shapes(settings.model)
-    weights |= {name: with_padding(name, weights[name], shapes[name]) for name in weights.keys() & shapes.keys()}
+    weights: dict[str, StoredTensor | Merged | Repadded] = {**model_weights(checkpoint, settings.model)}
+    shapes = weight_shapes(settings.model)
+    for name in weights.keys() & shapes.keys():
+        weights[name] = with_padding(name, weights[name], shapes[name])
     save_model(folder, weights, tokenizer, settings, checkpoint.step, checkpoint.identity)
 
 
@@ -182,12 +184,13 @@ def weight_reader(folder: Path, config: PaLMConfig) -> Callable[[str, tuple[int,
     Raises:
         UserError: the folder holds no complete model; the function raises it if a weight is missing or does not fit.
     """
+    weights: dict[str, StoredTensor | Merged | FileTensor]
     if (folder / MANIFEST).exists():
         checkpoint = Checkpoint(folder)
         checkpoint.verify(checkpoint.files_to_verify(this_rank(), current_layout().devices))
-        weights = model_weights(checkpoint, config)
+        weights = {**model_weights(checkpoint, config)}
     else:
-        weights = file_tensors(folder / WEIGHTS)
+        weights = {**file_tensors(folder / WEIGHTS)}
 
     def reader(name: str, shape: tuple[int, ...]) -> Callable[[Window], np.ndarray]:
         weight = {name: with_padding(name, weights[name], shape)} if name in weights else {}

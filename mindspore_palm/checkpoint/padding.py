@@ -29,8 +29,8 @@ class Tensor(Protocol):
     def dtype(self) -> np.dtype:
         """Dtype of its elements."""
 
-    def read(self, window: Window | None = None) -> np.ndarray:
-        """A window of the tensor, or all of it."""
+    def read(self, window: Window) -> np.ndarray:
+        """A window of the tensor."""
 
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)

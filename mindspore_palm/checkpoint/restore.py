@@ -56,14 +56,16 @@ def restore(folder: Path, state: Sequence[Parameter], votes: Votes) -> tuple[Pro
         except DamagedCheckpoint as error:
             problem = str(error)
         (damaged,) = votes(bool(problem))
-        if not damaged:
+        if checkpoint and not damaged:
             break
         if lead:
             _set_aside(folder / CHECKPOINTS / folder_name(step), problem or _problem_of(checkpoint))
         votes()
     _check_tensors(checkpoint, state)
     for parameter in state:
-        set_shard(parameter, _repadded(checkpoint, parameter).read)
+        tensor = _repadded(checkpoint, parameter)
+        assert tensor  # noqa: S101 - checked above
+        set_shard(parameter, tensor.read)
     progress = progress_of(checkpoint)
     progress.rewinds = rewinds
     return progress, checkpoint.state

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -31,8 +31,13 @@ def row_windows(shape: Sequence[int], itemsize: int, block_bytes: int) -> Iterat
 class Source(Protocol):
     """A tensor that is read by blocks, such as one stored on disk in shards."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the full tensor."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of its elements."""
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Blocks of rows, in order."""
@@ -86,8 +91,8 @@ class FileTensor:
     file: Path
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype | str
-    """The format's own name for a dtype that is never written here."""
+    dtype: Any
+    """NumPy dtype, or the format's own name of one that is never written here."""
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
         """A window of the tensor.
@@ -147,7 +152,7 @@ def write_tensors(
     file.write(text)
     for tensor in tensors.values():
         for block in _blocks(tensor):
-            file.write(memoryview(np.ascontiguousarray(block).reshape(-1)).cast("B"))
+            file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
 
 
 def _blocks(tensor: np.ndarray | Source) -> Iterable[np.ndarray]:

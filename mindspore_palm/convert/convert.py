@@ -42,8 +42,7 @@ FORMATS: Mapping[str, Format] = {
 MARKERS = (WEIGHTS, INDEX)  # files by which a folder is known as a converted model
 SEED = 20220405  # of the random tokens
 # Fields of a configuration that decide what a network computes.
-SWITCHES = ("parallel", "attention", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
-SWITCHES += ("xpos_base",)
+SWITCHES = tuple(PaLMConfig.switches())
 TOLERANCE = 1e-4  # relative to the largest logit: far above rounding, far below a misplaced kernel
 
 
@@ -139,6 +138,7 @@ def find_format(name: str) -> Format:
 
 def _with_tokenizer(model: Model, file: Path | None, source: Path) -> Model:
     """A model with the tokenizer of a file, or else with its own, if any, once the vocabulary size is checked."""
+    vocab_size: int | None
     if file is not None:
         tokenizer = Tokenizer(file)
         vocab_size, name, content = tokenizer.vocab_size, file, tokenizer.serialized

@@ -31,7 +31,7 @@ from mindspore_palm.convert.pytorch import (
 from mindspore_palm.errors import UserError
 from mindspore_palm.settings import model_config
 
-SWITCHES = {
+SWITCHES: dict[str, Any] = {
     "norm": "layer_norm",
     "norm_epsilon": 1e-5,
     "final_norm_scale": True,

@@ -32,8 +32,18 @@ CONFIG, WEIGHTS, INDEX, SECTION = "config.json", "model.safetensors", "model.saf
 EMBEDDING, FINAL, LOGITS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 INFORMATIVE = ("architectures", "model_type", "torch_dtype")  # fields of config.json that change nothing
 # Fields of config.json with which other models with the same weight names depart from PaLM.
-FOREIGN = ("rope_scaling", "quantization_config", "attention_bias", "mlp_bias", "use_bias", "sliding_window")
-FOREIGN += ("logit_scale", "final_logit_softcapping", "attn_logit_softcapping", "use_qk_norm")
+FOREIGN = (
+    "rope_scaling",
+    "quantization_config",
+    "attention_bias",
+    "mlp_bias",
+    "use_bias",
+    "sliding_window",
+    "logit_scale",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+    "use_qk_norm",
+)
 PROJECTIONS = {part: f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
     part: f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
 }

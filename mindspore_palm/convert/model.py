@@ -57,8 +57,9 @@ class Options:
 class Format(Protocol):
     """A format of files or folders that store a PaLM."""
 
-    is_read: bool
-    """Whether the format can be read back."""
+    @property
+    def is_read(self) -> bool:
+        """Whether the format can be read back."""
 
     def read(self, path: Path, options: Options) -> Model:
         """Reads the model in a file or folder.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from mindspore_palm.config import OptimizerConfig, PaLMConfig, Settings
+from mindspore_palm.config import OptimizerConfig, PaLMConfig, Recompute, Settings
 from mindspore_palm.model.weights import placements
 from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
@@ -104,7 +104,7 @@ class Workload:
         return -(-self.model.layers // self.pipeline)
 
     @property
-    def recompute(self) -> str:
+    def recompute(self) -> Recompute:
         """What the backward pass recomputes: none, attention or block."""
         return self.layout.recompute
 

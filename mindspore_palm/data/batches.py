@@ -7,6 +7,7 @@ segments that record which settings were changed midway.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -139,11 +140,11 @@ class Batches:
             seed: as for ``Batches``.
         """
         last, position = self.segments[-1], self.position(step)
-        rule = {"step": step, "ramp": tuple((a, b) for a, b in ramp), "seq_len": seq_len, "seed": seed}
+        rule = Segment(step, tuple((a, b) for a, b in ramp), seq_len, seed)
         same_sequences = seq_len == last.seq_len or self.tokens.repeats  # a pair is one sequence at any length
         if same_sequences and seed == last.seed:
-            same = last.ramp == rule["ramp"] and last.seq_len == seq_len
-            return self.segments if same else (*self.segments, Segment(**rule, position=position, epoch=last.epoch))
+            same = last.ramp == rule.ramp and last.seq_len == seq_len
+            return self.segments if same else (*self.segments, replace(rule, position=position, epoch=last.epoch))
         end = self.order.end_of_epoch(position)
         left_out = tuple((max(a, position), min(b, end)) for a, b in self.skipped if a < end and b > position)
         # Later epochs have other sequences now, so their skipped ranges become as much text from as far on.
@@ -151,7 +152,7 @@ class Batches:
         later = ((max(0, a - end), b - end) for a, b in self.skipped if b > end)
         ahead = tuple((a * old // new, -(-b * old // new)) for a, b in later)
         epoch = self.order.locate(position)[2]
-        return (*self.segments, Segment(**rule, rest_of=position, left_out=left_out, ahead=ahead, epoch=epoch))
+        return (*self.segments, replace(rule, rest_of=position, left_out=left_out, ahead=ahead, epoch=epoch))
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The batch of a step.
@@ -171,7 +172,8 @@ class Batches:
         """
         empty = np.empty((0, self.seq_len), np.int32)
         parts = [source.examples(rows, self.seq_len, self.eod) for source, rows in self._rows(step, first, count)]
-        return tuple(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1))
+        inputs, targets = (np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1))
+        return inputs, targets
 
     def real_tokens(self, step: int) -> int:
         """Number of targets of ``batch(step)`` that the loss counts, over all workers."""

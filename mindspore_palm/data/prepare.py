@@ -221,7 +221,7 @@ class _Preparation:
         if content != self.work.content:
             self._text_changed()
         size, tokens = survey.size, {name: marks[name].tokens for name in SPLITS}
-        meta = {
+        meta: dict[str, Any] = {
             "format": PREPARED_FORMAT,
             "split_mode": survey.mode,
             "any_share": self.work.any_share,

@@ -134,7 +134,9 @@ def sample(pieces: Iterable[Piece], total: int, most: int) -> Iterator[str]:
 
 
 def _survey(documents: Iterable[Document], mode: Mode, fraction: float, long: int = 0) -> Survey:
-    count, size, digest = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), Digest()
+    count: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    size: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    digest = Digest()
     gzip = zlib.compressobj(9, zlib.DEFLATED, GZIP)
     compressed = 0
     for piece in split(digest.hashing(documents), mode, fraction, long):

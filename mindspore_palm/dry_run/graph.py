@@ -84,8 +84,8 @@ def read_parameters(text: str) -> list[Shard]:
 
 def tensors(shapes: str) -> tuple[tuple[str, Shape], tuple[str, Shape]]:
     """Dtype and shape of a node's first input, and of its output."""
-    given, result = (_TENSOR.search(side) for side in shapes.split(" -> "))
-    return (given[1], shape_of(given[2])), (result[1], shape_of(result[2]))
+    given, result = ((match[1], shape_of(match[2])) for side in shapes.split(" -> ") if (match := _TENSOR.search(side)))
+    return given, result
 
 
 def shape_of(text: str) -> Shape:

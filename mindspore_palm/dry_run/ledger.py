@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
+from typing import Any
 
 from mindspore_palm.dry_run.graph import Node, longest_chain, read_nodes, tensors
 from mindspore_palm.parallel.mesh import Mesh
@@ -66,7 +67,7 @@ def _extended(two: Counter[Collective], three: Counter[Collective], more: int) -
     for kind, count in added.items():
         result[kind] += more * count
     for small, large in grown.items():
-        shapes = {
+        shapes: dict[str, Any] = {
             name: tuple(a + more * (b - a) for a, b in zip(getattr(small, name), getattr(large, name), strict=True))
             for name in ("given", "result")
         }
@@ -111,7 +112,7 @@ def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
         part=_part(node),
         op=_op(node),
         axes=group_axes(mesh, rank, _group(node.line)),
-        weight=re.sub(r"^blocks\.\d+\.", "", weight.group(1)) if of_weight else "",
+        weight=re.sub(r"^blocks\.\d+\.", "", weight[1]) if weight and of_weight else "",
         given=given,
         result=result,
         dtype=dtype,
@@ -174,4 +175,5 @@ def _op(node: Node) -> str:
 
 
 def _group(line: str) -> list[int]:
-    return [int(rank) for rank in re.search(r"group_rank_ids: \(([\d, ]+)\)", line).group(1).split(",") if rank.strip()]
+    (ranks,) = re.findall(r"group_rank_ids: \(([\d, ]+)\)", line)[:1]
+    return [int(rank) for rank in ranks.split(",") if rank.strip()]

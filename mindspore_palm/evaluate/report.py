@@ -47,7 +47,11 @@ def _table(measures: dict[str, Estimate], head: str) -> list[str]:
     width = max(len(name) for name in measures)
     rows = [f"{'':<{width}}  {'':>9}  {head}"]
     for name, estimate in measures.items():
-        bounds = "" if estimate.low is None else f"{_number(estimate.low)} to {_number(estimate.high)}"
+        bounds = (
+            ""
+            if estimate.low is None or estimate.high is None
+            else f"{_number(estimate.low)} to {_number(estimate.high)}"
+        )
         rows.append(f"{name:<{width}}  {_number(estimate.value):>9}  {bounds}".rstrip())
     return rows
 

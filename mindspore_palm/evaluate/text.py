@@ -113,11 +113,11 @@ def _token_arrays(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterat
 
 def _by_document(scores: list[Score], owners: list[int]) -> list[Score]:
     """Sums of the scores of each document."""
-    sums = [[0.0, 0, 0] for _ in range(owners[-1] + 1)]
+    sums = [Score(0.0, 0, 0, greedy=False) for _ in range(owners[-1] + 1)]
     for score, owner in zip(scores, owners, strict=True):
-        for i, value in enumerate((score.nats, score.tokens, score.size)):
-            sums[owner][i] += value
-    return [Score(nats, tokens, size, greedy=False) for nats, tokens, size in sums]
+        total = sums[owner]
+        sums[owner] = Score(total.nats + score.nats, total.tokens + score.tokens, total.size + score.size, greedy=False)
+    return sums
 
 
 def _exp(nats: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
@@ -158,7 +160,7 @@ def _start_workers(devices: int, target: str, command: Sequence[str]) -> None:
             f"--local_worker_num=<devices of this machine> --join=True {' '.join(command)}"
         )
     build.extension()
-    sys.stdout.reconfigure(encoding="utf-8")
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
     with tempfile.TemporaryDirectory() as logs:
         try:
             Workers(devices, command, Path(logs) / WORKERS).join()
@@ -204,7 +206,7 @@ class Terminal:
         self._status = not is_worker()  # msrun joins both streams of a worker
         if rank > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
-        sys.stdout.reconfigure(encoding="utf-8")
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
 
     def write(self, prompt: str, seen: Prompt | None = None) -> list[int]:
         """Prints a prompt and streams its continuation; returns the tokens after the border between the two.

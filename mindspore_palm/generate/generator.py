@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -79,18 +80,19 @@ class Generator:
         Raises:
             UserError: a prompt is empty, too long, not text or has invalid tokens; or the logits are not finite.
         """
-        sequences, seen = [], Counter()
+        sequences: list[_Sequence] = []
+        seen: Counter[Prompt] = Counter()
         for number, prompt in enumerate(prompts):
             name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
-            start = self._read(prompt, name)
-            sequences.append(_Sequence(start, sampling, seen[start], self, name))
-            seen[start] += 1
+            read = self._read(prompt, name)
+            sequences.append(_Sequence(read, sampling, seen[read], self, name))
+            seen[read] += 1
         for start in range(0, len(sequences), self.batch):
             for _ in self._run(sequences[start : start + self.batch]):
                 pass
         return [sequence.result() for sequence in sequences]
 
-    def stream(self, prompt: str | Prompt | Sequence[int], sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: str | Prompt | Sequence[int], sampling: Sampling) -> PyGenerator[str, None, Generation]:
         """Streams the text for one prompt in pieces; joined, they are the text of ``__call__``.
 
         Returns:
@@ -101,7 +103,7 @@ class Generator:
         """
         return self._pieces(_Sequence(self._read(prompt, "the prompt"), sampling, 0, self, "the prompt"))
 
-    def _pieces(self, sequence: _Sequence) -> Iterator[str]:
+    def _pieces(self, sequence: _Sequence) -> PyGenerator[str, None, Generation]:
         for _ in self._run([sequence]):
             if piece := sequence.text.piece(last=bool(sequence.finished)):
                 yield piece
@@ -173,11 +175,14 @@ class _Sequence:
     def __init__(self, prompt: Prompt, sampling: Sampling, repetition: int, generator: Generator, name: str) -> None:
         self.window = list(prompt.context)
         """The tokens that the network sees."""
-        self.text, self.finished = GrowingText(sampling.stop), ""
+        self.text = GrowingText(sampling.stop)
+        self.finished: Literal["", "eod", "stop", "length"] = ""
         self._tokenizer, self._openings = generator.tokenizer, generator.openings
         self._model, self._name = generator.model, name
         self._given = prompt.white_space.encode()  # bytes that the next tokens must begin with
-        self._opening, self._tokens, self._log_probs = [], [], []
+        self._opening: list[int] = []
+        self._tokens: list[int] = []
+        self._log_probs: list[float] = []
         self._seen = set(prompt.context) - {self._tokenizer.eod}  # no penalty for ending: [eod] is before every prompt
         self._sampling, self._sampler = sampling, Sampler(sampling, stream_number(prompt, repetition))
 

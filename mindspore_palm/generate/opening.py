@@ -15,7 +15,8 @@ class Openings:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._pieces = tokenizer, []
+        self._tokenizer = tokenizer
+        self._pieces: list[bytes] = []
         self._cached: dict[bytes, np.ndarray] = {}
 
     def __call__(self, given: bytes) -> np.ndarray:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from mindspore_palm.errors import STOPPED
 
@@ -224,8 +225,8 @@ def write(stream: int, text: str) -> None:
         os.write(stream, text.encode(errors="backslashreplace"))
 
 
-def _install() -> dict[int, object]:
-    before = {}
+def _install() -> dict[int, Any]:
+    before: dict[int, Any] = {}
     for number in SIGNALS:
         handler = signal.getsignal(number)
         if number == getattr(signal, "SIGHUP", None) and handler == signal.SIG_IGN:

@@ -20,9 +20,10 @@ def tables(length: int, head_dim: int, scale: float = 1.0, xpos_base: float = 0.
     """
     feature, position = np.arange(0, head_dim, 2), np.arange(length)
     angle = np.outer(position, BASE ** (-feature / head_dim))
+    factor: float | np.ndarray = scale
     if xpos_base:
-        scale = scale * ((feature + 0.4 * head_dim) / (1.4 * head_dim)) ** (position / xpos_base)[:, None]
-    return (scale * np.cos(angle)).astype(np.float32), (scale * np.sin(angle)).astype(np.float32)
+        factor = scale * ((feature + 0.4 * head_dim) / (1.4 * head_dim)) ** (position / xpos_base)[:, None]
+    return (factor * np.cos(angle)).astype(np.float32), (factor * np.sin(angle)).astype(np.float32)
 
 
 @constexpr

@@ -74,7 +74,7 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
     d, heads = config.d_model, config.heads
     mlp_rows, attention_rows = config.mlp_per_head, config.head_dim
     from_attention, from_mlp = FanIn(attention_rows, heads * config.head_dim), FanIn(mlp_rows, config.d_ff)
-    norms = ("norm",) if config.parallel else ("norm", "mlp_norm")
+    norms = ("norm",) if config.block == "parallel" else ("norm", "mlp_norm")
     neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
 
     def scale(name: str) -> Weight:

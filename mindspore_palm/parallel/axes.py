@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TypeVar
 
+from mindspore_palm.config import Recompute
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
 
 Axes = tuple[str, ...]
@@ -50,7 +51,7 @@ class Layout:
     table: Table = field(default_factory=lambda: PALM_AXES)
     shard_weights: str = "pod"
     """off, pod (over the data axis, as in PaLM) or all (also over pods)."""
-    recompute: str = "none"
+    recompute: Recompute = "none"
     """Activations that the backward pass recomputes: none, attention or block."""
     compute_dtype: str = "float32"
     """dtype of activations and matmuls inside blocks; weights, norms, softmax, logits and loss are float32."""
@@ -122,4 +123,4 @@ def shard(op: Op, *inputs: Axes) -> Op:
         KeyError: an axis is not in the table. Also on one device, so that the error shows on a laptop.
     """
     strategy = _current.strategy(*inputs)
-    return op.shard(strategy) if _current.devices > 1 else op
+    return op.shard(strategy) if _current.devices > 1 else op  # type: ignore[attr-defined]

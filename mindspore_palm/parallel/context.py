@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 from mindspore import nn
@@ -163,6 +164,7 @@ def partition(cell: nn.Cell, *inputs: Axes) -> nn.Cell:
         return cell
     parallel = AutoParallel(cell, parallel_mode="semi_auto")
     parallel.dataset_strategy(layout.strategy(*inputs))
+    value: Any
     for name, value in parallel_settings(layout).items():
         if name == "hsdp":
             parallel.hsdp(**value)

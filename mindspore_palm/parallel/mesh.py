@@ -40,7 +40,7 @@ class Mesh:
         if not 0 <= rank < self.devices:
             raise ValueError(f"rank {rank} is not on a mesh of {self.devices} devices ({self})")
         coordinates = {}
-        for axis, size in reversed(self.sizes.items()):
+        for axis, size in reversed(list(self.sizes.items())):
             rank, coordinates[axis] = divmod(rank, size)
         return coordinates
 

@@ -65,6 +65,7 @@ class Machine(Section):
     @model_validator(mode="after")
     def _is_complete(self) -> Machine:
         given = {name for name, value in self if value is not None} - {"title", "target", "sources"}
+        wiring: tuple[set[str], ...]
         wiring = {"torus", "link_gb_s", "host_devices", "host_gb_s"}, {"server_devices", "server_gb_s", "network_gb_s"}
         if not any(given & set.union(*wiring) == fields for fields in wiring):
             raise ValueError(f"give either {', '.join(sorted(wiring[0]))} or {', '.join(sorted(wiring[1]))}")

@@ -132,6 +132,7 @@ class _Stage:
         seconds = dict.fromkeys(everywhere, 0.0)
         gathers = work.micro_batches * (2 if work.recompute == "block" else 1)
         for weight, count in work.device_weights():
+            collectives: tuple[tuple[dict[str, float], int], ...]
             elements = count * gathered_size(weight)
             size = machine.gradient_bytes * elements
             if weight.data_shards > 1:

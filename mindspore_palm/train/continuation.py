@@ -22,13 +22,14 @@ from mindspore_palm.checkpoint.timeline import (
     segments_from,
     text_differences,
 )
-from mindspore_palm.config import Settings
+from mindspore_palm.config import Settings, settings_of
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
 from mindspore_palm.data.files import printable
 from mindspore_palm.data.prepare import Pinned
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CHECKPOINTS, TOKENIZER
+from mindspore_palm.settings import RENAMED
 from mindspore_palm.train.base_model import has_moved
 from mindspore_palm.train.state import fingerprint
 
@@ -87,8 +88,9 @@ def parse_start_options(arguments: argparse.Namespace) -> StartOptions:
         if name == CONTENT:
             continue
         section, _, key = name.partition(".")
-        group = Settings.model_fields.get(section)
-        if group is None or key not in group.annotation.model_fields:
+        if new := RENAMED.get(name):
+            raise UserError(f"--accept {name}: the setting is called {new.name} now; write --accept {new.name}")
+        if key not in settings_of(section):
             raise UserError(f"--accept {name}: there is no such setting; give section.key, for example data.path")
     for name in ("rewind_to", "max_restarts"):
         if (getattr(arguments, name) or 0) < 0:

@@ -57,12 +57,13 @@ def finish(run: Run) -> Evaluation:
 
 def report(evaluation: Evaluation, run: Run) -> str:
     """Summary of a finished run."""
+    rows = run.recorder.rows if run.recorder else []
     rewinds, gzip9 = len(run.progress.rewinds), run.prepared.meta["gzip9_bits_per_byte"]
     return (
         f"held out, all {evaluation.tokens:,} tokens: {evaluation.nats_per_token:.4f} nats/token, "
         f"{evaluation.bits_per_byte:.4f} bits/byte\n"
         + (f"gzip -9 on the same text: {gzip9:.4f} bits/byte\n" if gzip9 is not None else "")
-        + f"skipped steps: {sum(row.skipped for row in run.recorder.rows)}\n"
+        + f"skipped steps: {sum(int(row.skipped) for row in rows)}\n"
         + (f"decisions to go back or to skip batches: {rewinds}, in {REWINDS}\n" if rewinds else "")
         + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
         f"{METRICS} and {TENSORBOARD}/ hold every step"

@@ -95,7 +95,7 @@ def build_run(
         say(describe_change(progress.segments, batches))
     sync = recorder.sync if recorder else nullcontext
     manager = CheckpointManager(
-        folder / CHECKPOINTS, step.state, settings, prepared.tokenizer.serialized, votes, before=sync
+        folder / CHECKPOINTS, step.state, settings, prepared.tokenizer.serialized, votes, before_publish=sync
     )
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes)
     return Run(settings, folder, prepared, batches, progress, step, evaluator, recorder, manager, votes, peak)

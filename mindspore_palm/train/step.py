@@ -193,5 +193,5 @@ def _state_of(loss: Loss, optimizer: nn.Optimizer) -> list[Parameter]:
 
 
 def _result(loss: np.ndarray, cross_entropy: np.ndarray, norm: Tensor, rate: Tensor, finite: Tensor) -> StepResult:
-    values = (float(x) for x in (loss, cross_entropy, norm.asnumpy(), rate.asnumpy()))
-    return StepResult(*values, skipped=not bool(finite.asnumpy()))
+    numbers = float(loss), float(cross_entropy), float(norm.asnumpy()), float(rate.asnumpy())
+    return StepResult(*numbers, skipped=not bool(finite.asnumpy()))

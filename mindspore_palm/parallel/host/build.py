@@ -97,6 +97,7 @@ def _compile(command: Sequence[str], work: Path) -> Path:
 
 def _load(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(_NAME, library)
+    assert spec and spec.loader  # noqa: S101 - of a path that names a library
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -53,7 +53,7 @@ def install(target: Target) -> None:
         _register_handover(target.extension)
     for owner, name, original in _replaced():
         if name == "compile":
-            owner.compile = _compiler_for(target, original)
+            owner.compile = _compiler_for(target, original)  # type: ignore[attr-defined]
     if target.dry:  # without init(), MindSpore's own helpers return worker 0 of 1
         management._get_rank_helper = _helper(target.extension.group_rank)
         management._get_size_helper = _helper(target.extension.group_size)

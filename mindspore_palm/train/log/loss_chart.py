@@ -23,17 +23,18 @@ def draw_loss(
     tokens = [row.tokens / 1e6 for row in rows]
     losses = [row.cross_entropy for row in rows]
     evaluated = [row for row in rows if row.validation_loss is not None]
+    held_out_losses = [row.validation_loss for row in rows if row.validation_loss is not None]
+    bits_per_byte = [row.validation_bits_per_byte for row in rows if row.validation_bits_per_byte is not None]
     evaluated_at = [row.tokens / 1e6 for row in evaluated]
     figure, (left, right) = make_figure(2, 11, 4.2)
     left.plot(tokens, losses, color="#9db8d6", linewidth=0.8, label="training, each step")
     left.plot(tokens, _smooth(losses), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
-    left.plot(evaluated_at, [row.validation_loss for row in evaluated], "o-", color="#c8501e", label="held out")
+    left.plot(evaluated_at, held_out_losses, "o-", color="#c8501e", label="held out")
     left.set(xlabel="million tokens", ylabel="cross-entropy, nats/token", title="Loss")
     for step, why in rewinds:
         left.axvline(
             rows[min(step, len(rows)) - 1].tokens / 1e6 if step else 0.0, color="#b00020", linestyle=":", label=why
         )
-    bits_per_byte = [row.validation_bits_per_byte for row in evaluated]
     right.plot(evaluated_at, bits_per_byte, "o-", color="#c8501e", label="this model")
     if reference is not None:
         right.axhline(reference, color="#555555", linestyle="--", label=f"gzip -9: {reference:.3f}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from mindspore_palm.files import write_atomically
 
@@ -52,7 +53,8 @@ def read_rows(file: Path) -> list[MetricsRow]:
     rows: list[MetricsRow] = []
     with open(file, newline="", encoding="utf-8-sig") as lines, suppress(ValueError, csv.Error):
         for values in csv.DictReader(lines):
-            row = MetricsRow(**{field.name: _parse(values.get(field.name), field) for field in fields(MetricsRow)})
+            parsed: dict[str, Any] = {f.name: _parse(values.get(f.name), f) for f in fields(MetricsRow)}
+            row = MetricsRow(**parsed)
             if row.step != (rows[-1].step + 1 if rows else row.step) or None in values.values():
                 break
             rows.append(row)

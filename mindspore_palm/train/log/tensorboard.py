@@ -51,7 +51,7 @@ class EventWriter:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]
         try:
             if self._writer is None or not self._file.exists():
-                self._open(step)
+                self._writer = self._open(step)
             event = Event(wall_time=self._clock.now(), step=step, summary=Summary(value=scalars))
             self._writer.write(event.SerializeToString())
             self._writer.flush()
@@ -66,7 +66,7 @@ class EventWriter:
             if writer is not None:
                 writer.close()
 
-    def _open(self, step: int) -> None:
+    def _open(self, step: int) -> RecordWriter:
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._opened += 1
@@ -74,8 +74,9 @@ class EventWriter:
         number = f".{self._opened}" if self._opened > 1 else ""
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}{started}{number}"
         self._file = self._folder / name
-        self._writer = RecordWriter(str(self._file))
-        self._writer.write(Event(wall_time=self._clock.now(), file_version="brain.Event:2").SerializeToString())
+        writer = RecordWriter(str(self._file))
+        writer.write(Event(wall_time=self._clock.now(), file_version="brain.Event:2").SerializeToString())
+        return writer
 
 
 def truncate_events(folder: Path, step: int) -> None:
