@@ -13,11 +13,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from mindspore_palm.config import PRESETS, PaLMConfig, Settings, settings_of
+from mindspore_palm.config import PaLMConfig, Settings, settings_of
 from mindspore_palm.effects import useless
 from mindspore_palm.errors import UserError
 from mindspore_palm.fields import Contradiction
 from mindspore_palm.files import expanded
+from mindspore_palm.presets import PRESETS
 
 # What pydantic calls a wrong type, as the writer of a YAML file knows it.
 WANTED = {
@@ -32,7 +33,7 @@ RAMP = "must be a whole number, or a list of pairs [first step, size]"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 1e-4 as a number, which YAML 1.1 takes for text."""
+    """Safe YAML that rejects duplicate keys and reads 1e-4 as a number, which YAML 1.1 treats as text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -58,7 +59,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back to the same: text that looks like 1e-4 goes in quotes."""
+    """Writes YAML that ``_Loader`` reads back unchanged: text that looks like 1e-4 is quoted."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -91,7 +92,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 @dataclass(frozen=True)
 class Renamed:
-    """A setting that has another name now."""
+    """A setting under its new name."""
 
     name: str
     values: Mapping[Any, Any]
@@ -103,7 +104,7 @@ RENAMED = {"model.parallel": Renamed("model.block", {True: "parallel", False: "s
 
 
 def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tuple[Settings, dict[str, str]]:
-    """Resolves defaults, a file and overrides, in this order.
+    """Resolves defaults, then a file, then overrides.
 
     Returns:
         The settings, and for every ``section.key`` that is not a default its origin.
@@ -174,7 +175,7 @@ def describe(settings: Settings, origins: dict[str, str]) -> str:
 
 
 def _is_text(section: str, name: str) -> bool:
-    """Whether a setting is text, which a command line gives as it is: data.path=*.txt is no YAML."""
+    """Whether a setting is plain text on the command line: data.path=*.txt is not YAML."""
     field = settings_of(section).get(name)
     return field is not None and field.annotation is str
 
@@ -269,7 +270,7 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
 
 
 def _short(value: Any) -> str:
-    """A value as YAML writes the plain ones; bounded, since a few lines with anchors can stand for gigabytes."""
+    """A value as YAML writes it, truncated: a few lines with anchors can stand for gigabytes."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     shown = reprlib.Repr()

@@ -6,10 +6,10 @@ import difflib
 from fnmatch import fnmatchcase
 from typing import Any
 
-from mindspore_palm.config import PRESETS
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.weights import deferred_init
+from mindspore_palm.presets import PRESETS
 from mindspore_palm.settings import model_config
 
 

@@ -105,7 +105,7 @@ class Workload:
 
     @property
     def recompute(self) -> Recompute:
-        """What the backward pass recomputes: none, attention or block."""
+        """Activations that the backward pass recomputes: none, attention or block."""
         return self.layout.recompute
 
     def block_matmuls(self) -> list[Matmul]:

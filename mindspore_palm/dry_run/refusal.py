@@ -38,7 +38,7 @@ def _sentence(log: str, settings: Settings, layout: Layout) -> str:
         dimension, setting = _dimension_of(size, settings)
         axes = [name for name in ("vocab", "heads", "tokens") if layout.shards(name) == shards]
         mesh = " x ".join(SETTINGS[a] for a in layout.mesh_axes(axes[0])) if axes else "the mesh"
-        rule = f"cannot be split into {mesh} = {shards:,} equal parts"
+        rule = f"cannot be sharded into {mesh} = {shards:,} equal parts"
         return f"{dimension} of {size:,} {rule}; change {setting} or {mesh}"
     if match := _GROUP.search(log):
         ranks = [int(rank) for rank in re.findall(r"\{(\d+)\}", match.group(1))]

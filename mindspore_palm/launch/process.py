@@ -121,7 +121,8 @@ def kill_tree(process: subprocess.Popen) -> None:
             family = psutil.Process(process.pid).children(recursive=True)
         except psutil.Error:
             family = []
-        for member in [process, *family]:
+        members: list[subprocess.Popen | psutil.Process] = [process, *family]
+        for member in members:
             try:
                 member.kill()
             except (psutil.Error, ProcessLookupError):

@@ -1,7 +1,7 @@
-"""What must fit before anything is compiled: devices to MindSpore, sizes to axes, groups to servers, weights to shards.
+"""Checks before anything is compiled: devices, sizes of axes, groups on servers, shards of weights.
 
-``check_layout`` refuses settings with a change that was tried: with it, the same check passes. ``find_misfit`` is the
-rule itself, which the search for meshes asks as well.
+``check_layout`` rejects settings and advises a change that it has tried: with it, the check passes. ``find_misfit``
+holds the rules themselves; the search for meshes uses it as well.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mindspore_palm.parallel.axes import TABLES, Layout
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
 from mindspore_palm.parallel.placement import Placement
 
-SERVER = 8  # Ascend devices of a server, and what MindSpore wants a large number of devices to be a multiple of
-REPEATS = 64  # members of a group, from which on a longer one says nothing more about servers
-FEW = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
-WHOLE_AT_MOST = 0.02  # of all bytes of weights may be replicated on every device when weights are to be sharded
+SERVER = 8  # Ascend devices per server; MindSpore wants larger numbers of devices to be multiples of it
+REPEATS = 64  # members of a group beyond which a longer one adds nothing about servers
+SMALL_COUNTS = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
+MAX_REPLICATED = 0.02  # share of the weights' bytes that may be replicated although weights are to be sharded
 SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
-TYPES = {"CPU": "float32", "GPU": "bfloat16", "Ascend": "bfloat16"}
+AUTO_DTYPE = {"CPU": "float32", "GPU": "bfloat16", "Ascend": "bfloat16"}
 SUPPORTED = ("model.norm_epsilon",)  # departures from PaLM that a mesh supports
 PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
 
@@ -33,22 +33,22 @@ class Misfit:
     """The first thing about settings that does not fit their layout."""
 
     kind: str
-    """Which of the checks below found it."""
+    """Name of the check that failed."""
     text: str
     """Setting, value and rule."""
     changes: tuple[Change, ...]
-    """Changes of settings that may help, the best first; none of them has been tried."""
+    """Changes of settings that may help, best first; none has been tried."""
 
 
 def layout_of(settings: Settings, target: str = "CPU") -> Layout:
-    """The layout that settings ask for on a kind of device."""
+    """The layout of settings on a device target."""
     parallel, dtype = settings.parallel, settings.train.compute_dtype
     return Layout(
         Mesh(parallel.pods, parallel.data, parallel.model),
         TABLES[parallel.strategy],
         parallel.shard_weights,
         parallel.recompute,
-        TYPES[target] if dtype == "auto" else dtype,
+        AUTO_DTYPE[target] if dtype == "auto" else dtype,
         target,
     )
 
@@ -60,17 +60,17 @@ def check_layout(
     from_step: int = 0,
     may_change: Callable[[str], bool] = lambda _: True,
 ) -> None:
-    """Sees that the settings fit the layout.
+    """Checks that the settings fit the layout.
 
     Args:
         settings: of the run.
-        layout: that they ask for.
-        placements_of: gives the placements of a network's weights on a layout.
-        from_step: the first step that is still to be taken; batch sizes of earlier ones need not fit.
-        may_change: whether a setting, by its name, may be advised; a run that has begun keeps most of them.
+        layout: the layout.
+        placements_of: returns the placements of a network's weights on a layout.
+        from_step: the first step still to be taken; batch sizes of earlier steps need not fit.
+        may_change: whether the message may advise a change of a setting; a started run keeps most of them.
 
     Raises:
-        UserError: names setting, sizes and a change with which this check passes.
+        UserError: names setting, sizes and a change with which the check passes.
     """
     misfit = find_misfit(settings, layout, placements_of, from_step)
     if misfit is None:
@@ -82,7 +82,7 @@ def check_layout(
         return may_change(name) and not (own_sizes and name.startswith("model.") and name != "model.vocab_multiple")
 
     def left(change: Change) -> Misfit | None:
-        """What does not fit after a change; the same misfit where the change is no choice."""
+        """The misfit that remains after a change; the same one if the change is not allowed."""
         changed = apply(settings, change) if all(map(is_choice, change)) else None
         if changed is None:
             return misfit
@@ -90,7 +90,7 @@ def check_layout(
         return find_misfit(changed, replace(other, table=table) if table else other, placements_of, from_step)
 
     def completed(change: Change, kinds: frozenset[str]) -> Change | None:
-        """A change, and what it takes for the rest to fit as well; None where there is no such."""
+        """A change together with further ones that make the rest fit; None if there are none."""
         rest = left(change)
         if rest is None:
             return change
@@ -106,7 +106,7 @@ def check_layout(
 
 
 def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> Misfit | None:
-    """The first thing that does not fit; None where all does. Arguments as ``check_layout``."""
+    """The first thing that does not fit; None if everything does. Arguments as in ``check_layout``."""
     if layout.target == "CPU" and layout.compute_dtype == "bfloat16":  # MS-31
         text = "train.compute_dtype = bfloat16: MindSpore's CPU has no bfloat16 matmul"
         return Misfit("dtype", text, ({"train.compute_dtype": "float32"},))
@@ -123,8 +123,8 @@ def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf,
 
 
 def partitions_for(devices: int) -> bool:
-    """Whether MindSpore partitions for so many devices."""
-    return devices in FEW or devices % SERVER == 0
+    """Whether MindSpore partitions for this number of devices."""
+    return devices in SMALL_COUNTS or devices % SERVER == 0
 
 
 def check_servers(mesh: Mesh) -> None:
@@ -179,7 +179,7 @@ def _departures(settings: Settings) -> Misfit | None:
 
 
 def _named(layout: Layout, axis: str) -> str:
-    """The settings that shard a logical axis."""
+    """The settings of the mesh axes that shard a logical axis."""
     return " x ".join(SETTINGS[name] for name in layout.mesh_axes(axis))
 
 
@@ -187,12 +187,12 @@ def _sizes(settings: Settings, layout: Layout) -> Misfit | None:
     model = settings.model
     heads, vocab = layout.shards("heads"), layout.shards("vocab")
     if model.heads % heads:
-        text = f"model.heads = {model.heads} cannot be cut into {_named(layout, 'heads')} = {heads} equal parts"
+        text = f"model.heads = {model.heads} cannot be sharded into {_named(layout, 'heads')} = {heads} equal parts"
         return Misfit("heads", text, ())
     if model.padded_vocab % vocab:
         text = (
-            f"the {model.padded_vocab:,} rows of the embedding cannot be cut into {_named(layout, 'vocab')} = {vocab} "
-            "equal parts"
+            f"the {model.padded_vocab:,} rows of the embedding cannot be sharded into {_named(layout, 'vocab')} = "
+            f"{vocab} equal parts"
         )
         multiples = (vocab * layout.weight_shards, vocab)
         return Misfit("vocab", text, tuple({"model.vocab_multiple": multiple} for multiple in multiples))
@@ -205,13 +205,13 @@ def _batches(settings: Settings, layout: Layout, from_step: int) -> Misfit | Non
         micro_batch = train.micro_batch_of(size)
         if micro_batch % parts:
             name = "train.micro_batch" if train.micro_batch else "train.batch_size"
-            text = f"{name} = {micro_batch} cannot be cut into {_named(layout, 'batch')} = {parts} equal parts"
+            text = f"{name} = {micro_batch} cannot be sharded into {_named(layout, 'batch')} = {parts} equal parts"
             return Misfit("batch", text, tuple(_larger_batches(settings, parts)))
     return None
 
 
 def _larger_batches(settings: Settings, parts: int) -> list[Change]:
-    """Changes by which a batch can be cut: each size rounded up to a multiple of the parts, or of a micro-batch."""
+    """Changes that make batches divisible: each size rounded up to a multiple of the shards, or of a micro-batch."""
     train = settings.train
 
     def rounded(multiple: int) -> int | list[list[int]]:
@@ -229,21 +229,21 @@ def _larger_batches(settings: Settings, parts: int) -> list[Change]:
 
 
 def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) -> Misfit | None:
-    """Blocks are alike, so the weights of one stand for all."""
+    """Checks the weights of one block, since all blocks are alike."""
     model = settings.model
     placements = placements_of(model.model_copy(update={"layers": 1}), layout)
 
-    def numbers(placement: Placement) -> int:
+    def size_of(placement: Placement) -> int:
         return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
 
     replicated = [p for p in placements if p.data_shards == 1]  # MS-08: MindSpore would not say so
-    found, total = sum(map(numbers, replicated)), sum(map(numbers, placements))
-    if found <= WHOLE_AT_MOST * total:
+    size, total = sum(map(size_of, replicated)), sum(map(size_of, placements))
+    if size <= MAX_REPLICATED * total:
         return None
     worst = max(replicated, key=lambda p: prod(p.shape))
     rows = worst.shape[0] // worst.table_shards[0]
     text = (
-        f"the weight {worst.name} {list(worst.shape)} would be replicated on every device, {found / total:.1%} of all "
+        f"the weight {worst.name} {list(worst.shape)} would be replicated on every device, {size / total:.1%} of all "
         f"weights: its {rows:,} rows per device are no multiple of {layout.weight_shards} data shards"
     )
     changes: list[Change] = [{"parallel.shard_weights": "off"}]

@@ -107,7 +107,7 @@ def _count_near(settings: Settings, machine: Machine, devices: int) -> int | Non
 
 
 def _problem(settings: Settings, machine: Machine) -> str:
-    """What does not fit, by the rules of ``check_fits`` and without advice; empty if all does."""
+    """The first violation of the rules of ``check_fits``, without advice; empty if there is none."""
     layout = Workload.of(settings, machine.target).layout
     if problem := _machine_problem(layout, machine):
         return problem

@@ -28,7 +28,7 @@ PRIVATE = [
 
 
 def find(name: str) -> object:
-    """What a dotted name means."""
+    """The object of a dotted name."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         try:

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 class Case:
-    """What MindSpore's partitioner made of one of partition_cases."""
+    """The graph that MindSpore's partitioner makes of one of partition_cases."""
 
     def __init__(self, folder: Path, name: str) -> None:
         graph, error = folder / f"{name}.ir", folder / f"{name}.error"

@@ -48,7 +48,7 @@ def test_a_run_of_an_odd_vocabulary_goes_to_a_mesh_by_the_advice_that_it_is_give
 
     padded = ["train.output=padded", "train.checkpoint_every=3", "train.steps=6"]
     code, _, err = train(*padded, "parallel.model=2")
-    assert code == 2 and "the 301 rows of the embedding cannot be cut into parallel.model = 2" in err
+    assert code == 2 and "the 301 rows of the embedding cannot be sharded into parallel.model = 2" in err
     assert advised(err) == ["model.vocab_multiple=2"]
     code, _, err = train(*padded, *advised(err))  # on one device, as the workers' start takes long
     assert code == 0, err

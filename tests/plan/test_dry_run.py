@@ -168,7 +168,7 @@ def test_a_refusal_of_mindspore_is_a_sentence_with_its_own_words(device, monkeyp
     with pytest.raises(UserError) as refused:
         dry_run(settings)
     sentence, words = str(refused.value).split("\n")
-    assert "a vocabulary of 131 cannot be split into parallel.model = 2 equal parts" in sentence
+    assert "a vocabulary of 131 cannot be sharded into parallel.model = 2 equal parts" in sentence
     assert "model.vocab_size or model.vocab_multiple" in sentence
     assert "MindSpore: " in words and "cannot be divisible by strategy value 2" in words
 

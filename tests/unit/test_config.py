@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from mindspore_palm.config import PRESETS, PaLMConfig, Settings, TrainConfig
+from mindspore_palm.config import PaLMConfig, Settings, TrainConfig
+from mindspore_palm.presets import PRESETS
 
 PUBLISHED = {  # table 1, and FLOPs a token by appendix B at length 2048 in 10^12: the model's, and the hardware's
     "palm_8b": (8_631_877_632, 0.0550, "attention", 0.0561),

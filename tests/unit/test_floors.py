@@ -8,7 +8,8 @@ from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 FLOORS = (
     ("errors", "file_names", "machine", "presets", "random", "tables"),
     ("console", "fields", "files", "native", "options", "preflight"),
-    ("config", "figures"),
+    ("figures", "palm_config"),
+    ("config",),
     ("data", "parallel"),
     ("effects",),
     ("settings",),

@@ -11,12 +11,12 @@ import pytest
 
 import mindspore_palm
 from mindspore_palm import PaLM, PaLMConfig
-from mindspore_palm.config import PRESETS
 from mindspore_palm.model.lora import adapt, adapter_weights
 from mindspore_palm.model.weights import placements, weights
 from mindspore_palm.parallel.axes import Layout, layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.parallel.weights import placement_of
+from mindspore_palm.presets import PRESETS
 
 SIZES = {"layers": 2, "d_model": 12, "heads": 3, "head_dim": 4, "d_ff": 18, "vocab_size": 21}
 KINDS = [

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindspore_palm.parallel.check import TYPES
+from mindspore_palm.model.precision import MS_DTYPES
 
 SIZE = 2048
 REPEATS = 8
@@ -26,7 +26,7 @@ def measure_peak(device: str = "CPU", dtype: str = "float32") -> float:
         dtype: the compute dtype of the layout.
     """
     values = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32) / SIZE**0.5
-    a = Tensor(values).astype(TYPES[dtype])
+    a = Tensor(values).astype(MS_DTYPES[dtype])
     matmul, count = ops.MatMul(), MATMULS_PER_READING.get(device, 256)
     best = float("inf")
     for _ in range(REPEATS + 1):
