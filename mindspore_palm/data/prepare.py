@@ -71,8 +71,8 @@ class Prepared:
         if note := self._split_note():
             lines.append(f"held out    {note}")
         lines.append(
-            f"tokenizer   {meta['vocab_size']:,} tokens, {meta['bytes_per_token']:.2f} bytes a token; "
-            f"gzip -9 needs {meta['gzip9_bits_per_byte']:.3f} bits a byte of the validation text"
+            f"tokenizer   {meta['vocab_size']:,} tokens, {meta['bytes_per_token']:.2f} bytes/token; "
+            f"gzip -9 needs {meta['gzip9_bits_per_byte']:.3f} bits/byte on the validation text"
         )
         return "\n".join(lines)
 
