@@ -72,7 +72,7 @@ class Prepared:
             lines.append(f"held out    {note}")
         lines.append(
             f"tokenizer   {meta['vocab_size']:,} tokens, {meta['bytes_per_token']:.2f} bytes/token; "
-            f"gzip -9 needs {meta['gzip9_bits_per_byte']:.3f} bits/byte on the validation text"
+            f"gzip -9 needs {meta['gzip9_bits_per_byte']:.3f} bits/byte of the validation text"
         )
         return "\n".join(lines)
 

@@ -92,7 +92,7 @@ def evaluate(checkpoint: str, options: EvaluateOptions, say: Callable[[str], Non
 
     text_results, task_results = {}, {}
     for path in options.text:
-        if left_out := find_files(path, "--data").passed_over():
+        if left_out := find_files(path, "--data").describe_skipped():
             say(f"{printable(path)}: left out {left_out}")
         with _naming_file(path):
             texts = documents(path, options.text_field)

@@ -10,7 +10,7 @@ from mindspore_palm.checkpoint.format import steps_in
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.console import say
 from mindspore_palm.errors import Interrupted, UserError, same_command
-from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL
+from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL, LOSS_CHART, METRICS, REWINDS, TENSORBOARD
 from mindspore_palm.launch import stop
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.train.divergence import recovery_advice
@@ -63,9 +63,9 @@ def report(evaluation: Evaluation, run: Run) -> str:
         f"{evaluation.bits_per_byte:.4f} bits/byte\n"
         + (f"gzip -9 on the same text: {gzip9:.4f} bits/byte\n" if gzip9 is not None else "")
         + f"skipped steps: {sum(row.skipped for row in run.recorder.rows)}\n"
-        + (f"decisions to go back or to skip batches: {rewinds}, in rewinds.json\n" if rewinds else "")
-        + f"the run is in {run.folder}: final/ opens alone, loss.png shows it, "
-        "metrics.csv and tensorboard/ hold every step"
+        + (f"decisions to go back or to skip batches: {rewinds}, in {REWINDS}\n" if rewinds else "")
+        + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
+        f"{METRICS} and {TENSORBOARD}/ hold every step"
     )
 
 

@@ -37,6 +37,7 @@ from mindspore_palm.file_names import (
     METRICS,
     OTHER,
     REWINDS,
+    TEMPORARY,
     TENSORBOARD,
 )
 from mindspore_palm.files import check_links, try_lock, write_atomically
@@ -47,7 +48,7 @@ from mindspore_palm.train.log.metrics import count_unreadable_lines, has_other_l
 from mindspore_palm.train.log.tensorboard import EVENT_FILES
 
 FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
-EVENT_FOLDERS = (TENSORBOARD, f"{TENSORBOARD}.tmp")  # earlier versions left the second one
+EVENT_FOLDERS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")  # earlier versions left the second one
 TRACES = (*FILES, *EVENT_FOLDERS, CHECKPOINTS)  # of a run that has started
 LOCK_TIMEOUT = 20.0  # seconds for the processes of a killed command to end
 

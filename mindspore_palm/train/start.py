@@ -12,7 +12,7 @@ from mindspore_palm.checkpoint.timeline import batches_of, describe_change, resu
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
-from mindspore_palm.file_names import CHECKPOINTS
+from mindspore_palm.file_names import CHECKPOINTS, METRICS
 from mindspore_palm.files import check_links
 from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import Layout, current_layout
@@ -90,7 +90,7 @@ def build_run(
     if progress.step:
         say(f"resuming from step {progress.step}")
         if recorder and len(recorder.rows) < progress.step:
-            say("metrics.csv lacks rows before that step: somebody has removed them")
+            say(f"{METRICS} lacks rows before that step: somebody has removed them")
     if before and progress.segments != before:
         say(describe_change(progress.segments, batches))
     sync = recorder.sync if recorder else nullcontext

@@ -34,7 +34,7 @@ def main(home: Path) -> None:
     ballast.write_bytes(bytes(free(disk) - LEFT))
     code, out, err = finish(start(home, "disk/run", "train.steps=40", *OPTIONS))
     assert code == 2 and "Traceback" not in err, err
-    assert "going on from step 20\n" in out
+    assert "resuming from step 20\n" in out
     for step in (25, 30, 35):
         assert f"the checkpoint of step {step} could not be written: No space left on device" in out, out
     assert "the last one is of step 20" in out
@@ -43,7 +43,7 @@ def main(home: Path) -> None:
 
     ballast.unlink()
     out = run(home, "disk/run", "train.steps=40", *OPTIONS)
-    assert "going on from step 20\n" in out
+    assert "resuming from step 20\n" in out
     run(home, "straight", "train.steps=40", *OPTIONS)
     assert not same_bits(folder, home / "straight")
 
@@ -53,7 +53,7 @@ def main(home: Path) -> None:
     assert code == 2 and "Traceback" not in err and "Read-only file system" in err, err
     assert content(folder) == before
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    assert "going on from step 40\n" in run(home, "disk/run", "train.steps=50", *OPTIONS)
+    assert "resuming from step 40\n" in run(home, "disk/run", "train.steps=50", *OPTIONS)
     print("full: 4 checkpoints refused and named, resumed from the previous one, to the same bits; read-only: refused")
 
 

@@ -1,4 +1,4 @@
-"""A planted spike, a few poisoned batches in a row, is cured; training ends near the run that never saw them."""
+"""A planted spike (consecutive poisoned batches) is cured; training ends near a run that never saw them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cured(home):
-    """The poisoned run that cures itself, and what it said."""
+    """The folder of the poisoned run that cures itself, and its output."""
     return home / "cured", run(home, "cured", *OPTIONS, *PALM, script=POISONED, env=ENVIRONMENT)
 
 
@@ -37,24 +37,24 @@ def clean(home):
 
 
 def test_the_spike_is_cured(cured, clean):
-    folder, said = cured
+    folder, out = cured
     (rewind,) = json.loads((folder / "rewinds.json").read_text())
     assert rewind["at"] == 153 and rewind["to"] == 120  # three outliers, from batch 150 on, and 20 steps before them
     assert rewind["skip"] == [8 * 120, 8 * (153 + 20)]
-    assert "going back to step 120 and skipping 53 batches (try 1 of 3)" in said
-    assert "in steps 151 to 153" in said and "decisions to go back or to skip batches: 1, in rewinds.json" in said
+    assert "going back to step 120 and skipping 53 batches (try 1 of 3)" in out
+    assert "in steps 151 to 153" in out and "decisions to go back or to skip batches: 1, in rewinds.json" in out
 
 
 def test_every_later_checkpoint_holds_the_decision(cured):
-    """And with it, which batches are left out."""
+    """And so the batches that are skipped."""
     folder, _ = cured
     (rewind,) = json.loads((folder / "rewinds.json").read_text())
     later = [step for step in checkpoints_of(folder) if step > rewind["to"]]
     assert len(later) >= 3
     for step in later:
         state = json.loads((folder / "checkpoints" / f"step_{step:06d}" / "state.json").read_text())
-        (held,) = state["progress"]["rewinds"]
-        assert (held["at"], held["to"], held["skip"]) == (rewind["at"], rewind["to"], rewind["skip"])
+        (stored,) = state["progress"]["rewinds"]
+        assert (stored["at"], stored["to"], stored["skip"]) == (rewind["at"], rewind["to"], rewind["skip"])
         assert state["data"]["skipped"] == [rewind["skip"]]
 
 
@@ -68,21 +68,21 @@ def test_training_ends_near_the_clean_run(cured, clean):
 
 @pytest.mark.slow
 def test_the_poison_is_real(home):
-    """Without the cure, its batches are learned from."""
+    """Without the cure, the run trains on the poisoned batches."""
     run(home, "ill", *OPTIONS[1:], "train.steps=156", script=POISONED, env=ENVIRONMENT)
     losses = [float(row["loss"]) for row in rows_of(home / "ill")]
     assert min(losses[150:156]) > max(losses[120:150]) + 1
 
 
 @pytest.mark.slow
-def test_killed_after_the_decision_the_cure_goes_on(home, cured):
-    """As soon as it is written down, whatever checkpoints are still there."""
+def test_killed_after_the_decision_the_run_resumes_the_cure(home, cured):
+    """From the moment it is written, whatever checkpoints still exist."""
     process = start(home, "killed", *OPTIONS, *PALM, script=POISONED, env=ENVIRONMENT)
     while not (home / "killed" / "rewinds.json").exists():
         assert process.poll() is None
         time.sleep(0.001)
     kill(process)
-    assert checkpoints_of(home / "killed")[-1] == 140  # of the steps that the decision leaves behind
+    assert checkpoints_of(home / "killed")[-1] == 140  # after the step that the decision goes back to
     out = run(home, "killed", *OPTIONS, *PALM, script=POISONED, env=ENVIRONMENT)
     assert "resuming from step 120\n" in out
     assert not same_bits(home / "killed", cured[0])
@@ -108,7 +108,7 @@ def test_a_spike_that_no_skipping_cures_ends_the_run(home):
 
 @pytest.mark.slow
 def test_by_hand(home, clean):
-    """Back, and without some batches; once, however often it is asked for."""
+    """Going back and skipping batches, once, however often the command asks for it."""
     shutil.copytree(clean, home / "hand")
     asked = [*OPTIONS, "--rewind-to", "199", "--skip-batches", "180:190"]
     process = start(home, "hand", *asked)

@@ -76,14 +76,12 @@ def test_a_run_that_ended_before_its_first_checkpoint(settings, tmp_path):
     assert not read_rewinds(run) and "seed: 4" in (run / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", ["final", "interrupted"])
-def test_a_model_without_checkpoints_is_not_touched(name, settings, tmp_path):
-    """As an earlier version left it."""
-    (tmp_path / "run" / name).mkdir(parents=True)
+def test_a_model_without_checkpoints_is_not_touched(settings, tmp_path):
+    (tmp_path / "run" / "final").mkdir(parents=True)
     with pytest.raises(UserError, match="holds a run already, which left no checkpoint"):
         check_run_folder(settings, StartOptions())
     start_run_folder(tmp_path / "run", settings, RunFolderState.RESUMABLE)
-    assert (tmp_path / "run" / name).exists()
+    assert (tmp_path / "run" / "final").exists()
 
 
 def write_foreign(run):
@@ -106,7 +104,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(settings, tmp_path)
     run = tmp_path / "run"
     foreign = write_foreign(run)
     ours = ["metrics.csv", "loss.png", "rewinds.json", "adapter.safetensors", "final/model.safetensors"]
-    ours += ["final/tokenizer.model", "tensorboard/events.out.tfevents.1.host", "interrupted/model.safetensors"]
+    ours += ["final/tokenizer.model", "tensorboard/events.out.tfevents.1.host"]
     ours += [f"checkpoints/step_000005/{name}" for name in ("rank_0.safetensors", "manifest.json", "state.json")]
     ours += ["checkpoints/step_000004.damaged/manifest.json", "checkpoints/step_000003.tmp/rank_0.json"]
     for name in ours:

@@ -17,7 +17,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from mindspore_palm.checkpoint.cleanup import delete_own_files
-from mindspore_palm.file_names import TENSORBOARD
+from mindspore_palm.file_names import TEMPORARY, TENSORBOARD
 from mindspore_palm.files import write_atomically
 from mindspore_palm.train.log.clock import SteadyClock
 
@@ -88,7 +88,7 @@ def truncate_events(folder: Path, step: int) -> None:
     Raises:
         OSError: a file could not be written.
     """
-    events, temporary = folder / TENSORBOARD, folder / f"{TENSORBOARD}.tmp"
+    events, temporary = folder / TENSORBOARD, folder / f"{TENSORBOARD}{TEMPORARY}"
     if temporary.exists() and not events.exists():  # an earlier version was killed between two renames
         os.replace(temporary, events)
     delete_own_files(temporary, EVENT_FILES)
