@@ -79,7 +79,7 @@ class HarnessPaLM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation in nats, and whether greedy decoding would generate it.
 
-        Context and continuation meet at the border of ``data.border``: all choices of a question have the same context.
+        Context and continuation meet at the boundary of ``data.prompt``: all choices of a question have one context.
 
         Raises:
             UserError: a continuation does not fit the window, or the logits are not finite.

@@ -209,7 +209,7 @@ class Terminal:
         cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
 
     def write(self, prompt: str, seen: Prompt | None = None) -> list[int]:
-        """Prints a prompt and streams its continuation; returns the tokens after the border between the two.
+        """Prints a prompt and streams its continuation; returns the tokens after the boundary between the two.
 
         Args:
             prompt: the text to print.

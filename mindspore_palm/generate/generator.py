@@ -74,7 +74,7 @@ class Generator:
         """Generates a text for each prompt, ``batch`` prompts at a time. The texts do not depend on each other.
 
         Args:
-            prompts: texts, each of which begins a document; or token ids, up to a token border or to the end.
+            prompts: texts, each of which begins a document; or token ids, up to a token boundary or to the end.
             sampling: the settings.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Tokens that a text with given first bytes may begin with: generation starts at the token border of its prompt."""
+"""Tokens that a text with given first bytes may begin with: generation starts at the token boundary of its prompt."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def request(*arguments):
 
 
 @pytest.mark.harness
-def test_the_harness_has_the_same_border(harness, home):
+def test_the_harness_has_the_same_boundary(harness, home):
     """A likelihood does not depend on the side of the white space; generated texts are those of the generator."""
     pairs = [("def f1 ", "+"), ("def f1", " +"), ("", " a"), (" ", "a"), ("a\n\t", "b"), ("a", "\n\tb"), ("a\n", "\tb")]
     scores = harness.loglikelihood([request(*pair) for pair in pairs])

@@ -154,7 +154,7 @@ def test_multiple_choice_against_the_reference(scorer, tokenizer, expected_nats)
         nats = []
         for choice in choices:
             ids, alone = tokenizer.encode(prompt + choice), tokenizer.encode(prompt)
-            assert ids[: len(alone)] == alone  # in these texts, no token spans the border
+            assert ids[: len(alone)] == alone  # in these texts, no token spans the boundary
             nats.append(expected_nats(ids, len(alone)))
         best = int(np.argmin(nats))
         by_byte = int(np.argmin([n / len(c.encode()) for n, c in zip(nats, choices, strict=True)]))
@@ -183,7 +183,7 @@ def test_a_long_prompt_loses_its_start(scorer, tokenizer, expected_nats):
         multiple_choice(scorer, [Question("a", (prompt, "7"), ("7",))], ["a"], 0)
 
 
-def test_no_token_runs_over_the_border(tokenizer):
+def test_no_token_crosses_the_boundary(tokenizer):
     """Scores have the context from which generation continues: the tokens of the prompt by itself."""
     from mindspore_palm.evaluate.tasks import prompt_and_continuation
 

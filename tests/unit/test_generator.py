@@ -216,7 +216,7 @@ def test_the_end_of_a_document_is_no_repetition(palm, tokenizer, monkeypatch):
     assert generator(["x"], Sampling(max_tokens=3, repetition_penalty=2.0))[0].finished == "eod"
 
 
-def test_a_prompt_that_ends_in_white_space_is_continued_from_the_border(palm, alone, tokenizer, monkeypatch):
+def test_a_prompt_that_ends_in_white_space_is_continued_from_the_boundary(palm, alone, tokenizer, monkeypatch):
     """Where greedy decoding writes white space after a prompt, the prompt with that white space gets the same text."""
     prompt = "        if row"
     word = next(t for t in range(320) if re.fullmatch(" [a-z]{2,}", tokenizer.decode([t])))
