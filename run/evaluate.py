@@ -7,11 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mindspore_palm.file_names import CONFIG, MANIFEST, TOKENIZER
 from mindspore_palm.launch.command import run_process
 from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 
-MODEL = ("*.safetensors", "config.yaml", "tokenizer.model", "manifest.json")  # files of a trained model
+MODEL = ("*.safetensors", CONFIG, TOKENIZER, MANIFEST)  # files of a trained model
 
 
 def main() -> None:
