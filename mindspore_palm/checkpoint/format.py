@@ -295,7 +295,7 @@ def has_our_files(folder: Path) -> bool:
 
 
 def folder_name(step: int) -> str:
-    """``step_000200``"""
+    """Name of a checkpoint's folder, such as ``step_000200``."""
     return f"step_{step:06d}"
 
 

@@ -1,4 +1,4 @@
-"""This package's own folders, which ``load`` opens."""
+"""Folders of a model of this package, which ``load`` opens."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class CachedAttention(nn.Cell):
         self.reshape = ops.Reshape()
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, positions: tuple[Tensor, ...]) -> Tensor:
-        """q [b*Q, H*K], k and v [b*Q, K] (or H*K) to [b*Q, H*K], for b of the B sequences.
+        """Attends from q [b*Q, H*K] to k and v [b*Q, K] (or H*K) to [b*Q, H*K], for b of the B sequences.
 
         ``Decoder`` builds the positions; their last element holds the indices of the b sequences.
         """

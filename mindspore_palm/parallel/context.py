@@ -44,7 +44,7 @@ def use_graphs() -> None:
 
 
 def this_rank() -> int:
-    """This process's rank in the mesh; 0 for a single process."""
+    """Rank of this process in the mesh; 0 for a single process."""
     return _rank
 
 

@@ -90,6 +90,21 @@ def test_nothing_that_is_read_can_execute_code():
     assert seen == {"yaml.load", "torch.load"}  # the sources were really read
 
 
+def test_docstrings_start_with_a_noun_or_a_verb():
+    for file in SHIPPED:
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                assert not text.startswith("What"), f"{file}: {text.splitlines()[0]}"
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # beside a field
+                assert not str(node.value.value).startswith("What"), f"{file}:{node.lineno}"
+
+
+def test_no_file_of_ours_is_longer_than_400_lines():
+    sources = [*SHIPPED, *(ROOT / PACKAGE).rglob("*.cc"), *(ROOT / PACKAGE).rglob("*.h")]
+    sources += [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert not [file for file in sources if len(file.read_text(encoding="utf-8").splitlines()) > 400]
+
+
 def test_every_file_of_text_names_its_encoding():
     """Else it is the locale's, which is ASCII under LC_ALL=C without Python's UTF-8 mode."""
     seen = set()
