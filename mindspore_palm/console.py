@@ -44,7 +44,7 @@ class _Stream(io.RawIOBase):
             return self._write(data)
         except OSError as error:
             if self.results:
-                raise
+                raise OSError(error.errno, error.strerror, "standard output") from None
             if error.errno not in FULL:  # closed permanently: output of C++ is dropped too
                 with suppress(OSError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._number)

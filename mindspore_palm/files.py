@@ -121,13 +121,18 @@ def expanded(path: str | Path, origin: str = "") -> Path:
 
 
 def check_links(path: Path, origin: str) -> None:
-    """Checks that no part of a path that will be created or written to is a broken link.
+    """Checks that no part of a path that will be created or written to is a broken link or too long a name.
 
     Raises:
-        UserError: a part is a broken link; names the link and its target.
+        UserError: a part is a broken link, or no name of a file; names it, and the target of a link.
     """
     if path.parts[:1] == ("~",):
         raise UserError(f"{origin} = {path}: a ~ alone cannot be the folder of a run; write the path in full")
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{origin} = {path}: this name is too long for a file; give a shorter one") from None
     for part in (path, *path.parents):
         if part.is_symlink() and not part.exists():
             raise UserError(

@@ -142,7 +142,11 @@ def find_model(folder: Path) -> Path:
         UserError: there is none.
     """
     folder = expanded(folder)
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError:  # too long for a name
+        is_folder = False
+    if not is_folder:
         raise UserError(f"there is no folder {folder}")
     if (folder / WEIGHTS).exists() or (folder / MANIFEST).exists():
         return folder

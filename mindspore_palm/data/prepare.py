@@ -24,7 +24,7 @@ from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.tokens import Mark, TokenFile, TokenWriter
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.file_names import LOCK, TEMPORARY, TOKENIZER
-from mindspore_palm.files import locked, write_json
+from mindspore_palm.files import check_links, locked, write_json
 
 PREPARED_FORMAT = 2  # incremented whenever the same corpus would give other bits
 SHARD_BYTES = 4 * 2**20  # text encoded between two marks: the most work that a kill can cost
@@ -111,6 +111,7 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, pinned: Pi
         Interrupted: Ctrl-C; completed work is kept.
         OSError: the disk is full or cannot be written; with a file name.
     """
+    check_links(Path(data.prepared), "data.prepared")
     try:
         given = Tokenizer(Path(data.tokenizer).expanduser()) if data.tokenizer else None
     except UserError as error:

@@ -152,3 +152,9 @@ def test_generation_names_its_own_option(home, door, count):
     assert code == 2 and f"--devices {count}: " in err and "parallel." not in err
     fits = int(re.search(r"set it to (\d+)", err).group(1))
     assert fits == 1
+
+
+@pytest.mark.parametrize("setting", ["train.output", "data.prepared"])
+def test_a_name_that_is_too_long_is_refused_with_its_setting(home, train, setting):
+    code, _, err = train(f"{setting}={'x' * 300}")
+    assert code == 2 and f"{setting} = xxx" in err and "this name is too long for a file" in err
