@@ -8,6 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
+from parallel.suite import QUICK, SLOW
+from reference.mesh import OPTIMIZERS as IN_JAX
 
 from mindspore_palm.config import OptimizerConfig, ReadBy
 from mindspore_palm.optim import OPTIMIZERS, GlobalNorm, Schedule, clip_factor, make_optimizer, optimizer_class
@@ -106,6 +108,11 @@ EVERY = [*({"name": name} for name in OPTIMIZERS), {"factored": True}]
 def test_every_name_of_the_setting_is_registered():
     names = get_args(OptimizerConfig.model_fields["name"].annotation)
     assert set(OPTIMIZERS) == set(names)
+
+
+def test_every_optimizer_has_a_twin_in_jax_and_is_trained_on_meshes():
+    assert set(IN_JAX) == set(OPTIMIZERS)
+    assert {case.optimizer for case in [*QUICK, *SLOW]} == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=str)
