@@ -129,8 +129,8 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
     for name in PATHS:
         section, _, key = name.partition(".")
         path = values.get(section, {}).get(key)
-        if isinstance(path, str) and path.startswith("~") and "/" in text:
-            values[section][key] = str(expanded(text, f"{origins[name]}: {name}"))
+        if isinstance(path, str) and path.startswith("~") and "/" in path:
+            values[section][key] = str(expanded(path, f"{origins[name]}: {name}"))
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
