@@ -15,6 +15,7 @@ from mindspore_palm.model.attention import Positions, causal_mask
 from mindspore_palm.model.block import SwiGLU
 from mindspore_palm.model.dropout import Dropout
 from mindspore_palm.model.norm import make_norm
+from mindspore_palm.model.precision import ToCompute, ToFloat32
 from mindspore_palm.model.projection import Kernel, ProjectKv
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.model.weights import sizes_in, sizes_out
@@ -39,6 +40,7 @@ class MultiHeadAttention(nn.Cell):
         self.scores = shard(ops.BatchMatMul(transpose_b=True), by_head, by_head)
         self.add_mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
         self.weighted_sum = shard(ops.BatchMatMul(), scores, by_head)
+        self.to_float32, self.to_compute = ToFloat32(scores), ToCompute(scores)
         self.softmax = Softmax()
         self.reshape = ops.Reshape()
 
@@ -53,10 +55,10 @@ class MultiHeadAttention(nn.Cell):
     def attend_cached(self, q_BQHK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor, mask: Tensor) -> Tensor:
         """``softmax(q k^T / sqrt(K) + mask) v`` to q's shape; mask [1 or B, 1, Q, C]. 1/sqrt(K) is in q already."""
         batch, queries, context = q_BQHK.shape[0], q_BQHK.shape[1], k_BHCK.shape[2]
-        scores_BHQC = self.add_mask(self.scores(self.heads_first(q_BQHK, (0, 2, 1, 3)), k_BHCK), mask)
-        weights = self.softmax(self.reshape(scores_BHQC, (batch, self.heads * queries, context)))
-        attended_BHQK = self.weighted_sum(self.reshape(weights, (batch, self.heads, queries, context)), v_BHCK)
-        return self.heads_last(attended_BHQK, (0, 2, 1, 3))
+        scores_BHQC = self.to_float32(self.scores(self.heads_first(q_BQHK, (0, 2, 1, 3)), k_BHCK))
+        weights = self.softmax(self.reshape(self.add_mask(scores_BHQC, mask), (batch, self.heads * queries, context)))
+        weights_BHQC = self.to_compute(self.reshape(weights, (batch, self.heads, queries, context)))
+        return self.heads_last(self.weighted_sum(weights_BHQC, v_BHCK), (0, 2, 1, 3))
 
 
 class GeGLU(nn.Cell):
@@ -95,7 +97,9 @@ class Mlp(nn.Cell):
 
 
 class AblatedBlock(nn.Cell):
-    """A block with two residual adds: [T, D] to [T, D]. Its matmuls with weights are float32 in every compute dtype.
+    """A block with two residual adds: [T, D] to [T, D]. Attention is in the compute dtype.
+
+    Matmuls with weights are float32.
 
     Arguments are those of ``Block``. Subclasses choose the mlp's input.
     """
@@ -110,13 +114,14 @@ class AblatedBlock(nn.Cell):
         self.project_q = shard(ops.MatMul(), rows, ("embed", "heads"))
         self.project_out = shard(ops.MatMul(), columns, ("heads", "embed"))
         self.attention, self.mlp, self.dropout = attention, Mlp(config), Dropout()
+        self.to_compute, self.to_float32 = ToCompute(("tokens", "per_head")), ToFloat32(columns)
         self.add = shard(ops.Add(), rows, rows)
 
     def construct(self, x_TD: Tensor, positions: Positions, dropout_mask: Tensor | None = None) -> Tensor:
         w_q, w_mlp, w_o, w_out = self.split_kernels(self.q_wi(), self.o_wo())
         y_TD = self.norm(x_TD)
         k, v = self.project_kv(y_TD)
-        attended_THK = self.attention(self.project_q(y_TD, w_q), k, v, positions)
+        attended_THK = self.to_float32(self.attention(self.project_q(y_TD, w_q), k, self.to_compute(v), positions))
         h_TD = self.add(x_TD, self.dropout(self.project_out(attended_THK, w_o), dropout_mask))
         mlp_TF = self.mlp(self.mlp_input(y_TD, h_TD), w_mlp)
         return self.add(h_TD, self.dropout(self.project_out(mlp_TF, w_out), dropout_mask))

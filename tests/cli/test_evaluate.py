@@ -84,7 +84,7 @@ def test_bad_input(command, home, tmp_path):
     cases = [
         (["--checkpoint", "nowhere", "--data", "text.txt"], "there is no folder nowhere"),
         (["--checkpoint", tmp_path / "bare", "--data", "text.txt"], "copy the tokenizer"),
-        (["--checkpoint", tmp_path / "cut", "--data", "text.txt"], "not a whole safetensors file"),
+        (["--checkpoint", tmp_path / "cut", "--data", "text.txt"], "not a complete safetensors file"),
         (["--checkpoint", "run"], "there is nothing to score; name a text with --data"),
         (["--checkpoint", "run", "--data", "nowhere.txt"], "nowhere.txt: there is no such file"),
         (["--checkpoint", "run", "--data", "binary.txt"], "not UTF-8 text at byte 4"),
