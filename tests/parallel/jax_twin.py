@@ -15,7 +15,7 @@ from reference import mesh as reference
 from reference.palm import Shape
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-# The settings of cases.OPTIMIZERS in the reference's words.
+# The settings of cases.OPTIMIZERS, as the reference names them.
 SETTINGS = {"adafactor": {}, "adamw": {"peak": 1e-3, "decay": 0.1, "eps": 1e-5}, "lion": {"peak": 1e-4, "decay": 0.1}}
 MULTIPLE = MODEL["vocab_multiple"]
 SHAPE = Shape(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 
-from parallel.cases import MUTATIONS, Case
+from parallel.cases import MUTATIONS, OPTIMIZERS, Case
 
 MESHES = ((1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1), (2, 2, 2))  # pods, data, model
 RECOMPUTE = ("none", "attention", "block")
@@ -38,7 +38,7 @@ def full_table() -> Iterable[Case]:
     """Every mesh x sharding x optimizer x micro-batches; the kinds of recomputation alternate."""
     turn, seen = 0, set()
     for mesh in MESHES:
-        for sharding, optimizer, micro_batches in product(distinct_shardings(mesh), ("adafactor", "adamw"), (1, 2)):
+        for sharding, optimizer, micro_batches in product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)):
             recompute = RECOMPUTE[turn % 3]
             key = (mesh, sharding, recompute)  # gradients depend on nothing else
             yield Case(mesh, sharding, recompute, optimizer, micro_batches, gradients=key not in seen)
@@ -46,11 +46,10 @@ def full_table() -> Iterable[Case]:
             turn += 1
 
 
-FURTHER = [  # what the table does not reach: the other strategies, sequences whose queries go in two runs, and Lion
+FURTHER = [  # beyond the table: the other strategies, and sequences whose queries take two chunks
     Case((1, 2, 2), "off", table="data", gradients=True),
     Case((1, 2, 2), "all", "block", "adamw", table="data", gradients=True),
     Case((1, 2, 2), "off", "attention", table="model", gradients=True),
     Case((1, 2, 2), "pod", "block", "adamw", 2, length=128, gradients=True),
-    Case((1, 2, 2), "pod", "block", "lion", 2),
 ]
 SLOW = [case for case in [*full_table(), *FURTHER] if case.name not in {quick.name for quick in QUICK}]
