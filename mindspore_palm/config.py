@@ -17,6 +17,7 @@ from mindspore_palm.fields import (
     Contradiction,
     Count,
     CountOrZero,
+    Departure,
     Devices,
     Fraction,
     Name,
@@ -52,7 +53,7 @@ class OptimizerConfig(Section):
     """Final rate of cosine, at train.steps, as a fraction of learning_rate. Default 0.1."""
     clip_norm: NonNegative = 1.0
     """Global norm to which gradients are clipped; 0 for no clipping. Default 1."""
-    factored: Annotated[bool, ReadBy("adafactor", off=False)] = False
+    factored: Annotated[bool, ReadBy("adafactor", off=False), Departure()] = False
     """Adafactor: keep row and column means of the second moment, not the full one. PaLM did not. Default false."""
     update_clip: Annotated[NonNegative, ReadBy("adafactor", off=0.0)] = 1.0
     """Adafactor: root mean square to which each weight's update is clipped; 0 for no clipping. Default 1."""
@@ -225,7 +226,7 @@ class FinetuneConfig(Section):
     """The field of data.path that holds the target, after which [eod] is learned. Default target."""
     dropout: Fraction = 0.1
     """Dropout rate after the embedding and after each block. Default 0.1, as PaLM."""
-    lora_rank: CountOrZero = 0
+    lora_rank: Annotated[CountOrZero, Departure()] = 0
     """Rank of LoRA (arXiv 2106.09685): each kernel W becomes W + lora_alpha/lora_rank * A B, of which only A and B are
     trained. B starts at zero, and Adafactor's steps are relative to a weight's size: use adamw, as
     yaml/finetune_lora.yaml does. Default 0: train all weights."""
@@ -297,12 +298,14 @@ class Settings(Section):
         Args:
             supported: those that the caller supports at any value.
         """
-        found = {f"model.{name}": value for name, value in self.model.departures().items()}
-        if self.finetune.lora_rank:
-            found["finetune.lora_rank"] = self.finetune.lora_rank
-        if self.optimizer.name == "adafactor" and self.optimizer.factored:
-            found["optimizer.factored"] = True
-        return {name: value for name, value in found.items() if name not in supported}
+        departures = {f"model.{name}": value for name, value in self.model.departures().items()}
+        for section, group in self:
+            for name, field in type(group).model_fields.items():
+                value, marks = getattr(group, name), {type(mark): mark for mark in field.metadata}
+                is_read = ReadBy not in marks or marks[ReadBy].optimizer == self.optimizer.name
+                if Departure in marks and is_read and value != field.default:
+                    departures[f"{section}.{name}"] = value
+        return {name: value for name, value in departures.items() if name not in supported}
 
 
 def settings_of(section: str) -> dict[str, FieldInfo]:

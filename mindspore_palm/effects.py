@@ -1,8 +1,8 @@
-"""Settings without effect: what somebody wrote, and the other settings leave no use for.
+"""Settings without effect: values that somebody wrote and that other settings make useless.
 
-One rule for all settings. Each has an entry in ``USELESS``: None where it always decides something, or a function of
-all settings that says why it decides nothing, or less than it says. What contradicts another setting outright is
-refused in ``config.py``; what is only useless is noted, since one file may serve several runs.
+One rule for all settings. Each has an entry in ``USELESS``: None if it always has an effect, or a function of all
+settings that returns the reason why it has none, or less than its value suggests. ``config.py`` rejects settings that
+contradict each other. Useless ones are only noted, since one file may serve several runs.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ from mindspore_palm.parallel.workers import speaks
 from mindspore_palm.presets import PRESETS
 
 Why = Callable[[Settings], str]
-STARTED = "MINDSPORE_PALM_LAUNCHER"  # in the environment of processes that a command of ours has started
-OVERRIDE = "override "  # how the origin of a value from the command line begins
-FIELDS = (".jsonl", ".json", ".parquet")  # in the names of files whose documents have fields
-FILES_LOOKED_AT = 10_000
-USUAL_STEPS = 16  # whose losses must be known before one can be an outlier
+STARTED = "MINDSPORE_PALM_LAUNCHER"  # environment variable of processes that a command has started
+OVERRIDE = "override "  # the origin of a value from the command line starts with it
+FIELDS = (".jsonl", ".json", ".parquet")  # suffixes of files whose documents have fields
+MAX_FILES = 10_000  # names that are checked for these suffixes
+USUAL_STEPS = 16  # steps whose losses must be known before one can be an outlier
 
 
 def notes(settings: Settings, origins: Mapping[str, str], overrides: Iterable[str] = ()) -> list[str]:
-    """A sentence for each setting that somebody wrote and that has no effect, or less than it says.
+    """A sentence for each setting that somebody wrote and that has no effect, or less than its value suggests.
 
     Args:
-        settings: all of them.
-        origins: where each value that is not a default comes from, as ``load_settings`` gives it.
-        overrides: those of the command line, in order.
+        settings: the settings.
+        origins: origin of each value that is not a default, as ``load_settings`` returns them.
+        overrides: the overrides of the command line, in order.
     """
-    said = [f"{name} = {_value(settings, name)} ({origins[name]}): {why}" for name, why in useless(settings, origins)]
-    return [*_given_twice(overrides), *said]
+    reasons = [
+        f"{name} = {_value(settings, name)} ({origins[name]}): {why}" for name, why in useless(settings, origins)
+    ]
+    return [*_given_twice(overrides), *reasons]
 
 
 def useless(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Name and reason of each setting that was written and has no effect, or less than it says.
+    """Name and reason of each setting that somebody wrote and that has no effect, or less than its value suggests.
 
-    A value that turns something off, and a default that stands in a file, ask for nothing. config.yaml of a run states
-    every default.
+    Values that turn something off, and defaults in a file, are not reported: config.yaml of a run states all defaults.
     """
     found = []
     for name, why in USELESS.items():
@@ -61,7 +62,7 @@ def useless(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, s
 def print_notes(
     settings: Settings, origins: Mapping[str, str], overrides: Iterable[str] = (), file: IO[str] | None = None
 ) -> None:
-    """Prints the notes, on standard output unless told otherwise; of a command's processes, the first one alone."""
+    """Prints the notes, by default to standard output; only the first process of a command does."""
     if STARTED not in os.environ and speaks():
         for note in notes(settings, origins, overrides):
             with contextlib.suppress(OSError):  # a reader that went away does not end what follows
@@ -90,7 +91,7 @@ def _default(name: str) -> Any:
 
 
 def _only(section: str, name: str, *values: str) -> Why:
-    """Used where a setting has one of some values alone."""
+    """A reason for settings that only some values of another setting use."""
 
     def why(settings: Settings) -> str:
         value = getattr(getattr(settings, section), name)
@@ -114,7 +115,7 @@ def _finetuning(what: str) -> Why:
 
 
 def _either(*reasons: Why) -> Why:
-    """The first reason that holds."""
+    """The first of several reasons that applies."""
     return lambda settings: next(filter(None, (why(settings) for why in reasons)), "")
 
 
@@ -153,8 +154,8 @@ def _text_field(settings: Settings) -> str:
     try:
         place = Path(path).expanduser()
         names = (str(p) for p in place.rglob("*")) if place.is_dir() else iglob(str(place), recursive=True)
-        looked_at = list(islice(names, FILES_LOOKED_AT))
-        if not looked_at or any(kind in name.lower() for name in looked_at for kind in FIELDS):
+        checked = list(islice(names, MAX_FILES))
+        if not checked or any(kind in name.lower() for name in checked for kind in FIELDS):
             return ""
     except (OSError, ValueError, RuntimeError):  # said when the text is read
         return ""
@@ -255,7 +256,7 @@ def _shard_weights(settings: Settings) -> str:
     return ""
 
 
-_PAIRS = _finetuning("a run on pairs reads them anew")
+_PAIRS = _finetuning("a run on pairs does not store prepared tokens")
 _OWN_TOKENIZER = _finetuning("a fine-tuned model keeps its tokenizer")
 _READ_BY = {  # marked settings of the optimizers
     f"optimizer.{name}": mark

@@ -31,6 +31,10 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+class Departure:
+    """Marks a setting whose default is PaLM's way, and whose other values depart from PaLM."""
+
+
 class Section(BaseModel):
     """A group of settings: no unknown names, no silent conversions, unchangeable once made."""
 
