@@ -128,9 +128,3 @@ def fit_prompt(tokenizer: Tokenizer, context: int, prompt: str, max_tokens: int)
         )
     kept = full.context[len(full.context) - room :] if len(full.context) > room else full.context
     return Prompt((tokenizer.eod, *kept), full.white_space), len(kept) < len(full.context)
-
-
-def prompt_and_continuation(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, int]:
-    """Tokens of ``prompt + text``, and the index of the first that is scored as ``text``: see ``data.prompt``."""
-    ((context, tokens),) = encode_pairs(tokenizer, [(prompt, text)])
-    return np.concatenate([context, tokens]), len(context)

@@ -11,6 +11,7 @@ from parity.twins import shape_of, weights_of
 from reference import palm as reference
 
 from mindspore_palm.data.corpus import Document
+from mindspore_palm.data.prompt import encode_pairs
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.estimate import proportion, ratio
 from mindspore_palm.evaluate.questions import Question, prompts, read_questions
@@ -169,12 +170,18 @@ def test_multiple_choice_against_the_reference(scorer, tokenizer, expected_nats)
     assert (result.questions, result.cut) == (4, 0)
 
 
+def encoded(tokenizer, prompt, text):
+    """Tokens of ``prompt + text``, and the index of the first that is scored as ``text``."""
+    ((context, scored),) = encode_pairs(tokenizer, [(prompt, text)])
+    return np.concatenate([context, scored]), len(context)
+
+
 def test_a_long_prompt_loses_its_start(scorer, tokenizer, expected_nats):
     from mindspore_palm.evaluate.scorer import continuation
-    from mindspore_palm.evaluate.tasks import multiple_choice, prompt_and_continuation
+    from mindspore_palm.evaluate.tasks import multiple_choice
 
     prompt = "0123456789" * 3
-    ids, first = prompt_and_continuation(tokenizer, prompt, " row")
+    ids, first = encoded(tokenizer, prompt, " row")
     (score,) = scorer([continuation(ids, first, WINDOW, "it")])
     np.testing.assert_allclose(score.nats, expected_nats(ids[-WINDOW:], WINDOW - (len(ids) - first)), rtol=2e-6)
     question = Question(prompt, (" row", "7"), ("7",))
@@ -185,14 +192,12 @@ def test_a_long_prompt_loses_its_start(scorer, tokenizer, expected_nats):
 
 def test_no_token_crosses_the_boundary(tokenizer):
     """Scores have the context from which generation continues: the tokens of the prompt by itself."""
-    from mindspore_palm.evaluate.tasks import prompt_and_continuation
-
     merged = next(t for t in range(tokenizer.vocab_size) if tokenizer.decode([t])[1:].isalpha())
     text = tokenizer.decode([merged])
-    ids, first = prompt_and_continuation(tokenizer, "\n" + text[:-1], text[-1])
+    ids, first = encoded(tokenizer, "\n" + text[:-1], text[-1])
     assert tokenizer.decode(ids) == "\n" + text
     assert list(ids[:first]) == tokenizer.encode("\n" + text[:-1])
-    ids, first = prompt_and_continuation(tokenizer, "a \n", "b")
+    ids, first = encoded(tokenizer, "a \n", "b")
     assert list(ids[:first]) == tokenizer.encode("a") and list(ids[first:]) == tokenizer.encode(" \nb")
 
 
