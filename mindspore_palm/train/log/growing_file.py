@@ -16,14 +16,14 @@ class GrowingFile:
     Args:
         file: the file.
         lines: its lines, each with its line end; ``add`` adds more.
-        written: how many of them the file already has; with 0 the whole file is rewritten.
+        written: how many of them the file already has; with 0 the full file is rewritten.
     """
 
     def __init__(self, file: Path, lines: list[str], written: int = 0) -> None:
         self._file, self._lines, self._written = file, lines, written
         self._handle: int | None = None
         self._end = 0  # bytes of the written lines; anything after them is left over from a failed write
-        self._lock = threading.Lock()  # sync is called from another thread
+        self._lock = threading.Lock()  # sync is called from another thread, while lines are added
 
     @property
     def unwritten(self) -> int:
@@ -32,11 +32,13 @@ class GrowingFile:
 
     def add(self, line: str) -> None:
         """Adds a line; ``write`` writes it."""
-        self._lines.append(line)
+        with self._lock:
+            self._lines.append(line)
 
     def replace_last(self, line: str) -> None:
-        """Replaces the last line; the whole file is rewritten."""
-        self._lines[-1], self._written = line, 0
+        """Replaces the last line; the full file is rewritten."""
+        with self._lock:
+            self._lines[-1], self._written = line, 0
 
     def write(self) -> None:
         """Writes all missing lines; when this returns, they survive the end of this process.
