@@ -66,7 +66,7 @@ def test_a_run_of_an_odd_vocabulary_goes_to_a_mesh_by_the_advice_that_it_is_give
 def test_a_run_that_has_begun_is_advised_only_what_may_still_change(home, train):
     shutil.copytree(home / "odd", home / "begun", dirs_exist_ok=True)
     code, _, err = train("train.output=begun", "train.steps=9", "train.batch_size=4", "parallel.data=8")
-    assert code == 2 and "train.batch_size = 4 cannot be cut" in err
+    assert code == 2 and "train.batch_size = 4 cannot be sharded" in err
     for override in advised(err):
         assert override.startswith("parallel.")
     code, _, err = train("train.output=new", "train.steps=9", "train.batch_size=4", "parallel.data=8")

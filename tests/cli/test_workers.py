@@ -189,7 +189,7 @@ def test_sizes_that_do_not_fit_are_found_before_workers_start(home):
     run = subprocess.run(
         command(home, "never", "parallel.model=4"), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert run.returncode == 2 and "model.heads = 2 cannot be cut" in run.stderr
+    assert run.returncode == 2 and "model.heads = 2 cannot be sharded" in run.stderr
     assert not (home / "never").exists()
 
 
