@@ -59,9 +59,14 @@ class SharedFlags:
         return bool(self._bytes[self.STARTED])
 
     @property
+    def done(self) -> bool:
+        """Whether the run is finished, and everything that it leaves is written."""
+        return bool(self._bytes[self.DONE])
+
+    @property
     def unfinished(self) -> bool:
         """Whether a run was started and is not finished."""
-        return self.started and not self._bytes[self.DONE]
+        return self.started and not self.done
 
     def set(self, flag: int) -> None:
         """Sets a flag for all processes."""
@@ -207,10 +212,14 @@ def mark_started() -> None:
         _state.flags.set(SharedFlags.STARTED)
 
 
-def mark_done() -> None:
-    """Records that the run is finished: a request to stop has no effect any more."""
+def mark_done(everywhere: bool = True) -> None:
+    """Records that the run is finished: a request to stop has no effect any more.
+
+    Args:
+        everywhere: whether it is finished for all processes, or only this one has nothing left to do.
+    """
     _state.done = True
-    if _state.flags:
+    if _state.flags and everywhere:
         _state.flags.set(SharedFlags.DONE)
 
 

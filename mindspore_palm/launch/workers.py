@@ -126,7 +126,7 @@ class Workers:
         # a worker got the signal, and its log is on a full disk
         if self.msrun.returncode == 0 and self._flags.unfinished:
             raise Interrupted(stopped_message())
-        if self.msrun.returncode == 0:
+        if self.msrun.returncode == 0 or self._flags.done:  # MS-54: MindSpore may crash while a worker exits
             return
         problem = self._problem()
         if stop.requested() and isinstance(problem, ProcessDied):

@@ -49,7 +49,7 @@ def finish(run: Run) -> Evaluation:
             save_adapter(run.manager.newest(), run.folder / ADAPTER, settings.model, settings.finetune)
         export(run.manager.newest(), run.folder / FINAL, settings)
         run.manager.prune(step, step)
-    stop.mark_done()
+    stop.mark_done(everywhere=this_rank() == 0)
     if run.recorder:
         say(report(evaluation, run))
     return evaluation
