@@ -21,6 +21,14 @@ NO_MEMORY = re.compile(
     r"|cannot allocate memory|failed to map segment"
 )
 NO_THREADS = re.compile(r"(?i)resource temporarily unavailable|can't start new thread|pthread_create failed")
+LOG_VARIABLES = {
+    "GLOG_v": ("[0-4]", "0 to 4"),
+    "GLOG_stderrthreshold": ("[0-4]", "0 to 4"),
+    "GLOG_logtostderr": ("[01]", "0 or 1"),
+    "logger_maxBytes": (r"\d+", "a number of bytes"),
+    "logger_backupCount": (r"\d+", "a number of files"),
+}
+"""Values of MindSpore's log variables: the pattern, and in words. Importing MindSpore fails on any other."""
 FEW_THREADS = (
     "this user or container may not start as many threads as are needed (ulimit -u, pids.max); raise the limit"
 )
@@ -34,7 +42,7 @@ def check() -> None:
 
     Raises:
         UserError: the working folder was deleted, the umask denies new files to their owner, there is too little memory
-            or too few threads, or an environment variable of tqdm is invalid.
+            or too few threads, or an environment variable of tqdm or of MindSpore's log is invalid.
     """
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")
@@ -43,6 +51,7 @@ def check() -> None:
     except FileNotFoundError:
         raise UserError("the working folder was deleted; change to one that exists (cd)") from None
     _check_progress()
+    _check_log()
     mask = os.umask(0o077)
     os.umask(mask)
     if mask & 0o700:
@@ -65,6 +74,17 @@ def _check_progress() -> None:
         import tqdm  # noqa: F401 - imported only if needed, as it takes time
     except ValueError as error:
         raise UserError(f"{' or '.join(names)} is not a value that tqdm accepts ({error}); unset it") from None
+
+
+def _check_log() -> None:
+    """Checks the variables of MindSpore's log."""
+    for name, (pattern, values) in LOG_VARIABLES.items():
+        value = os.environ.get(name)
+        if value and not re.fullmatch(pattern, value):
+            raise UserError(f"{name} = {value} is not a value that MindSpore accepts; set it to {values}, or unset it")
+    to_stderr, folder = (os.environ.get(f"GLOG_{name}") for name in ("logtostderr", "log_dir"))
+    if to_stderr == "0" and not folder:
+        raise UserError("GLOG_logtostderr = 0 wants log files, and GLOG_log_dir names no folder for them; set both")
 
 
 def check_threads(count: int) -> None:

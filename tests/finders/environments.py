@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {
     "MindSpore's log into files": _variables(GLOG_logtostderr="0", GLOG_log_dir=MISSING, GLOG_v="1"),
     "MindSpore's log configuration": _variables(logger_maxBytes="many", logger_backupCount="-1"),
     "MindSpore's cache": _variables(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=MISSING),
-    "MindSpore's operators elsewhere": _variables(MS_COMPILER_OP_LEVEL="0", MS_DEV_RUNTIME_CONF="x:y"),
+    "MindSpore's operators elsewhere": _variables(MS_COMPILER_OP_LEVEL="0", MS_ENABLE_GRAPH_KERNEL="x"),
     # homes and temporary folders
     "no home": _variables(HOME=None),
     "an empty home": _variables(HOME=""),

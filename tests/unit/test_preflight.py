@@ -81,6 +81,27 @@ def test_invalid_variables_of_the_progress_bar_are_refused(tmp_path):
     assert start(tmp_path, TQDM_MININTERVAL="5", TQDM_DISABLE="1") == (0, "done 1\n", "")
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"GLOG_v": "loud"}, "GLOG_v = loud is not a value that MindSpore accepts; set it to 0 to 4, or unset it"),
+        ({"GLOG_stderrthreshold": "5"}, "GLOG_stderrthreshold = 5 is not"),
+        ({"GLOG_logtostderr": "yes"}, "set it to 0 or 1"),
+        ({"GLOG_logtostderr": "0"}, "GLOG_log_dir names no folder"),
+        ({"logger_maxBytes": "many"}, "set it to a number of bytes"),
+        ({"logger_backupCount": "-1"}, "set it to a number of files"),
+        ({"GLOG_v": "3", "GLOG_logtostderr": "1", "logger_maxBytes": "100", "logger_backupCount": ""}, ""),
+    ],
+)
+def test_invalid_variables_of_mindspores_log_are_refused(variables, message, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if not message:
+        return preflight.check()
+    with pytest.raises(UserError, match=message):
+        preflight.check()
+
+
 def test_threads_that_cannot_be_started_are_reported(monkeypatch):
     def fail(thread):
         raise RuntimeError("can't start new thread")
