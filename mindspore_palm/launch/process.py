@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 from mindspore_palm.console import say
 from mindspore_palm.errors import OVERWRITES, STOPPED, Interrupted, UserError, same_command
 from mindspore_palm.launch import stop
-from mindspore_palm.launch.supervisor import GRACE, LAUNCHER, PR_SET_PDEATHSIG
+from mindspore_palm.launch.supervisor import GRACE, LAUNCHER, PR_SET_PDEATHSIG, prctl
 
 OVERWRITE = "--overwrite"
 POLL_SECONDS = 0.1  # between two checks of a process
@@ -139,6 +138,6 @@ def exit_with_launcher() -> None:
     """
     if LAUNCHER not in os.environ or sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if int(os.environ[LAUNCHER]) not in (parent.pid for parent in psutil.Process().parents()):
         os._exit(1)  # the launcher, or msrun, was gone before the system call

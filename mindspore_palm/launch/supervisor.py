@@ -42,13 +42,13 @@ def supervise() -> None:
     flags, supervisor = stop.SharedFlags(), os.getpid()
     worker = os.fork()
     if worker == 0:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(1)  # it was gone before the system call
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         stop.listen(flags)
         return
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     status = _watch(worker, flags)
     if status < 0:  # killed: this process ends the same way, but writes no second core
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -131,6 +131,7 @@ def _send(process: int, number: int) -> None:
         os.kill(process, number)
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
+    """Sets an option of this process in Linux (man 2 prctl); does nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value)

@@ -20,6 +20,7 @@ from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.process import ProcessDied, stopped_message
 from mindspore_palm.launch.supervisor import KILL_TIMEOUT, LAUNCHER
+from mindspore_palm.native import with_interpreter
 from mindspore_palm.parallel.context import LOST
 
 NOISE = re.compile(r"\[(INFO|WARNING|ERROR|CRITICAL)\] ")  # start of a line that MindSpore itself logs
@@ -81,8 +82,7 @@ class Workers:
             "tail_worker_log": count,  # MS-47: no worker has this number, so msrun repeats no log
         }
         msrun = [sys.executable, "-c", MSRUN]
-        # MS-44: msrun runs scripts with the first python of PATH, which need not be this one
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        path = with_interpreter(os.environ.get("PATH"))  # MS-44: msrun runs scripts with the first python of PATH
         width = str(shutil.get_terminal_size().columns)
         environment = {**os.environ, "PATH": path, "GLOG_v": "3", "COLUMNS": width, LAUNCHER: str(os.getpid())}
         environment[stop.FLAGS_ADDRESS] = self._flags.address

@@ -82,7 +82,7 @@ def truncate_metrics(file: Path, step: int) -> None:
 
 def last_losses(rows: Sequence[MetricsRow]) -> list[tuple[int, str]]:
     """Last steps and their losses as metrics.csv has them; identifies the file of a run in its checkpoints."""
-    return [(row.step, f"{row.loss:.9g}") for row in rows[-REMEMBERED:]]
+    return [(row.step, _format(row.loss)) for row in rows[-REMEMBERED:]]
 
 
 def has_other_losses(file: Path, losses: Iterable[tuple[int, str]]) -> bool:
@@ -92,7 +92,7 @@ def has_other_losses(file: Path, losses: Iterable[tuple[int, str]]) -> bool:
         file: metrics.csv.
         losses: of the checkpoint, from ``last_losses``.
     """
-    rows = {row.step: f"{row.loss:.9g}" for row in read_rows(file)}
+    rows = {row.step: _format(row.loss) for row in read_rows(file)}
     return any(rows.get(step, loss) != loss for step, loss in losses)
 
 
