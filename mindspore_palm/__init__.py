@@ -6,7 +6,10 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mindspore_palm import cuda
+
 os.environ.setdefault("GLOG_v", "3")  # MindSpore logs only errors; it reads this once, when it is imported
+cuda.prepare_with_mindspore()
 
 if TYPE_CHECKING:
     from mindspore_palm.checkpoint.model_folder import load

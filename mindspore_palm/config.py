@@ -6,6 +6,7 @@ The section ``model`` is in ``palm_config.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -141,7 +142,14 @@ class TrainConfig(Section):
     """Where to run; auto takes Ascend, then GPU, then CPU. Default auto."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of activations and matmuls inside blocks; weights, norms, softmax, logits, loss and optimizer are float32.
-    auto: bfloat16 on GPU and Ascend, float32 on CPU, where MindSpore has no bfloat16 matmul. Default auto."""
+    auto: bfloat16 on Ascend; float32 on GPU and CPU, for which MindSpore has no bfloat16 kernels. Default auto."""
+    tf32: bool = False
+    """GPU: let matmuls of float32 round their inputs to TF32, with 10 bits of mantissa instead of 23, as Ampere and
+    newer do at several times the speed. Default false: losses then agree with CPU's to float32."""
+    loss_scale: Annotated[float, Field(ge=1, le=2.0**40)] = 65536.0
+    """float16: the first loss scale, a power of two; it halves when a gradient overflows. Default 65536."""
+    loss_scale_window: Count = 2000
+    """float16: steps without overflow after which the loss scale doubles. Default 2000."""
     peak_tflops: NonNegative = 0.0
     """Peak of the machine in TFLOP/s, for MFU; 0 times a matmul at the start. Default 0."""
 
@@ -153,6 +161,13 @@ class TrainConfig(Section):
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
         return off_is_a_word(value)
+
+    @field_validator("loss_scale")
+    @classmethod
+    def _is_a_power_of_two(cls, value: float) -> float:
+        if math.frexp(value)[0] != 0.5:
+            raise ValueError(f"must be a power of two, such as {2.0 ** round(math.log2(value)):,.0f}")
+        return value
 
     @model_validator(mode="after")
     def _spikes_fit(self) -> TrainConfig:

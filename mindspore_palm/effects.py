@@ -227,6 +227,11 @@ def _spike_window(settings: Settings) -> str:
     return f"no more effect than train.steps = {steps}, which it is beyond" if window > steps else ""
 
 
+def _scale_window(settings: Settings) -> str:
+    window, steps = settings.train.loss_scale_window, settings.train.steps
+    return f"no effect, as it is longer than train.steps = {steps}" if window > steps else ""
+
+
 def _lora_alpha(settings: Settings) -> str:
     return "" if settings.finetune.lora_rank else "no effect without finetune.lora_rank"
 
@@ -265,6 +270,7 @@ _READ_BY = {  # marked settings of the optimizers
     if isinstance(mark, ReadBy)
 }
 _SPIKES = _only("train", "spikes", "palm")
+_SCALED = _only("train", "compute_dtype", "float16")
 
 USELESS: dict[str, Why | None] = {
     "model.preset": _preset,
@@ -320,6 +326,9 @@ USELESS: dict[str, Why | None] = {
     "train.spike_tries": _SPIKES,
     "train.device": None,
     "train.compute_dtype": None,
+    "train.tf32": _only("train", "device", "auto", "GPU"),
+    "train.loss_scale": _SCALED,
+    "train.loss_scale_window": _either(_SCALED, _scale_window),
     "train.peak_tflops": None,
     "finetune.checkpoint": None,
     "finetune.prompt_field": _without_checkpoint,
@@ -344,6 +353,7 @@ OFF: dict[str, Any] = {
     "train.eval_every": 0,
     "train.checkpoint_every": 0,
     "train.keep_every": 0,
+    "train.tf32": False,
     "finetune.dropout": 0.0,
     "finetune.lora_rank": 0,
     "parallel.strategy": "palm",

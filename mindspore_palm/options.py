@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError
 
 
@@ -54,6 +55,12 @@ class _StoreOnce(argparse._StoreAction):
                 raise UserError(f"{option_string} is given twice, with {both}; give it once")
             parser.given[self.dest] = values
         super().__call__(parser, namespace, values, option_string)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds --device, which means the same for every command that computes."""
+    choices = ("auto", *DEVICES)
+    parser.add_argument("--device", choices=choices, default="auto", help="where to run; auto: the fastest kind found")
 
 
 def check_output(option: str, file: str | Path, inputs: Sequence[str | Path] = ()) -> None:

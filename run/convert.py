@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.launch.command import run_process
-from mindspore_palm.options import Parser, naming_options
+from mindspore_palm.options import Parser, add_device, naming_options
 from mindspore_palm.parallel.workers import refuse_workers
 
 FORMATS = "mindspore_palm (the default: a folder of a trained model), lucidrains, conceptofmind, flaxformer, "
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="sequence length of both")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="maximum size of a huggingface-safetensors file")
     parser.add_argument("--widen", action="store_true", help="for lucidrains: the same model in twice the width")
+    add_device(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
     arguments = parser.parse_args()
     refuse_workers("the conversion")
@@ -46,6 +47,7 @@ def main() -> None:
         norm_scale=arguments.norm_scale,
         shape=(arguments.batch, arguments.length),
         shard_bytes=int(arguments.shard_gb * 1e9),
+        device=arguments.device,
     )
     tokenizer = Path(arguments.tokenizer) if arguments.tokenizer else None
     with naming_options({"leave data.tokenizer empty": "leave --tokenizer out", "data.tokenizer": "--tokenizer"}):

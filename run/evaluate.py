@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.file_names import CONFIG, MANIFEST, TOKENIZER
 from mindspore_palm.launch.command import run_process
-from mindspore_palm.options import Parser, check_output
+from mindspore_palm.options import Parser, add_device, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 
 MODEL = ("*.safetensors", CONFIG, TOKENIZER, MANIFEST)  # files of a trained model
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--stop", metavar="TEXT", action="append", help="ends a generated answer; default: a new line")
     parser.add_argument("--max-tokens", type=int, default=64, help="maximum tokens of a generated answer")
     parser.add_argument("--batch", type=int, default=8, help="sequences per batch")
+    add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="also write all results to this file")
     arguments = parser.parse_args()
     refuse_workers("the evaluation")
@@ -51,6 +52,7 @@ def main() -> None:
         batch=arguments.batch,
         stop=arguments.stop or ["\n"],
         max_tokens=arguments.max_tokens,
+        device=arguments.device,
     )
     results = evaluate(arguments.checkpoint, options, lambda table: print(table, flush=True))
     if arguments.json is not None:

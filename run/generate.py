@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.launch.command import run_process
-from mindspore_palm.options import Parser, naming_options
+from mindspore_palm.options import Parser, add_device, naming_options
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another text; 0")
     parser.add_argument("--context", type=int, default=0, help="tokens the model sees; 0: as many as in training")
     parser.add_argument("--log-probs", action="store_true", help="list every token with its log-probability")
-    parser.add_argument("--device", choices=("auto", "CPU", "GPU", "Ascend"), default="auto", help="where to run")
+    add_device(parser)
     parser.add_argument("--devices", type=int, default=1, help="shard heads and vocabulary over this many; 1")
     arguments = parser.parse_intermixed_args()
     from mindspore_palm.generate.command import GenerateOptions, prompt_of, read_prompt, run

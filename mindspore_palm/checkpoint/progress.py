@@ -60,6 +60,10 @@ class Progress:
     """Which text the steps train on; empty as long as it is unknown."""
     sound: int = 0
     """The newest step whose weights are known to be good: the step after it had a finite loss and finite gradients."""
+    loss_scale: float = 0.0
+    """Loss scale of the next step in float16; 0 as long as there is none."""
+    scale_steps: int = 0
+    """Steps taken with this scale, of those that decide whether it grows."""
     base: str = ""
     """Identity of the model that fine-tuning started from."""
 

@@ -81,7 +81,7 @@ def convert(
     is_model = any((target_path / name).exists() for name in MARKERS)
     if target_path.is_dir() and any(target_path.iterdir()) and not is_model:
         raise UserError(f"{target_path} holds files that are not a converted model's; choose another name")
-    open_device()
+    open_device(options.device, "--device")
     model = reader.read(source_path, options)
     check_finite(model.weights, str(source_path))
     model = _with_tokenizer(model, tokenizer, source_path)

@@ -52,6 +52,8 @@ class Options:
     """Batch and sequence length of an exported graph, and of the random tokens that are compared."""
     shard_bytes: int = 5 * 10**9
     """Maximum size of a file, in formats with shards."""
+    device: str = "auto"
+    """Device type that computes the logits to compare, or auto."""
 
 
 class Format(Protocol):

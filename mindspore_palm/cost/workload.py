@@ -70,7 +70,7 @@ class Workload:
         """The step of a run at its last batch size."""
         batch = settings.train.batch_ramp()[-1][1]
         micro_batch = settings.train.micro_batch_of(batch)
-        layout, length = layout_of(settings, target), settings.data.seq_len
+        layout, length = layout_of(settings, target, planned=True), settings.data.seq_len
         return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer)
 
     @property

@@ -71,7 +71,7 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, all_layers: 
     Raises:
         UserError: the settings do not fit, or ask for one device, or MindSpore refuses them.
     """
-    layout = layout_of(settings, target)
+    layout = layout_of(settings, target, planned=True)
     if layout.devices == 1:
         raise UserError("a dry run is for several devices; set parallel.pods, parallel.data or parallel.model")
     if not 0 <= rank < layout.devices:
@@ -114,7 +114,7 @@ def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
 def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
     start = time.monotonic()
     graph, memory = partitioned_graph(settings, target, rank)
-    collectives = read_ledger(graph, layout_of(settings, target).mesh, rank)
+    collectives = read_ledger(graph, layout_of(settings, target, planned=True).mesh, rank)
     seconds = time.monotonic() - start
     layers = settings.model.layers
     state = tuple(s for s in read_parameters(graph) if s.name != "global_step")
@@ -153,7 +153,7 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
                 f"the compilation was ended by {name}, as when memory runs out; give it more, or fewer layers"
             )
         if child.returncode or not graphs:
-            raise UserError(explain(child.stderr, settings, layout_of(settings, target)))
+            raise UserError(explain(child.stderr, settings, layout_of(settings, target, planned=True)))
         peak = int(re.findall(r"peak (\d+)", child.stdout)[-1])
         graph = max(graphs, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8", errors="replace")
         if not is_complete(graph):  # MindSpore does not look whether its file could be written
@@ -168,7 +168,7 @@ def _compile() -> None:
     """Compiles in the child process: settings from standard input, target and rank from the command line."""
     target, rank = sys.argv[1], int(sys.argv[2])
     settings = Settings.model_validate(read_yaml(sys.stdin.read(), "the settings of a dry run"))
-    layout = layout_of(settings, target)
+    layout = layout_of(settings, target, planned=True)
     use_graphs()
     host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)

@@ -22,7 +22,7 @@ from mindspore_palm.tables import listing, table
 
 def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) -> str:
     """Text of a dry run: what was compiled, shards of weights and state, and collectives by axis and by kind."""
-    layout = layout_of(settings, target)
+    layout = layout_of(settings, target, planned=True)
     method = (
         "all of them compiled"
         if run.compiled == (run.layers,)
@@ -50,7 +50,7 @@ def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file:
     Raises:
         OSError: the file could not be written.
     """
-    layout = layout_of(settings, target)
+    layout = layout_of(settings, target, planned=True)
     micro_batches = Workload.of(settings, target).micro_batches
     counts, chain = per_step(run.ledger.counts, micro_batches), per_step(run.ledger.chain, micro_batches)
     write_json(

@@ -52,6 +52,8 @@ class EvaluateOptions:
     """Texts that end a generated answer."""
     max_tokens: int = 64
     """Maximum tokens of a generated answer."""
+    device: str = "auto"
+    """A device type, or auto."""
 
 
 def evaluate(checkpoint: str, options: EvaluateOptions, say: Callable[[str], None]) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def evaluate(checkpoint: str, options: EvaluateOptions, say: Callable[[str], Non
         say(f"note: {note}")
     for note in without_effect(options, tasks):
         say(f"note: {note}")
-    open_device()
+    open_device(options.device, "--device")
     palm, model = load(folder), str(folder)
     scorer = Scorer(palm, tokenizer, window, options.batch, model)
 

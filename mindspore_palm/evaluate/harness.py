@@ -12,6 +12,7 @@ from lm_eval.api.model import LM
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.data.prompt import encode_pairs
+from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError
 from mindspore_palm.evaluate.scorer import Scorer, continuation, window_of
 from mindspore_palm.evaluate.tasks import fit_prompt
@@ -32,6 +33,19 @@ USED = ("until", *LENGTHS, "do_sample", *NUMBERS)
 NEUTRAL = {"num_beams": 1, "n": 1, "best_of": 1, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0}
 
 
+def device_of(name: str | None) -> str:
+    """The device type that the harness's option --device names.
+
+    Raises:
+        UserError: it names none.
+    """
+    names = {"auto": "auto", "cuda": "GPU", **{device.lower(): device for device in DEVICES}}
+    known = names.get((name or "auto").lower().partition(":")[0])
+    if known is None:
+        raise UserError(f"--device {name} must be auto, {', '.join(DEVICES)}, or cuda for GPU")
+    return known
+
+
 class HarnessPaLM(LM):
     """A trained PaLM with the harness's model interface.
 
@@ -40,7 +54,7 @@ class HarnessPaLM(LM):
         window: tokens per window; None for the training sequence length.
         batch_size: sequences per batch.
         max_batch_size: no effect, because ``batch_size`` is a number. The harness passes it to every model.
-        device: no effect, because its names are PyTorch's. MindSpore uses the fastest device that it finds.
+        device: auto, CPU, GPU or Ascend, in any case; the harness's own name for a GPU is cuda. None for auto.
         unknown: refused.
 
     Raises:
@@ -65,13 +79,12 @@ class HarnessPaLM(LM):
         batch = 8 if batch_size is None else batch_size
         if not str(batch).isdecimal() or int(batch) < 1:
             raise UserError(f"batch_size = {batch_size} must be a number, 1 or more")
-        for name, value in (("max_batch_size", max_batch_size), ("device", device)):
-            if value is not None:
-                print(f"note: {name} = {value} has no effect on this model", file=sys.stderr)
+        if max_batch_size is not None:
+            print(f"note: max_batch_size = {max_batch_size} has no effect on this model", file=sys.stderr)
         folder = find_model(Path(checkpoint))
         window = window_of(window, load_settings(folder / CONFIG)[0].data.seq_len, "window = ")
         tokenizer = load_tokenizer(folder)
-        open_device()
+        open_device(device_of(device), "--device")
         palm = load(folder)
         self._scorer = Scorer(palm, tokenizer, window, int(batch), str(folder))
         self._generator = Generator(palm, tokenizer, window, int(batch), str(folder))

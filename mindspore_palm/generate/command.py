@@ -132,7 +132,8 @@ def _settings_of(options: GenerateOptions) -> Settings:
             f"set it to at most {trained}, or leave it out: longer texts continue in a window of their last tokens"
         )
     parallel = ParallelConfig(model=options.devices, shard_weights="off")
-    train = settings.train.model_copy(update={"compute_dtype": "auto"})  # this may be another machine
+    # weights are float32 and read once a token, so another dtype saves nothing; and any machine has float32
+    train = settings.train.model_copy(update={"compute_dtype": "float32"})
     return settings.model_copy(update={"parallel": parallel, "train": train})
 
 

@@ -57,6 +57,8 @@ class Layout:
     """dtype of activations and matmuls inside blocks; weights, norms, softmax, logits and loss are float32."""
     target: str = "CPU"
     """Device type that networks are compiled for."""
+    planned: bool = False
+    """Whether it is only partitioned or planned for, and nothing is computed."""
 
     def mesh_axes(self, axis: str) -> Axes:
         """The mesh axes over which a logical axis is sharded.

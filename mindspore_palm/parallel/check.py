@@ -12,6 +12,7 @@ from itertools import chain, product
 from math import prod
 
 from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.devices import DEVICES, PLANNED_DTYPE
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.advice import Change, apply, in_words, meshes
 from mindspore_palm.parallel.axes import TABLES, Layout
@@ -23,7 +24,6 @@ REPEATS = 64  # members of a group beyond which a longer one adds nothing about 
 SMALL_COUNTS = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
 MAX_REPLICATED = 0.02  # share of the weights' bytes that may be replicated although weights are to be sharded
 SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
-AUTO_DTYPE = {"CPU": "float32", "GPU": "bfloat16", "Ascend": "bfloat16"}
 SUPPORTED = ("model.norm_epsilon",)  # departures from PaLM that a mesh supports
 PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
 
@@ -40,16 +40,23 @@ class Misfit:
     """Changes of settings that may help, best first; none has been tried."""
 
 
-def layout_of(settings: Settings, target: str = "CPU") -> Layout:
-    """The layout of settings on a device target."""
+def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) -> Layout:
+    """The layout of settings on a device target.
+
+    Args:
+        settings: all of them.
+        target: CPU, GPU or Ascend.
+        planned: for a plan or a dry run, which computes nothing: any dtype will do, and auto is bfloat16.
+    """
     parallel, dtype = settings.parallel, settings.train.compute_dtype
     return Layout(
         Mesh(parallel.pods, parallel.data, parallel.model),
         TABLES[parallel.strategy],
         parallel.shard_weights,
         parallel.recompute,
-        AUTO_DTYPE[target] if dtype == "auto" else dtype,
+        PLANNED_DTYPE if planned and dtype == "auto" else DEVICES[target].dtype(dtype),
         target,
+        planned,
     )
 
 
@@ -86,7 +93,7 @@ def check_layout(
         changed = apply(settings, change) if all(map(is_choice, change)) else None
         if changed is None:
             return misfit
-        other = layout_of(changed, layout.target)
+        other = layout_of(changed, layout.target, layout.planned)
         return find_misfit(changed, replace(other, table=table) if table else other, placements_of, from_step)
 
     def completed(change: Change, kinds: frozenset[str]) -> Change | None:
@@ -107,9 +114,10 @@ def check_layout(
 
 def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf, from_step: int = 0) -> Misfit | None:
     """The first thing that does not fit; None if everything does. Arguments as in ``check_layout``."""
-    if layout.target == "CPU" and layout.compute_dtype == "bfloat16":  # MS-31
-        text = "train.compute_dtype = bfloat16: MindSpore's CPU has no bfloat16 matmul"
-        return Misfit("dtype", text, ({"train.compute_dtype": "float32"},))
+    device = DEVICES[layout.target]
+    if not layout.planned and layout.compute_dtype not in device.dtypes:  # MS-31
+        text = f"train.compute_dtype = {layout.compute_dtype}: {device.why}"
+        return Misfit("dtype", text, tuple({"train.compute_dtype": dtype} for dtype in device.dtypes))
     if layout.devices == 1:
         return None
     return (

@@ -12,13 +12,13 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
-from mindspore_palm import console
+from mindspore_palm import console, cuda
+from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker
 from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
-TARGETS = ("Ascend", "GPU", "CPU")  # device types, fastest first
 DEPTH = 100_000  # MS-19: nested calls of a graph; MindSpore's own limit of 1,000 is reached at some 100 layers
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # from host/shared_memory.cc
 
@@ -48,8 +48,13 @@ def this_rank() -> int:
     return _rank
 
 
-def open_device(wanted: str = "auto", setting: str = "train.device") -> Device:
-    """Chooses the device and sets graph mode. Arguments as for ``choose_device``.
+def open_device(wanted: str = "auto", setting: str = "train.device", tf32: bool = False) -> Device:
+    """Chooses the device and sets graph mode.
+
+    Args:
+        wanted: as for ``choose_device``.
+        setting: as for ``choose_device``.
+        tf32: whether matmuls of float32 may use TF32 on a GPU.
 
     Raises:
         UserError: the device does not exist, or MindSpore could not start its threads.
@@ -58,6 +63,8 @@ def open_device(wanted: str = "auto", setting: str = "train.device") -> Device:
     use_graphs()
     target, reason = choose_device(wanted, setting)
     ms.set_device(target)
+    if target == "GPU":
+        ms.device_context.gpu.op_precision.matmul_allow_tf32(tf32)
     return Device(target, reason)
 
 
@@ -71,15 +78,19 @@ def choose_device(wanted: str, setting: str = "train.device") -> tuple[str, str]
     Raises:
         UserError: the machine has no such device.
     """
-    available = [target for target in TARGETS if _available(target)]
+    available = [target for target in DEVICES if _available(target)]
+    gpu = cuda.problem() if "GPU" not in available else ""
     if wanted != "auto" and wanted not in available:
+        if wanted == "GPU" and gpu:
+            raise UserError(f"{setting} = GPU: {gpu}; or set {setting}=auto")
         raise UserError(
             f"{setting} = {wanted}: MindSpore {ms.__version__} finds no {wanted} on this machine (it finds "
             f"{', '.join(available)}); set {setting}=auto"
         )
     if wanted != "auto":
         return wanted, "as set"
-    return available[0], f"the fastest kind that MindSpore {ms.__version__} finds here"
+    passed_over = f", but no GPU: {gpu}" if gpu and cuda.present() else ""
+    return available[0], f"the fastest kind that MindSpore {ms.__version__} finds here{passed_over}"
 
 
 def join_workers(devices: int, target: str) -> int:
@@ -189,6 +200,8 @@ def parallel_settings(layout: Layout) -> dict[str, object]:
 
 
 def _available(target: str) -> bool:
+    if target == "GPU" and cuda.problem():
+        return False
     try:
         return target == "CPU" or bool(ms.hal.is_available(target))
     except (ValueError, RuntimeError):  # a wheel that does not know this device type

@@ -19,7 +19,7 @@ def print_layout(settings: Settings) -> None:
     Raises:
         UserError: after the table, if something does not fit.
     """
-    layout = layout_of(settings, "Ascend" if settings.train.device == "Ascend" else "GPU")
+    layout = layout_of(settings, "Ascend" if settings.train.device == "Ascend" else "GPU", planned=True)
     print(describe_layout(layout, placements_on(settings.model, layout)))
     check_layout(settings, layout, placements_on)
 

@@ -10,6 +10,7 @@ from mindspore_palm.console import Bar, say
 from mindspore_palm.launch import stop
 from mindspore_palm.train.divergence import check_not_diverged
 from mindspore_palm.train.log.metrics import MetricsRow
+from mindspore_palm.train.loss_scale import overflowed
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.spikes import Spike, detect_spike
 from mindspore_palm.train.step import StepResult
@@ -68,7 +69,9 @@ class Hooks:
 
 
 def watch_for_spikes(run: Run, info: StepInfo) -> None:
-    """Updates the statistics of losses, and notes a spike."""
+    """Updates the statistics of losses, and notes a spike. A gradient that overflowed says nothing about the loss."""
+    if overflowed(info.result):
+        return
     info.spike = detect_spike(run.progress, info.result.loss, info.result.gradient_norm, run.settings.train)
 
 
@@ -144,8 +147,12 @@ def check_divergence(run: Run, info: StepInfo) -> None:
     """Logs a skipped step, and ends a run that no longer learns.
 
     Raises:
-        UserError: too many steps in a row were skipped.
+        UserError: too many steps in a row were skipped, none of them for its loss scale alone.
     """
+    if overflowed(info.result):
+        scale, smaller = info.result.loss_scale, run.progress.loss_scale
+        say(f"step {info.step}: a gradient overflowed at loss scale {scale:g}; skipped, the next one takes {smaller:g}")
+        return
     if info.result.skipped:
         say(f"step {info.step}: loss {info.result.loss} with gradient norm {info.result.gradient_norm}; skipped")
         check_not_diverged(run.progress, run.settings)
@@ -159,10 +166,11 @@ class ProgressHook:
 
     def __call__(self, run: Run, info: StepInfo) -> None:
         result, row = info.result, info.row
+        scale = "" if result.loss_scale is None else f", scale {result.loss_scale:g}"
         hfu = "" if run.settings.parallel.recompute == "none" else f", HFU {row.hfu:.1%}"
         self._bar.advance(
             f"loss {result.loss:.3f}, lr {result.learning_rate:.2g}, norm {result.gradient_norm:.2f}, "
-            f"{row.tokens_per_second:,.0f} tok/s, MFU {row.mfu:.1%}{hfu}"
+            f"{row.tokens_per_second:,.0f} tok/s, MFU {row.mfu:.1%}{hfu}{scale}"
         )
 
 
@@ -170,7 +178,7 @@ def save_checkpoint(run: Run, info: StepInfo) -> None:
     """Starts writing a checkpoint, unless the run stops or goes back after this step."""
     if info.is_final:
         return
-    if info.result.skipped:  # no later step may be able to fix these weights
+    if info.result.skipped and not overflowed(info.result):  # no later step may be able to fix these weights
         say(f"step {info.step}: no checkpoint, as the loss or a gradient is not finite")
     else:
         run.save()

@@ -31,6 +31,7 @@ from mindspore_palm.train.hooks import Hooks, StepInfo
 from mindspore_palm.train.log.banner import banner
 from mindspore_palm.train.log.metrics import MetricsRow
 from mindspore_palm.train.log.peak import measure_peak
+from mindspore_palm.train.loss_scale import current_scale, overflowed, update_scale
 from mindspore_palm.train.rewinding import decide_rewind
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import (
@@ -65,7 +66,7 @@ def train(settings: Settings, start: StartOptions | None = None) -> Evaluation |
         Interrupted: the user stopped the run; says where it resumes.
     """
     start = start or StartOptions()
-    device = open_device(settings.train.device)
+    device = open_device(settings.train.device, tf32=settings.train.tf32)
     run_layout = check_settings(settings, device.name, start)
     memory = check_memory(settings, run_layout)
     join_workers(run_layout.devices, device.name)
@@ -165,13 +166,15 @@ def training_steps(run: Run) -> Iterator[StepInfo]:
         rows = current_layout().rows(this_rank(), size)
         inputs, targets = batches.slice(progress.step, rows.start, rows.stop - rows.start)
         mask = dropout_mask(settings, progress.step, range(rows.start, rows.stop))
-        result = run.step(inputs, targets, tokens, mask)
+        result = run.step(inputs, targets, tokens, mask, current_scale(progress, settings.train))
         stop.mark_unsaved()
         seconds = time.perf_counter() - start
 
         progress.step += 1
         progress.tokens += tokens
-        progress.not_finite = progress.not_finite + 1 if result.skipped else 0
+        update_scale(progress, result, settings.train)
+        if not overflowed(result):
+            progress.not_finite = progress.not_finite + 1 if result.skipped else 0
         progress.sound = progress.sound if result.skipped else progress.step - 1
         rate = size * length / seconds  # of all tokens, since prompts are computed as well
         row = MetricsRow(
@@ -186,5 +189,6 @@ def training_steps(run: Run) -> Iterator[StepInfo]:
             tokens_per_second=rate,
             mfu=rate * flops / run.peak,
             hfu=rate * hardware_flops / run.peak,
+            loss_scale=result.loss_scale,
         )
         yield StepInfo(progress.step, result, row)

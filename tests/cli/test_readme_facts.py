@@ -146,3 +146,10 @@ def test_the_answer_about_pathways_is_what_the_command_prints():
     assert number(r"The model predicts two pods at ([\d.]+) % of the speed of two separate ones") == pytest.approx(
         100 * alone / both, abs=0.05
     )
+
+
+def test_the_table_of_devices_has_the_dtypes_of_each():
+    from mindspore_palm.devices import DEVICES
+
+    rows = re.findall(r"^\| (CPU|GPU|Ascend) \|.*\| ([\w, ]+) \|$", README, re.MULTILINE)
+    assert {name: tuple(dtypes.split(", ")) for name, dtypes in rows} == {d.name: d.dtypes for d in DEVICES.values()}

@@ -117,7 +117,7 @@ def train_here(values):
 
 def compile_here(settings):
     """The step of the last rank of a mesh, compiled; 0."""
-    place = layout_of(settings, "GPU")
+    place = layout_of(settings, "GPU", planned=True)
     host.install_dry_run(place.devices - 1, place.devices, "GPU")
     set_rank(place.devices - 1)
     try:

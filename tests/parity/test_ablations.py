@@ -10,24 +10,13 @@ import pytest
 from mindspore import Tensor
 from parity.twins import EVEN, randomise_scales, relative, shape_of, tokens, weights_of
 from reference import ablations as reference
+from switches import SWITCHES, name_of
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.parallel.axes import Layout, layout
 
-SWITCHES = [
-    {"block": "serial", "attention": "multi_head", "mlp": "gelu"},  # the standard Transformer
-    {"block": "serial"},
-    {"attention": "multi_head"},
-    {"mlp": "relu"},
-    {"mlp": "geglu"},
-    {"norm": "layer_norm", "norm_epsilon": 0.3, "final_norm_scale": True},
-    {"norm": "rms_norm", "norm_scale": "around_one", "final_norm_scale": True, "scaled_logits": False},
-    {"xpos_base": 4.0},
-    {"xpos_base": 4.0, "attention": "multi_head"},
-]
 
-
-@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(str(v) for v in s.values()))
+@pytest.mark.parametrize("switches", SWITCHES, ids=name_of)
 def test_logits(device, rng, switches):
     config = PaLMConfig(**{**EVEN, "layers": 1}, **switches)
     palm = PaLM(config, seed=2)
@@ -39,7 +28,7 @@ def test_logits(device, rng, switches):
     assert drawn == config.parameter_count()
 
 
-@pytest.mark.parametrize("switches", SWITCHES[:5], ids=lambda s: "-".join(str(v) for v in s.values()))
+@pytest.mark.parametrize("switches", SWITCHES[:5], ids=name_of)
 def test_logits_in_float16(device, rng, switches):
     """Attention is in float16, and nothing else of an ablated block: close to the float32 reference."""
     config = PaLMConfig(**{**EVEN, "layers": 1}, **switches)

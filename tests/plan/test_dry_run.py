@@ -57,7 +57,7 @@ def test_few_layers_give_the_ledger_of_many(few):
 
 def test_shards_are_those_that_were_planned(few):
     settings = small(3)
-    planned = {p.name: p.shard_shape for p in placements(settings.model, layout_of(settings, "GPU"))}
+    planned = {p.name: p.shard_shape for p in placements(settings.model, layout_of(settings, "GPU", planned=True))}
     compiled = {s.name: s.shape for s in few[1].shards}
     for name, shape in planned.items():
         assert compiled[name] == compiled[f"m.{name}"] == compiled[f"v.{name}"] == shape
@@ -69,10 +69,10 @@ def test_the_moment_of_lion_is_sharded_as_its_weight(few):
     settings = small(2).model_copy(update={"optimizer": OptimizerConfig(name="lion")})
     run = dry_run(settings)
     shapes = {s.name: s.shape for s in run.shards}
-    weights = {p.name for p in placements(settings.model, layout_of(settings, "GPU"))}
+    weights = {p.name for p in placements(settings.model, layout_of(settings, "GPU", planned=True))}
     assert set(shapes) == weights | {f"m.{name}" for name in weights}
     assert all(shapes[f"m.{name}"] == shapes[name] for name in weights)
-    memory = memory_by_kind(settings, layout_of(settings, "GPU"))
+    memory = memory_by_kind(settings, layout_of(settings, "GPU", planned=True))
     assert run.state_bytes() == memory["weights"] + memory["optimizer state"]
     update = Counter({k.given: n for k, n in run.ledger.counts.items() if k.part == "update"})
     assert update == {(): 1}  # the norm of all gradients; the update itself needs no collective
@@ -80,7 +80,7 @@ def test_the_moment_of_lion_is_sharded_as_its_weight(few):
 
 def test_the_state_is_as_large_as_the_memory_estimate(few):
     settings = small(3)
-    memory = memory_by_kind(settings, layout_of(settings, "GPU"))
+    memory = memory_by_kind(settings, layout_of(settings, "GPU", planned=True))
     assert few[1].state_bytes() == memory["weights"] + memory["optimizer state"]
 
 
@@ -203,7 +203,7 @@ def test_a_group_that_ascend_does_not_have():
     settings, _ = load_settings(YAML / "palm_540b.yaml")
     ranks = ", ".join(f"[{i}]:{{{i}}}" for i in range(12))
     log = f"[ERROR] PARALLEL(1,a):now [x.cc:477] CreateGroup] failed, the rank list is: [const vector]{{{ranks}}}\n"
-    sentence = explain(log, settings, layout_of(settings, "Ascend")).splitlines()[0]
+    sentence = explain(log, settings, layout_of(settings, "Ascend", planned=True)).splitlines()[0]
     assert "no group of the ranks 0, 1 ... 11, which parallel.model = 12 asks for" in sentence
 
 

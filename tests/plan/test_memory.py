@@ -18,7 +18,7 @@ YAML = Path(__file__).resolve().parents[2] / "yaml"
 
 def of(config, *overrides, fused=True):
     settings, _ = load_settings(YAML / f"{config}.yaml", overrides)
-    return memory_by_kind(settings, layout_of(settings, "GPU"), fused)
+    return memory_by_kind(settings, layout_of(settings, "GPU", planned=True), fused)
 
 
 def test_the_state_of_palm_540b_is_xlas_to_the_byte():
@@ -71,7 +71,7 @@ def test_on_one_device_nothing_is_gathered():
 def test_a_checkpoint_is_written_from_a_copy_in_the_machines_memory():
     memory = memory_by_kind(Settings())
     assert memory["snapshot to save"] == memory["weights"] + memory["optimizer state"]
-    assert "snapshot to save" not in memory_by_kind(Settings(), layout_of(Settings(), "Ascend"))
+    assert "snapshot to save" not in memory_by_kind(Settings(), layout_of(Settings(), "Ascend", planned=True))
 
 
 def test_accumulation_counts_gradients_twice():

@@ -39,7 +39,7 @@ def test_best_first_and_all_of_them_fit(candidates):
         assert settings.parallel.devices == 512
         assert settings.model.heads % settings.parallel.model == 0
         assert settings.train.batch_ramp()[-1][1] % (settings.train.micro_batch or 1) == 0
-        assert sum(memory_by_kind(settings, layout_of(settings, "Ascend")).values()) <= USABLE * 64 * GIB
+        assert sum(memory_by_kind(settings, layout_of(settings, "Ascend", planned=True)).values()) <= USABLE * 64 * GIB
 
 
 def test_ascend_is_not_offered_groups_that_it_does_not_have():
@@ -155,7 +155,7 @@ def test_every_mesh_of_a_search_passes_the_check_before_a_run(devices, machine):
     candidates = search(settings, machine, devices)
     assert candidates
     for candidate in candidates:
-        check_layout(candidate.settings, layout_of(candidate.settings, machine.target), placements)
+        check_layout(candidate.settings, layout_of(candidate.settings, machine.target, planned=True), placements)
 
 
 def test_a_weight_too_small_to_matter_in_one_layer_counts_in_all_of_them():
@@ -163,6 +163,6 @@ def test_a_weight_too_small_to_matter_in_one_layer_counts_in_all_of_them():
     sizes = {"layers": 60, "d_model": 100, "heads": 8, "head_dim": 4, "d_ff": 64, "vocab_size": 32000}
     settings = Settings.model_validate({"model": sizes, "train": {"batch_size": 8}, "parallel": {"data": 8}})
     with pytest.raises(UserError, match="would be replicated"):
-        check_layout(settings, layout_of(settings, "GPU"), placements)
+        check_layout(settings, layout_of(settings, "GPU", planned=True), placements)
     with pytest.raises(UserError, match="would be replicated"):
         check_fits(settings, TPU_V4)

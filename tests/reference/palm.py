@@ -114,17 +114,18 @@ def unembed(x, table, shape: Shape, mesh=None, dtype=jnp.float32):
     return pin(z / jnp.sqrt(jnp.float32(shape.d_model)), mesh, BATCH, None, "model")
 
 
-def logits(params, token_ids, shape: Shape, mesh=None):
+def logits(params, token_ids, shape: Shape, mesh=None, dtype=jnp.float32):
     """int32 [B, S] to float32 [B, S, padded_vocab]."""
-    x = embed(params["embedding"], token_ids)
+    x = embed(params["embedding"], token_ids, dtype)
     for i in range(shape.layers):
-        x = block(x, {name: params[f"blocks.{i}.{name}"] for name in ("norm.scale", "q_wi", "kv", "o_wo")}, shape, mesh)
-    return unembed(x, params["embedding"], shape, mesh)
+        weights = {name: params[f"blocks.{i}.{name}"] for name in ("norm.scale", "q_wi", "kv", "o_wo")}
+        x = block(x, weights, shape, mesh, dtype)
+    return unembed(x, params["embedding"], shape, mesh, dtype)
 
 
-def loss(params, token_ids, targets, mask, shape: Shape, z_weight: float = 1e-4, mesh=None):
+def loss(params, token_ids, targets, mask, shape: Shape, z_weight: float = 1e-4, mesh=None, dtype=jnp.float32):
     """Mean over real tokens of cross-entropy + z_weight * log(Z)^2; returns (loss, cross-entropy alone)."""
-    return loss_of(logits(params, token_ids, shape, mesh), targets, mask, shape, z_weight)
+    return loss_of(logits(params, token_ids, shape, mesh, dtype), targets, mask, shape, z_weight)
 
 
 def loss_of(z, targets, mask, shape: Shape, z_weight: float = 1e-4):

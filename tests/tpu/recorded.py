@@ -49,7 +49,7 @@ RECORDED = {
 
 def planned(settings: Settings) -> dict[str, int]:
     """The plan's bytes a device, for a compiler that fuses as XLA does."""
-    return memory_by_kind(settings, layout_of(settings, "GPU"), fused=True)
+    return memory_by_kind(settings, layout_of(settings, "GPU", planned=True), fused=True)
 
 
 def beside_state(memory: dict[str, int]) -> int:

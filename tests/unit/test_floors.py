@@ -6,9 +6,9 @@ import pytest
 from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 
 FLOORS = (
-    ("errors", "file_names", "machine", "presets", "random", "tables"),
+    ("devices", "errors", "file_names", "machine", "presets", "random", "tables"),
     ("console", "fields", "files", "native", "options", "preflight"),
-    ("figures", "palm_config"),
+    ("cuda", "figures", "palm_config"),
     ("config",),
     ("data", "parallel"),
     ("effects",),

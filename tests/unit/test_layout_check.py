@@ -95,9 +95,26 @@ def test_a_fine_tuned_model_is_not_advised_to_become_another():
     assert said.endswith("set model.vocab_multiple=2")
 
 
-def test_bfloat16_matmuls_are_not_for_cpu():
-    assert "set train.compute_dtype=float32" in refused("CPU", train={"compute_dtype": "bfloat16"})
-    assert check("GPU").compute_dtype == "bfloat16" and check("CPU").compute_dtype == "float32"
+@pytest.mark.parametrize(("target", "auto"), [("CPU", "float32"), ("GPU", "float32"), ("Ascend", "bfloat16")])
+def test_auto_is_a_dtype_that_the_device_has(target, auto):
+    assert check(target).compute_dtype == auto
+    assert check(target, train={"compute_dtype": "float16"}).compute_dtype == "float16"
+
+
+@pytest.mark.parametrize("target", ["CPU", "GPU"])
+def test_a_dtype_that_the_device_lacks_is_refused(target):
+    said = refused(target, train={"compute_dtype": "bfloat16"})
+    assert said.startswith(f"train.compute_dtype = bfloat16: MindSpore's {target} backend has no bfloat16")
+    assert said.endswith("set train.compute_dtype=float32")
+
+
+def test_a_plan_takes_any_dtype():
+    """It needs no kernel, and a TPU is planned for as a GPU."""
+    for dtype, expected in (("auto", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")):
+        settings = Settings.model_validate({"model": MODEL, "train": {"compute_dtype": dtype}})
+        layout = layout_of(settings, "GPU", planned=True)
+        assert layout.compute_dtype == expected
+        check_layout(settings, layout, placements)
 
 
 @pytest.mark.parametrize("model", [1, 2, 4, 8, 16, 24])

@@ -34,6 +34,7 @@ COLUMNS = [
     "hfu",
     "validation_loss",
     "validation_bits_per_byte",
+    "loss_scale",
 ]
 
 
@@ -57,12 +58,13 @@ def test_one_row_per_step_with_the_documented_columns(tmp_path):
         for step in (1, 2, 3):
             records.add(row(step))
             assert len(table(tmp_path)) == step  # at once
-        records.add(row(4, validation_loss=1.25, validation_bits_per_byte=0.5))
+        records.add(row(4, validation_loss=1.25, validation_bits_per_byte=0.5, loss_scale=65536.0))
     rows = table(tmp_path)
     assert list(rows[0]) == COLUMNS == [field.name for field in dataclasses.fields(MetricsRow)]
     assert [int(r["step"]) for r in rows] == [1, 2, 3, 4]
     assert [float(rows[1][name]) for name in COLUMNS[1:11]] == [2.5, 2.4, 0.01, 0.75, 0, 256, 0.5, 256, 0.125, 0.25]
     assert (rows[0]["validation_loss"], rows[0]["validation_bits_per_byte"]) == ("", "")
+    assert rows[0]["loss_scale"] == "" and float(rows[3]["loss_scale"]) == 65536
     assert (float(rows[3]["validation_loss"]), float(rows[3]["validation_bits_per_byte"])) == (1.25, 0.5)
 
 

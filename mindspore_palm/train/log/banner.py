@@ -7,6 +7,7 @@ from math import prod
 from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import readable
 from mindspore_palm.data import Prepared
+from mindspore_palm.devices import DEVICES
 from mindspore_palm.model.lora import adapter_shapes
 from mindspore_palm.parallel.axes import Layout, current_layout
 from mindspore_palm.parallel.context import Device, parallel_settings
@@ -58,7 +59,8 @@ def _flops(settings: Settings) -> str:
 def _dtype(layout: Layout) -> str:
     """The compute dtype, and why it is used."""
     if layout.compute_dtype == "float32":
-        why = ": MindSpore's CPU backend has no bfloat16 matmul" if layout.target == "CPU" else ", as set"
+        device = DEVICES[layout.target]
+        why = f": {device.why}" if device.dtype("auto") == "float32" else ", as set"
         return f"float32: weights, activations and loss{why}"
     return f"{layout.compute_dtype} activations and matmuls in blocks; weights, norms, softmax, logits, loss float32"
 

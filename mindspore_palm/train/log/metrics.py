@@ -41,6 +41,8 @@ class MetricsRow:
     validation_loss: float | None = None
     """Held-out cross-entropy after this step, nats/token; empty if it was not measured."""
     validation_bits_per_byte: float | None = None
+    loss_scale: float | None = None
+    """Factor of the loss in the backward pass of this step; empty unless the compute dtype is float16."""
 
 
 HEADER = ",".join(field.name for field in fields(MetricsRow)) + "\r\n"
