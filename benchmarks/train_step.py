@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from turns import Contender, in_new_process  # noqa: E402 - found by the path above
 
+SCALE = 1024.0  # of the loss, in float16
 SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (128, 2, 4, 32, 512, 128, 8),
     (256, 4, 8, 32, 4096, 256, 8),
@@ -49,25 +50,29 @@ def tokens(shape):
     return np.random.default_rng(0).integers(0, shape[4], (2, shape[6], shape[5])).astype(np.int32)
 
 
-def mindspore_step(shape):
+def mindspore_step(shape, device="CPU", dtype="float32"):
+    """``dtype`` may also be tf32: float32 with TF32 matmuls, on a GPU."""
+    from mindspore_palm.parallel.axes import Layout, layout
     from mindspore_palm.parallel.context import open_device
 
-    open_device("CPU")
+    open_device(device, tf32=dtype == "tf32")
     from mindspore_palm.config import OptimizerConfig
     from mindspore_palm.model.loss import Loss
     from mindspore_palm.model.palm import PaLM
     from mindspore_palm.optim import make_optimizer
     from mindspore_palm.train.step import TrainStep
 
-    palm = PaLM(model_config(shape))
-    adam = OptimizerConfig(name="adamw", schedule="constant", learning_rate=1e-3)
-    step = TrainStep(Loss(palm), make_optimizer(palm.trainable_params(), adam, 1), clip_norm=0.0)
+    with layout(Layout(target=device, compute_dtype="float16" if dtype == "float16" else "float32")):
+        palm = PaLM(model_config(shape))
+        adam = OptimizerConfig(name="adamw", schedule="constant", learning_rate=1e-3)
+        step = TrainStep(Loss(palm), make_optimizer(palm.trainable_params(), adam, 1), clip_norm=0.0)
     inputs, targets = tokens(shape)
-    return lambda: step(inputs, targets).loss
+    return lambda: step(inputs, targets, loss_scale=SCALE).loss
 
 
-def jax_step(shape):
-    os.environ["JAX_PLATFORMS"] = "cpu"
+def jax_step(shape, platform="cpu", dtype="float32"):
+    os.environ["JAX_PLATFORMS"] = platform
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders share a GPU
     import jax
     import jax.numpy as jnp
     from reference import adafactor
@@ -88,8 +93,10 @@ def jax_step(shape):
         return p - 1e-3 * (m / (1 - 0.9**k)) / (jnp.sqrt(v / (1 - 0.99**k)) + 1e-8), m, v
 
     def step(params, state, k):
-        objective = lambda p: reference.loss(p, inputs, targets, mask, sizes)[0]  # noqa: E731
+        scale = SCALE if dtype == "float16" else 1.0
+        objective = lambda p: scale * reference.loss(p, inputs, targets, mask, sizes, dtype=jnp.dtype(dtype))[0]  # noqa: E731
         value, grads = jax.value_and_grad(objective)(params)
+        value, grads = value / scale, jax.tree.map(lambda g: g / scale, grads)
         new = {n: adam(params[n], grads[n], state["m"][n], state["v"][n], k) for n in params}
         return {n: new[n][0] for n in new}, {"m": {n: new[n][1] for n in new}, "v": {n: new[n][2] for n in new}}, value
 
@@ -106,7 +113,7 @@ def jax_step(shape):
     return run
 
 
-def torch_step(shape, compiled):
+def torch_step(shape, compiled, device="cpu", dtype="float32"):
     import torch
     from palm_pytorch import PaLM
     from torch.nn import functional
@@ -114,18 +121,23 @@ def torch_step(shape, compiled):
     d_model, layers, heads, head_dim, vocab, _, _ = shape
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
-    model = PaLM(dim=d_model, num_tokens=vocab, depth=layers, heads=heads, dim_head=head_dim)
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    model = PaLM(dim=d_model, num_tokens=vocab, depth=layers, heads=heads, dim_head=head_dim).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99), fused=True)
-    inputs, targets = (torch.from_numpy(x).long() for x in tokens(shape))
+    inputs, targets = (torch.from_numpy(x).long().to(device) for x in tokens(shape))
+    half = torch.autocast(device, torch.float16, enabled=dtype == "float16")
+    scaler = torch.amp.GradScaler(device, init_scale=SCALE, enabled=dtype == "float16")
     objective = lambda: functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # noqa: E731
     if compiled:
         objective = torch.compile(objective)
 
     def run():
         adam.zero_grad(set_to_none=True)
-        loss = objective()
-        loss.backward()
-        adam.step()
+        with half:
+            loss = objective()
+        scaler.scale(loss).backward()
+        scaler.step(adam)
+        scaler.update()
         return float(loss.detach())
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from mindspore_palm.config import Settings
+from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory
 from mindspore_palm.model.lora import adapter_shapes
@@ -53,7 +54,9 @@ class _Device:
         model = settings.model
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
         self.recompute = settings.parallel.recompute
-        self.holds_scores = layout.target != "Ascend" if fused_attention is None else not fused_attention
+        fuses = DEVICES[layout.target].fuses_attention(layout.compute_dtype, model.head_dim)
+        fuses = fuses and model.attention == "multi_query"
+        self.holds_scores = not (fuses if fused_attention is None else fused_attention)
         self.compute_bytes = FLOAT if layout.compute_dtype == "float32" else HALF
         self.model_ranks, self.length = layout.shards("heads"), settings.data.seq_len
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mindspore import Parameter, nn
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.devices import DEVICES
 from mindspore_palm.model.ablations import MultiHeadAttention, ParallelBlock, SerialBlock
 from mindspore_palm.model.attention import (
     FusedAttention,
@@ -37,7 +38,8 @@ def make_attention(config: PaLMConfig) -> nn.Cell:
     """Causal attention over full sequences."""
     if config.attention == "multi_head":
         return MultiHeadAttention(config)
-    fused = current_layout().target == "Ascend"
+    here = current_layout()
+    fused = DEVICES[here.target].fuses_attention(here.compute_dtype, config.head_dim)
     return MultiQueryAttention(config, FusedAttention(config) if fused else _plain_attention())
 
 

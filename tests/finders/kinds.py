@@ -41,6 +41,7 @@ SAMPLES = {
     "data.validation_fraction": [0.1],
     "data.seq_len": [8, 15],  # of two, a text has so many sequences that it is scored for minutes
     "train.batch_size": [2, [[0, 2], [2, 4]], [[0, 4]]],
+    "train.loss_scale": [1.0, 2.0**40],
     "train.output": ["a b/c"],
     "finetune.prompt_field": ["q"],
     "finetune.target_field": ["a"],
