@@ -38,9 +38,8 @@ def test_files_that_the_readme_names_are_there():
     folders = "run|yaml|tests|benchmarks|docs|mindspore_palm"
     named = re.findall(rf"(?<![\w/])((?:{folders})/[\w./]*\w\.(?:py|yaml|txt|png|md|json))\b", TEXT)
     assert len(linked) > 8 and len(named) > 60
-    anchors = {
-        "#" + re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in re.findall(r"^#+ (.*)$", TEXT, re.M)
-    }
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
     assert not [name for name in {*linked, *named} if name not in anchors and not (ROOT / name).exists()]
 
 
