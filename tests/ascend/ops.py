@@ -24,6 +24,7 @@ from mindspore_palm.dry_run.compile import partitioned_graph  # noqa: E402
 
 MODEL = {"layers": 1, "d_model": 64, "heads": 2, "head_dim": 32, "d_ff": 128, "vocab_size": 302, "vocab_multiple": 4}
 OPTIMIZERS = ({"name": "adafactor"}, {"name": "adamw"}, {"name": "lion"})
+SMALLEST = {"name": "adamw"}  # the optimizer with the smallest graph
 NOTHING = frozenset(["MakeTuple", "TupleGetItem", "UpdateState", "Load", "Depend", "Partial", "Switch", "Return"])
 """What the compiler resolves: nothing of it is computed."""
 COLLECTIVES = frozenset(["AllReduce", "AllGather", "ReduceScatter"])
@@ -32,12 +33,24 @@ Op = tuple[str, tuple[str | None, ...]]
 """Name, and the dtype of each input; None for what is no tensor."""
 
 
+def settings_of(dtype: str, optimizer: dict[str, Any], mesh: dict[str, int], **switches: Any) -> Settings:
+    """The smallest step with these settings."""
+    return Settings.model_validate(
+        {
+            "model": {**MODEL, **switches},
+            "data": {"seq_len": 16},
+            "parallel": mesh,
+            "train": {"batch_size": 4, "compute_dtype": dtype},
+            "optimizer": optimizer,
+        }
+    )
+
+
 def graphs(dtype: str) -> list[str]:
     """Texts of the step of each optimizer for Ascend, in a compute dtype, as rank 0 of 2 x 2."""
-    settings: dict[str, Any] = {"model": MODEL, "data": {"seq_len": 16}, "parallel": {"data": 2, "model": 2}}
-    settings["train"] = {"batch_size": 4, "compute_dtype": dtype}
     chosen = OPTIMIZERS if dtype == DEVICES["Ascend"].dtypes[0] else OPTIMIZERS[:1]
-    return [partitioned_graph(Settings.model_validate({**settings, "optimizer": o}), "Ascend", 0)[0] for o in chosen]
+    mesh = {"data": 2, "model": 2}
+    return [partitioned_graph(settings_of(dtype, optimizer, mesh), "Ascend", 0)[0] for optimizer in chosen]
 
 
 def ops_of(graph: str) -> set[Op]:

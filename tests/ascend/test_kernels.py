@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
-from ascend.ops import graphs, kernels, ops_of, table
+from ascend.ops import SMALLEST, graphs, kernels, ops_of, settings_of, table
+from switches import SWITCHES, name_of
 
 from mindspore_palm.devices import DEVICES
+from mindspore_palm.dry_run.compile import partitioned_graph
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "design" / "ascend-kernels.md"
 pytestmark = pytest.mark.skipif(
@@ -29,6 +32,27 @@ def test_every_op_of_the_step_has_a_kernel(compiled):
     assert {op: kernel for op, kernel in found.items() if not kernel[0]} == {}
     assert {op: kernel for op, kernel in found.items() if kernel[0] == "acl" and kernel[1]} == {}
     assert {"MatMul", "Rsqrt", "OneHot", "Adam", "Sign"} <= {name for name, _ in ops}
+
+
+CASES = [(SWITCHES[0], "bfloat16")]  # the standard Transformer
+CASES += [case for case in product(SWITCHES, DEVICES["Ascend"].dtypes) if case not in CASES]
+
+
+@pytest.mark.parametrize(
+    ("switches", "dtype"),
+    [
+        pytest.param(switches, dtype, id=f"{name_of(switches)} {dtype}", marks=[pytest.mark.slow] if number else [])
+        for number, (switches, dtype) in enumerate(CASES)
+    ],
+)
+def test_every_switch_has_kernels(device, switches, dtype):
+    """Compiled for two devices, as MindSpore hands one to its CPU; the commands have switches on one device alone."""
+    ops = sorted(
+        ops_of(partitioned_graph(settings_of(dtype, SMALLEST, {"data": 2}, **switches), "Ascend", 0)[0]), key=str
+    )
+    found = dict(zip(ops, kernels(ops), strict=True))
+    assert {op: k for op, k in found.items() if not k[0] or (k[0] == "acl" and k[1])} == {}
+    assert any("BFloat16" in dtypes for name, dtypes in ops if "MatMul" in name) == (dtype == "bfloat16")
 
 
 def test_the_plugin_knows_what_it_does_not_have():

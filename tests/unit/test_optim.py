@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, mutable, nn
 from parallel.suite import QUICK, SLOW
 from reference.mesh import OPTIMIZERS as IN_JAX
 
@@ -29,7 +29,7 @@ def steps_of(config: OptimizerConfig, start: dict, gradients: list[dict]) -> dic
     parameters = [Parameter(Tensor(value), name=name) for name, value in start.items()]
     optimizer = make_optimizer(parameters, config, len(gradients))
     for grads in gradients:
-        optimizer(tuple(Tensor(grads[name]) for name in start))
+        optimizer(mutable(tuple(Tensor(grads[name]) for name in start)))
     return {p.name: p.asnumpy() for p in parameters}
 
 
