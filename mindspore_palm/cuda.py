@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from mindspore_palm.errors import UserError
 from mindspore_palm.native import cache_root
 
 DRIVER = "libcuda.so.1"
@@ -38,6 +39,7 @@ CUDA, OLDEST_DRIVER = (11, 6), "510"
 """The CUDA that the backend was built with, and the first driver for it."""
 CAPABILITY = (6, 0)
 """The least compute capability: its kernels are for 6.0 to 8.0, and newer cards compile them at first use."""
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 TOOLKIT = "/usr/local/cuda"
 NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release {}.{}, V{}.{}.0'\n"
 INSTALL_DRIVER = "apt-get install nvidia-driver-535 installs one; docker needs run --gpus all"
@@ -71,7 +73,10 @@ def prepare_with_mindspore() -> None:
 def prepare() -> None:
     """Loads the libraries of CUDA, if there is a driver. What is missing is kept for ``problem``."""
     global _problem
-    _problem = _load()
+    try:
+        _problem = _load()
+    except (OSError, UserError) as error:  # the import of MindSpore goes on, without a GPU
+        _problem = f"its CUDA cannot be prepared: {error}"
 
 
 def present() -> bool:
@@ -157,9 +162,10 @@ def _answering_nvcc() -> Path:
 def _device_problem(driver: ctypes.CDLL) -> str:
     """Why none of the driver's devices can be used; empty if the first can."""
     count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if code := driver.cuInit(0):
+    code = driver.cuInit(0)
+    if code not in (0, NO_DEVICE):
         return f"its NVIDIA driver does not start (CUDA error {code}); nvidia-smi says more"
-    if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+    if code or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "its NVIDIA driver finds no GPU; nvidia-smi lists them, and CUDA_VISIBLE_DEVICES may hide them"
     for attribute, value in ((75, major), (76, minor)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)

@@ -38,5 +38,5 @@ def update_scale(progress: Progress, result: StepResult, settings: TrainConfig) 
         progress.loss_scale, progress.scale_steps = max(SMALLEST, result.loss_scale / 2), 0
         return
     progress.loss_scale, progress.scale_steps = result.loss_scale, progress.scale_steps + 1
-    if progress.scale_steps == settings.loss_scale_window:
+    if progress.scale_steps >= settings.loss_scale_window:
         progress.loss_scale, progress.scale_steps = min(LARGEST, 2 * result.loss_scale), 0

@@ -28,11 +28,22 @@ def test_pip_s_packages_and_a_driver_are_enough(gpu):
         ({"LD_LIBRARY_PATH": ""}, ["False", "no NVIDIA driver (libcuda.so.1", "apt-get install", "--gpus all"]),
         ({"STANDIN_CUDA": "11040"}, ["is for CUDA 11.4, and MindSpore needs 11.6", "510 or newer", "apt-get install"]),
         ({"STANDIN_INIT": "803"}, ["does not start (CUDA error 803)", "nvidia-smi"]),
+        ({"STANDIN_INIT": "100"}, ["finds no GPU", "CUDA_VISIBLE_DEVICES"]),
+        ({"MINDSPORE_PALM_CACHE": "/proc/nowhere"}, ["its CUDA cannot be prepared: ", "/proc/nowhere"]),
         ({"STANDIN_DEVICES": "0"}, ["finds no GPU", "CUDA_VISIBLE_DEVICES"]),
         ({"STANDIN_CAPABILITY": "52"}, ["compute capability 5.2", "6.0 and newer", "train.device=CPU"]),
         ({"PYTHONPATH": "."}, ["libcudart.so.11.0 is not installed", "pip install -r requirements-gpu.txt"]),
     ],
-    ids=["no driver", "old driver", "driver that does not start", "no device", "old device", "no packages"],
+    ids=[
+        "no driver",
+        "old driver",
+        "driver that does not start",
+        "hidden",
+        "no cache",
+        "no device",
+        "old device",
+        "no packages",
+    ],
 )
 def test_what_is_missing_is_one_sentence_with_its_remedy(gpu, variables, words):
     said = problem(gpu, **variables)
