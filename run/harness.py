@@ -26,6 +26,8 @@ def main() -> None:
     options = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
     if twice := [option for option in options if options.count(option) > 1]:
         raise UserError(f"{twice[0]} is given twice, and the harness would keep the last; give it once")
+    if "--model" in options and "--device" not in options:
+        sys.argv += ["--device", "auto"]  # the harness's own default is cuda:0
     model_registry.register("mindspore_palm", target="mindspore_palm.evaluate.harness:HarnessPaLM")
     from mindspore_palm.evaluate.harness import with_task_checks
 
