@@ -112,7 +112,7 @@ class SingleGraphStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.objective, self.update = Objective(loss), update
         self.gradients = ops.value_and_grad(self.objective, None, update.optimizer.parameters, has_aux=True)
-        self.scales = int(is_scaled())
+        self.scales = self.objective.scales
 
     def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *extras: Tensor) -> tuple[Tensor, ...]:
         (_, loss, cross_entropy), gradients = self.gradients(inputs, targets, count, *extras)

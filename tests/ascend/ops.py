@@ -26,7 +26,7 @@ MODEL = {"layers": 1, "d_model": 64, "heads": 2, "head_dim": 32, "d_ff": 128, "v
 OPTIMIZERS = ({"name": "adafactor"}, {"name": "adamw"}, {"name": "lion"})
 SMALLEST = {"name": "adamw"}  # the optimizer with the smallest graph
 NOTHING = frozenset(["MakeTuple", "TupleGetItem", "UpdateState", "Load", "Depend", "Partial", "Switch", "Return"])
-"""What the compiler resolves: nothing of it is computed."""
+"""Nodes that the compiler resolves: none of them is computed."""
 COLLECTIVES = frozenset(["AllReduce", "AllGather", "ReduceScatter"])
 NODE = re.compile(r"^ +%\d+\([^)]*\) = (?:PrimFunc_)?(\w+)\(")
 Op = tuple[str, tuple[str | None, ...]]

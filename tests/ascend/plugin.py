@@ -19,7 +19,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import mindspore as ms
+from dynamic_symbols import symbols
 from mindspore._c_expression import typing
 
 PLUGIN = Path(ms.__file__).parent / "lib" / "plugin"
@@ -62,11 +65,6 @@ OLD_STRINGS = "-D_GLIBCXX_USE_CXX11_ABI=0"  # as MindSpore is built
 
 def run(*command: str | Path) -> str:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
-
-
-def symbols(files: list[Path], which: str) -> set[str]:
-    listing = "".join(run("nm", "-D", which, file) for file in files)
-    return {line.split()[-1].partition("@")[0] for line in listing.splitlines() if line.split() and ":" not in line}
 
 
 def build(folder: Path) -> None:

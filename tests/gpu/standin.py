@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from dynamic_symbols import symbols
+
 from mindspore_palm.cuda import LIBRARIES
 
 DRIVER = r"""
@@ -74,17 +76,6 @@ int cublasGemmStridedBatchedEx(void *handle, int ta, int tb, int m, int n, int k
   int type, int algorithm) { record(type); return 0; }
 """
 """Writes the compute type of each matmul (cublasComputeType_t) to the file STANDIN_MATMULS."""
-PREFIXES = {  # of the functions of each library
-    "libcudart.so.11.0": "cuda",
-    "libnvrtc.so.11.2": "nvrtc",
-    "libcublasLt.so.11": "cublasLt",
-    "libcublas.so.11": "cublas",
-    "libcudnn.so.8": "cudnn",
-    "libcufft.so.10": "cufft",
-    "libcurand.so.10": "curand",
-    "libcusparse.so.11": "cusparse",
-    "libcusolver.so.11": "cusolver",
-}
 CUDNN_VERSION = 8906
 
 
@@ -94,17 +85,17 @@ def build(folder: Path) -> dict[str, str]:
     Raises:
         OSError, subprocess.CalledProcessError: gcc or nm is missing, or fails.
     """
-    assert set(PREFIXES) == set(LIBRARIES)
     plugin = Path(next(iter(find_spec("mindspore").submodule_search_locations))) / "lib" / "plugin"
     backend = plugin / "libmindspore_gpu.so.11.6"
     users = [backend, *(plugin / "gpu11.6").glob("*.so*")]
-    wanted = {name for file in users for name in symbols(file, "--undefined-only")}
-    own = symbols(plugin / "gpu" / "libcuda_ops.so.11", "--defined-only") & wanted
+    wanted = symbols(users, "--undefined-only")
+    own = symbols([plugin / "gpu" / "libcuda_ops.so.11"], "--defined-only") & wanted
     driver, kernels, packages = folder / "driver", folder / "kernels", folder / "packages"
     compile_library(driver / "libcuda.so.1", DRIVER, (n for n in wanted if n.startswith("cu") and n[2:3].isupper()))
     for library, package in LIBRARIES.items():
-        longer = [p for p in PREFIXES.values() if p != PREFIXES[library] and p.startswith(PREFIXES[library])]
-        names = [n for n in wanted if n.startswith(PREFIXES[library]) and not n.startswith(tuple(longer))]
+        prefix = prefix_of(library)
+        longer = tuple(p for p in map(prefix_of, LIBRARIES) if p != prefix and p.startswith(prefix))
+        names = [n for n in wanted if n.startswith(prefix) and not n.startswith(longer)]
         source = {"libcudart.so.11.0": RUNTIME, "libcublas.so.11": BLAS}.get(library, "")
         compile_library(packages / "nvidia" / package / "lib" / library, source, names, version=library)
     compile_library(kernels / "libcuda_ops.so.11", "", own)
@@ -116,10 +107,10 @@ def build(folder: Path) -> dict[str, str]:
     }
 
 
-def symbols(file: Path, which: str) -> set[str]:
-    """Names of the dynamic symbols of a library, without versions."""
-    listing = subprocess.run(["nm", "-D", which, file], capture_output=True, text=True, check=True).stdout
-    return {line.split()[-1].partition("@")[0] for line in listing.splitlines() if line.split()}
+def prefix_of(library: str) -> str:
+    """How the names of a library's functions begin."""
+    name = library.partition(".so")[0].removeprefix("lib")
+    return "cuda" if name == "cudart" else name
 
 
 def compile_library(file: Path, source: str, names: Iterable[str], version: str = "") -> None:

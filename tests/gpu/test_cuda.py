@@ -81,10 +81,6 @@ def test_a_toolkit_is_used_if_it_fits(gpu, tmp_path, release, is_used):
     assert (home == str(own)) == is_used
 
 
-TINY = ["model.layers=1", "model.d_model=16", "model.heads=2", "model.head_dim=8", "model.d_ff=32"]
-TINY += ["model.vocab_size=300", "data.seq_len=16", "data.path=README.md", "train.batch_size=4", "train.steps=1"]
-
-
 def test_auto_passes_over_a_gpu_that_cannot_work_and_says_why(gpu):
     code = "from mindspore_palm.parallel.context import choose_device; print(*choose_device('auto'))"
     said = gpu("-c", code, STANDIN_CUDA="11040").stdout
@@ -93,7 +89,14 @@ def test_auto_passes_over_a_gpu_that_cannot_work_and_says_why(gpu):
 
 
 def test_a_gpu_that_is_asked_for_and_cannot_work_ends_the_command(gpu, tmp_path):
-    ended = gpu("run/train.py", *TINY, "train.device=GPU", f"train.output={tmp_path}/run", STANDIN_CUDA="11040")
+    ended = gpu(
+        "run/train.py",
+        "--config",
+        "yaml/palm_tiny.yaml",
+        "train.device=GPU",
+        f"train.output={tmp_path}/run",
+        STANDIN_CUDA="11040",
+    )
     assert ended.returncode == 2
     assert "train.device = GPU: its NVIDIA driver is for CUDA 11.4" in ended.stderr
     assert "Traceback" not in ended.stderr and not (tmp_path / "run").exists()
