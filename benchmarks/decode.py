@@ -162,10 +162,10 @@ def race(batch, context, names, rounds, steps):
     for name in names:
         if name == "torch, no cache" and 2 * config_of().parameter_count() * batch * context > MAX_FLOPS:
             continue
-        contenders[name] = Contender(CONTENDERS[name], batch, context, warm_up=WARM_UP)
+        contenders[name] = Contender(CONTENDERS[name], batch, context, warm_up=WARM_UP).wait()
         times[name], shares[name], strict[name] = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        memory = Contender(reading, folder)
+        memory = Contender(reading, folder).wait()
     for _ in range(rounds):
         before = memory.steps(BLOCKS)
         for name, contender in contenders.items():

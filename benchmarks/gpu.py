@@ -1,13 +1,14 @@
 """The training step on a GPU: tokens/s, share of the card's peak, memory, and losses beside those of a CPU.
 
     pip install -r requirements-gpu.txt -r benchmarks/requirements.txt "jax[cuda12]"
-    python benchmarks/gpu.py [--shapes 0,1,2] [--dtypes float32,tf32,float16] [--peak-tflops 312] [--json FILE]
+    python benchmarks/gpu.py [--shapes 0,1,2] [--dtypes float32,tf32,float16] [--losses 50]
+        [--peak-tflops 67,494,989] [--json FILE]
 
 Contenders are this package, PaLM-pytorch under torch.compile and the JAX reference of the tests, each in its own
-process on the same card, and they take turns. TF32 is for the first two, as the reference computes float32 in full. The
-peak is a matmul of this card in the same dtype, measured just before, unless --peak-tflops states it. Memory is what
-nvidia-smi reports for the process; it includes the CUDA context and what an allocator keeps. ``--device CPU`` tries the
-script without a GPU.
+process on the same card, and they take turns. TF32 is for the first two, as the reference computes float32 in full. In
+float16, logits are TF32 here and in JAX, and float16 in PyTorch. The peak is a matmul of this card in the same dtype,
+measured just before, unless --peak-tflops states it. Memory is what nvidia-smi reports for the process; it includes the
+CUDA context and what an allocator keeps. ``--device CPU`` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ def _smi(query):
 
 def race(shape, device, dtype, rounds, steps, peak):
     """Tokens/s, share of the peak and memory of each contender."""
-    peak = peak or in_new_process(peak_flops, device, dtype)
     running = {name: Contender(make, shape) for name, make in contenders(device, dtype).items()}
+    for contender in running.values():
+        contender.wait()
     times = {name: [] for name in running}
     for _ in range(rounds):
         for name, contender in running.items():
@@ -108,6 +110,12 @@ def race(shape, device, dtype, rounds, steps, peak):
         }
         for name, seconds in times.items()
     }
+
+
+def write(file, results):
+    """Writes what has been measured so far."""
+    if file:
+        Path(file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def problem_of(device):
@@ -129,35 +137,45 @@ def main():
     parser.add_argument("--dtypes", default="float32,tf32,float16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps per turn")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="peak of the card; measured if it is not given")
+    parser.add_argument("--losses", type=int, default=STEPS, help="steps whose losses are compared with those of a CPU")
+    parser.add_argument("--peak-tflops", help="peak of the card in each dtype; measured if not given")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     device = arguments.device
     if problem := in_new_process(problem_of, device):
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    dtypes = arguments.dtypes.split(",")
+    stated = [1e12 * float(peak) for peak in arguments.peak_tflops.split(",")] if arguments.peak_tflops else []
+    if stated and len(stated) != len(dtypes):
+        print(f"error: --peak-tflops has {len(stated)} numbers for {len(dtypes)} dtypes", file=sys.stderr)
+        return 2
     results = {"card": card(device), "steps": [], "losses": {}}
     print(results["card"])
+    measured = (in_new_process(peak_flops, device, dtype) for dtype in dtypes)
+    peaks = dict(zip(dtypes, stated or measured, strict=True))
+    print(", ".join(f"peak in {dtype}: {peak / 1e12:.1f} TFLOP/s" for dtype, peak in peaks.items()))
     print("d_model, layers, heads, head_dim, vocab, length, batch: contender, tokens/s, time over ours, MFU, memory")
     for text in arguments.shapes.split(","):
         shape = SHAPES[int(text)] if text.isdecimal() else tuple(map(int, text.split("x")))
-        for dtype in arguments.dtypes.split(","):
-            rows = race(shape, device, dtype, arguments.rounds, arguments.steps, arguments.peak_tflops * 1e12)
+        for dtype in dtypes:
+            rows = race(shape, device, dtype, arguments.rounds, arguments.steps, peaks[dtype])
             results["steps"].append({"shape": shape, "dtype": dtype, "figures": rows})
+            write(arguments.json, results)
             print(f"{', '.join(map(str, shape))} in {dtype}", flush=True)
             for name, row in rows.items():
                 memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:8,} MB"
                 print(
                     f"  {name:<16}{row['tokens_per_second']:12,.0f}{row['times_ours']:8.2f}x{row['mfu']:8.1%}{memory}"
                 )
-    expected = in_new_process(losses, "CPU", "float32", SMALL, STEPS)
-    for dtype in arguments.dtypes.split(","):
-        found = in_new_process(losses, device, dtype, SMALL, STEPS)
+    count = arguments.losses
+    expected = in_new_process(losses, "CPU", "float32", SMALL, count) if count else []
+    for dtype in dtypes if count else ():
+        found = in_new_process(losses, device, dtype, SMALL, count)
         far = max(abs(a / b - 1) for a, b in zip(found, expected, strict=True))
         results["losses"][dtype] = {"device": found, "cpu": expected, "largest_relative_difference": far}
-        print(f"losses of {STEPS} steps in {dtype}, largest relative difference to a CPU's in float32: {far:.2g}")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"losses of {count} steps in {dtype}, largest relative difference to a CPU's in float32: {far:.2g}")
+    write(arguments.json, results)
     return 0
 
 

@@ -51,11 +51,11 @@ def tokens(shape):
 
 
 def mindspore_step(shape, device="CPU", dtype="float32"):
-    """``dtype`` may also be tf32: float32 with TF32 matmuls, on a GPU."""
+    """``dtype`` may also be tf32: float32 with TF32 matmuls, on a GPU. float16 has them as well, as JAX has."""
     from mindspore_palm.parallel.axes import Layout, layout
     from mindspore_palm.parallel.context import open_device
 
-    open_device(device, tf32=dtype == "tf32")
+    open_device(device, tf32=dtype != "float32")
     from mindspore_palm.config import OptimizerConfig
     from mindspore_palm.model.loss import Loss
     from mindspore_palm.model.palm import PaLM
@@ -163,7 +163,7 @@ CONTENDERS = {
 def race(shape, names, rounds, steps):
     """Median ms/step of each contender, its median ratio to the first, and its share of the measured peak FLOP/s."""
     flops_peak = in_new_process(peak_flops)
-    contenders = {name: Contender(CONTENDERS[name], shape) for name in names}
+    contenders = {name: Contender(CONTENDERS[name], shape).wait() for name in names}
     times = {name: [] for name in names}
     for _ in range(rounds):
         for name, contender in contenders.items():

@@ -24,7 +24,7 @@ def serve(make, arguments, warm_up, pipe):
 
 
 class Contender:
-    """A process in which ``make(*arguments)`` returns a step; ``steps`` runs it."""
+    """A process in which ``make(*arguments)`` returns a step; ``steps`` runs it, once ``wait`` has returned."""
 
     def __init__(self, make, *arguments, warm_up=WARM_UP):
         context = multiprocessing.get_context("spawn")
@@ -32,7 +32,11 @@ class Contender:
         self.process = context.Process(target=serve, args=(make, arguments, warm_up, child_pipe))
         self.process.start()
         child_pipe.close()
+
+    def wait(self):
+        """Waits until the process has compiled and warmed up. Several can do so at once."""
         self.pipe.recv()
+        return self
 
     def steps(self, count):
         """Seconds of each of ``count`` steps."""

@@ -37,8 +37,10 @@ LIBRARIES = {
 """Libraries that the backend is linked to, each after those that it needs itself, and their folder in ``nvidia``."""
 CUDA, OLDEST_DRIVER = (11, 6), "510"
 """The CUDA that the backend was built with, and the first driver for it."""
-CAPABILITY = (6, 0)
-"""The least compute capability: its kernels are for 6.0 to 8.0, and newer cards compile them at first use."""
+CAPABILITY, NEWEST = (6, 0), (8, 0)
+"""Compute capabilities that it contains kernels for; a newer card's driver compiles them (MS-57)."""
+COMPILED, CACHE = 100 * 2**20, 2**30
+"""Bytes: less than its compiled kernels have (350 MB on an H200), and what they need at most."""
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 TOOLKIT = "/usr/local/cuda"
 NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release {}.{}, V{}.{}.0'\n"
@@ -66,7 +68,7 @@ def prepare_with_mindspore() -> None:
     global _problem
     if "mindspore" not in sys.modules:
         sys.meta_path.insert(0, BeforeMindSpore())
-    elif not os.environ.get("CUDA_HOME"):
+    else:  # asked for only if MindSpore found no GPU
         _problem = "MindSpore was imported before mindspore_palm, which finds CUDA for it; import mindspore_palm first"
 
 
@@ -89,8 +91,23 @@ def problem() -> str:
     return _problem or (_device_problem(_driver) if _driver else "")
 
 
+def first_use() -> str:
+    """The reason why this card will first compile for minutes; empty if it has done so, or need not."""
+    capability = _capability(_driver) if _driver else NEWEST
+    folder = Path(os.environ.get("CUDA_CACHE_PATH") or Path.home() / ".nv" / "ComputeCache")
+    if capability <= NEWEST or sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) > COMPILED:
+        return ""
+    return (
+        f"this GPU has compute capability {capability[0]}.{capability[1]}, and MindSpore contains kernels for up to "
+        f"{NEWEST[0]}.{NEWEST[1]}: the driver compiles them now, once, which takes minutes, and keeps them in {folder}"
+    )
+
+
 def _load() -> str:
     global _driver
+    os.environ.setdefault(
+        "CUDA_CACHE_MAXSIZE", str(CACHE)
+    )  # that of older drivers is too small: they compile each time
     try:
         _driver = ctypes.CDLL(DRIVER)
     except OSError:
@@ -161,17 +178,25 @@ def _answering_nvcc() -> Path:
 
 def _device_problem(driver: ctypes.CDLL) -> str:
     """Why none of the driver's devices can be used; empty if the first can."""
-    count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    count = ctypes.c_int()
     code = driver.cuInit(0)
     if code not in (0, NO_DEVICE):
         return f"its NVIDIA driver does not start (CUDA error {code}); nvidia-smi says more"
     if code or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "its NVIDIA driver finds no GPU; nvidia-smi lists them, and CUDA_VISIBLE_DEVICES may hide them"
-    for attribute, value in ((75, major), (76, minor)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
-    if (major.value, minor.value) < CAPABILITY:
+    capability = _capability(driver)
+    if capability < CAPABILITY:
         return (
-            f"its GPU has compute capability {major.value}.{minor.value}, and MindSpore has kernels for "
+            f"its GPU has compute capability {capability[0]}.{capability[1]}, and MindSpore has kernels for "
             f"{CAPABILITY[0]}.{CAPABILITY[1]} and newer; set train.device=CPU"
         )
     return ""
+
+
+def _capability(driver: ctypes.CDLL) -> tuple[int, int]:
+    """Compute capability of the driver's first device."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    driver.cuInit(0)
+    for attribute, value in ((75, major), (76, minor)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
+    return major.value, minor.value

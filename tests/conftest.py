@@ -14,12 +14,24 @@ for number in (signal.SIGHUP, signal.SIGINT):  # nohup and the background of a s
         signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="CPU", help="CPU, GPU or Ascend: computes the side of MindSpore")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "GPU":
+        import mindspore_palm  # noqa: F401 - before a test imports MindSpore, for which it finds CUDA
+
+
 @pytest.fixture(scope="session")
-def device():
-    """MindSpore, ready to compile."""
+def device(request):
+    """MindSpore, ready to compile for the device of ``--device``, which the default layout targets as well."""
+    from mindspore_palm.parallel.axes import Layout, layout
     from mindspore_palm.parallel.context import open_device
 
-    return open_device("CPU")
+    opened = open_device(request.config.getoption("--device"))
+    with layout(Layout(target=opened.name)):
+        yield opened
 
 
 @pytest.fixture

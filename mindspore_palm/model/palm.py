@@ -13,6 +13,7 @@ from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.residual import Residual
 from mindspore_palm.model.weights import weights
 from mindspore_palm.parallel.axes import current_layout, shard
+from mindspore_palm.parallel.cells import make_lookup
 from mindspore_palm.parallel.context import use_graphs
 
 
@@ -37,7 +38,7 @@ class PaLM(nn.Cell):
         )
         self.final_norm = make_norm(config, parameters.get("final_norm.scale"))
         self.residual = Residual(config.d_model)
-        self.gather_rows = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
+        self.lookup = make_lookup()
         self.to_compute = ToCompute(("tokens", "embed"))
         self.split_mask, self.dropout = SplitMask(1 + config.layers), Dropout()
         self.times_scale, self.logit_scale = shard(ops.Mul(), ("tokens", "embed"), ()), logit_scale(config)
@@ -62,7 +63,7 @@ class PaLM(nn.Cell):
 
     def embed(self, token_ids: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """Rows of the table, unscaled: int32 [B, S] to the residual stream."""
-        x_TD = self.to_compute(self.gather_rows(self.embedding, self.reshape(token_ids, (-1,)), 0))
+        x_TD = self.to_compute(self.lookup(self.embedding, self.reshape(token_ids, (-1,))))
         return self.residual.write(self.dropout(x_TD, dropout_mask))
 
     def unembed(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.parallel.axes import Axes, current_layout, shard
@@ -61,3 +62,37 @@ class Softmax(nn.Cell):
             rows = self.reshape(scores, (-1, scores.shape[-1]))
             return self.reshape(self.softmax(rows), scores.shape)
         return self.softmax(scores)
+
+
+class Lookup(nn.Cell):
+    """Rows of a table: float32 [V, D] and int32 [T] to float32 [T, D]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gather = shard(ops.Gather(), ("vocab", "embed"), ("tokens",))
+
+    def construct(self, table_VD: Tensor, ids_T: Tensor) -> Tensor:
+        return self.gather(table_VD, ids_T, 0)
+
+
+class RepeatableLookup(Lookup):
+    """A lookup on a GPU, whose gradient is a matmul with one-hot ids.
+
+    MS-56: there, the gradient of Gather adds the rows of a token in another order each time, so two runs of the same
+    step differ in bits. The matmul costs half as much as that of the logits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one_hot, self.matmul = ops.OneHot(), ops.MatMul(transpose_a=True)
+        self.on, self.off, self.zeros_like = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32), ops.ZerosLike()
+
+    def bprop(self, table_VD: Tensor, ids_T: Tensor, rows_TD: Tensor, d_rows_TD: Tensor) -> tuple[Tensor, Tensor]:
+        one_hot_TV = self.one_hot(ids_T, table_VD.shape[0], self.on, self.off)
+        return self.matmul(one_hot_TV, d_rows_TD), self.zeros_like(ids_T)
+
+
+def make_lookup() -> Lookup:
+    """The lookup for the device of the current layout."""
+    layout = current_layout()
+    return RepeatableLookup() if layout.target == "GPU" and layout.devices == 1 else Lookup()

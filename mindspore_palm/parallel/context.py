@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from mindspore_palm import console, cuda
 from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import Axes, Layout, current_layout
-from mindspore_palm.parallel.workers import check_workers, is_worker
+from mindspore_palm.parallel.workers import check_workers, is_worker, speaks
 from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
 DEPTH = 100_000  # MS-19: nested calls of a graph; MindSpore's own limit of 1,000 is reached at some 100 layers
@@ -65,6 +66,8 @@ def open_device(wanted: str = "auto", setting: str = "train.device", tf32: bool 
     ms.set_device(target)
     if target == "GPU":
         ms.device_context.gpu.op_precision.matmul_allow_tf32(tf32)
+        if speaks() and (note := cuda.first_use()):
+            print(f"note: {note}", file=sys.stderr)
     return Device(target, reason)
 
 

@@ -30,6 +30,7 @@ from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.train.build import build_step
 from mindspore_palm.train.evaluate import Evaluator
+from mindspore_palm.train.log import peak
 from mindspore_palm.train.step import TrainStep
 
 MODEL = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 61, "vocab_multiple": 4}
@@ -72,6 +73,11 @@ def generate(settings: Settings) -> None:
         decoder.write(np.zeros(2, np.int32), np.array([LENGTH, 3]))
 
 
+def measure_peak(dtype: str) -> None:
+    peak.ON_ACCELERATOR = peak.Sample(64, 2)
+    peak.measure_peak("GPU", dtype)
+
+
 class AnyOp(nn.Cell):
     """One op of the compute dtype alone."""
 
@@ -103,6 +109,7 @@ def graphs(dtype: str) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "adapters", lambda: train_adapters(settings(optimizer=ADAMW))
     yield "evaluate", lambda: evaluate(settings())
     yield "generate", lambda: generate(settings())
+    yield "peak", lambda: measure_peak(dtype)
     for switches in SWITCHES:
         yield f"switch {name_of(switches)}", lambda s=switches: train(settings(model=s, optimizer=ADAMW))
 

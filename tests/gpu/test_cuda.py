@@ -57,6 +57,31 @@ def test_a_missing_package_is_named_by_its_library(gpu, tmp_path):
     assert "libcudnn.so.8 is not installed" in problem(gpu, PYTHONPATH=f"{tmp_path}:.")
 
 
+FIRST_USE = "import mindspore_palm; from mindspore_palm import cuda; cuda.prepare(); print(cuda.first_use())"
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiled", "is_said"), [(80, 0, False), (90, 0, True), (90, 350 * 2**20, False)]
+)
+def test_that_a_newer_card_compiles_the_kernels_first_is_said(gpu, tmp_path, capability, compiled, is_said):
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a" / "kernels").open("wb") as file:
+        file.truncate(compiled)
+    ended = gpu("-c", FIRST_USE, STANDIN_CAPABILITY=str(capability), CUDA_CACHE_PATH=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    expected = (
+        "9.0, and MindSpore contains kernels for up to 8.0: the driver compiles them now, once, which takes minutes"
+    )
+    assert (expected in ended.stdout and str(tmp_path) in ended.stdout) == is_said
+    assert bool(ended.stdout.strip()) == is_said
+
+
+def test_the_kernels_that_it_compiles_fit_into_its_cache(gpu):
+    code = f"{PROBLEM}; import os; print(os.environ['CUDA_CACHE_MAXSIZE'])"
+    assert gpu("-c", code).stdout.split()[-1] == str(2**30)
+    assert gpu("-c", code, CUDA_CACHE_MAXSIZE="5").stdout.split()[-1] == "5"
+
+
 def toolkit(folder: Path, packages: Path, release: str) -> Path:
     """A CUDA toolkit with cuDNN, as an administrator installs it."""
     (folder / "bin").mkdir(parents=True)
@@ -102,9 +127,10 @@ def test_a_gpu_that_is_asked_for_and_cannot_work_ends_the_command(gpu, tmp_path)
     assert "Traceback" not in ended.stderr and not (tmp_path / "run").exists()
 
 
-def test_mindspore_imported_first_is_told(gpu):
+@pytest.mark.parametrize("home", ["", "/usr/local/a-toolkit-that-does-not-fit"])
+def test_mindspore_imported_first_is_told(gpu, home):
     code = "import mindspore; from mindspore_palm.parallel.context import choose_device; choose_device('GPU')"
-    assert "MindSpore was imported before mindspore_palm" in gpu("-c", code).stderr
+    assert "MindSpore was imported before mindspore_palm" in gpu("-c", code, CUDA_HOME=home).stderr
 
 
 def test_requirements_name_a_package_for_every_library():

@@ -10,7 +10,7 @@ from switches import SWITCHES, name_of
 from mindspore_palm.devices import DEVICES
 
 EXPECTED = {"train adafactor", "train factored", "train adamw", "train lion", "accumulate", "adapters", "evaluate"}
-EXPECTED |= {"generate", "recompute attention", "recompute block", *(f"switch {name_of(s)}" for s in SWITCHES)}
+EXPECTED |= {"generate", "peak", "recompute attention", "recompute block", *(f"switch {name_of(s)}" for s in SWITCHES)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
