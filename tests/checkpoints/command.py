@@ -64,13 +64,13 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def workers(process: subprocess.Popen) -> dict[str, psutil.Process]:
-    """The workers of a command by rank."""
+    """The workers of a command by rank; not what they start, which has their environment."""
     by_rank = {}
     for member in family(process):
         with contextlib.suppress(psutil.Error):
             environment: Mapping[str, str] = member.environ()
             if environment.get("MS_ROLE") == "MS_WORKER":
-                by_rank[environment["RANK_ID"]] = member
+                by_rank.setdefault(environment["RANK_ID"], member)
     return by_rank
 
 

@@ -130,7 +130,7 @@ class Case:
         self.early = bool(members) and not hears(members[0], self.signal)
         below = [member for member in members[1:] if hears(member, self.signal)]
         if self.to == "worker":
-            below = list(workers(process).values()) or below
+            below = list(workers(process).values()) or below[:1]  # before there are workers: what will start them
         if self.to == "command" or not below or self.early:
             targets = members[:1]
         elif self.to == "worker":
