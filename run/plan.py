@@ -19,7 +19,8 @@ EXAMPLES = """examples:
   python run/plan.py --config yaml/palm_540b.yaml
   python run/plan.py --published
   python run/plan.py --config yaml/palm_62b.yaml --machine ascend-910b --devices 512 --search
-  python run/plan.py --pods --charts runs/plan"""
+  python run/plan.py --pods --charts runs/plan
+  python run/plan.py --schedules 8 24 --charts runs/plan"""
 
 
 def main() -> None:
@@ -35,6 +36,13 @@ def main() -> None:
     question.add_argument("--search", action="store_true", help="the meshes that fit, best first")
     question.add_argument("--published", action="store_true", help="the paper's table, published beside computed")
     question.add_argument("--pods", action="store_true", help="SPMD or Pathways, by pods and links; default PaLM 540B")
+    question.add_argument(
+        "--schedules",
+        type=int,
+        nargs=2,
+        metavar=("DEVICES", "MICRO_BATCHES"),
+        help="pipeline schedules",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the plan, or all meshes, to a file")
     parser.add_argument("--charts", metavar="FOLDER", help="draw charts into a folder")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
@@ -45,6 +53,10 @@ def main() -> None:
 
     if arguments.published:
         print(commands.published())
+        return
+    if arguments.schedules:
+        devices, micro_batches = arguments.schedules
+        print(commands.schedules(devices, micro_batches, Path(arguments.charts) if arguments.charts else None))
         return
     config = arguments.config or str(Path(__file__).resolve().parents[1] / "yaml" / "palm_540b.yaml")
     settings, origins = load_settings(config, arguments.overrides)
@@ -70,10 +82,12 @@ def check_options(arguments: argparse.Namespace) -> None:
         UserError: names one that has none.
     """
     given = {name: value for name, value in vars(arguments).items() if value not in (None, False, [])}
-    if not given.keys() & {"config", "published", "pods"}:
-        raise UserError("nothing to plan: give --config FILE, --published or --pods; --help has examples")
+    if not given.keys() & {"config", "published", "pods", "schedules"}:
+        raise UserError("nothing to plan: give --config FILE, --published, --pods or --schedules; --help has examples")
     if "published" in given and (others := sorted(given.keys() - {"published"})):
         raise UserError(f"--published takes no other option; leave out {others[0]}")
+    if "schedules" in given and (others := sorted(given.keys() - {"schedules", "charts"})):
+        raise UserError(f"--schedules takes no other option than --charts; leave out {others[0]}")
     if "pods" in given and "json" in given:
         raise UserError("--json is for a plan or a search; leave it out, or leave out --pods")
     if "devices" in given and "search" not in given:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, get_args
 from mindspore_palm.config import Recompute
 from mindspore_palm.figures import make_figure, save_figure
 from mindspore_palm.plan.pods import PODS, Span
+from mindspore_palm.plan.schedules import BACKWARD, BOTH, FORWARD, WEIGHTS
 from mindspore_palm.plan.step_time import PARTS, StepTime
+from mindspore_palm.plan.timeline import Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +117,40 @@ def draw_pods(spans: dict[tuple[int, float], Span], host_gb_s: float, file: Path
     left.set(xlabel="GB/s per host between pods", xscale="log")
     right.set(xlabel="pods")
     left.legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+TASKS = {
+    FORWARD: ("forward", COLOURS[0]),
+    BOTH: ("backward and weights as one", COLOURS[2]),
+    BACKWARD: ("backward", COLOURS[3]),
+    WEIGHTS: ("weights", COLOURS[4]),
+}
+NUMBERED = 60  # as many tasks of a device as have room for the number of their micro-batch
+
+
+def draw_schedules(timelines: Sequence[Timeline], file: Path) -> None:
+    """Draws what each device of a pipeline computes when, one schedule below the other."""
+    devices = timelines[0].schedule.devices
+    figure, axes = _figure(12, 1.5 + 0.22 * len(timelines) * (devices + 1))
+    right = max(timeline.seconds for timeline in timelines)
+    for number, timeline in enumerate(timelines):
+        top = number * (devices + 1)
+        for device, span in enumerate(timeline.spans):
+            for kind, (_, colour) in TASKS.items():
+                boxes = [(start, end - start) for task, start, end in span if task.kind == kind]
+                axes.broken_barh(boxes, (top + device - 0.45, 0.9), color=colour, edgecolor="white", linewidth=0.3)
+            for task, start, end in span if len(span) <= NUMBERED else ():
+                place = {"ha": "center", "va": "center", "color": "white", "fontsize": 5}
+                axes.text((start + end) / 2, top + device, str(task.micro_batch + 1), **place)
+        share = f"{timeline.schedule.name}: bubble {timeline.bubble / timeline.seconds:.1%}"
+        axes.text(1.01 * right, top + (devices - 1) / 2, share, va="center", fontsize=8)
+    for label, colour in TASKS.values():
+        axes.barh(0, 0, color=colour, label=label)
+    axes.set_yticks([])
+    axes.invert_yaxis()
+    axes.set(xlabel="time", title=f"{devices} devices, one row each", xlim=(0, 1.25 * right))
+    axes.legend(frameon=False, ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.08))
     _save(figure, file)
 
 

@@ -16,13 +16,17 @@ from mindspore_palm.plan.report import (
     describe_plan,
     describe_pods,
     describe_published,
+    describe_schedules,
     describe_search,
     write_plan,
 )
+from mindspore_palm.plan.schedules import SCHEDULES
 from mindspore_palm.plan.search import candidate, check_fits, search
 from mindspore_palm.plan.step_time import step_time
+from mindspore_palm.plan.timeline import StageTimes, Timeline, play
 
 MOST_DEVICES = 1_000_000
+MOST_TASKS = 500_000  # of a timeline: some seconds
 
 
 def published() -> str:
@@ -94,6 +98,32 @@ def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> s
         drawn.draw_pods(spans, host_gb_s, charts / "pods.png", TWO_PODS if as_published else None)
     slow = work.gradient_reductions * host_bytes(work, machine) / (0.05 * spans[1, host_gb_s].alone) / GB
     return describe_pods(spans, host_gb_s, dispatch_seconds(2, work.devices), slow, TWO_PODS if as_published else None)
+
+
+def schedules(devices: int, micro_batches: int, charts: Path | None = None) -> str:
+    """Schedules of a pipeline of equal stages, whose three tasks take the same time.
+
+    Raises:
+        UserError: there is no pipeline of so many devices and micro-batches.
+    """
+    if devices < 2 or micro_batches < 1 or devices * micro_batches > MOST_TASKS:
+        raise UserError(
+            f"--schedules {devices} {micro_batches}: a pipeline has 2 devices or more and 1 micro-batch or more, and "
+            f"their product is {MOST_TASKS:,} at most"
+        )
+    timelines: list[Timeline] = []
+    refused: dict[str, str] = {}
+    for name, make in SCHEDULES.items():
+        try:
+            schedule = make(devices, micro_batches)
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        part = 1 / schedule.chunks
+        timelines.append(play(schedule, [StageTimes(part, part, part)] * schedule.stages))
+    if charts:
+        drawn.draw_schedules(timelines, charts / "schedules.png")
+    return describe_schedules(timelines, refused, micro_batches)
 
 
 def is_palms(work: Workload, machine_name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mindspore_palm.plan.pods import LINKS, PODS, Span
 from mindspore_palm.plan.published import LENGTH, PUBLISHED_FLOPS, RECOMPUTED, Prediction, System
 from mindspore_palm.plan.search import USABLE, Candidate
 from mindspore_palm.plan.step_time import StepTime, step_time
+from mindspore_palm.plan.timeline import Timeline
 from mindspore_palm.tables import listing, table
 
 DAY = 86400.0
@@ -72,6 +73,31 @@ def describe_plan(settings: Settings, machine: Machine, candidate: Candidate, hi
         if seconds > 0
     ]
     return "\n\n".join([listing(lines), table(("memory per device", "GB"), sizes), table(("step time", "", ""), share)])
+
+
+def describe_schedules(timelines: Sequence[Timeline], refused: Mapping[str, str], micro_batches: int) -> str:
+    """Bubble and activations of each schedule, and why the others do not fit.
+
+    Args:
+        timelines: of the schedules.
+        refused: names of the others, and why.
+        micro_batches: of a step.
+    """
+    rows = []
+    for timeline in timelines:
+        schedule = timeline.schedule
+        held = (f"{timeline.held(device):g}" for device in (0, schedule.devices - 1))
+        share = f"{timeline.bubble / timeline.seconds:.1%}"
+        rows.append((schedule.name, f"{timeline.bubble:g}", share, *held, f"{schedule.copies}x"))
+    devices = timelines[0].schedule.devices
+    notes = [
+        f"{devices} devices with equal stages, {micro_batches} micro-batches.",
+        "Bubble: of a micro-batch, a device's forward pass, backward pass and weights take a unit of time each.",
+        "Held: the most micro-batches whose activations a device holds.",
+        *(f"No {name}: {why}" for name, why in refused.items()),
+    ]
+    head = ("schedule", "bubble", "of the step", "held by the first device", "by the last", "weights")
+    return "\n\n".join([table(head, rows), "\n".join(notes)])
 
 
 def describe_search(candidates: Sequence[Candidate], most: int = 10) -> str:

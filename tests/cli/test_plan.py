@@ -76,6 +76,16 @@ def test_spmd_or_pathways(tmp_path):
     assert (tmp_path / "pods.png").read_bytes().startswith(PNG)
 
 
+def test_schedules_of_a_pipeline(tmp_path):
+    done = plan("--schedules", 8, 24, "--charts", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("\n\n")[0]
+    assert table in (ROOT / "README.md").read_text()
+    assert (tmp_path / "schedules.png").read_bytes().startswith(PNG)
+    few = plan("--schedules", 3, 5)
+    assert few.returncode == 0 and "No dualpipe: 3 devices and 5 micro-batches must both be even" in few.stdout
+
+
 def test_every_machine_names_its_sources():
     assert machine_names() == ["a100", "ascend-910a", "ascend-910b", "h100", "tpu-v3", "tpu-v4", "v100"]
     for name in machine_names():
@@ -86,7 +96,7 @@ def test_every_machine_names_its_sources():
 
 
 REFUSED = {
-    "nothing": ([], "give --config FILE, --published or --pods"),
+    "nothing": ([], "give --config FILE, --published, --pods or --schedules"),
     "machine": (["--config", "yaml/palm_8b.yaml", "--machine", "tpu-v5"], "no machine is called 'tpu-v5'"),
     "near": (["--config", "yaml/palm_8b.yaml", "--machine", "ascend910b"], "did you mean ascend-910b?"),
     "file": (["--config", "yaml/palm_8b.yaml", "--machine", "LICENSE"], "no machine is called 'LICENSE'"),
