@@ -26,7 +26,16 @@ GROUPS = {  # name -> its members, for each worker
     "far": [[0, 2], [1, 3], [0, 2], [1, 3]],
 }
 KINDS = ("gather", "reduce", "scatter")
+MESSAGES = {  # dtype -> shape, of what passes from worker to worker; MindSpore's Send takes no others but bfloat16
+    "int8": (3, 1),
+    "int32": (2, 2),
+    "float16": (7,),
+    "float32": (300_000,),
+    "float64": (1,),
+}
 BATCH, WIDTH, HIDDEN = 8, 12, 16
+LAYERS, STAGES, MICRO_BATCHES, STEPS = 4, 2, 2, 3
+SLOW = 1e-3  # learning rate of the pipeline
 RATE = 0.5
 
 
@@ -41,6 +50,110 @@ def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(3)
     shapes = ((BATCH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
     return tuple(draw.standard_normal(shape).astype(np.float32) / 4 for shape in shapes)
+
+
+def message(dtype: str, step: int) -> np.ndarray:
+    """What the first worker sends."""
+    return np.asarray(np.random.default_rng(step).uniform(0, 100, MESSAGES[dtype])).astype(dtype)
+
+
+def layers() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights of the pipeline's layers, [WIDTH, HIDDEN] and [HIDDEN, WIDTH]."""
+    draw = np.random.default_rng(4)
+    shapes = ((WIDTH, HIDDEN), (HIDDEN, WIDTH))
+    return [tuple(draw.standard_normal(shape).astype(np.float32) / 4 for shape in shapes) for _ in range(LAYERS)]
+
+
+def messages(rank: int) -> dict[str, np.ndarray]:
+    """Tensors of all kinds pass from the first worker through the others to the last, in two steps."""
+    import mindspore as ms
+    from mindspore import nn, ops
+
+    world = "mccl_world_group"
+
+    class Pass(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = rank == 0, rank == WORKERS - 1
+            self.receive, self.send = [], []
+            for tag, (dtype, shape) in enumerate(MESSAGES.items()):
+                kind = getattr(ms, dtype)
+                self.receive.append(ops.Receive(tag, max(rank - 1, 0), list(shape), kind, group=world))
+                self.send.append(ops.Send(tag, min(rank + 1, WORKERS - 1), group=world))
+            self.depend = ops.Depend()
+
+        def construct(self, inputs):
+            out = ()
+            for i in range(len(self.send)):
+                x = inputs[i] if self.first else self.receive[i]()
+                out = out + (x if self.last else self.depend(x, self.send[i](x)),)  # noqa: RUF005 - as above
+            return out
+
+    passing, results = Pass(), {}
+    for step in range(2):
+        passed = passing(tuple(ms.Tensor(message(dtype, step)) for dtype in MESSAGES))
+        results |= {f"{dtype}/{step}": x.asnumpy().copy() for dtype, x in zip(MESSAGES, passed, strict=True)}
+    return results
+
+
+def pipeline(rank: int) -> dict[str, np.ndarray]:
+    """MindSpore's 1F1B: two stages of two model ranks, layers of matmul, ReLU, matmul and a residual."""
+    from mindspore import Parameter, Tensor, nn, ops
+    from mindspore.parallel.auto_parallel import AutoParallel
+    from mindspore.parallel.nn import Pipeline
+
+    model = WORKERS // STAGES
+
+    class Layer(nn.Cell):
+        def __init__(self, i):
+            super().__init__()
+            wide, narrow = layers()[i]
+            self.wide = Parameter(Tensor(wide), name=f"wide{i}")
+            self.narrow = Parameter(Tensor(narrow), name=f"narrow{i}")
+            self.up = ops.MatMul().shard(((1, 1), (1, model)))
+            self.down = ops.MatMul().shard(((1, model), (model, 1)))
+            self.relu, self.add = ops.ReLU().shard(((1, model),)), ops.Add().shard(((1, 1), (1, 1)))
+            self.pipeline_stage = i * STAGES // LAYERS
+
+        def construct(self, x):
+            return self.add(x, self.down(self.relu(self.up(x, self.wide)), self.narrow))
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.CellList([Layer(i) for i in range(LAYERS)])
+            self.square, self.sum = ops.Square().shard(((1, 1),)), ops.ReduceSum().shard(((1, 1),))
+
+        def construct(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return self.sum(self.square(x))
+
+    class Step(nn.Cell):
+        def __init__(self):
+            super().__init__(auto_prefix=False)
+            net = Net()
+            self.net = Pipeline(net, MICRO_BATCHES)
+            self.optimizer = nn.SGD(net.trainable_params(), SLOW)
+            self.gradients = ops.value_and_grad(self.net, None, self.optimizer.parameters)
+            self.reduce = nn.PipelineGradReducer(self.optimizer.parameters)
+
+        def construct(self, x):
+            loss, gradients = self.gradients(x)
+            return ops.depend(loss, self.optimizer(self.reduce(gradients)))
+
+    network = Step().set_train()
+    step = AutoParallel(network, parallel_mode="semi_auto")
+    step.dataset_strategy("full_batch")
+    step.pipeline(stages=STAGES, scheduler="1f1b")
+    x = Tensor(matrices()[0])
+    results = {"pipeline/loss": np.array([float(step(x).asnumpy()) for _ in range(STEPS)])}
+    own = rank // model  # the stage
+    for i in range(own * LAYERS // STAGES, (own + 1) * LAYERS // STAGES):
+        for name in ("wide", "narrow"):
+            parameter = getattr(network.net.network.layers[i], name)
+            results[f"pipeline/{name}{i}"] = parameter.asnumpy().copy()
+    return results
 
 
 def collectives(rank: int) -> dict[str, np.ndarray]:
@@ -222,7 +335,21 @@ def lose_one(rank: int) -> dict[str, np.ndarray]:
         message = ""
     except RuntimeError as error:
         message = str(error)
-    return {"lost": np.array(message), "lost/seconds": np.array(time.monotonic() - start)}
+
+    class Receive(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.receive = ops.Receive(99, 3, [4], ms.float32, group="mccl_world_group")
+
+        def construct(self):
+            return self.receive()
+
+    results = {"lost": np.array(message), "lost/seconds": np.array(time.monotonic() - start)}
+    try:
+        Receive()().asnumpy()
+    except RuntimeError as error:
+        results["lost/receive"] = np.array(str(error))
+    return results
 
 
 def work(out: Path) -> None:
@@ -239,7 +366,7 @@ def work(out: Path) -> None:
     (out / f"pid_{rank}").write_text(str(os.getpid()))
     host.install(rank, get_group_size())
     results: dict[str, np.ndarray] = {}
-    for check in (collectives, reductions, networks, disagree, lose_one):
+    for check in (collectives, reductions, messages, networks, pipeline, disagree, lose_one):
         if rank == 3 and check is lose_one:
             np.savez(out / "rank_3.npz", **results)
         results.update(check(rank))

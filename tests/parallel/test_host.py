@@ -101,6 +101,50 @@ def test_maximum_and_minimum_keep_what_is_not_a_number(results):
         np.testing.assert_array_equal(result["min"], inputs.min(0))
 
 
+@pytest.mark.parametrize("dtype", worker.MESSAGES)
+def test_a_message_passes_through_all_workers_unchanged(results, dtype):
+    for rank in RANKS:
+        for step in range(2):
+            got, expected = results[rank][f"{dtype}/{step}"], worker.message(dtype, step)
+            assert got.dtype == expected.dtype
+            np.testing.assert_array_equal(got, expected, f"worker {rank}, step {step}")
+
+
+def piped() -> tuple[list[float], list[tuple[np.ndarray, np.ndarray]]]:
+    """The network of host_worker.pipeline in NumPy: the loss of each step, and the weights after them."""
+    losses, weights = [], [tuple(matrix.astype(np.float64) for matrix in layer) for layer in worker.layers()]
+    for _ in range(worker.STEPS):
+        x, inputs = worker.matrices()[0].astype(np.float64), []
+        for wide, narrow in weights:
+            hidden = x @ wide
+            inputs.append((x, hidden))
+            x = x + np.maximum(hidden, 0) @ narrow
+        losses.append((x**2).sum())
+        d_x, new = 2 * x, []
+        for (wide, narrow), (x, hidden) in zip(reversed(weights), reversed(inputs), strict=True):
+            d_hidden = d_x @ narrow.T * (hidden > 0)
+            d_narrow, d_wide = np.maximum(hidden, 0).T @ d_x, x.T @ d_hidden
+            new.append((wide - worker.SLOW * d_wide, narrow - worker.SLOW * d_narrow))
+            d_x = d_x + d_hidden @ wide.T
+        weights = new[::-1]
+    return losses, weights
+
+
+def test_mindspores_pipeline_learns_what_one_process_does(results):
+    losses, weights = piped()
+    model = worker.WORKERS // worker.STAGES
+    for rank, result in enumerate(results):
+        stage, part = divmod(rank, model)
+        if stage == worker.STAGES - 1:
+            np.testing.assert_allclose(result["pipeline/loss"], losses, rtol=2e-6)
+        size = worker.HIDDEN // model
+        columns = slice(part * size, (part + 1) * size)
+        per_stage = worker.LAYERS // worker.STAGES
+        for i in range(stage * per_stage, (stage + 1) * per_stage):
+            close(result[f"pipeline/wide{i}"], weights[i][0][:, columns])
+            close(result[f"pipeline/narrow{i}"], weights[i][1][columns])
+
+
 def trained(steps: int) -> tuple[float, np.ndarray, np.ndarray]:
     """The network of host_worker.networks in NumPy: the loss of the last of ``steps`` steps, then w and v after it."""
     x, w, v = (matrix.astype(np.float64) for matrix in worker.matrices())
@@ -178,6 +222,8 @@ def test_a_worker_that_is_killed_is_missed(run, results):
     for rank in (0, 1, 2):
         assert f"worker 3 (pid {killed}) is gone" in str(results[rank]["lost"])
         assert results[rank]["lost/seconds"] < 30
+        said = str(results[rank]["lost/receive"])
+        assert f"worker 3 (pid {killed}) is gone" in said and "the lane of tag 99 and 16 bytes" in said
         log = (run / "log" / f"worker_{rank}.log").read_text()
         assert f"mindspore_palm: worker 3 (pid {killed}) is gone" in log
         assert (run / f"ended_{rank}").read_text() == "0"

@@ -99,6 +99,48 @@ class ReduceScatterKernel : public GroupKernel {
   }
 };
 
+// One side of a lane. Ranks are those of the members of a group.
+class LaneKernel : public mindspore::kernel::NativeCpuKernelMod {
+ public:
+  bool Init(const Tensors &, const Tensors &) override {
+    group_ = mindspore::GetValue<std::string>(primitive_->GetAttr("group"));
+    tag_ = mindspore::GetValue<int64_t>(primitive_->GetAttr("sr_tag"));
+    return true;
+  }
+
+  std::vector<KernelAttr> GetOpSupport() override { return {KernelAttr().AddSkipCheckAttr(true)}; }
+
+ protected:
+  uint32_t Member(const char *attribute) const {
+    return RanksOf(group_).at(static_cast<size_t>(mindspore::GetValue<int64_t>(primitive_->GetAttr(attribute))));
+  }
+
+  int64_t tag_{0};
+
+ private:
+  std::string group_;
+};
+
+class SendKernel : public LaneKernel {
+ public:
+  bool Launch(const Tensors &in, const Tensors &, const Tensors &) override {
+    World &world = World::Get();
+    const uint32_t me = static_cast<uint32_t>(world.rank());
+    world.OpenLane(me, Member("dest_rank"), tag_, in[0]->size())->Send(static_cast<const char *>(in[0]->device_ptr()));
+    return true;
+  }
+};
+
+class ReceiveKernel : public LaneKernel {
+ public:
+  bool Launch(const Tensors &, const Tensors &, const Tensors &out) override {
+    World &world = World::Get();
+    const uint32_t me = static_cast<uint32_t>(world.rank());
+    world.OpenLane(Member("src_rank"), me, tag_, out[0]->size())->Receive(static_cast<char *>(out[0]->device_ptr()));
+    return true;
+  }
+};
+
 template <typename Kernel>
 void Register(const std::string &name) {
   auto &kernels = mindspore::kernel::Factory<mindspore::kernel::NativeCpuKernelMod>::Instance();
@@ -112,6 +154,8 @@ void RegisterKernels() {
   Register<AllGatherKernel>("AllGather");
   Register<AllReduceKernel>("AllReduce");
   Register<ReduceScatterKernel>("ReduceScatter");
+  Register<SendKernel>("Send");
+  Register<ReceiveKernel>("Receive");
 }
 
 }  // namespace mindspore_palm::host

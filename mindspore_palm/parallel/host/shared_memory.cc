@@ -170,29 +170,15 @@ bool Channel::AllArrived() {
 }
 
 void Channel::Wait() {
-  for (int i = 0; i < kYields; ++i) {
-    sched_yield();
-    if (AllArrived()) return;
-  }
-  const auto since = Clock::now();
-  const timespec poll{0, kPoll};
-  while (true) {
-    const uint32_t wake = header_->wake.load();
-    if (AllArrived()) return;
-    const long woken = syscall(SYS_futex, &header_->wake, FUTEX_WAIT, wake, &poll, nullptr, 0);
-    if (woken == 0 || errno != ETIMEDOUT) continue;
+  auto missing = [this] {
+    std::vector<uint32_t> ranks;
     for (size_t member = 0; member < size(); ++member) {
-      const uint32_t rank = ranks_[member];
-      const bool ended = world_->HasEnded(rank);  // checked before its round is read: it may arrive and then end
-      if (static_cast<int32_t>(At(member).round.load() - round_) >= 0) continue;
-      const std::string task = Call::Describe(call_) + " in group " + group_ + " is not possible";
-      if (ended) Fail(world_->Name(rank) + " is gone: " + task + "; see its log");
-      if (Seconds(since) > world_->patience()) {
-        Fail(world_->Name(rank) + " has not come for " + std::to_string(static_cast<int>(world_->patience())) +
-             " s: " + task);
-      }
+      if (static_cast<int32_t>(At(member).round.load() - round_) < 0) ranks.push_back(ranks_[member]);
     }
-  }
+    return ranks;
+  };
+  world_->Await(&header_->wake, [this] { return AllArrived(); }, missing,
+                [this] { return Call::Describe(call_) + " in group " + group_; });
 }
 
 void Channel::CheckCalls() {
@@ -205,15 +191,55 @@ void Channel::CheckCalls() {
   }
 }
 
+struct Lane::Header {
+  alignas(kLine) std::atomic<uint32_t> sent;  // messages so far
+  alignas(kLine) std::atomic<uint32_t> received;
+};
+
+size_t Lane::MemoryBytes(size_t bytes) { return kPage + bytes; }
+
+Lane::Lane(World *world, uint32_t from, uint32_t to, int64_t tag, size_t bytes, std::unique_ptr<SharedMemory> memory)
+    : world_(world), from_(from), to_(to), tag_(tag), bytes_(bytes), memory_(std::move(memory)) {
+  static_assert(sizeof(Header) <= kPage, "the message starts at the second page");
+  header_ = reinterpret_cast<Header *>(memory_->data());
+}
+
+std::string Lane::Task(const char *verb) const {
+  return std::string(verb) + " of " + std::to_string(bytes_) + " bytes from " + world_->Name(from_) + " to " +
+         world_->Name(to_) + " with tag " + std::to_string(tag_);
+}
+
+void Lane::Send(const char *in) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const uint32_t number = header_->sent.load();
+  auto empty = [&] { return header_->received.load() == number; };
+  auto missing = [&] { return empty() ? std::vector<uint32_t>() : std::vector<uint32_t>{to_}; };
+  if (!empty()) world_->Await(&header_->received, empty, missing, [this] { return Task("Send"); });
+  std::memcpy(memory_->data() + kPage, in, bytes_);
+  header_->sent.store(number + 1);
+  syscall(SYS_futex, &header_->sent, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+void Lane::Receive(char *out) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const uint32_t number = header_->received.load();
+  auto full = [&] { return header_->sent.load() != number; };
+  auto missing = [&] { return full() ? std::vector<uint32_t>() : std::vector<uint32_t>{from_}; };
+  if (!full()) world_->Await(&header_->sent, full, missing, [this] { return Task("Receive"); });
+  std::memcpy(out, memory_->data() + kPage, bytes_);
+  header_->received.store(number + 1);
+  syscall(SYS_futex, &header_->received, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
 // A worker's messages to the others. Only its owner writes it, so that no lock is needed.
 struct World::Board {
-  static constexpr uint32_t kGroups = 4096;
+  static constexpr uint32_t kShared = 16384;
   std::atomic<uint32_t> ended;
-  std::atomic<uint32_t> groups;  // how many of the following are valid
+  std::atomic<uint32_t> shared;  // how many of the following are valid: memory of groups and lanes
   struct {
     uint64_t key;
     int64_t fd;
-  } group[kGroups];
+  } at[kShared];
 };
 
 namespace {
@@ -256,6 +282,59 @@ const World::Board &World::BoardOf(size_t rank) const {
   return *reinterpret_cast<const Board *>(boards_[rank]->data());
 }
 
+void World::Await(std::atomic<uint32_t> *word, const std::function<bool()> &done,
+                  const std::function<std::vector<uint32_t>()> &missing, const std::function<std::string()> &task) {
+  for (int i = 0; i < kYields; ++i) {
+    sched_yield();
+    if (done()) return;
+  }
+  const auto since = Clock::now();
+  const timespec poll{0, kPoll};
+  while (true) {
+    const uint32_t before = word->load();
+    if (done()) return;
+    const long woken = syscall(SYS_futex, word, FUTEX_WAIT, before, &poll, nullptr, 0);
+    if (woken == 0 || errno != ETIMEDOUT) continue;
+    for (const uint32_t rank : missing()) {
+      const bool ended = HasEnded(rank);  // checked before what it did: it may come and then end
+      const std::vector<uint32_t> still = missing();
+      if (std::find(still.begin(), still.end(), rank) == still.end()) continue;
+      const std::string impossible = task() + " is not possible";
+      if (ended) Fail(Name(rank) + " is gone: " + impossible + "; see its log");
+      if (Seconds(since) > patience_) {
+        Fail(Name(rank) + " has not come for " + std::to_string(static_cast<int>(patience_)) + " s: " + impossible);
+      }
+    }
+  }
+}
+
+std::unique_ptr<SharedMemory> World::Shared(uint64_t key, uint32_t owner, size_t bytes, const std::string &purpose) {
+  if (owner == rank_) {
+    std::lock_guard<std::mutex> lock(board_mutex_);
+    auto memory = std::make_unique<SharedMemory>(bytes);
+    Board &board = const_cast<Board &>(BoardOf(rank_));
+    const uint32_t count = board.shared.load();
+    if (count == Board::kShared) throw std::runtime_error("the host back end has no room to open " + purpose);
+    board.at[count].key = key;
+    board.at[count].fd = memory->fd();
+    board.shared.store(count + 1);
+    return memory;
+  }
+  const Board &board = BoardOf(owner);
+  const auto since = Clock::now();
+  while (true) {
+    const bool ended = HasEnded(owner);
+    for (uint32_t i = 0, count = board.shared.load(); i < count; ++i) {
+      if (board.at[i].key != key) continue;
+      return std::make_unique<SharedMemory>(workers_[owner], static_cast<int>(board.at[i].fd), bytes);
+    }
+    if (ended) Fail(Name(owner) + " is gone: it did not open " + purpose);
+    if (Seconds(since) > patience_) Fail(Name(owner) + " has not opened " + purpose);
+    const timespec pause{0, 1000 * 1000};
+    nanosleep(&pause, nullptr);
+  }
+}
+
 std::shared_ptr<Channel> World::Join(const std::string &group, const std::vector<uint32_t> &ranks) {
   if (std::find(ranks.begin(), ranks.end(), rank_) == ranks.end()) {
     throw std::runtime_error(Name(rank_) + " does not belong to group " + group);
@@ -263,35 +342,26 @@ std::shared_ptr<Channel> World::Join(const std::string &group, const std::vector
   std::lock_guard<std::mutex> lock(mutex_);
   const uint64_t key = Key(group, ranks);
   std::shared_ptr<Channel> &channel = channels_[key];
-  if (channel != nullptr) return channel;
-  const size_t bytes = Channel::Bytes(ranks.size());
-  const uint32_t first = ranks[0];
-  if (first == rank_) {
-    auto memory = std::make_unique<SharedMemory>(bytes);
-    Board &board = const_cast<Board &>(BoardOf(rank_));
-    const uint32_t count = board.groups.load();
-    if (count == Board::kGroups) throw std::runtime_error("more groups than the host back end has room for");
-    board.group[count].key = key;
-    board.group[count].fd = memory->fd();
-    board.groups.store(count + 1);
+  if (channel == nullptr) {
+    auto memory = Shared(key, ranks[0], Channel::Bytes(ranks.size()), "group " + group);
     channel = std::make_shared<Channel>(this, group, ranks, std::move(memory));
-    return channel;
   }
-  const Board &board = BoardOf(first);
-  const auto since = Clock::now();
-  while (true) {
-    const bool ended = HasEnded(first);
-    for (uint32_t i = 0, count = board.groups.load(); i < count; ++i) {
-      if (board.group[i].key != key) continue;
-      auto memory = std::make_unique<SharedMemory>(workers_[first], static_cast<int>(board.group[i].fd), bytes);
-      channel = std::make_shared<Channel>(this, group, ranks, std::move(memory));
-      return channel;
-    }
-    if (ended) Fail(Name(first) + " is gone: it did not open group " + group);
-    if (Seconds(since) > patience_) Fail(Name(first) + " has not opened group " + group);
-    const timespec pause{0, 1000 * 1000};
-    nanosleep(&pause, nullptr);
+  return channel;
+}
+
+std::shared_ptr<Lane> World::OpenLane(uint32_t from, uint32_t to, int64_t tag, size_t bytes) {
+  const std::string name = "the lane of tag " + std::to_string(tag) + " and " + std::to_string(bytes) + " bytes to " +
+                           Name(to);
+  const uint64_t key = Key(name, {from, to});
+  {
+    std::lock_guard<std::mutex> lock(lanes_mutex_);
+    const auto found = lanes_.find(key);
+    if (found != lanes_.end()) return found->second;
   }
+  auto memory = Shared(key, from, Lane::MemoryBytes(bytes), name);  // may wait, without the lock
+  auto lane = std::make_shared<Lane>(this, from, to, tag, bytes, std::move(memory));
+  std::lock_guard<std::mutex> lock(lanes_mutex_);
+  return lanes_.emplace(key, std::move(lane)).first->second;
 }
 
 void World::End() { const_cast<Board &>(BoardOf(rank_)).ended.store(1); }

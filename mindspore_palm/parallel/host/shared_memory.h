@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -101,6 +102,32 @@ class Channel {
   std::mutex mutex_;
 };
 
+// Messages from one worker to another, one at a time: a message waits in shared memory until it is received, so that the
+// sender waits only if the message before it is still there. The order in which a worker sends and receives on different
+// lanes is therefore free.
+class Lane {
+ public:
+  Lane(World *world, uint32_t from, uint32_t to, int64_t tag, size_t bytes, std::unique_ptr<SharedMemory> memory);
+  static size_t MemoryBytes(size_t bytes);
+
+  // Throws std::runtime_error: the other worker has ended, or has not come in time.
+  void Send(const char *in);
+  void Receive(char *out);
+
+ private:
+  struct Header;
+
+  std::string Task(const char *verb) const;
+
+  World *world_;
+  uint32_t from_, to_;
+  int64_t tag_;
+  size_t bytes_;
+  std::unique_ptr<SharedMemory> memory_;
+  Header *header_;
+  std::mutex mutex_;
+};
+
 // All workers of a run.
 class World {
  public:
@@ -119,6 +146,13 @@ class World {
 
   // The channel of a group that this worker belongs to. The group's first member creates it; the others wait for that.
   std::shared_ptr<Channel> Join(const std::string &group, const std::vector<uint32_t> &ranks);
+  // The lane of a tag and a size, which its sender creates; the receiver waits for that.
+  std::shared_ptr<Lane> OpenLane(uint32_t from, uint32_t to, int64_t tag, size_t bytes);
+  // Waits until `done`, which another worker brings about and then changes `word` and wakes its sleepers. `missing` is
+  // the first worker that it still waits for; `task` is what cannot be done without it.
+  // Throws std::runtime_error: that worker has ended, or has not come in time.
+  void Await(std::atomic<uint32_t> *word, const std::function<bool()> &done,
+             const std::function<std::vector<uint32_t>()> &missing, const std::function<std::string()> &task);
   // Announces that this worker joins no further collectives.
   void End();
   bool HasEnded(size_t rank) const;
@@ -130,6 +164,8 @@ class World {
 
   World(size_t rank, std::vector<WorkerInfo> workers, double patience);
   const Board &BoardOf(size_t rank) const;
+  // Memory that `owner` creates under a key, and shows on its board. Waits for that; `purpose` is for the error.
+  std::unique_ptr<SharedMemory> Shared(uint64_t key, uint32_t owner, size_t bytes, const std::string &purpose);
 
   size_t rank_;
   std::vector<WorkerInfo> workers_;
@@ -137,6 +173,8 @@ class World {
   std::vector<std::unique_ptr<SharedMemory>> boards_;
   std::mutex mutex_;
   std::map<uint64_t, std::shared_ptr<Channel>> channels_;
+  std::mutex lanes_mutex_, board_mutex_;
+  std::map<uint64_t, std::shared_ptr<Lane>> lanes_;
 };
 
 }  // namespace mindspore_palm::host
