@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -37,8 +38,8 @@ LIBRARIES = {
 """Libraries that the backend is linked to, each after those that it needs itself, and their folder in ``nvidia``."""
 CUDA, OLDEST_DRIVER = (11, 6), "510"
 """The CUDA that the backend was built with, and the first driver for it."""
-CAPABILITY, NEWEST = (6, 0), (8, 0)
-"""Compute capabilities that it contains kernels for; a newer card's driver compiles them (MS-57)."""
+CAPABILITY, NEWEST = (6, 0), (8, 9)
+"""Compute capabilities that its kernels run on: those for 8.0 do on all of 8. Newer cards compile first (MS-57)."""
 COMPILED, CACHE = 100 * 2**20, 2**30
 """Bytes: less than its compiled kernels have (350 MB on an H200), and what they need at most."""
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -94,13 +95,23 @@ def problem() -> str:
 def first_use() -> str:
     """The reason why this card will first compile for minutes; empty if it has done so, or need not."""
     capability = _capability(_driver) if _driver else NEWEST
-    folder = Path(os.environ.get("CUDA_CACHE_PATH") or Path.home() / ".nv" / "ComputeCache")
-    if capability <= NEWEST or sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) > COMPILED:
+    folder = Path(os.environ.get("CUDA_CACHE_PATH") or os.path.expanduser("~/.nv/ComputeCache"))
+    if capability <= NEWEST or _bytes_in(folder) > COMPILED:
         return ""
     return (
         f"this GPU has compute capability {capability[0]}.{capability[1]}, and MindSpore contains kernels for up to "
         f"{NEWEST[0]}.{NEWEST[1]}: the driver compiles them now, once, which takes minutes, and keeps them in {folder}"
     )
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files in a folder, as far as they can be read."""
+    sizes = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                sizes += Path(root, name).stat().st_size
+    return sizes
 
 
 def _load() -> str:

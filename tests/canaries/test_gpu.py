@@ -42,9 +42,9 @@ def kernels(library: Path) -> Iterator[tuple[bool, int]]:
             start = data.find(FAT_BINARY, end)
 
 
-def test_ms_57_kernels_are_compiled_for_cards_newer_than_80():
+def test_ms_57_no_kernel_is_built_for_cards_newer_than_8():
     library = next(iter(find_spec("mindspore").submodule_search_locations))
     found = set(kernels(Path(library) / "lib" / "plugin" / "gpu" / "libcuda_ops.so.11"))
     compiled = {capability for is_ptx, capability in found if not is_ptx}
     assert (True, 86) in found and min(compiled) == 60
-    still("MS-57", max(compiled) == 80, found)
+    still("MS-57", max(compiled) < 90, found)

@@ -34,8 +34,6 @@ MESSAGES = {  # dtype -> shape, of what passes from worker to worker; MindSpore'
     "float64": (1,),
 }
 BATCH, WIDTH, HIDDEN = 8, 12, 16
-LAYERS, STAGES, MICRO_BATCHES, STEPS = 4, 2, 2, 3
-SLOW = 1e-3  # learning rate of the pipeline
 RATE = 0.5
 
 
@@ -55,13 +53,6 @@ def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def message(dtype: str, step: int) -> np.ndarray:
     """What the first worker sends."""
     return np.asarray(np.random.default_rng(step).uniform(0, 100, MESSAGES[dtype])).astype(dtype)
-
-
-def layers() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights of the pipeline's layers, [WIDTH, HIDDEN] and [HIDDEN, WIDTH]."""
-    draw = np.random.default_rng(4)
-    shapes = ((WIDTH, HIDDEN), (HIDDEN, WIDTH))
-    return [tuple(draw.standard_normal(shape).astype(np.float32) / 4 for shape in shapes) for _ in range(LAYERS)]
 
 
 def messages(rank: int) -> dict[str, np.ndarray]:
@@ -93,66 +84,6 @@ def messages(rank: int) -> dict[str, np.ndarray]:
     for step in range(2):
         passed = passing(tuple(ms.Tensor(message(dtype, step)) for dtype in MESSAGES))
         results |= {f"{dtype}/{step}": x.asnumpy().copy() for dtype, x in zip(MESSAGES, passed, strict=True)}
-    return results
-
-
-def pipeline(rank: int) -> dict[str, np.ndarray]:
-    """MindSpore's 1F1B: two stages of two model ranks, layers of matmul, ReLU, matmul and a residual."""
-    from mindspore import Parameter, Tensor, nn, ops
-    from mindspore.parallel.auto_parallel import AutoParallel
-    from mindspore.parallel.nn import Pipeline
-
-    model = WORKERS // STAGES
-
-    class Layer(nn.Cell):
-        def __init__(self, i):
-            super().__init__()
-            wide, narrow = layers()[i]
-            self.wide = Parameter(Tensor(wide), name=f"wide{i}")
-            self.narrow = Parameter(Tensor(narrow), name=f"narrow{i}")
-            self.up = ops.MatMul().shard(((1, 1), (1, model)))
-            self.down = ops.MatMul().shard(((1, model), (model, 1)))
-            self.relu, self.add = ops.ReLU().shard(((1, model),)), ops.Add().shard(((1, 1), (1, 1)))
-            self.pipeline_stage = i * STAGES // LAYERS
-
-        def construct(self, x):
-            return self.add(x, self.down(self.relu(self.up(x, self.wide)), self.narrow))
-
-    class Net(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.CellList([Layer(i) for i in range(LAYERS)])
-            self.square, self.sum = ops.Square().shard(((1, 1),)), ops.ReduceSum().shard(((1, 1),))
-
-        def construct(self, x):
-            for layer in self.layers:
-                x = layer(x)
-            return self.sum(self.square(x))
-
-    class Step(nn.Cell):
-        def __init__(self):
-            super().__init__(auto_prefix=False)
-            net = Net()
-            self.net = Pipeline(net, MICRO_BATCHES)
-            self.optimizer = nn.SGD(net.trainable_params(), SLOW)
-            self.gradients = ops.value_and_grad(self.net, None, self.optimizer.parameters)
-            self.reduce = nn.PipelineGradReducer(self.optimizer.parameters)
-
-        def construct(self, x):
-            loss, gradients = self.gradients(x)
-            return ops.depend(loss, self.optimizer(self.reduce(gradients)))
-
-    network = Step().set_train()
-    step = AutoParallel(network, parallel_mode="semi_auto")
-    step.dataset_strategy("full_batch")
-    step.pipeline(stages=STAGES, scheduler="1f1b")
-    x = Tensor(matrices()[0])
-    results = {"pipeline/loss": np.array([float(step(x).asnumpy()) for _ in range(STEPS)])}
-    own = rank // model  # the stage
-    for i in range(own * LAYERS // STAGES, (own + 1) * LAYERS // STAGES):
-        for name in ("wide", "narrow"):
-            parameter = getattr(network.net.network.layers[i], name)
-            results[f"pipeline/{name}{i}"] = parameter.asnumpy().copy()
     return results
 
 
@@ -354,6 +285,7 @@ def lose_one(rank: int) -> dict[str, np.ndarray]:
 
 def work(out: Path) -> None:
     import mindspore as ms
+    from host_pipeline import pipeline
     from mindspore.communication import get_group_size, get_rank, init
 
     from mindspore_palm.parallel import host

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parallel import host_pipeline
 from parallel import host_worker as worker
 from parallel.msrun import environment, msrun_command
 
@@ -110,36 +111,16 @@ def test_a_message_passes_through_all_workers_unchanged(results, dtype):
             np.testing.assert_array_equal(got, expected, f"worker {rank}, step {step}")
 
 
-def piped() -> tuple[list[float], list[tuple[np.ndarray, np.ndarray]]]:
-    """The network of host_worker.pipeline in NumPy: the loss of each step, and the weights after them."""
-    losses, weights = [], [tuple(matrix.astype(np.float64) for matrix in layer) for layer in worker.layers()]
-    for _ in range(worker.STEPS):
-        x, inputs = worker.matrices()[0].astype(np.float64), []
-        for wide, narrow in weights:
-            hidden = x @ wide
-            inputs.append((x, hidden))
-            x = x + np.maximum(hidden, 0) @ narrow
-        losses.append((x**2).sum())
-        d_x, new = 2 * x, []
-        for (wide, narrow), (x, hidden) in zip(reversed(weights), reversed(inputs), strict=True):
-            d_hidden = d_x @ narrow.T * (hidden > 0)
-            d_narrow, d_wide = np.maximum(hidden, 0).T @ d_x, x.T @ d_hidden
-            new.append((wide - worker.SLOW * d_wide, narrow - worker.SLOW * d_narrow))
-            d_x = d_x + d_hidden @ wide.T
-        weights = new[::-1]
-    return losses, weights
-
-
 def test_mindspores_pipeline_learns_what_one_process_does(results):
-    losses, weights = piped()
-    model = worker.WORKERS // worker.STAGES
+    losses, weights = host_pipeline.trained()
+    model = host_pipeline.MODEL
     for rank, result in enumerate(results):
         stage, part = divmod(rank, model)
-        if stage == worker.STAGES - 1:
+        if stage == host_pipeline.STAGES - 1:
             np.testing.assert_allclose(result["pipeline/loss"], losses, rtol=2e-6)
-        size = worker.HIDDEN // model
+        size = host_pipeline.HIDDEN // model
         columns = slice(part * size, (part + 1) * size)
-        per_stage = worker.LAYERS // worker.STAGES
+        per_stage = host_pipeline.LAYERS // host_pipeline.STAGES
         for i in range(stage * per_stage, (stage + 1) * per_stage):
             close(result[f"pipeline/wide{i}"], weights[i][0][:, columns])
             close(result[f"pipeline/narrow{i}"], weights[i][1][columns])
