@@ -54,9 +54,10 @@ def main() -> None:
     if arguments.published:
         print(commands.published())
         return
+    charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))
     if arguments.schedules:
         devices, micro_batches = arguments.schedules
-        print(commands.schedules(devices, micro_batches, Path(arguments.charts) if arguments.charts else None))
+        print(commands.schedules(devices, micro_batches, charts))
         return
     config = arguments.config or str(Path(__file__).resolve().parents[1] / "yaml" / "palm_540b.yaml")
     settings, origins = load_settings(config, arguments.overrides)
@@ -66,7 +67,6 @@ def main() -> None:
         settings = with_model_of_checkpoint(settings, origins)
     print_notes(settings, origins, arguments.overrides, sys.stderr)
     machine = arguments.machine or "tpu-v4"
-    charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))
     if arguments.pods:
         print(commands.pods(settings, machine, charts))
     elif arguments.search:

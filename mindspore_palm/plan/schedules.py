@@ -59,7 +59,7 @@ def gpipe(devices: int, micro_batches: int) -> Schedule:
         for i in range(micro_batches):
             yield Task(BOTH, i, device)
 
-    return _one_stage_each("gpipe", devices, order)
+    return _schedule("gpipe", devices, order)
 
 
 def one_f_one_b(devices: int, micro_batches: int) -> Schedule:
@@ -73,7 +73,7 @@ def one_f_one_b(devices: int, micro_batches: int) -> Schedule:
             if i >= ahead:
                 yield Task(BOTH, i - ahead, device)
 
-    return _one_stage_each("1f1b", devices, order)
+    return _schedule("1f1b", devices, order)
 
 
 def interleaved(devices: int, micro_batches: int, chunks: int = 2) -> Schedule:
@@ -105,8 +105,7 @@ def interleaved(devices: int, micro_batches: int, chunks: int = 2) -> Schedule:
                 i, chunk = visit(k - ahead, last_first=True)
                 yield Task(BOTH, i, chunk * devices + device)
 
-    orders = tuple(list(order(device)) for device in range(devices))
-    return Schedule("interleaved 1f1b", devices * chunks, orders, chunks)
+    return _schedule("interleaved 1f1b", devices, order, chunks)
 
 
 def zb_h1(devices: int, micro_batches: int) -> Schedule:
@@ -127,7 +126,7 @@ def zb_h1(devices: int, micro_batches: int) -> Schedule:
                     yield Task(WEIGHTS, next(weights), device)
         yield from (Task(WEIGHTS, i, device) for i in weights)
 
-    return _one_stage_each("zb-h1", devices, order)
+    return _schedule("zb-h1", devices, order)
 
 
 def zb_v(devices: int, micro_batches: int) -> Schedule:
@@ -168,7 +167,7 @@ def zb_v(devices: int, micro_batches: int) -> Schedule:
             while stage.has_weights:
                 yield stage.weights()
 
-    return Schedule("zb-v", 2 * devices, tuple(list(order(device)) for device in range(devices)), chunks=2)
+    return _schedule("zb-v", devices, order, chunks=2)
 
 
 def dualpipe(devices: int, micro_batches: int) -> Schedule:
@@ -213,7 +212,7 @@ def dualpipe(devices: int, micro_batches: int) -> Schedule:
             yield split(own)
         yield from (stage.weights() for stage in late)
 
-    return Schedule("dualpipe", devices, tuple(list(order(device)) for device in range(devices)), copies=2)
+    return _schedule("dualpipe", devices, order, copies=2)
 
 
 SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
@@ -261,8 +260,11 @@ class _Stage:
         return self._next[WEIGHTS] < self._next[BACKWARD]
 
 
-def _one_stage_each(name: str, devices: int, order: Callable[[int], Iterator[Task]]) -> Schedule:
-    return Schedule(name, devices, tuple(list(order(device)) for device in range(devices)))
+def _schedule(
+    name: str, devices: int, order: Callable[[int], Iterator[Task]], chunks: int = 1, copies: int = 1
+) -> Schedule:
+    """A schedule of devices that each have as many stages."""
+    return Schedule(name, devices * chunks, tuple(list(order(device)) for device in range(devices)), chunks, copies)
 
 
 def needs(task: Task, stages: int) -> Sequence[Task]:

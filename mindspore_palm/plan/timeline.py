@@ -20,9 +20,8 @@ class StageTimes:
 
     def of(self, kind: str) -> float:
         """Seconds of a kind of task."""
-        return {FORWARD: self.forward, BACKWARD: self.backward, WEIGHTS: self.weights}.get(
-            kind, self.backward + self.weights
-        )
+        both = self.backward + self.weights
+        return {FORWARD: self.forward, BACKWARD: self.backward, WEIGHTS: self.weights, BOTH: both}[kind]
 
 
 @dataclass(frozen=True)

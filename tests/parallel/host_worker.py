@@ -51,7 +51,7 @@ def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def message(dtype: str, step: int) -> np.ndarray:
-    """What the first worker sends."""
+    """The message of the first worker."""
     return np.asarray(np.random.default_rng(step).uniform(0, 100, MESSAGES[dtype])).astype(dtype)
 
 

@@ -115,7 +115,10 @@ class LaneKernel : public mindspore::kernel::NativeCpuKernelMod {
     return RanksOf(group_).at(static_cast<size_t>(mindspore::GetValue<int64_t>(primitive_->GetAttr(attribute))));
   }
 
+  static uint32_t Me() { return static_cast<uint32_t>(World::Get().rank()); }
+
   int64_t tag_{0};
+  std::shared_ptr<Lane> lane_;
 
  private:
   std::string group_;
@@ -124,9 +127,8 @@ class LaneKernel : public mindspore::kernel::NativeCpuKernelMod {
 class SendKernel : public LaneKernel {
  public:
   bool Launch(const Tensors &in, const Tensors &, const Tensors &) override {
-    World &world = World::Get();
-    const uint32_t me = static_cast<uint32_t>(world.rank());
-    world.OpenLane(me, Member("dest_rank"), tag_, in[0]->size())->Send(static_cast<const char *>(in[0]->device_ptr()));
+    if (lane_ == nullptr) lane_ = World::Get().OpenLane(Me(), Member("dest_rank"), tag_, in[0]->size());
+    lane_->Send(static_cast<const char *>(in[0]->device_ptr()));
     return true;
   }
 };
@@ -134,9 +136,8 @@ class SendKernel : public LaneKernel {
 class ReceiveKernel : public LaneKernel {
  public:
   bool Launch(const Tensors &, const Tensors &, const Tensors &out) override {
-    World &world = World::Get();
-    const uint32_t me = static_cast<uint32_t>(world.rank());
-    world.OpenLane(Member("src_rank"), me, tag_, out[0]->size())->Receive(static_cast<char *>(out[0]->device_ptr()));
+    if (lane_ == nullptr) lane_ = World::Get().OpenLane(Member("src_rank"), Me(), tag_, out[0]->size());
+    lane_->Receive(static_cast<char *>(out[0]->device_ptr()));
     return true;
   }
 };
