@@ -160,21 +160,23 @@ def test_after_overwrite_another_command_resumes(home):
 
 
 def test_a_second_launch_into_one_folder_is_refused(home):
-    """The first one has not even started its workers, and trains on undisturbed."""
-    first = start(home, "twice", "parallel.data=2")
+    """The first one has not even started its workers, and trains on undisturbed, however long the second one waits."""
+    first = start(home, "twice", *FOREVER, "parallel.data=2")
     try:
         end = time.monotonic() + 120
         while not (home / "twice" / "lock").exists() and time.monotonic() < end:
             time.sleep(0.02)
-        code, _, err = finish(start(home, "twice", "parallel.data=2", "--overwrite"))
+        code, _, err = finish(start(home, "twice", *FOREVER, "parallel.data=2", "--overwrite"))
         assert code == 2 and "Traceback" not in err
         assert err == f"error: another process is training in {home / 'twice'}; set train.output to another folder\n"
-        code, _, err = finish(first)
-        assert code == 0, err
+        wait_for(first, home / "twice", len(lines_of(home / "twice")) + 1)
+        first.send_signal(signal.SIGTERM)
+        _, err = first.communicate(timeout=60)
+        assert first.returncode == 130, err
     finally:
         kill(first)
-    assert checkpoints_of(home / "twice")[-1] == 20 and (home / "twice" / "final").is_dir()
-    assert (home / "twice" / "workers" / "attempt_1" / "worker_0.log").exists()
+    assert len(checkpoints_of(home / "twice")) == 1
+    assert [path.name for path in (home / "twice" / "workers").iterdir()] == ["attempt_1"]
 
 
 def test_attempts_keep_their_logs(home):
