@@ -273,6 +273,10 @@ class ParallelConfig(Section):
     """Data parallelism inside a pod: shards of a batch. Default 1 (PaLM 540B: 256)."""
     model: Devices = 1
     """Model parallelism: shards of heads, feed-forward features and vocabulary. Default 1 (PaLM 540B: 12)."""
+    stages: Devices = 1
+    """Pipeline parallelism: stages, each with a run of layers on devices of its own. Default 1 (PaLM: no pipeline)."""
+    stage_layers: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    """Layers of each stage, in order, such as [5,3]. Default [], balanced by work, the logits counted."""
     strategy: Literal["palm", "data", "model"] = "palm"
     """The table of logical axes: palm; data shards only sequences; model shards only matmuls. Default palm."""
     shard_weights: Literal["off", "pod", "all"] = "pod"
@@ -288,7 +292,7 @@ class ParallelConfig(Section):
     @property
     def devices(self) -> int:
         """Devices of the mesh."""
-        return self.pods * self.data * self.model
+        return self.stages * self.pods * self.data * self.model
 
 
 class Settings(Section):

@@ -236,6 +236,10 @@ def _lora_alpha(settings: Settings) -> str:
     return "" if settings.finetune.lora_rank else "no effect without finetune.lora_rank"
 
 
+def _stage_layers(settings: Settings) -> str:
+    return "" if settings.parallel.stages > 1 else "no effect without parallel.stages"
+
+
 def _strategy(settings: Settings) -> str:
     parallel = settings.parallel
     if parallel.devices == 1:
@@ -339,6 +343,8 @@ USELESS: dict[str, Why | None] = {
     "parallel.pods": None,
     "parallel.data": None,
     "parallel.model": None,
+    "parallel.stages": None,
+    "parallel.stage_layers": _stage_layers,
     "parallel.strategy": _strategy,
     "parallel.shard_weights": _shard_weights,
     "parallel.recompute": None,

@@ -205,7 +205,7 @@ def write_shards(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> 
 def shardings(placements: Mapping[str, Placement]) -> dict[str, Sharding]:
     """The sharding of each tensor. Tensors that are sharded alike share one."""
     distinct: dict[tuple, Sharding] = {}
-    keys = {name: (p.shape, p.axes, p.fully_sharded) for name, p in placements.items()}
+    keys = {name: (p.shape, p.axes, p.fully_sharded, p.stage) for name, p in placements.items()}
     for name, key in keys.items():
         if key not in distinct:
             distinct[key] = Sharding.of(placements[name])

@@ -34,25 +34,22 @@ def memory_by_kind(
             inputs of every op for the backward pass.
         fused_attention: whether attention keeps its scores out of memory; None for what the layout's target does.
     """
-    device = _Device(settings, layout or Layout(), fused, fused_attention)
-    kinds = {
-        "weights": device.weights(),
-        "gradients": device.gradients(),
-        "optimizer state": device.optimizer_state(),
-        "snapshot to save": device.snapshot(),
-        "activations": device.activations(),
-        "gathered weights": device.gathered_weights(),
-        "temporaries": device.temporaries(),
-    }
-    return {kind: int(size) for kind, size in kinds.items() if size}
+    layout = layout or Layout()
+    ends = {0, layout.mesh.stages - 1}  # the first stage holds the most activations, and the last one the logits
+    stages = [_Device(settings, layout, fused, fused_attention, stage).kinds() for stage in ends]
+    return max(stages, key=lambda kinds: sum(kinds.values()))
 
 
 class _Device:
-    """The formulas, for one device."""
+    """The formulas, for one device of a stage."""
 
-    def __init__(self, settings: Settings, layout: Layout, fused: bool, fused_attention: bool | None) -> None:
-        model = settings.model
+    def __init__(
+        self, settings: Settings, layout: Layout, fused: bool, fused_attention: bool | None, stage: int
+    ) -> None:
+        model, stages = settings.model, layout.mesh.stages
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
+        self.stage, self.is_last = stage, stage == stages - 1
+        self.layers = layout.stage_layers[stage] if stages > 1 else model.layers
         self.recompute = settings.parallel.recompute
         fuses = DEVICES[layout.target].fuses_attention(layout.compute_dtype, model.head_dim)
         fuses = fuses and model.attention == "multi_query"
@@ -61,8 +58,23 @@ class _Device:
         self.model_ranks, self.length = layout.shards("heads"), settings.data.seq_len
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.tokens = batch * self.length // layout.shards("batch")
-        self.placements = placements(model, layout)
+        most = max(size // settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
+        self.in_flight = min(stages - stage, most)  # micro-batches between their two passes; 1F1B starts so many
+        self.placements = [p for p in placements(model, layout) if p.stage == stage]
         self.optimizer = optimizer_class(settings.optimizer)
+
+    def kinds(self) -> dict[str, int]:
+        """Bytes by kind; only kinds that there are."""
+        kinds = {
+            "weights": self.weights(),
+            "gradients": self.gradients(),
+            "optimizer state": self.optimizer_state(),
+            "snapshot to save": self.snapshot(),
+            "activations": self.in_flight * self.activations(),
+            "gathered weights": self.gathered_weights(),
+            "temporaries": self.temporaries(),
+        }
+        return {kind: int(size) for kind, size in kinds.items() if size}
 
     def weights(self) -> float:
         """4 bytes per parameter of each weight's shard. LoRA adds A, B, and the kernels with A B added to them."""
@@ -104,8 +116,8 @@ class _Device:
         """
         if self.recompute == "block":
             shards = self.model_ranks if self.model.d_model % self.model_ranks == 0 else 1
-            return self.model.layers * self.compute_bytes * self.tokens * self.model.d_model / shards
-        return self.model.layers * (self.layer_activations() + (self.scores() if self.recompute == "none" else 0))
+            return self.layers * self.compute_bytes * self.tokens * self.model.d_model / shards
+        return self.layers * (self.layer_activations() + (self.scores() if self.recompute == "none" else 0))
 
     def layer_activations(self) -> float:
         """Activations of a layer, without scores.
@@ -139,11 +151,12 @@ class _Device:
 
         c bytes per parameter of the model rank's shard. Zero with recompute=block, which gathers them again.
         """
-        return 0.0 if self.recompute == "block" else self.model.layers * self.gathered_layer()
+        return 0.0 if self.recompute == "block" else self.layers * self.gathered_layer()
 
     def gathered_layer(self) -> float:
         """Weights of one layer, gathered over data."""
-        return self.compute_bytes * self._gathered("blocks.0.")
+        first = sum(self.layout.stage_layers[: self.stage])
+        return self.compute_bytes * self._gathered(f"blocks.{first}.")
 
     def temporaries(self) -> float:
         """The peak of the loss, of a block's backward pass and of the update."""
@@ -154,7 +167,7 @@ class _Device:
         return sum(map(self.optimizer.temporaries, self.trained_shapes()))
 
     def loss(self) -> float:
-        """Logits T*V/m and embedding table V/m*D, in float32, gathered over data.
+        """Logits T*V/m and embedding table V/m*D, in float32, gathered over data; on the last stage alone.
 
         Not fused: four times the logits, the gathered table and its gradients from both uses. That is 3 tables, or 1
         beside the weight itself if it is not sharded over data.
@@ -172,9 +185,13 @@ class _Device:
         1.5 tables. For 62B it has no such buffer with 4 sequences, and fragments as well with 2. So this estimate is
         20 % above and 24 % below what XLA takes beside the state.
         """
+        if not self.is_last:
+            return 0.0
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
         logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
         gradient = FLOAT * vocab * self.model.d_model  # if the table is not sharded over data
+        if self.stage:  # the table itself is sent by the first stage
+            return (1.5 if self.fused else 4) * logits + 2 * gradient
         if not self.fused:
             return 4 * logits + (3 * table or gradient)
         ring = 1.5 if self.model_ranks > UNROLLED_RANKS else 1

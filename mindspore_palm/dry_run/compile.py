@@ -173,8 +173,9 @@ def _compile() -> None:
     host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)
     with axes.layout(layout), suppress(host.DryRunComplete):
-        _, step = build_step(settings, accumulate=False)
-        rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // layout.shards("batch")
+        piped, batch = layout.mesh.stages > 1, settings.train.batch_ramp()[-1][1]
+        _, step = build_step(settings, accumulate=piped)
+        rows = (batch if piped else settings.train.micro_batch_of(batch)) // layout.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
     print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -79,12 +79,12 @@ class DecodeStep(nn.Cell):
         sequences: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x = self.palm.embed(token_ids)
+        x, table_VD = self.palm.embed(token_ids)
         for block in self.blocks:
             x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask, sequences))
         if token_ids.shape[1] > 1:
             x = self.select(x, rows, 0)
-        logits = self.palm.unembed(x)
+        logits = self.palm.unembed(x, table_VD)
         targets = self.targets if token_ids.shape[0] == self.sequences else self.one_target
         return self.palm.drop_vocab_padding(logits), self.token_loss(logits, targets)[1]
 

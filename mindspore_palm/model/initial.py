@@ -14,6 +14,7 @@ from mindspore import Parameter
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.weights import Weight, weights
+from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.weights import make_weight
 from mindspore_palm.random import philox
 
@@ -74,4 +75,4 @@ def initial_weight(config: PaLMConfig, seed: int, name: str, window: Sequence[sl
 def initial_parameter(weight: Weight, seed: int) -> Parameter:
     """A weight as a Parameter on the current layout, with its initial values."""
     draw_window = partial(initial_values, weight, seed)
-    return make_weight(weight.name, weight.shape, weight.axes, draw_window, weight.fully_sharded)
+    return make_weight(weight.placement(current_layout()), draw_window)

@@ -26,8 +26,9 @@ def adapter_weights(config: PaLMConfig, rank: int) -> dict[str, tuple[Weight, We
     for kernel in weights(config):
         if kernel.name.endswith(KERNELS):
             (rows, columns), (row_axis, column_axis) = kernel.shape, kernel.axes
-            a = Weight(f"{kernel.name}.{A}", (rows, rank), (row_axis, "one"), (FanIn(rows, rows),), fully_sharded=False)
-            b = Weight(f"{kernel.name}.{B}", (rank, columns), ("one", column_axis), fully_sharded=False)
+            a_name, b_name, layer = f"{kernel.name}.{A}", f"{kernel.name}.{B}", kernel.layer
+            a = Weight(a_name, (rows, rank), (row_axis, "one"), (FanIn(rows, rows),), fully_sharded=False, layer=layer)
+            b = Weight(b_name, (rank, columns), ("one", column_axis), fully_sharded=False, layer=layer)
             pairs[kernel.name] = a, b
     return pairs
 

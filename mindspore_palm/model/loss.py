@@ -10,6 +10,7 @@ from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.cells import RowMax
+from mindspore_palm.parallel.stages import on_stage_of
 
 PADDING_LOGIT = -1e9  # logit of rows that only pad the table: they are not tokens and get zero probability
 
@@ -79,13 +80,18 @@ class Loss(nn.Cell):
     def __init__(self, palm: PaLM, z_weight: float = 1e-4) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.z_weight = palm, z_weight
-        self.token_loss = TokenLoss(palm.config)
+        self.token_loss = on_stage_of(palm.config.layers - 1, TokenLoss(palm.config))
         self.square = shard(ops.Square(), ("tokens",))
         self.sum = shard(ops.ReduceSum(), ("tokens",))
         self.reshape = ops.Reshape()
 
     def construct(self, inputs: Tensor, targets: Tensor, count: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, Tensor]:
+        cross_entropy, square_log_z = self.sums(inputs, targets, *dropout_mask)
+        mean = cross_entropy / count
+        return mean + self.z_weight * (square_log_z / count), mean
+
+    def sums(self, inputs: Tensor, targets: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over tokens of cross-entropy and of log(Z)^2: two float32 []."""
         logits_TV = self.palm.logits(inputs, *dropout_mask)
         cross_entropy_T, log_z_T = self.token_loss(logits_TV, self.reshape(targets, (-1,)))
-        mean = self.sum(cross_entropy_T) / count
-        return mean + self.z_weight * (self.sum(self.square(log_z_T)) / count), mean
+        return self.sum(cross_entropy_T), self.sum(self.square(log_z_T))

@@ -15,6 +15,7 @@ from mindspore_palm.model.weights import weights
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.cells import make_lookup
 from mindspore_palm.parallel.context import use_graphs
+from mindspore_palm.parallel.stages import on_stage_of
 
 
 class PaLM(nn.Cell):
@@ -32,17 +33,13 @@ class PaLM(nn.Cell):
         use_graphs()
         self.config = config
         parameters = {weight.name: initial_parameter(weight, seed) for weight in weights(config)}
-        self.embedding = parameters["embedding"]
+        self.embed = on_stage_of(0, Embed(config, parameters["embedding"]))
         self.blocks = nn.CellList(
-            [make_block(config, _block_parameters(parameters, i)) for i in range(config.layers)], auto_prefix=False
+            [on_stage_of(i, make_block(config, _block_parameters(parameters, i))) for i in range(config.layers)],
+            auto_prefix=False,
         )
-        self.final_norm = make_norm(config, parameters.get("final_norm.scale"))
-        self.residual = Residual(config.d_model)
-        self.lookup = make_lookup()
-        self.to_compute = ToCompute(("tokens", "embed"))
-        self.split_mask, self.dropout = SplitMask(1 + config.layers), Dropout()
-        self.times_scale, self.logit_scale = shard(ops.Mul(), ("tokens", "embed"), ()), logit_scale(config)
-        self.matmul = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
+        self.unembed = on_stage_of(config.layers - 1, Unembed(config, parameters.get("final_norm.scale")))
+        self.split_mask = SplitMask(1 + config.layers)
         self.drop_vocab_padding = DropVocabPadding(config)
         self.reshape, self.vocab_size = ops.Reshape(), config.vocab_size
 
@@ -56,24 +53,51 @@ class PaLM(nn.Cell):
         ``dropout_mask`` [B, 1 + layers, D] is applied after the embedding and after each block; None for no dropout.
         """
         masks = self.split_mask(dropout_mask)
-        x = self.embed(token_ids, masks[0])
+        x, table_VD = self.embed(token_ids, masks[0])
         for i in range(len(self.blocks)):
             x = self.blocks[i](x, token_ids.shape[0], masks[i + 1])
-        return self.unembed(x)
+        return self.unembed(x, table_VD)
 
-    def embed(self, token_ids: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """Rows of the table, unscaled: int32 [B, S] to the residual stream."""
-        x_TD = self.to_compute(self.lookup(self.embedding, self.reshape(token_ids, (-1,))))
-        return self.residual.write(self.dropout(x_TD, dropout_mask))
-
-    def unembed(self, x: Tensor) -> Tensor:
-        """Logits ``norm(x) / sqrt(D) E^T``: the residual stream to float32 [T, V]."""
-        y_TD = self.final_norm(self.residual.read(x))
-        return self.matmul(self.times_scale(y_TD, self.logit_scale), self.embedding)
+    @property
+    def embedding(self) -> Parameter:
+        """The table: float32 [V, D]."""
+        return self.embed.table
 
     def block_weights(self, i: int) -> dict[str, Parameter]:
         """Parameters of block i, by their names within the block, such as ``q_wi`` and ``norm.scale``."""
         return _block_parameters({parameter.name: parameter for parameter in self.blocks[i].get_parameters()}, i)
+
+
+class Embed(nn.Cell):
+    """Rows of the table, unscaled: int32 [B, S] to the residual stream.
+
+    Returns the table as well, which the logits are computed with. In a pipeline, it travels from the first stage to the
+    last one so, and its gradient back. Merely sharing the Parameter, the last stage would wait for it forever.
+    """
+
+    def __init__(self, config: PaLMConfig, embedding: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.table, self.lookup = embedding, make_lookup()
+        self.to_compute, self.dropout = ToCompute(("tokens", "embed")), Dropout()
+        self.residual, self.reshape = Residual(config.d_model), ops.Reshape()
+
+    def construct(self, token_ids: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x_TD = self.to_compute(self.lookup(self.table, self.reshape(token_ids, (-1,))))
+        return self.residual.write(self.dropout(x_TD, dropout_mask)), self.table
+
+
+class Unembed(nn.Cell):
+    """Logits ``norm(x) / sqrt(D) E^T``: the residual stream and the table [V, D] to float32 [T, V]."""
+
+    def __init__(self, config: PaLMConfig, norm_scale: Parameter | None) -> None:
+        super().__init__(auto_prefix=False)
+        self.norm, self.residual = make_norm(config, norm_scale), Residual(config.d_model)
+        self.times_scale, self.logit_scale = shard(ops.Mul(), ("tokens", "embed"), ()), logit_scale(config)
+        self.matmul = shard(ops.MatMul(transpose_b=True), ("tokens", "embed"), ("vocab", "embed"))
+
+    def construct(self, x: Tensor, table_VD: Tensor) -> Tensor:
+        y_TD = self.norm(self.residual.read(x))
+        return self.matmul(self.times_scale(y_TD, self.logit_scale), table_VD)
 
 
 class DropVocabPadding(nn.Cell):

@@ -41,6 +41,10 @@ class Weight:
     """Initial value of a weight without fan-in."""
     fully_sharded: bool = True
     """Whether the first dimension may be sharded over data as well."""
+    tied: bool = False
+    """Whether the first and the last layer use it. Stages that share a weight do not shard it over data (MS-59)."""
+    layer: int = 0
+    """The layer whose stage holds the weight; the table is with layer 0, and the final norm with the last."""
 
     @property
     def std(self) -> np.ndarray:
@@ -52,7 +56,8 @@ class Weight:
 
     def placement(self, layout: Layout) -> Placement:
         """The shard that each device of a layout holds."""
-        return Placement(self.name, self.shape, self.axes, layout, self.fully_sharded)
+        fully_sharded = self.fully_sharded and not (self.tied and layout.mesh.stages > 1)
+        return Placement(self.name, self.shape, self.axes, layout, fully_sharded, layout.stage(self.layer))
 
 
 def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
@@ -77,20 +82,20 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
     norms = ("norm",) if config.block == "parallel" else ("norm", "mlp_norm")
     neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
 
-    def scale(name: str) -> Weight:
-        return Weight(f"{name}.scale", (d,), ("embed",), constant=neutral, fully_sharded=False)
+    def scale(name: str, layer: int) -> Weight:
+        return Weight(f"{name}.scale", (d,), ("embed",), constant=neutral, fully_sharded=False, layer=layer)
 
-    yield Weight("embedding", (config.padded_vocab, d), ("vocab", "embed"), (FanIn(config.padded_vocab, 1),))
+    yield Weight("embedding", (config.padded_vocab, d), ("vocab", "embed"), (FanIn(config.padded_vocab, 1),), tied=True)
     if config.final_norm_scale:
-        yield scale("final_norm")
+        yield scale("final_norm", config.layers - 1)
     for i in range(config.layers):
         block, from_d = f"blocks.{i}", (FanIn(d, d),)
-        yield from (scale(f"{block}.{norm}") for norm in norms)
-        yield Weight(f"{block}.q_wi", (d, heads * sum(sizes_in(config))), ("embed", "heads"), from_d)
-        yield Weight(f"{block}.kv", (d, 2 * config.kv_heads * config.head_dim), ("embed", "per_head"), from_d)
+        yield from (scale(f"{block}.{norm}", i) for norm in norms)
+        yield Weight(f"{block}.q_wi", (d, heads * sum(sizes_in(config))), ("embed", "heads"), from_d, layer=i)
+        yield Weight(f"{block}.kv", (d, 2 * config.kv_heads * config.head_dim), ("embed", "per_head"), from_d, layer=i)
         # attention rows are summed over all heads, mlp rows over all of d_ff: two fan-ins
         o_wo = (heads * sum(sizes_out(config)), d)
-        yield Weight(f"{block}.o_wo", o_wo, ("heads", "embed"), (from_attention, from_mlp))
+        yield Weight(f"{block}.o_wo", o_wo, ("heads", "embed"), (from_attention, from_mlp), layer=i)
 
 
 def placements(config: PaLMConfig, layout: Layout) -> list[Placement]:

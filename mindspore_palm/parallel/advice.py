@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice, product
+from math import prod
 from typing import Any
 
 from pydantic import ValidationError
@@ -38,7 +39,7 @@ def in_words(change: Change) -> str:
 
 def meshes(mesh: Mesh) -> Iterator[Change]:
     """Other meshes: first those that change one axis, nearest number of devices first; the last one is one device."""
-    names = ("parallel.pods", "parallel.data", "parallel.model")
+    names = ("parallel.stages", "parallel.pods", "parallel.data", "parallel.model")
     sizes = list(mesh.sizes.values())
     tried = [
         sorted(n for n in {1, *range(max(1, size - NEAR), size + NEAR + 1), *(2**n for n in range(13))} if n < 2 * size)
@@ -47,11 +48,11 @@ def meshes(mesh: Mesh) -> Iterator[Change]:
 
     def distance(other: tuple[int, ...]) -> tuple[int, int, int]:
         changed = sum(a != b for a, b in zip(other, sizes, strict=True))
-        devices = other[0] * other[1] * other[2]
+        devices = prod(other)
         return changed, abs(devices - mesh.devices), devices
 
     candidates = sorted(product(*tried), key=distance)
-    for other in [*islice(candidates, 1, MAX_MESHES), (1, 1, 1)]:
+    for other in [*islice(candidates, 1, MAX_MESHES), (1,) * len(names)]:
         yield {name: new for name, new, old in zip(names, other, sizes, strict=True) if new != old}
 
 

@@ -7,8 +7,10 @@ follows from the table. On one device there is none.
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import TypeVar
 
@@ -57,6 +59,8 @@ class Layout:
     """dtype of activations and matmuls inside blocks; weights, norms, softmax, logits and loss are float32."""
     target: str = "CPU"
     """Device type that networks are compiled for."""
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each stage, in order; empty without a pipeline."""
     planned: bool = False
     """Whether it is only partitioned or planned for, and nothing is computed."""
 
@@ -78,6 +82,10 @@ class Layout:
     def strategy(self, *inputs: Axes) -> tuple[tuple[int, ...], ...]:
         """MindSpore's strategy for an op: for each input, the number of shards of each dimension."""
         return tuple(tuple(self.shards(axis) for axis in axes) for axes in inputs)
+
+    def stage(self, layer: int) -> int:
+        """The stage that computes a layer; 0 without a pipeline."""
+        return bisect_right(list(accumulate(self.stage_layers))[:-1], layer)
 
     @property
     def devices(self) -> int:

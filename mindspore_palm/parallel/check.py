@@ -16,14 +16,15 @@ from mindspore_palm.devices import DEVICES, PLANNED_DTYPE
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.advice import Change, apply, in_words, meshes
 from mindspore_palm.parallel.axes import TABLES, Layout
-from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
+from mindspore_palm.parallel.mesh import DATA, MODEL, POD, STAGE, Mesh
 from mindspore_palm.parallel.placement import Placement
+from mindspore_palm.parallel.stages import stage_layers
 
 SERVER = 8  # Ascend devices per server; MindSpore wants larger numbers of devices to be multiples of it
 REPEATS = 64  # members of a group beyond which a longer one adds nothing about servers
 SMALL_COUNTS = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
 MAX_REPLICATED = 0.02  # share of the weights' bytes that may be replicated although weights are to be sharded
-SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
+SETTINGS = {STAGE: "parallel.stages", POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
 SUPPORTED = ("model.norm_epsilon",)  # departures from PaLM that a mesh supports
 PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
 
@@ -50,12 +51,13 @@ def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) ->
     """
     parallel, dtype = settings.parallel, settings.train.compute_dtype
     return Layout(
-        Mesh(parallel.pods, parallel.data, parallel.model),
+        Mesh(parallel.pods, parallel.data, parallel.model, parallel.stages),
         TABLES[parallel.strategy],
         parallel.shard_weights,
         parallel.recompute,
         PLANNED_DTYPE if planned and dtype == "auto" else DEVICES[target].dtype(dtype),
         target,
+        stage_layers(settings),
         planned,
     )
 
@@ -123,6 +125,7 @@ def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf,
     return (
         _devices(layout)
         or _departures(settings)
+        or (_stages(settings, layout, from_step) if layout.mesh.stages > 1 else None)
         or _sizes(settings, layout)
         or _batches(settings, layout, from_step)
         or (_servers(layout.mesh) if layout.target == "Ascend" else None)
@@ -181,8 +184,38 @@ def _departures(settings: Settings) -> Misfit | None:
         section, name = setting.split(".")
         default = type(getattr(settings, section)).model_fields[name].default
         text = f"{in_words({setting: value})} is for one device, and parallel asks for {settings.parallel.devices}"
-        one = {"parallel.pods": 1, "parallel.data": 1, "parallel.model": 1}
+        one = {name: 1 for name in SETTINGS.values() if name != SETTINGS[STAGE] or settings.parallel.stages > 1}
         return Misfit(f"departure {setting}", text, ({setting: default}, one))
+    return None
+
+
+def _stages(settings: Settings, layout: Layout, from_step: int) -> Misfit | None:
+    """Layers, micro-batches, text and dtypes that a pipeline does not take."""
+    stages, layers, train = layout.mesh.stages, settings.model.layers, settings.train
+    asked, by_hand = f"parallel.stages = {stages}", settings.parallel.stage_layers
+    if layers < stages:
+        return Misfit("stages", f"{asked} is more than model.layers = {layers}", ({"parallel.stages": layers},))
+    if by_hand and (len(by_hand) != stages or sum(by_hand) != layers):
+        text = (
+            f"parallel.stage_layers = {by_hand} are {len(by_hand)} stages with {sum(by_hand)} layers, and {asked} with "
+            f"model.layers = {layers}"
+        )
+        return Misfit("stage layers", text, ({"parallel.stage_layers": []},))
+    for size in train.sizes_from(from_step):
+        count = size // train.micro_batch_of(size)
+        if count < stages:
+            shards = layout.shards("batch")
+            fitting = [n for n in range(shards, size // stages + 1, shards) if size % n == 0]
+            text = (
+                f"{asked} needs as many micro-batches, and a batch of {size} sequences with train.micro_batch = "
+                f"{train.micro_batch} has {count}"
+            )
+            return Misfit("micro-batches", text, tuple({"train.micro_batch": n} for n in reversed(fitting)))
+    if settings.finetune.checkpoint:
+        return Misfit("stages in fine-tuning", f"{asked}: fine-tuning takes one stage", ({"parallel.stages": 1},))
+    if layout.compute_dtype == "float16":
+        text = f"{asked}: train.compute_dtype = float16 needs a loss scale, which a pipeline does not have"
+        return Misfit("stages in float16", text, ({"train.compute_dtype": "float32"},))
     return None
 
 

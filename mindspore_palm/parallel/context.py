@@ -184,6 +184,8 @@ def partition(cell: nn.Cell, *inputs: Axes) -> nn.Cell:
             parallel.hsdp(**value)
         else:
             setattr(parallel, f"_{name}", value)
+    if layout.mesh.stages > 1:
+        parallel.pipeline(layout.mesh.stages)
     return parallel
 
 

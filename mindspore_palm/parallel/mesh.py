@@ -1,4 +1,7 @@
-"""The mesh: pods x data x model, model fastest, as PaLM numbers its chips (section 4 of the paper)."""
+"""The mesh: stages x pods x data x model, model fastest, as PaLM numbers its chips (section 4 of the paper).
+
+Stages are the slowest axis, because MindSpore numbers the ranks of a pipeline so.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-POD, DATA, MODEL = "pod", "data", "model"
+STAGE, POD, DATA, MODEL = "stage", "pod", "data", "model"
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Number of devices along each axis. A rank has coordinates (pod, data, model), and model varies fastest."""
+    """Number of devices along each axis. A rank has coordinates (stage, pod, data, model); model varies fastest."""
 
     pods: int = 1
     """Pods; only gradients are reduced between them."""
@@ -20,16 +23,27 @@ class Mesh:
     """Data parallelism inside a pod: shards of the batch; weights are fully sharded over the same devices."""
     model: int = 1
     """Model parallelism: shards of heads, feed-forward columns and vocabulary."""
+    stages: int = 1
+    """Pipeline parallelism: runs of layers, each on devices of its own."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
         """Devices along each axis, slowest axis first."""
-        return {POD: self.pods, DATA: self.data, MODEL: self.model}
+        return {STAGE: self.stages, POD: self.pods, DATA: self.data, MODEL: self.model}
 
     @property
     def devices(self) -> int:
         """The number of devices."""
         return prod(self.sizes.values())
+
+    @property
+    def stage_devices(self) -> int:
+        """The number of devices of one stage."""
+        return self.devices // self.stages
+
+    def stage(self, rank: int) -> int:
+        """The stage of a rank."""
+        return self.coordinates(rank)[STAGE]
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Coordinates of a rank by axis.
@@ -65,4 +79,5 @@ class Mesh:
         return number
 
     def __str__(self) -> str:
-        return f"{self.pods} pods x {self.data} data x {self.model} model"
+        stages = f"{self.stages} stages x " if self.stages > 1 else ""
+        return f"{stages}{self.pods} pods x {self.data} data x {self.model} model"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mindspore_palm.parallel.axes import Axes, Layout
+from mindspore_palm.parallel.mesh import STAGE
 
 Window = tuple[slice, ...]
 FLOAT = 4  # bytes
@@ -17,7 +18,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Placement:
-    """How a weight is sharded in a layout."""
+    """How a weight is sharded in a layout, over the devices of its stage."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,6 +28,8 @@ class Placement:
     layout: Layout
     fully_sharded: bool = True
     """Whether the first dimension may be sharded further, over data."""
+    stage: int = 0
+    """The stage whose devices hold it."""
 
     @property
     def table_shards(self) -> tuple[int, ...]:
@@ -37,7 +40,7 @@ class Placement:
     def data_shards(self) -> int:
         """The number of shards of the first dimension beyond the table; 1 where it does not divide (MS-08)."""
         count, rows = self.layout.weight_shards, self.shape[0] // self.table_shards[0]
-        holders = self.layout.devices // prod(self.table_shards)
+        holders = self.layout.mesh.stage_devices // prod(self.table_shards)
         return count if self.fully_sharded and rows % count == 0 and holders % count == 0 else 1
 
     @property
@@ -54,14 +57,18 @@ class Placement:
     @property
     def replicas(self) -> int:
         """The number of devices that hold the same shard."""
-        return self.layout.devices // (prod(self.table_shards) * self.data_shards)
+        return self.layout.mesh.stage_devices // (prod(self.table_shards) * self.data_shards)
+
+    def holds(self, rank: int) -> bool:
+        """Whether a rank holds a shard: whether it belongs to the stage of the weight."""
+        return self.layout.mesh.stage(rank) == self.stage
 
     def is_first(self, rank: int) -> bool:
         """Whether a rank is the first of the replicas of its shard."""
-        return self._same_table_shard(rank).index(rank) < self.data_shards
+        return self.holds(rank) and self._same_table_shard(rank).index(rank) < self.data_shards
 
     def window(self, rank: int) -> Window:
-        """The window of the full weight that a rank holds."""
+        """The window of the full weight that a rank holds, or would hold as one of the weight's stage."""
         mesh = self.layout.mesh
         mesh_axes = [self.layout.mesh_axes(axis) for axis in self.axes]
         starts = [
@@ -75,4 +82,4 @@ class Placement:
     def _same_table_shard(self, rank: int) -> list[int]:
         """The ranks that have the same shard by the table alone, in ascending order."""
         sharded = {name for axis in self.axes for name in self.layout.mesh_axes(axis)}
-        return self.layout.mesh.group(rank, set(self.layout.mesh.sizes) - sharded)
+        return self.layout.mesh.group(rank, set(self.layout.mesh.sizes) - sharded - {STAGE})

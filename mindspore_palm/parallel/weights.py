@@ -12,7 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import Initializer, initializer
 from mindspore.nn.utils import no_init_parameters
 
-from mindspore_palm.parallel.axes import Axes, current_layout
+from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.parallel.placement import Placement, Window
 
@@ -46,27 +46,20 @@ class _Shard(Initializer):
         arr[...] = self._draw(self._window)  # another shape is an error: the compiler has sharded it differently
 
 
-def make_weight(
-    name: str,
-    shape: tuple[int, ...],
-    axes: Axes,
-    draw: Callable[[Window | None], np.ndarray],
-    fully_sharded: bool = True,
-) -> Parameter:
-    """A weight for the current layout: full on one device; on several, this device's shard only.
+def make_weight(placement: Placement, draw: Callable[[Window | None], np.ndarray]) -> Parameter:
+    """A weight as a Parameter: full on one device; on several, this device's shard only.
+
+    The weight of another stage takes no memory: MindSpore does not draw what no graph of this device reads.
 
     Args:
-        name: the weight's name.
-        shape: the full weight's shape.
-        axes: logical axis of each dimension.
+        placement: the weight's, in the current layout.
         draw: returns the initial values of a window of the weight, or of all of it for None.
-        fully_sharded: whether the first dimension may be sharded over data.
     """
-    placement = Placement(name, shape, axes, current_layout(), fully_sharded)
+    name, fully_sharded = placement.name, placement.fully_sharded
     if placement.layout.devices == 1 and not _deferred:
         weight = Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
     else:
-        values = initializer(_Shard(draw, placement.window(this_rank())), shape, ms.float32)
+        values = initializer(_Shard(draw, placement.window(this_rank())), placement.shape, ms.float32)
         with no_init_parameters():  # MS-51: drawn at the first compilation, when MindSpore knows the shard as well
             weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
     weight.placement = placement

@@ -10,7 +10,7 @@ WORKER = "MS_WORKER_NUM"  # set by msrun: the number of workers
 ROLE = "MS_ROLE"  # set by msrun: worker or scheduler
 ROLES = ("MS_WORKER", "MS_SCHED")
 SIZE, RANK = "RANK_SIZE", "RANK_ID"
-MESH = "parallel.pods x parallel.data x parallel.model"
+MESH = "parallel.stages x parallel.pods x parallel.data x parallel.model"
 
 
 def is_worker() -> bool:
@@ -48,7 +48,7 @@ def check_workers(devices: int, asked: str = MESH) -> None:
     if size not in (None, workers):
         raise UserError(f"{SIZE} = {size} and {WORKER} = {workers} disagree; unset {SIZE}")
     if workers != devices:
-        product = f"set the three to a product of {workers}" if asked == MESH else f"set it to {workers}"
+        product = f"set the four to a product of {workers}" if asked == MESH else f"set it to {workers}"
         other = f"start {devices} workers" if devices > 1 else "start the command without msrun"
         raise UserError(f"{asked} is {devices}, and msrun started {workers} workers; {product}, or {other}")
     rank = os.environ.get(RANK) or "0"

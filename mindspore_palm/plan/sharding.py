@@ -26,7 +26,9 @@ def print_layout(settings: Settings) -> None:
 
 def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
     """Logical and mesh axes, full and shard shape, bytes per device and replicas of every weight; equal layers once."""
-    head = ("weight", "logical axes", "mesh axes", "shape", "shard", "MB per device", "replicas")
+    stages = layout.mesh.stages
+    head = ["weight", "logical axes", "mesh axes", "shape", "shard", "MB per device", "replicas"]
+    head += ["stage"] if stages > 1 else []
     rows = []
     for names, placement in _alike(placements):
         rows.append(
@@ -38,15 +40,18 @@ def describe_layout(layout: Layout, placements: Sequence[Placement]) -> str:
                 " x ".join(f"{size:,}" for size in placement.shard_shape),
                 f"{placement.shard_bytes / 1e6:,.3f}",
                 f"{placement.replicas:,}",
+                *([str(placement.stage)] if stages > 1 else []),
             )
         )
-    total = sum(p.shard_bytes for p in placements)
-    unsharded = sum(p.shard_bytes * layout.devices / p.replicas for p in placements)
+    totals = [sum(p.shard_bytes for p in placements if p.stage == stage) for stage in range(stages)]
+    unsharded = sum(p.shard_bytes * layout.mesh.stage_devices / p.replicas for p in placements)
+    per_device = " | ".join(f"{total / 1e6:,.1f}" for total in totals)
+    of_stages = f" of stages 0 to {stages - 1}" if stages > 1 else ""
     return "\n".join(
         [
             f"{layout.mesh} = {layout.devices:,} devices; weights fully sharded over {layout.weight_shards} data ranks",
             table(head, rows),
-            f"float32 weights: {total / 1e6:,.1f} MB per device, {unsharded / 1e9:,.1f} GB in total",
+            f"float32 weights: {per_device} MB per device{of_stages}, {unsharded / 1e9:,.1f} GB in total",
         ]
     )
 
@@ -66,9 +71,9 @@ def _alike(placements: Sequence[Placement]) -> list[tuple[str, Placement]]:
     groups: dict[tuple, list[Placement]] = {}
     for placement in placements:
         role = re.sub(r"^blocks\.\d+\.", "", placement.name)
-        groups.setdefault((role, placement.shard_shape), []).append(placement)
+        groups.setdefault((role, placement.shard_shape, placement.stage), []).append(placement)
     named = []
-    for (role, _), members in groups.items():
+    for (role, *_), members in groups.items():
         layers = [int(p.name.split(".")[1]) for p in members if p.name.startswith("blocks.")]
         span = f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else "".join(map(str, layers))
         named.append((f"blocks.{span}.{role}" if layers else role, members[0]))

@@ -8,11 +8,13 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.optim import make_optimizer
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.recompute import recompute
+from mindspore_palm.parallel.stages import by_stage
 from mindspore_palm.train.finetune import has_dropout, load_base_model
+from mindspore_palm.train.pipeline import PipelinedStep
 from mindspore_palm.train.step import TrainStep
 
 
-def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, TrainStep]:
+def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, TrainStep | PipelinedStep]:
     """Builds the network and the step that trains it.
 
     Args:
@@ -22,7 +24,11 @@ def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, Train
     palm = PaLM(settings.model, settings.train.seed)
     load_base_model(palm, settings)
     recompute(palm.blocks, settings.parallel.recompute)
-    optimizer = make_optimizer(palm.trainable_params(), settings.optimizer, settings.train.steps)
+    own, elsewhere = by_stage(palm.trainable_params())
+    optimizer = make_optimizer(own, settings.optimizer, settings.train.steps)
     micro_batch = settings.train.micro_batch // current_layout().shards("batch") if accumulate else 0  # per worker
     loss = Loss(palm, settings.train.z_loss)
-    return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, has_dropout(settings))
+    if not elsewhere:
+        return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, has_dropout(settings))
+    other = make_optimizer(elsewhere, settings.optimizer, settings.train.steps)  # its moments, which take no memory
+    return palm, PipelinedStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, other)

@@ -14,6 +14,7 @@ from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition, this_rank
+from mindspore_palm.parallel.stages import CopyToLastStage, FromLastStage, on_stage_of
 
 HELD_OUT_AXES = (("batch", "length"), ("batch", "length"))  # logical axes of inputs and targets
 
@@ -47,7 +48,8 @@ class SummedCrossEntropy(nn.Cell):
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
-        self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
+        self.palm, self.reshape = palm, ops.Reshape()
+        self.token_loss = on_stage_of(palm.config.layers - 1, TokenLoss(palm.config))
         self.sum = shard(ops.ReduceSum(), ("tokens",))
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -65,6 +67,9 @@ class Evaluator:
     def __init__(self, palm: PaLM, piece_bytes: np.ndarray) -> None:
         self._cross_entropy = partition(SummedCrossEntropy(palm), *HELD_OUT_AXES)
         self._piece_bytes = piece_bytes
+        self._is_pipeline = current_layout().mesh.stages > 1
+        if self._is_pipeline:
+            self._copy_table, self._from_last_stage = CopyToLastStage(palm.embedding), FromLastStage()
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
         """Scores batches of equal shape.
@@ -76,9 +81,12 @@ class Evaluator:
             batches: (inputs, targets), int32 [B, S]; a negative target is no real token.
         """
         nats, tokens, size = 0.0, 0, 0
+        if self._is_pipeline:
+            self._copy_table()
         for inputs, targets in batches:
             rows = current_layout().rows(this_rank(), len(inputs))
-            nats += float(self._cross_entropy(Tensor(inputs[rows]), Tensor(targets[rows])).asnumpy())
+            summed = self._cross_entropy(Tensor(inputs[rows]), Tensor(targets[rows]))
+            nats += float((self._from_last_stage(summed) if self._is_pipeline else summed).asnumpy())
             real = targets[targets >= 0]
             tokens += real.size
             size += int(self._piece_bytes[real].sum(dtype=np.int64))

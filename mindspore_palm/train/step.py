@@ -50,14 +50,20 @@ def is_scaled() -> bool:
 
 
 class Update(nn.Cell):
-    """Clips gradients and updates weights; changes nothing if the loss or a gradient is not finite."""
+    """Clips gradients and updates weights; changes nothing if the loss or a gradient is not finite.
 
-    def __init__(self, optimizer: nn.Optimizer, clip_norm: float) -> None:
+    Args:
+        optimizer: of the weights.
+        clip_norm: global norm to which gradients are clipped; 0 for no clipping.
+        scaled: whether gradients are those of the loss times a scale, an extra input.
+    """
+
+    def __init__(self, optimizer: nn.Optimizer, clip_norm: float, scaled: bool = False) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer, self.clip_norm = optimizer, clip_norm
         self.norm = GlobalNorm(optimizer.parameters)
         self.is_finite, self.both, self.mul = ops.IsFinite(), ops.LogicalAnd(), ops.Mul()
-        self.scaled = is_scaled()
+        self.scaled = scaled
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...], *scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns gradient norm, learning rate and whether the update was applied; ``scale`` is that of the loss."""
@@ -175,10 +181,10 @@ class TrainStep:
         self, loss: Loss, optimizer: nn.Optimizer, clip_norm: float, micro_batch: int = 0, dropout: bool = False
     ) -> None:
         self.micro_batch = micro_batch
-        self.state = _state_of(loss, optimizer)
+        self.state = state_of(loss, optimizer)
         self._scaled = is_scaled()
         scale_axes, mask_axes = ((),) * self._scaled, (DROPOUT_MASK_AXES,) * dropout
-        update, batch = Update(optimizer, clip_norm), (*BATCH_AXES, *scale_axes, *mask_axes)
+        update, batch = Update(optimizer, clip_norm, self._scaled), (*BATCH_AXES, *scale_axes, *mask_axes)
         self._single = partition(SingleGraphStep(loss, update).set_train(), *batch)
         if micro_batch:
             sums = zeros_like(optimizer.parameters, "gradient_sum")
@@ -227,6 +233,8 @@ class TrainStep:
         return StepResult(float(loss), float(cross_entropy), float(norm), float(rate), not bool(finite), scale)
 
 
-def _state_of(loss: Loss, optimizer: nn.Optimizer) -> list[Parameter]:
-    parameters = {p.name: p for p in [*loss.get_parameters(), *optimizer.get_parameters()]}
+def state_of(loss: Loss, *optimizers: nn.Optimizer) -> list[Parameter]:
+    """Everything that a step changes: weights, moments and the number of updates, which optimizers share."""
+    cells = loss, *reversed(optimizers)  # of what has the same name, the first optimizer's
+    parameters = {p.name: p for cell in cells for p in cell.get_parameters()}
     return [p for p in parameters.values() if p.ndim]  # scalars are a learning rate and unused columns of v

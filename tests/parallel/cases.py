@@ -37,10 +37,13 @@ class Case:
     length: int = LENGTH
     mutation: str = ""
     """A planted error, one of MUTATIONS."""
+    stages: int = 1
+    """Stages of a pipeline. With more than one, ``mesh`` is that of each stage."""
+    layers: int = MODEL["layers"]
 
     @property
     def devices(self) -> int:
-        return int(np.prod(self.mesh))
+        return self.stages * int(np.prod(self.mesh))
 
     @property
     def name(self) -> str:
@@ -53,6 +56,8 @@ class Case:
             str(self.micro_batches),
         ]
         words += [self.table] * (self.table != "palm") + [str(self.length)] * (self.length != LENGTH)
+        words += [f"{self.layers}_layers"] * (self.layers != MODEL["layers"])
+        words += [f"{self.stages}_stages"] * (self.stages > 1)
         words += [self.mutation.replace(" ", "_")] * bool(self.mutation)
         return "-".join(words)
 

@@ -65,7 +65,7 @@ def test_one_device_gets_the_network_itself(device):
 def test_a_mesh_of_another_size_than_the_workers(monkeypatch):
     monkeypatch.setenv(WORKER, "4")
     monkeypatch.setenv(ROLE, "MS_WORKER")
-    with pytest.raises(UserError, match="is 8, and msrun started 4 workers; set the three to a product of 4"):
+    with pytest.raises(UserError, match="is 8, and msrun started 4 workers; set the four to a product of 4"):
         join_workers(8, "CPU")
 
 

@@ -44,7 +44,7 @@ def settings_of(case: Case) -> Settings:
     """The settings of a case, as users write them."""
     pods, data, model = case.mesh
     return Settings(
-        model=PaLMConfig(**MODEL),
+        model=PaLMConfig(**{**MODEL, "layers": case.layers}),
         optimizer=OptimizerConfig(**OPTIMIZERS[case.optimizer]),
         train=TrainConfig(
             steps=STEPS,
@@ -54,6 +54,7 @@ def settings_of(case: Case) -> Settings:
             device="CPU",
         ),
         parallel=ParallelConfig(
+            stages=case.stages,
             pods=pods,
             data=data,
             model=model,

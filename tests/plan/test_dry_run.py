@@ -231,7 +231,7 @@ def test_json_has_everything(few, tmp_path):
     written = json.loads((tmp_path / "run.json").read_text())
     assert sum(s["bytes"] for s in written["slices"]) == written["state_bytes"] == run.state_bytes()
     assert sum(c["count"] for c in written["collectives"]) == sum(run.ledger.counts.values())
-    assert written["mesh"] == {"pod": 2, "data": 4, "model": 2} and written["target"] == "GPU"
+    assert written["mesh"] == {"stage": 1, "pod": 2, "data": 4, "model": 2} and written["target"] == "GPU"
     assert sum(c["count"] for c in written["longest_chain"]) == sum(run.ledger.chain.values()) > 0
     assert (written["seconds"], written["memory_bytes"]) == (run.seconds, run.memory) and run.seconds > 0 < run.memory
     text = describe_dry_run(run, settings, "GPU", 0)

@@ -16,13 +16,23 @@ PALM = Mesh(pods=2, data=256, model=12)
 
 def test_model_is_the_fastest_axis_and_pods_the_slowest():
     assert PALM.devices == 6144
-    assert PALM.coordinates(0) == {"pod": 0, "data": 0, "model": 0}
-    assert PALM.coordinates(11) == {"pod": 0, "data": 0, "model": 11}
-    assert PALM.coordinates(12) == {"pod": 0, "data": 1, "model": 0}
-    assert PALM.coordinates(3072) == {"pod": 1, "data": 0, "model": 0}
+    assert PALM.coordinates(0) == {"stage": 0, "pod": 0, "data": 0, "model": 0}
+    assert PALM.coordinates(11) == {"stage": 0, "pod": 0, "data": 0, "model": 11}
+    assert PALM.coordinates(12) == {"stage": 0, "pod": 0, "data": 1, "model": 0}
+    assert PALM.coordinates(3072) == {"stage": 0, "pod": 1, "data": 0, "model": 0}
     assert all(PALM.rank(PALM.coordinates(rank)) == rank for rank in (0, 11, 3071, 3072, 6143))
     with pytest.raises(ValueError, match="rank 6144 is not on a mesh of 6144"):
         PALM.coordinates(6144)
+
+
+def test_stages_are_the_slowest_axis_of_all():
+    """As MindSpore numbers the ranks of a pipeline."""
+    mesh = Mesh(pods=2, data=2, model=3, stages=4)
+    assert (mesh.devices, mesh.stage_devices) == (48, 12)
+    assert mesh.coordinates(12) == {"stage": 1, "pod": 0, "data": 0, "model": 0}
+    assert [mesh.stage(rank) for rank in (0, 11, 12, 35, 36, 47)] == [0, 0, 1, 2, 3, 3]
+    assert mesh.group(14, ["stage"]) == [2, 14, 26, 38]
+    assert str(mesh) == "4 stages x 2 pods x 2 data x 3 model" and "stages" not in str(PALM)
 
 
 def test_groups_by_axis():

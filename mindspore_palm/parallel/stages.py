@@ -1,0 +1,107 @@
+"""Stages of a pipeline: which layers each one computes, and Cells that know their stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.context import this_rank
+from mindspore_palm.parallel.sums import SumOverDevices, all_reduce_among
+from mindspore_palm.parallel.weights import placement_of
+
+AnyCell = TypeVar("AnyCell", bound=nn.Cell)
+
+
+def stage_layers(settings: Settings) -> tuple[int, ...]:
+    """Layers of each stage, in order: as set, or balanced; empty without a pipeline."""
+    parallel, model = settings.parallel, settings.model
+    if parallel.stages == 1:
+        return ()
+    return tuple(parallel.stage_layers) or balanced(model.layers, parallel.stages, logits_in_layers(model))
+
+
+def logits_in_layers(config: PaLMConfig) -> float:
+    """Work of the logits and their loss, in layers: the ratio of the weights that a token is multiplied by."""
+    kinds = config.parameters_by_kind()
+    return config.layers * config.padded_vocab * config.d_model / (kinds["attention"] + kinds["mlp"])
+
+
+def balanced(layers: int, stages: int, logits: float) -> tuple[int, ...]:
+    """Layers of each stage such that the slowest stage has the least work, and the others differ by one at most.
+
+    Every stage has a layer, unless there are fewer layers than stages.
+
+    Args:
+        layers: of the network.
+        stages: of the pipeline; two or more.
+        logits: work of the last stage after its layers, in layers. The lookup of the first one is no work.
+    """
+
+    def slowest(last: int) -> float:
+        """Work of the slowest stage, in layers, if the last one has ``last`` layers."""
+        return max(last + logits, -(-(layers - last) // (stages - 1)))
+
+    last = min(range(1, max(1, layers - stages + 1) + 1), key=slowest)
+    most, more = divmod(layers - last, stages - 1)
+    return (*(most + (stage < more) for stage in range(stages - 1)), last)
+
+
+def by_stage(weights: Iterable[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
+    """The weights that the stage of this rank holds, and those of other stages."""
+    weights, rank = list(weights), this_rank()
+    return (
+        [weight for weight in weights if placement_of(weight).holds(rank)],
+        [weight for weight in weights if not placement_of(weight).holds(rank)],
+    )
+
+
+def on_stage_of(layer: int, cell: AnyCell) -> AnyCell:
+    """Places a Cell on the stage of a layer, and returns it. Without a pipeline, does nothing.
+
+    MindSpore finds the stages of all other ops from those of the placed Cells around them. The lookup, the final norm
+    and the loss need one of their own: else it "can not find the end node of pipeline".
+    """
+    layout = current_layout()
+    if layout.mesh.stages > 1:
+        cell.pipeline_stage = layout.stage(layer)
+    return cell
+
+
+class FromLastStage(nn.Cell):
+    """The value that the last stage has, on all devices: float32 of any shape to the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mesh = current_layout().mesh
+        self.is_source = this_rank() == mesh.devices - mesh.stage_devices
+        self.over_devices, self.zeros = SumOverDevices(), ops.ZerosLike()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.over_devices(x if self.is_source else self.zeros(x))
+
+
+class CopyToLastStage(nn.Cell):
+    """Copies a weight of the first stage to the devices of the last one, bit by bit; ``construct()`` returns it.
+
+    A graph without gradients does not send the weight to where it is used as well (MS-58): it reads what is there.
+
+    Args:
+        weight: sharded on the last stage as on the first.
+    """
+
+    def __init__(self, weight: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        mesh, rank = current_layout().mesh, this_rank()
+        ends = [rank % mesh.stage_devices, mesh.devices - mesh.stage_devices + rank % mesh.stage_devices]
+        self.weight, self.is_source, self.is_end = weight, rank == ends[0], rank in ends
+        self.all_reduce = all_reduce_among(ends) if self.is_end else nn.Identity()
+        self.zeros, self.assign = ops.ZerosLike(), ops.Assign()
+
+    def construct(self) -> Tensor:
+        if not self.is_end:
+            return self.weight
+        return self.assign(self.weight, self.all_reduce(self.weight if self.is_source else self.zeros(self.weight)))
