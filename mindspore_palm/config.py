@@ -275,8 +275,12 @@ class ParallelConfig(Section):
     """Model parallelism: shards of heads, feed-forward features and vocabulary. Default 1 (PaLM 540B: 12)."""
     stages: Devices = 1
     """Pipeline parallelism: stages, each with a run of layers on devices of its own. Default 1 (PaLM: no pipeline)."""
+    interleave: Annotated[int, Field(ge=1, le=64)] = 1
+    """Runs of layers of each stage, which take turns with those of the other stages. Default 1."""
+    schedule: Literal["1f1b", "gpipe", "seqpipe", "seqvpp", "seqsmartvpp", "zero_bubble_v"] = "1f1b"
+    """Order of the forward and backward passes of micro-batches in a pipeline. Default 1f1b."""
     stage_layers: list[Annotated[int, Field(ge=1)]] = Field(default=[])
-    """Layers of each stage, in order, such as [5,3]. Default [], balanced by work, the logits counted."""
+    """Layers of each run, in order, such as [5,3]. Default [], balanced by work, the logits counted."""
     strategy: Literal["palm", "data", "model"] = "palm"
     """The table of logical axes: palm; data shards only sequences; model shards only matmuls. Default palm."""
     shard_weights: Literal["off", "pod", "all"] = "pod"
@@ -288,6 +292,11 @@ class ParallelConfig(Section):
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
         return off_is_a_word(value)
+
+    @property
+    def runs(self) -> int:
+        """Runs of layers in a pipeline."""
+        return self.stages * self.interleave
 
     @property
     def devices(self) -> int:

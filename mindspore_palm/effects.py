@@ -236,7 +236,7 @@ def _lora_alpha(settings: Settings) -> str:
     return "" if settings.finetune.lora_rank else "no effect without finetune.lora_rank"
 
 
-def _stage_layers(settings: Settings) -> str:
+def _pipeline(settings: Settings) -> str:
     return "" if settings.parallel.stages > 1 else "no effect without parallel.stages"
 
 
@@ -344,7 +344,9 @@ USELESS: dict[str, Why | None] = {
     "parallel.data": None,
     "parallel.model": None,
     "parallel.stages": None,
-    "parallel.stage_layers": _stage_layers,
+    "parallel.interleave": _pipeline,
+    "parallel.schedule": _pipeline,
+    "parallel.stage_layers": _pipeline,
     "parallel.strategy": _strategy,
     "parallel.shard_weights": _shard_weights,
     "parallel.recompute": None,

@@ -42,6 +42,7 @@ MODEL_AXES: Table = {**PALM_AXES, "batch": (), "tokens": (), "heads": EVERYWHERE
 """Model parallelism only: every device computes every sequence, with its own heads and vocabulary. Decoding always uses
 it: a batch may be one sequence, and a cache of one head per layer is small enough to be replicated."""
 
+ZERO_BUBBLE_V = "zero_bubble_v"
 TABLES: Mapping[str, Table] = {"palm": PALM_AXES, "data": DATA_AXES, "model": MODEL_AXES}
 
 
@@ -60,7 +61,10 @@ class Layout:
     target: str = "CPU"
     """Device type that networks are compiled for."""
     stage_layers: tuple[int, ...] = ()
-    """Layers of each stage, in order; empty without a pipeline."""
+    """Layers of each run, in order; empty without a pipeline. Stage ``i % stages`` computes run i; in zero_bubble_v, the
+    second half of the runs goes back from the last stage to the first."""
+    schedule: str = "1f1b"
+    """Order of the forward and backward passes of micro-batches in a pipeline."""
     planned: bool = False
     """Whether it is only partitioned or planned for, and nothing is computed."""
 
@@ -85,6 +89,12 @@ class Layout:
 
     def stage(self, layer: int) -> int:
         """The stage that computes a layer; 0 without a pipeline."""
+        turn, stage = divmod(self.run(layer), self.mesh.stages)
+        back = self.schedule == ZERO_BUBBLE_V and turn % 2
+        return self.mesh.stages - 1 - stage if back else stage
+
+    def run(self, layer: int) -> int:
+        """The run of layers that a layer is in; 0 without a pipeline."""
         return bisect_right(list(accumulate(self.stage_layers))[:-1], layer)
 
     @property

@@ -15,7 +15,7 @@ from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.devices import DEVICES, PLANNED_DTYPE
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.advice import Change, apply, in_words, meshes
-from mindspore_palm.parallel.axes import TABLES, Layout
+from mindspore_palm.parallel.axes import TABLES, ZERO_BUBBLE_V, Layout
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, STAGE, Mesh
 from mindspore_palm.parallel.placement import Placement
 from mindspore_palm.parallel.stages import stage_layers
@@ -58,6 +58,7 @@ def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) ->
         PLANNED_DTYPE if planned and dtype == "auto" else DEVICES[target].dtype(dtype),
         target,
         stage_layers(settings),
+        parallel.schedule,
         planned,
     )
 
@@ -193,12 +194,26 @@ def _stages(settings: Settings, layout: Layout, from_step: int) -> Misfit | None
     """Layers, micro-batches, text and dtypes that a pipeline does not take."""
     stages, layers, train = layout.mesh.stages, settings.model.layers, settings.train
     asked, by_hand = f"parallel.stages = {stages}", settings.parallel.stage_layers
-    if layers < stages:
-        return Misfit("stages", f"{asked} is more than model.layers = {layers}", ({"parallel.stages": layers},))
-    if by_hand and (len(by_hand) != stages or sum(by_hand) != layers):
+    interleave, schedule = settings.parallel.interleave, settings.parallel.schedule
+    if schedule != "1f1b" and interleave == 1:
+        text = f"parallel.schedule = {schedule}: MindSpore has it for interleaved stages alone"
+        return Misfit("schedule", text, ({"parallel.interleave": 2}, {"parallel.schedule": "1f1b"}))
+    if schedule == ZERO_BUBBLE_V and interleave != 2:
+        text = f"parallel.schedule = {schedule} has 2 runs of layers a stage, and parallel.interleave = {interleave}"
+        return Misfit("schedule", text, ({"parallel.interleave": 2},))
+    runs = settings.parallel.runs
+    count = asked if interleave == 1 else f"{asked} with parallel.interleave = {interleave}"
+    if layers < runs:
+        changes = [{"parallel.interleave": n} for n in range(layers // stages, 0, -1) if interleave > 1]
+        return Misfit(
+            "stages",
+            f"{count} needs {runs} layers, and model.layers = {layers}",
+            (*changes, {"parallel.stages": layers}),
+        )
+    if by_hand and (len(by_hand) != runs or sum(by_hand) != layers):
         text = (
-            f"parallel.stage_layers = {by_hand} are {len(by_hand)} stages with {sum(by_hand)} layers, and {asked} with "
-            f"model.layers = {layers}"
+            f"parallel.stage_layers = {by_hand} are {len(by_hand)} runs of {sum(by_hand)} layers in all, and {count} "
+            f"and model.layers = {layers} need {runs} of {layers}"
         )
         return Misfit("stage layers", text, ({"parallel.stage_layers": []},))
     for size in train.sizes_from(from_step):

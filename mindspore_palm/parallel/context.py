@@ -185,7 +185,8 @@ def partition(cell: nn.Cell, *inputs: Axes) -> nn.Cell:
         else:
             setattr(parallel, f"_{name}", value)
     if layout.mesh.stages > 1:
-        parallel.pipeline(layout.mesh.stages)
+        interleave = len(layout.stage_layers) > layout.mesh.stages
+        parallel.pipeline(layout.mesh.stages, interleave=interleave, scheduler=layout.schedule)
     return parallel
 
 

@@ -8,20 +8,20 @@ from typing import TypeVar
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig, Settings
-from mindspore_palm.parallel.axes import current_layout
+from mindspore_palm.parallel.axes import ZERO_BUBBLE_V, current_layout
 from mindspore_palm.parallel.context import this_rank
-from mindspore_palm.parallel.sums import SumOverDevices, all_reduce_among
+from mindspore_palm.parallel.sums import SumOverDevices
 from mindspore_palm.parallel.weights import placement_of
 
 AnyCell = TypeVar("AnyCell", bound=nn.Cell)
 
 
 def stage_layers(settings: Settings) -> tuple[int, ...]:
-    """Layers of each stage, in order: as set, or balanced; empty without a pipeline."""
+    """Layers of each run, in order: as set, or balanced; empty without a pipeline."""
     parallel, model = settings.parallel, settings.model
     if parallel.stages == 1:
         return ()
-    return tuple(parallel.stage_layers) or balanced(model.layers, parallel.stages, logits_in_layers(model))
+    return tuple(parallel.stage_layers) or balanced(model.layers, parallel.runs, logits_in_layers(model))
 
 
 def logits_in_layers(config: PaLMConfig) -> float:
@@ -30,24 +30,24 @@ def logits_in_layers(config: PaLMConfig) -> float:
     return config.layers * config.padded_vocab * config.d_model / (kinds["attention"] + kinds["mlp"])
 
 
-def balanced(layers: int, stages: int, logits: float) -> tuple[int, ...]:
-    """Layers of each stage such that the slowest stage has the least work, and the others differ by one at most.
+def balanced(layers: int, runs: int, logits: float) -> tuple[int, ...]:
+    """Layers of each run such that the slowest run has the least work, and the others differ by one at most.
 
-    Every stage has a layer, unless there are fewer layers than stages.
+    Every run has a layer, unless there are fewer layers than runs.
 
     Args:
         layers: of the network.
-        stages: of the pipeline; two or more.
-        logits: work of the last stage after its layers, in layers. The lookup of the first one is no work.
+        runs: of the pipeline; two or more.
+        logits: work of the last run after its layers, in layers. The lookup of the first one is no work.
     """
 
     def slowest(last: int) -> float:
-        """Work of the slowest stage, in layers, if the last one has ``last`` layers."""
-        return max(last + logits, -(-(layers - last) // (stages - 1)))
+        """Work of the slowest run, in layers, if the last one has ``last`` layers."""
+        return max(last + logits, -(-(layers - last) // (runs - 1)))
 
-    last = min(range(1, max(1, layers - stages + 1) + 1), key=slowest)
-    most, more = divmod(layers - last, stages - 1)
-    return (*(most + (stage < more) for stage in range(stages - 1)), last)
+    last = min(range(1, max(1, layers - runs + 1) + 1), key=slowest)
+    most, more = divmod(layers - last, runs - 1)
+    return (*(most + (run < more) for run in range(runs - 1)), last)
 
 
 def by_stage(weights: Iterable[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
@@ -68,40 +68,19 @@ def on_stage_of(layer: int, cell: AnyCell) -> AnyCell:
     layout = current_layout()
     if layout.mesh.stages > 1:
         cell.pipeline_stage = layout.stage(layer)
+        if layout.schedule == ZERO_BUBBLE_V:
+            cell.pipeline_segment = layout.run(layer) // layout.mesh.stages
     return cell
 
 
 class FromLastStage(nn.Cell):
-    """The value that the last stage has, on all devices: float32 of any shape to the same."""
+    """The value that the stage of the last layer has, on all devices: float32 of any shape to the same."""
 
     def __init__(self) -> None:
         super().__init__()
-        mesh = current_layout().mesh
-        self.is_source = this_rank() == mesh.devices - mesh.stage_devices
+        layout = current_layout()
+        self.is_source = this_rank() == layout.stage(sum(layout.stage_layers)) * layout.mesh.stage_devices
         self.over_devices, self.zeros = SumOverDevices(), ops.ZerosLike()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.over_devices(x if self.is_source else self.zeros(x))
-
-
-class CopyToLastStage(nn.Cell):
-    """Copies a weight of the first stage to the devices of the last one, bit by bit; ``construct()`` returns it.
-
-    A graph without gradients does not send the weight to where it is used as well (MS-58): it reads what is there.
-
-    Args:
-        weight: sharded on the last stage as on the first.
-    """
-
-    def __init__(self, weight: Parameter) -> None:
-        super().__init__(auto_prefix=False)
-        mesh, rank = current_layout().mesh, this_rank()
-        ends = [rank % mesh.stage_devices, mesh.devices - mesh.stage_devices + rank % mesh.stage_devices]
-        self.weight, self.is_source, self.is_end = weight, rank == ends[0], rank in ends
-        self.all_reduce = all_reduce_among(ends) if self.is_end else nn.Identity()
-        self.zeros, self.assign = ops.ZerosLike(), ops.Assign()
-
-    def construct(self) -> Tensor:
-        if not self.is_end:
-            return self.weight
-        return self.assign(self.weight, self.all_reduce(self.weight if self.is_source else self.zeros(self.weight)))

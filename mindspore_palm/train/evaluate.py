@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition, this_rank
-from mindspore_palm.parallel.stages import CopyToLastStage, FromLastStage, on_stage_of
 
 HELD_OUT_AXES = (("batch", "length"), ("batch", "length"))  # logical axes of inputs and targets
 
@@ -48,8 +47,7 @@ class SummedCrossEntropy(nn.Cell):
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
-        self.palm, self.reshape = palm, ops.Reshape()
-        self.token_loss = on_stage_of(palm.config.layers - 1, TokenLoss(palm.config))
+        self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
         self.sum = shard(ops.ReduceSum(), ("tokens",))
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -62,14 +60,14 @@ class Evaluator:
     Args:
         palm: the network.
         piece_bytes: int32 [vocab_size], the UTF-8 bytes that each token stands for.
+        nats: returns the nats of a batch, as ``SummedCrossEntropy`` does; None for that Cell. A pipeline has its own.
     """
 
-    def __init__(self, palm: PaLM, piece_bytes: np.ndarray) -> None:
-        self._cross_entropy = partition(SummedCrossEntropy(palm), *HELD_OUT_AXES)
+    def __init__(
+        self, palm: PaLM, piece_bytes: np.ndarray, nats: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        self._nats = nats or partition(SummedCrossEntropy(palm), *HELD_OUT_AXES)
         self._piece_bytes = piece_bytes
-        self._is_pipeline = current_layout().mesh.stages > 1
-        if self._is_pipeline:
-            self._copy_table, self._from_last_stage = CopyToLastStage(palm.embedding), FromLastStage()
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
         """Scores batches of equal shape.
@@ -81,12 +79,9 @@ class Evaluator:
             batches: (inputs, targets), int32 [B, S]; a negative target is no real token.
         """
         nats, tokens, size = 0.0, 0, 0
-        if self._is_pipeline:
-            self._copy_table()
         for inputs, targets in batches:
             rows = current_layout().rows(this_rank(), len(inputs))
-            summed = self._cross_entropy(Tensor(inputs[rows]), Tensor(targets[rows]))
-            nats += float((self._from_last_stage(summed) if self._is_pipeline else summed).asnumpy())
+            nats += float(self._nats(Tensor(inputs[rows]), Tensor(targets[rows])).asnumpy())
             real = targets[targets >= 0]
             tokens += real.size
             size += int(self._piece_bytes[real].sum(dtype=np.int64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, lazy_inline, nn, ops
 from mindspore.parallel.nn import Pipeline
 
 from mindspore_palm.model.loss import Loss
@@ -21,6 +21,7 @@ class Sums(nn.Cell):
     because ``Pipeline`` slices every input. Two outputs have no gradient there (MS-58).
     """
 
+    @lazy_inline  # one graph for all micro-batches; interleaved schedules need it
     def __init__(self, loss: Loss) -> None:
         super().__init__(auto_prefix=False)
         self.loss, self.stack, self.reshape = loss, shard(ops.Stack(), (), ()), ops.Reshape()
@@ -86,6 +87,17 @@ class UpdateFromGradients(nn.Cell):
         return loss, cross_entropy, norm, rate, finite
 
 
+class CrossEntropyOfSums(nn.Cell):
+    """Cross-entropy of ``Sums`` on all devices: float32 [1, 2] to []."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.from_last_stage = FromLastStage()
+
+    def construct(self, sums: Tensor) -> Tensor:
+        return self.from_last_stage(sums)[0, 0]
+
+
 class PipelinedStep:
     """Optimizer steps on several stages, as ``TrainStep`` takes them on one.
 
@@ -112,6 +124,7 @@ class PipelinedStep:
         self._loss, self._own, self._elsewhere = loss, optimizer.parameters, elsewhere.parameters
         self._graphs: dict[int, nn.Cell] = {}  # by their number of micro-batches, which is a constant of a graph
         self._reduce = TakeSums(self._own)
+        self._nats = CrossEntropyOfSums()
         self._update = UpdateFromGradients(Update(optimizer, clip_norm, scaled=True))
 
     def __call__(
@@ -130,6 +143,14 @@ class PipelinedStep:
         outcome = self._update(Tensor(np.float32(max(1, count))), sums, *gradients)
         loss, cross_entropy, norm, rate, finite = (tensor.asnumpy() for tensor in outcome)
         return StepResult(float(loss), float(cross_entropy), float(norm), float(rate), not bool(finite))
+
+    def nats(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of all tokens of a batch: float32 []; of the same shape as a batch of training.
+
+        Gradients are computed as well, and dropped: MindSpore has no interleaved pipeline without them, and a second
+        graph would have its own copy of the table on the last stage (MS-61).
+        """
+        return self._nats(self._graph(inputs.shape[0])(inputs, targets)[0])
 
     def _graph(self, sequences: int) -> nn.Cell:
         micro_batches = sequences // (self.micro_batch or sequences)

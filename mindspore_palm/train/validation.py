@@ -17,7 +17,7 @@ from mindspore_palm.train.evaluate import Evaluation, Evaluator
 def held_out_batches(
     settings: Settings, prepared: Prepared, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of held-out text, each with as many sequences as a micro-batch of training.
+    """Batches of held-out text, each with as many sequences as a micro-batch of training; in a pipeline, as a batch.
 
     With a batch size ramp, that is the first size that the mesh can shard: a run may reach its mesh only after the
     smaller sizes.
@@ -30,7 +30,8 @@ def held_out_batches(
     Raises:
         UserError: there is too little text.
     """
-    sizes = [settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp()]
+    ramp, piped = settings.train.batch_ramp(), current_layout().mesh.stages > 1
+    sizes = [size if piped else settings.train.micro_batch_of(size) for _, size in ramp]
     shards = current_layout().shards("batch")
     batch = next((size for size in sizes if size % shards == 0), sizes[0])
     return validation_batches(prepared.validation, settings.data.seq_len, prepared.tokenizer.eod, batch, limit)

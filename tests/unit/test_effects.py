@@ -93,7 +93,10 @@ CASES = [
         for setting in ("prompt_field=q", "target_field=a", "dropout=0.2", "lora_alpha=8")
     ],
     ("finetune.lora_alpha=8", "finetune.checkpoint=runs/a", "finetune.checkpoint=runs/a finetune.lora_rank=4"),
-    ("parallel.stage_layers=[1,2]", "", "parallel.stages=2"),
+    *[
+        (f"parallel.{setting}", "", "parallel.stages=2")
+        for setting in ("interleave=2", "schedule=gpipe", "stage_layers=[1,2]")
+    ],
     ("parallel.strategy=data", "", "parallel.model=2"),
     ("parallel.strategy=data", "parallel.data=2", "parallel.model=2"),
     ("parallel.strategy=model", "parallel.model=2", "parallel.data=2"),

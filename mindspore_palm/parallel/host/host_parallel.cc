@@ -21,10 +21,15 @@
 #include "ccsrc/include/utils/comm_manager.h"
 #include "shared_memory.h"
 #include "include/utils/custom_pass/custom_pass_plugin.h"
+#include "ir/core_ops_primitive.h"
 #include "ir/func_graph.h"
+#include "ir/func_graph_cloner.h"
+#include "ir/func_graph_flag.h"
+#include "ir/graph_utils.h"
 #include "ir/manager.h"
 #include "pybind11/pybind11.h"
 #include "utils/device_manager_conf.h"
+#include "utils/ms_context.h"
 
 namespace mindspore_palm::host {
 namespace {
@@ -126,6 +131,84 @@ std::shared_ptr<mindspore::device::DeviceContext> Device(const DeviceContextKey 
   throw std::runtime_error("the host back end has no such device");
 }
 
+using mindspore::AnfNodePtr;
+using mindspore::AnfNodePtrList;
+using mindspore::CNodePtr;
+using mindspore::IsPrimitiveCNode;
+using mindspore::NewValueNode;
+namespace prim = mindspore::prim;
+
+// A call of a graph: the graph, its arguments, and what they wait for.
+struct Call {
+  mindspore::FuncGraphPtr graph;
+  AnfNodePtrList arguments;
+  AnfNodePtrList awaited;
+
+  // The node without its Depends, whose other inputs are awaited.
+  AnfNodePtr Await(AnfNodePtr node) {
+    while (IsPrimitiveCNode(node, prim::kPrimDepend)) {
+      awaited.push_back(node->cast<CNodePtr>()->input(2));
+      node = node->cast<CNodePtr>()->input(1);
+    }
+    return node;
+  }
+
+  // Finds the graph that a node calls, through the closures that forward passes return for their backward passes.
+  bool Find(const CNodePtr &node) {
+    arguments.assign(node->inputs().begin() + 1, node->inputs().end());
+    for (const auto &argument : arguments) Await(argument);
+    AnfNodePtr callee = node->input(0);
+    while (graph == nullptr) {
+      callee = Await(callee);
+      if (IsPrimitiveCNode(callee, prim::kPrimPartial)) {
+        const auto &inputs = callee->cast<CNodePtr>()->inputs();
+        arguments.insert(arguments.begin(), inputs.begin() + 2, inputs.end());
+        callee = inputs[1];
+      } else if (IsPrimitiveCNode(callee, prim::kPrimTupleGetItem)) {
+        const auto &inputs = callee->cast<CNodePtr>()->inputs();
+        const auto tuple = Await(inputs[1]);
+        if (!IsPrimitiveCNode(tuple, prim::kPrimMakeTuple)) return false;
+        callee = tuple->cast<CNodePtr>()->input(1 + mindspore::GetValue<int64_t>(mindspore::GetValueNode(inputs[2])));
+      } else if ((graph = mindspore::GetValueNode<mindspore::FuncGraphPtr>(callee)) == nullptr) {
+        return false;
+      }
+    }
+    return true;
+  }
+};
+
+// Replaces every call by the nodes of its graph: the CPU's back end does not know the graphs that lazy_inline keeps.
+// It is true if there were any. MindSpore orders calls, Sends and Receives by a Depend on some argument, which may have
+// no use in the called graph: so every argument waits for all that any of them waits for.
+bool InlineCalls(const mindspore::FuncGraphPtr &root) {
+  const auto manager = root->manager();
+  for (bool changed = false, again = true;; changed = true) {
+    again = false;
+    for (const auto &node : mindspore::TopoSort(root->get_return())) {
+      const auto op = node->cast<CNodePtr>();
+      Call call;
+      if (op == nullptr || mindspore::IsValueNode<mindspore::Primitive>(op->input(0)) || !call.Find(op)) continue;
+      for (auto &argument : call.arguments) {
+        for (const auto &other : call.awaited) {
+          const auto depend = root->NewCNode(AnfNodePtrList{NewValueNode(prim::kPrimDepend), argument, other});
+          depend->set_abstract(argument->abstract());
+          argument = depend;
+        }
+      }
+      manager->Replace(op, mindspore::InlineClone(call.graph, root, call.arguments, op));
+      again = true;
+    }
+    if (!again) return changed;
+  }
+}
+
+// Whether MindSpore keeps the graph of some Cell for all its calls.
+bool ReusesCells(const mindspore::FuncGraphPtr &root) {
+  const auto &graphs = root->manager()->func_graphs();
+  return std::any_of(graphs.begin(), graphs.end(),
+                     [](const auto &graph) { return graph->has_flag(mindspore::FUNC_GRAPH_FLAG_CELL_REUSE); });
+}
+
 // The last pass of the front end for a partitioned network: it sets the CPU as the target.
 class Handover : public mindspore::opt::Pass {
  public:
@@ -134,13 +217,15 @@ class Handover : public mindspore::opt::Pass {
   bool Run(const mindspore::FuncGraphPtr &graph) override {
     if (g_role.dry || DeviceManagerConf::GetInstance()->GetDeviceTarget() == "CPU") return false;
     AimAtCpu();
+    const bool changed = ReusesCells(graph) && InlineCalls(graph);
+    mindspore::MsContext::GetInstance()->SetCellReuseLevel(mindspore::CellReuseLevel::kNoCellReuse);
     // MS-16: MindSpore notes on Load, UpdateState and similar nodes the target that it chose for them. If it is not
     // that of the kernels, the back end splits the graph in a hundred places, and the order of reads and writes of a
     // weight, which only these nodes keep, is lost between the parts.
     for (const auto &node : graph->manager()->all_nodes()) {
       node->set_user_data("primitive_target", std::shared_ptr<std::string>());
     }
-    return false;  // the graph is unchanged
+    return changed;
   }
 };
 
