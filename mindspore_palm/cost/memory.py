@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from mindspore_palm.config import Settings
-from mindspore_palm.devices import DEVICES
+from mindspore_palm.cost.activations import FLOAT, Activations
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory
 from mindspore_palm.model.lora import adapter_shapes
@@ -13,7 +13,6 @@ from mindspore_palm.model.weights import KERNELS, placements
 from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
 
-FLOAT, HALF = 4, 2  # bytes
 PROCESS = 300_000_000  # private bytes of a worker before it has a network: Python and MindSpore
 LANES = 128  # of a TPU's vector register
 UNROLLED_RANKS = 4  # XLA unrolls a matmul's ring up to this many: seen with 2 and 4; with 8, 12 and 16 it loops
@@ -54,13 +53,12 @@ class _Device:
         model = settings.model
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
         self.recompute = settings.parallel.recompute
-        fuses = DEVICES[layout.target].fuses_attention(layout.compute_dtype, model.head_dim)
-        fuses = fuses and model.attention == "multi_query"
-        self.holds_scores = not (fuses if fused_attention is None else fused_attention)
-        self.compute_bytes = FLOAT if layout.compute_dtype == "float32" else HALF
-        self.model_ranks, self.length = layout.shards("heads"), settings.data.seq_len
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
-        self.tokens = batch * self.length // layout.shards("batch")
+        self.tokens = batch * settings.data.seq_len // layout.shards("batch")
+        self.layer = Activations(
+            model, layout, self.tokens, settings.data.seq_len, self.recompute, fused, fused_attention
+        )
+        self.compute_bytes, self.model_ranks = self.layer.item, self.layer.model_ranks
         self.placements = placements(model, layout)
         self.optimizer = optimizer_class(settings.optimizer)
 
@@ -97,42 +95,8 @@ class _Device:
         return self.trained() + self.optimizer_state() if self.layout.target == "CPU" else 0.0
 
     def activations(self) -> float:
-        """Activations that all layers save for the backward pass.
-
-        recompute=block: L*T*D*c, sharded over m if m divides D. attention: those of every layer except scores. none:
-        all of them.
-        """
-        if self.recompute == "block":
-            shards = self.model_ranks if self.model.d_model % self.model_ranks == 0 else 1
-            return self.model.layers * self.compute_bytes * self.tokens * self.model.d_model / shards
-        return self.model.layers * (self.layer_activations() + (self.scores() if self.recompute == "none" else 0))
-
-    def layer_activations(self) -> float:
-        """Activations of a layer, without scores.
-
-        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: the residual, k and v, q, the input of
-        o_wo, and five tensors of gate and up; three float32 tensors of the norm. Not fused: T*c*(4D + (8*H*K + 6F)/m),
-        and 4*T*D more if norms compute in another dtype.
-        """
-        model, m = self.model, self.model_ranks
-        attention, mlp = model.heads * model.head_dim, model.d_ff
-        if self.fused:
-            row = model.d_model / m + 2 * model.head_dim + (2 * attention + 6 * mlp) / m
-            return self.tokens * (self.compute_bytes * row + 3 * FLOAT * model.d_model / m)
-        row = 4 * model.d_model + (8 * attention + 6 * mlp) / m
-        cast = FLOAT * model.d_model if self.compute_bytes != FLOAT else 0
-        return self.tokens * (self.compute_bytes * row + cast)
-
-    def scores(self) -> float:
-        """Attention scores of a layer: T*S*H/m elements.
-
-        fused: in float32 and in the compute dtype. Not fused: three float32 tensors of 3/4 of the elements, as queries
-        are processed in two halves. Zero with fused attention, as on Ascend.
-        """
-        if not self.holds_scores:
-            return 0.0
-        elements = self.tokens * self.length * self.model.heads / self.model_ranks
-        return elements * (FLOAT + self.compute_bytes) if self.fused else elements * 3 * FLOAT * 3 / 4
+        """Activations that all layers save for the backward pass."""
+        return self.model.layers * self.layer.saved()
 
     def gathered_weights(self) -> float:
         """Fully sharded weights that stay gathered from the forward to the backward pass, in L layers.
@@ -189,9 +153,9 @@ class _Device:
         """
         block = self.gathered_layer()
         if self.recompute == "attention":
-            block += self.scores()
+            block += self.layer.scores()
         elif self.recompute == "block":
-            block += self.gathered_layer() + 1.5 * self.layer_activations() + 2 * self.scores()
+            block += self.gathered_layer() + 1.5 * self.layer.layer() + 2 * self.layer.scores()
         return block + (FLOAT * self._gathered("embedding") + self.cast_shards() if self.fused else 0)
 
     def cast_shards(self) -> float:
