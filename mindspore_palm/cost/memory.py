@@ -19,7 +19,11 @@ UNROLLED_RANKS = 4  # XLA unrolls a matmul's ring up to this many: seen with 2 a
 
 
 def memory_by_kind(
-    settings: Settings, layout: Layout | None = None, fused: bool = False, fused_attention: bool | None = None
+    settings: Settings,
+    layout: Layout | None = None,
+    fused: bool = False,
+    fused_attention: bool | None = None,
+    sequence_parallel: bool = False,
 ) -> dict[str, int]:
     """Bytes on one device, by kind. Each kind is a method of ``_Device`` with its formula.
 
@@ -32,8 +36,9 @@ def memory_by_kind(
         fused: whether the compiler recomputes elementwise ops where they are used, as XLA does. MindSpore saves the
             inputs of every op for the backward pass.
         fused_attention: whether attention keeps its scores out of memory; None for what the layout's target does.
+        sequence_parallel: whether norms and residuals are sharded over model.
     """
-    device = _Device(settings, layout or Layout(), fused, fused_attention)
+    device = _Device(settings, layout or Layout(), fused, fused_attention, sequence_parallel)
     kinds = {
         "weights": device.weights(),
         "gradients": device.gradients(),
@@ -49,14 +54,28 @@ def memory_by_kind(
 class _Device:
     """The formulas, for one device."""
 
-    def __init__(self, settings: Settings, layout: Layout, fused: bool, fused_attention: bool | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        layout: Layout,
+        fused: bool,
+        fused_attention: bool | None,
+        sequence_parallel: bool = False,
+    ) -> None:
         model = settings.model
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
         self.recompute = settings.parallel.recompute
         batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.tokens = batch * settings.data.seq_len // layout.shards("batch")
         self.layer = Activations(
-            model, layout, self.tokens, settings.data.seq_len, self.recompute, fused, fused_attention
+            model,
+            layout,
+            self.tokens,
+            settings.data.seq_len,
+            self.recompute,
+            fused,
+            fused_attention,
+            sequence_parallel,
         )
         self.compute_bytes, self.model_ranks = self.layer.item, self.layer.model_ranks
         self.placements = placements(model, layout)

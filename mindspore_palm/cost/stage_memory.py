@@ -6,7 +6,7 @@ the logits are on the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 
@@ -40,23 +40,35 @@ class StageMemory:
             stages: of the device.
             held: micro-batches whose activations it holds at once, as parts of one that visits all its stages.
         """
-        kinds = {
-            "weights": self._sum(self._weights, stages),
-            "gradients": self._sum(self._gradients, stages),
-            "optimizer state": self._sum(self._moments, stages),
-            "activations": held * self._layers(stages) * self.activations.saved(),
-            "gathered weights": self._sum(self._gathered, stages),
-            "temporaries": self.temporaries(stages),
-        }
+        layers, ends = sum(self._stage_layers[stage] for stage in stages), 0 in stages or self._last in stages
+        kinds = {kind: layers * block + ends * table for kind, (block, table) in self._per_weight.items()}
+        kinds["activations"] = held * layers * self._saved
+        kinds["temporaries"] = max(self._backward, layers * self._update, self._loss if self._last in stages else 0.0)
         return {kind: int(size) for kind, size in kinds.items() if size}
 
-    def temporaries(self, stages: Sequence[int]) -> float:
-        """The peak of a block's backward pass, of the update and, on the last stage, of the loss."""
-        last = self._last in stages
-        update = sum(self.optimizer.temporaries(weight.shard_shape) for weight in self.work.block_weights)
-        return max(self.block_backward(), self._layers(stages) * update, self.loss() if last else 0.0)
+    @cached_property
+    def _per_weight(self) -> dict[str, tuple[float, float]]:
+        """Bytes of the weights of a block, and of the embedding."""
+        sizes = {
+            "weights": self._weights,
+            "gradients": self._gradients,
+            "optimizer state": self._moments,
+            "gathered weights": self._gathered,
+        }
+        blocks, table = self.work.block_weights, self.work.embedding
+        return {kind: (sum(map(size, blocks)), size(table)) for kind, size in sizes.items()}
 
-    def block_backward(self) -> float:
+    @cached_property
+    def _saved(self) -> float:
+        return self.activations.saved()
+
+    @cached_property
+    def _update(self) -> float:
+        """Temporaries of the update of a block, as the optimizer declares them."""
+        return sum(self.optimizer.temporaries(weight.shard_shape) for weight in self.work.block_weights)
+
+    @cached_property
+    def _backward(self) -> float:
         """What a block's backward pass recomputes, and its gathered weights if they do not stay gathered."""
         one, again = self.activations, self.work.recompute
         recomputed = {"none": 0.0, "attention": one.scores(), "block": 1.5 * one.layer() + 2 * one.scores()}[again]
@@ -64,23 +76,20 @@ class StageMemory:
             return recomputed
         return recomputed + 2 * one.item * sum(gathered_size(w) for w in self.work.block_weights if w.data_shards > 1)
 
-    def loss(self) -> float:
+    @cached_property
+    def _loss(self) -> float:
         """Logits T*V/m in float32: with those of their softmax, gradient and cast, 4 tensors; fused, 1.5."""
         vocab = self.work.model.padded_vocab / self.work.layout.shards("vocab")
         table = self._gradient_of_gathered(self.work.embedding)
         return (1.5 if self.fused else 4) * FLOAT * self.work.tokens * vocab + table
 
     @cached_property
+    def _stage_layers(self) -> tuple[int, ...]:
+        return self.work.stage_layers
+
+    @cached_property
     def _last(self) -> int:
-        return len(self.work.stage_layers) - 1
-
-    def _layers(self, stages: Sequence[int]) -> int:
-        return sum(self.work.stage_layers[stage] for stage in stages)
-
-    def _sum(self, size: Callable[[Placement], float], stages: Sequence[int]) -> float:
-        """A size of all weights of a device."""
-        ends = 0 in stages or self._last in stages
-        return self._layers(stages) * sum(map(size, self.work.block_weights)) + ends * size(self.work.embedding)
+        return len(self._stage_layers) - 1
 
     def _weights(self, weight: Placement) -> float:
         """4 bytes per parameter of the shard."""
@@ -91,7 +100,7 @@ class StageMemory:
         return self.optimizer.state_bytes(weight.shard_shape)
 
     def _gradients(self, weight: Placement) -> float:
-        """4 bytes per parameter, accumulated over micro-batches: of the gathered weight if it stays so, or the shard."""
+        """4 bytes per parameter, accumulated over micro-batches: of a weight that stays gathered, or of the shard."""
         return FLOAT * (gathered_size(weight) if self.work.gather_once else prod(weight.shard_shape))
 
     def _gathered(self, weight: Placement) -> float:

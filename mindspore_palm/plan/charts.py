@@ -69,12 +69,17 @@ def draw_meshes(candidates: Sequence[Candidate], file: Path) -> None:
         axes.bar(x, 100 * candidate.time.mfu, color=colours[recompute], label=label, width=0.65)
         text = f"{candidate.time.mfu:.1%}\n{candidate.bytes / 1e9:.0f} GB"
         axes.text(x, 100 * candidate.time.mfu, text, ha="center", va="bottom", fontsize=8)
-    ticks = [f"{c.settings.parallel.data} x {model}" for model, c in shown]
+    ticks = [f"{c.settings.parallel.data} x {model}{_stages(c)}" for model, c in shown]
     axes.set_xticks(range(len(shown)), ticks)
     axes.set(xlabel="data x model", ylabel="predicted MFU, %", title="Meshes that fit, each at its best setting")
     axes.set_ylim(0, 125 * max(c.time.mfu for c in best.values()))
     axes.legend(frameon=False)
     _save(figure, file)
+
+
+def _stages(candidate: Candidate) -> str:
+    stages = candidate.pipeline.stages
+    return f"\n{stages} stages" if stages > 1 else ""
 
 
 def draw_scaling(spans: Sequence[Span], file: Path, published: tuple[int, float] | None = None) -> None:

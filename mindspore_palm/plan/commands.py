@@ -12,6 +12,7 @@ from mindspore_palm.plan import charts as drawn
 from mindspore_palm.plan.machines import GB, load_machine
 from mindspore_palm.plan.pods import LINKS, PODS, dispatch_seconds, host_bytes, one_pod, span
 from mindspore_palm.plan.published import LENGTH, PALM, STEP_SECONDS, TWO_PODS, predictions, systems
+from mindspore_palm.plan.published_runs import remarks, runs
 from mindspore_palm.plan.report import (
     describe_plan,
     describe_pods,
@@ -21,7 +22,8 @@ from mindspore_palm.plan.report import (
     write_plan,
 )
 from mindspore_palm.plan.schedules import SCHEDULES
-from mindspore_palm.plan.search import candidate, check_fits, search
+from mindspore_palm.plan.search import candidate, check_fits
+from mindspore_palm.plan.search_pipelines import search_all
 from mindspore_palm.plan.step_time import step_time
 from mindspore_palm.plan.timeline import StageTimes, Timeline, play
 
@@ -31,7 +33,7 @@ MOST_TASKS = 500_000  # of a timeline: some seconds
 
 def published() -> str:
     """The paper's table, and published times beside the cost model's."""
-    return describe_published(systems(), predictions())
+    return describe_published(systems(), predictions(), runs(), remarks())
 
 
 def plan(settings: Settings, machine_name: str, charts: Path | None = None, json: Path | None = None) -> str:
@@ -72,12 +74,12 @@ def search_meshes(
         raise UserError(
             f"--devices {count} cannot be split into parallel.pods = {settings.parallel.pods} equal pods; change one"
         )
-    candidates = search(settings, machine, count)
+    candidates, fitting = search_all(settings, machine, count)
     if charts:
         drawn.draw_meshes(candidates, charts / "meshes.png")
     if json:
         write_plan(json, machine, candidates)
-    return describe_search(candidates)
+    return describe_search(candidates, fitting)
 
 
 def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> str:

@@ -43,8 +43,11 @@ class Pipeline:
         )
 
 
-def memory_by_stage(work: Workload, machine: Machine) -> list[dict[str, int]]:
-    """Bytes on each device of a pipeline, first to last, by kind.
+NO_PIPELINE = Pipeline()
+
+
+def memory_by_stage(work: Workload, machine: Machine) -> tuple[dict[str, int], ...]:
+    """Bytes on each device of a pipeline, first to last, by kind; the sum of a device's kinds is what it needs.
 
     Raises:
         UserError: the schedule cannot have these micro-batches.
@@ -52,4 +55,4 @@ def memory_by_stage(work: Workload, machine: Machine) -> list[dict[str, int]]:
     formulas = StageMemory(work, machine.fused_elementwise, machine.fused_attention)
     schedule, *_ = played(work.schedule, work.pipeline, work.chunks, work.micro_batches)
     held = most_held(work.schedule, work.pipeline, work.chunks, work.micro_batches)
-    return [formulas.by_kind(schedule.stages_of(device), held[device]) for device in range(work.pipeline)]
+    return tuple(formulas.by_kind(schedule.stages_of(device), held[device]) for device in range(work.pipeline))

@@ -68,7 +68,11 @@ class Schedule:
 
     def stages_of(self, device: int) -> tuple[int, ...]:
         """The stages that a device computes."""
-        return tuple(sorted({task.stage for task in self.orders[device]}))
+        return self._stages[device]
+
+    @cached_property
+    def _stages(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(sorted({task.stage for task in order})) for order in self.orders)
 
 
 def gpipe(devices: int, micro_batches: int) -> Schedule:

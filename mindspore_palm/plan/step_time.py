@@ -74,8 +74,7 @@ def step_time(work: Workload, machine: Machine, overlap: float | Overlap = 0.0, 
         UserError: the pipeline's schedule cannot have so many micro-batches.
     """
     hidden = overlap if isinstance(overlap, Overlap) else Overlap(data=overlap)
-    inside = machine if send else without_stages(machine, work.pipeline)
-    costs = StageCosts(work, inside, send or send_bandwidth(machine), hidden)
+    costs = StageCosts.of(work, machine, hidden, send)
     parts = costs.busiest_parts()
     parts.update(costs.per_step())
     parts["pipeline"] = costs.pipeline(sum(parts[name] for name in PER_MICRO_BATCH)) if work.pipeline > 1 else 0.0
@@ -94,6 +93,30 @@ class StageCosts:
     def __init__(self, work: Workload, machine: Machine, send: float, overlap: Overlap) -> None:
         self.work, self.machine, self.layout, self.overlap = work, machine, work.layout, overlap
         self.send_bandwidth = send
+
+    @classmethod
+    def of(
+        cls,
+        work: Workload,
+        machine: Machine,
+        overlap: Overlap,
+        send: float | None = None,
+        like: StageCosts | None = None,
+    ) -> StageCosts:
+        """The costs of a step on a machine.
+
+        Args:
+            work: the step.
+            machine: devices and links.
+            overlap: what is hidden.
+            send: as in ``step_time``.
+            like: costs of a step that differs in how layers are cut into stages alone; not computed again.
+        """
+        inside = machine if send else without_stages(machine, work.pipeline)
+        costs = cls(work, inside, send or send_bandwidth(machine), overlap)
+        if like:
+            costs.layer, costs.first, costs.last = like.layer, like.first, like.last
+        return costs
 
     @cached_property
     def layer(self) -> dict[str, StageTimes]:

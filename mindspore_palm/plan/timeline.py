@@ -186,14 +186,16 @@ def pipeline_seconds(
     return extrapolate(played_sizes(devices, micro_batches), seconds, micro_batches)
 
 
-def most_held(name: str, devices: int, chunks: int, micro_batches: int) -> list[float]:
+@lru_cache(maxsize=4096)
+def most_held(name: str, devices: int, chunks: int, micro_batches: int) -> tuple[float, ...]:
     """The most micro-batches that each device of a pipeline holds activations of.
 
     Raises:
         UserError: the schedule cannot have these sizes.
     """
     schedules, sizes = played(name, devices, chunks, micro_batches), played_sizes(devices, micro_batches)
-    return [extrapolate(sizes, [s.held(device) for s in schedules], micro_batches) for device in range(devices)]
+    held = [[schedule.held(device) for schedule in schedules] for device in range(devices)]
+    return tuple(extrapolate(sizes, values, micro_batches) for values in held)
 
 
 def played(name: str, devices: int, chunks: int, micro_batches: int) -> list[Schedule]:

@@ -19,7 +19,7 @@ LENGTH = 2048
 
 
 def gpt3(stages=8, chunks=1, micro_batches=64, model=8, **changes):
-    """175B of arXiv 2205.05198, table 3: 96 heads and layers, 12,288 wide, 8 model ranks, 8 stages, 64 micro-batches."""
+    """175B of arXiv 2205.05198, table 3: 96 heads, 96 layers, 8 model ranks, 8 stages, 64 micro-batches."""
     base = megatron.workload("145.6B")
     layout = Layout(Mesh(1, 1, model), shard_weights="off", recompute="none", compute_dtype="bfloat16")
     config = base.model.model_copy(update={"layers": 96})
