@@ -55,7 +55,13 @@ def search_all(settings: Settings, machine: Machine, devices: int) -> tuple[list
 
 
 def search_pipelines(
-    settings: Settings, machine: Machine, devices: int, check: Check, overlap: Overlap | None = None
+    settings: Settings,
+    machine: Machine,
+    devices: int,
+    check: Check,
+    overlap: Overlap | None = None,
+    sharded: tuple[bool, ...] = (False, True),
+    piped: bool | None = None,
 ) -> tuple[list[Candidate], int]:
     """The best candidates with pipelines or sequence parallelism, best first, and how many fit.
 
@@ -67,9 +73,12 @@ def search_pipelines(
         devices: all of them.
         check: returns what does not fit about the mesh of a stage, empty if all does.
         overlap: collectives that are hidden.
+        sharded: whether norms and residuals are sharded over model, to try.
+        piped: True for pipelines alone, False for none; None for both.
     """
     overlap = overlap or Overlap()
-    ordered = sorted(bounds(settings, machine, devices, check, overlap), key=lambda b: (b.seconds, b.bytes))
+    every = bounds(settings, machine, devices, check, overlap, sharded, piped)
+    ordered = sorted(every, key=lambda b: (b.seconds, b.bytes))
     found: list[Candidate] = []
     for bound in ordered:
         if len(found) >= BEST and bound.seconds >= sorted(c.time.seconds for c in found)[BEST - 1]:
@@ -81,16 +90,24 @@ def search_pipelines(
     return sorted(found, key=lambda c: (-c.time.mfu, c.bytes)), len(ordered)
 
 
-def bounds(settings: Settings, machine: Machine, devices: int, check: Check, overlap: Overlap) -> Iterator[Bound]:
+def bounds(
+    settings: Settings,
+    machine: Machine,
+    devices: int,
+    check: Check,
+    overlap: Overlap,
+    sharded: tuple[bool, ...] = (False, True),
+    piped: bool | None = None,
+) -> Iterator[Bound]:
     """Every candidate that fits; the arguments are those of ``search_pipelines``."""
     usable = USABLE * machine.memory
     for variant, stages in _meshes(settings, devices):
-        if check(variant, machine):
+        if piped not in (None, stages > 1) or check(variant, machine):
             continue
         model = variant.parallel.model
         for micro_batch in _micro_batches(variant, stages):
-            for recompute, sharded in product(get_args(Recompute), (False, True) if model > 1 else (False,)):
-                if stages == 1 and not sharded:  # as the search for meshes does
+            for recompute, over_model in product(get_args(Recompute), sharded if model > 1 else (False,)):
+                if stages == 1 and not over_model and piped is None:  # as the search for meshes does
                     continue
                 one = variant.model_copy(
                     update={
@@ -99,7 +116,7 @@ def bounds(settings: Settings, machine: Machine, devices: int, check: Check, ove
                     }
                 )
                 base, costs = Workload.of(one, machine.target), None
-                for pipeline in _pipelines(one, stages, base.micro_batches, sharded):
+                for pipeline in _pipelines(one, stages, base.micro_batches, over_model):
                     work = pipeline.apply(base)
                     costs = StageCosts.of(work, machine, overlap, like=costs)
                     memory = _memory(one, work, machine)
@@ -138,10 +155,10 @@ def _meshes(settings: Settings, devices: int) -> Iterator[tuple[Settings, int]]:
 
 
 def _micro_batches(settings: Settings, stages: int) -> Iterator[int]:
-    """Sequences per micro-batch: one per data rank, two, four and so on, with a micro-batch per stage at least."""
+    """Sequences per micro-batch: one per data rank, two, four and so on, with a micro-batch per two stages at least."""
     batch = settings.train.batch_ramp()[-1][1]
     size = settings.parallel.pods * settings.parallel.data
-    while batch % size == 0 and batch // size >= stages:
+    while batch % size == 0 and 2 * (batch // size) >= stages:
         yield 0 if size == batch else size
         size *= 2
 
