@@ -70,6 +70,8 @@ class Workload:
     sequence_parallel: bool = False
     """Norms and residuals are sharded over model, by tokens (arXiv 2205.05198). An all-reduce becomes a reduce-scatter
     and an all-gather, which send the same bytes."""
+    sharded_sends: bool = False
+    """Pipelines: each model rank sends its shard of the activations to the next stage, which gathers them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     @classmethod

@@ -55,4 +55,5 @@ def memory_by_stage(work: Workload, machine: Machine) -> tuple[dict[str, int], .
     formulas = StageMemory(work, machine.fused_elementwise, machine.fused_attention)
     schedule, *_ = played(work.schedule, work.pipeline, work.chunks, work.micro_batches)
     held = most_held(work.schedule, work.pipeline, work.chunks, work.micro_batches)
-    return tuple(formulas.by_kind(schedule.stages_of(device), held[device]) for device in range(work.pipeline))
+    copies = schedule.copies  # a micro-batch visits one of a device's stages, if these are copies of others
+    return tuple(formulas.by_kind(schedule.stages_of(device), held[device] / copies) for device in range(work.pipeline))

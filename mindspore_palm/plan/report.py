@@ -100,6 +100,30 @@ def describe_schedules(timelines: Sequence[Timeline], refused: Mapping[str, str]
     return "\n\n".join([table(head, rows), "\n".join(notes)])
 
 
+def describe_stage_memory(
+    candidates: Mapping[str, Candidate], refused: Mapping[str, str], machine: Machine, micro_batches: int
+) -> str:
+    """Step time of each schedule of a network's pipeline, and memory of the stages of each.
+
+    Args:
+        candidates: by schedule.
+        refused: names of the other schedules, and why.
+        machine: planned for.
+        micro_batches: of a step.
+    """
+    rows, grids = [], []
+    for name, one in candidates.items():
+        bubble = one.time.parts["pipeline"] / one.time.seconds
+        fits = "fits" if one.bytes <= USABLE * machine.memory else "does not fit"
+        ends = (_gigabytes(one.by_stage[stage]) for stage in (0, -1))
+        rows.append((name, _seconds(one.time.seconds), f"{one.time.mfu:.1%}", f"{bubble:.1%}", *ends, fits))
+        grids.append(f"{name}, GB per device\n{describe_stages(one.by_stage)}")
+    head = ("schedule", "step", "MFU", "bubble and sends", "GB of the first", "of the last", "")
+    notes = [f"{micro_batches} micro-batches on {machine.title}"]
+    notes += [f"No {name}: {why}" for name, why in refused.items()]
+    return "\n\n".join([table(head, rows), "\n".join(notes), *grids])
+
+
 def describe_search(candidates: Sequence[Candidate], fitting: int, most: int = 10) -> str:
     """The best candidates as a table, and memory by stage of the best pipeline.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from mindspore_palm.cost.workload import FLOAT, HALF, Matmul, Workload, gathered_size
 from mindspore_palm.parallel.mesh import POD
@@ -267,7 +268,7 @@ class StageCosts:
         """Seconds of a step beyond the busiest device's ``busy`` ones: bubble, sends and the tied embedding.
 
         A device waits for its sends, unless they overlap. The first and the last stage each have the embedding, and add
-        their gradients.
+        their gradients, of which each data rank has its shard.
         """
         work = self.work
         send = self.send_seconds()
@@ -279,7 +280,7 @@ class StageCosts:
         ]
         link = send if self.overlap.sends else 0.0
         seconds = pipeline_seconds(work.schedule, work.pipeline, work.chunks, work.micro_batches, times, link)
-        tied = self.machine.gradient_bytes * gathered_size(work.embedding) / self.send_bandwidth
+        tied = self.machine.gradient_bytes * prod(work.embedding.shard_shape) / self.send_bandwidth
         return seconds - busy + tied
 
     def stage_times(self) -> list[StageTimes]:
@@ -295,9 +296,10 @@ class StageCosts:
     def send_seconds(self) -> float:
         """Seconds to send a micro-batch's activations, or their gradients, to the next stage.
 
-        Every model rank sends a full copy. With several chunks per stage, which send more often, each sends its shard;
-        so it does if activations are sharded over model.
+        Every model rank sends a full copy, or its shard: with several chunks per stage, which send more often, and if
+        activations are sharded over model.
         """
         work = self.work
-        shards = self.layout.shards("heads") if work.chunks > 1 or work.sequence_parallel else 1
+        sharded = work.sharded_sends or work.chunks > 1 or work.sequence_parallel
+        shards = self.layout.shards("heads") if sharded else 1
         return work.activation_bytes / shards / self.send_bandwidth

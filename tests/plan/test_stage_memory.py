@@ -90,6 +90,13 @@ def test_zb_v_has_both_ends_on_the_first_device():
     assert len({stage["activations"] for stage in memory}) == 1  # arXiv 2405.15362: balanced
 
 
+def test_dualpipe_has_two_stages_per_device_and_holds_one_micro_batch_more():
+    """arXiv 2412.19437, table 2: parameters twice, activations of p + 1 micro-batches of a stage."""
+    plain, twice = (memory_by_stage(gpt3(stages=4, schedule=name), A100) for name in ("1f1b", "dualpipe"))
+    assert twice[1]["weights"] == pytest.approx(2 * plain[1]["weights"], rel=1e-6)
+    assert [stage["activations"] for stage in twice] == pytest.approx([5 / 4 * plain[0]["activations"]] * 4)
+
+
 def test_gpipe_holds_every_micro_batch():
     few, many = (memory_by_stage(gpt3(micro_batches=n, schedule="gpipe"), A100)[0] for n in (64, 128))
     assert many["activations"] == pytest.approx(2 * few["activations"])
