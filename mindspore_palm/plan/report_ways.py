@@ -58,7 +58,9 @@ def answer(grids: Mapping[int, Grid], host_gb_s: float) -> str:
         f"{100 * COMMON:g} % of their weights in common: {_percent(most, most.shared)}{turns}. Here a controller "
         "pays: pods run different programs and still add gradients, which one SPMD program cannot."
     )
-    return "\n".join(fill(line, 118, subsequent_indent="  " * line.startswith("-")) for line in lines)
+    bound = (line.replace(" %", "\N{NO-BREAK SPACE}%") for line in lines)  # a percent sign starts no line
+    wrapped = "\n".join(fill(line, 118, subsequent_indent="  " * line.startswith("-")) for line in bound)
+    return wrapped.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _where_pipelines_win(grids: Mapping[int, Grid]) -> str:

@@ -96,7 +96,8 @@ def test_the_planner_s_page_prints_what_the_commands_print():
     for line in plan("--published").stdout.partition("runs with pipelines")[2].splitlines()[1:]:
         assert line in page, line
     search = plan("--config", "yaml/palm_540b.yaml", "--search").stdout
-    for line in search.splitlines():
+    pods = plan("--pods").stdout
+    for line in [*search.splitlines(), *pods[pods.index("Fastest way") :].splitlines()]:
         assert line in page, line
 
 
