@@ -69,7 +69,7 @@ class StageMemory:
 
     @cached_property
     def _backward(self) -> float:
-        """What a block's backward pass recomputes, and its gathered weights if they do not stay gathered."""
+        """Activations that a block's backward pass recomputes, and its gathered weights if they do not stay so."""
         one, again = self.activations, self.work.recompute
         recomputed = {"none": 0.0, "attention": one.scores(), "block": 1.5 * one.layer() + 2 * one.scores()}[again]
         if self.work.gather_once:

@@ -85,6 +85,8 @@ def search_meshes(
 def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> str:
     """SPMD or Pathways, for 1 to 8 pods and links of 1 to 100 GB/s per host, each pod with its share of the batch.
 
+    Before that, the ways to use several pods: data parallel, pipelines, both, and several models.
+
     Raises:
         UserError: the machine has no pods, or sizes do not fit it.
     """
@@ -107,7 +109,7 @@ def pods(settings: Settings, machine_name: str, charts: Path | None = None) -> s
         drawn.draw_ways(grids, charts / "ways.png")
     published = TWO_PODS if as_published else None
     answers = describe_pods(spans, host_gb_s, dispatch_seconds(2, work.devices), slow, published)
-    return f"{answers}\n\n{describe_ways(grids, host_gb_s)}"
+    return f"{describe_ways(grids, host_gb_s)}\n\n{answers}"
 
 
 def crossover(settings: Settings, machine_name: str, devices: int | None) -> str:
