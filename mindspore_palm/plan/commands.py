@@ -50,7 +50,7 @@ def plan(settings: Settings, machine_name: str, charts: Path | None = None, json
     """
     machine = load_machine(machine_name)
     check_fits(settings, machine)
-    work = Workload.of(settings, machine.target)
+    work = Pipeline.of(settings).apply(Workload.of(settings, machine.target))
     one, hidden = candidate(settings, machine), step_time(work, machine, overlap=1.0)
     if charts:
         as_published = is_palms(work, machine_name)

@@ -17,7 +17,7 @@ from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, partitions_for
 from mindspore_palm.parallel.mesh import DATA, MODEL
 from mindspore_palm.plan.machines import Machine
-from mindspore_palm.plan.pipeline import NO_PIPELINE, Pipeline
+from mindspore_palm.plan.pipeline import NO_PIPELINE, Pipeline, memory_by_stage
 from mindspore_palm.plan.step_time import StepTime, step_time
 
 USABLE = 0.96
@@ -74,9 +74,15 @@ def search(settings: Settings, machine: Machine, devices: int) -> list[Candidate
 
 def candidate(settings: Settings, machine: Machine) -> Candidate:
     """The predicted time and memory of settings on a machine."""
-    work = Workload.of(settings, machine.target)
+    pipeline = Pipeline.of(settings)
+    work = pipeline.apply(Workload.of(settings, machine.target))
+    time = step_time(work, machine)
+    if pipeline.stages > 1:
+        by_stage = memory_by_stage(work, machine)
+        heaviest = max(by_stage, key=lambda kinds: sum(kinds.values()))
+        return Candidate(settings, time, heaviest, pipeline, by_stage)
     memory = memory_by_kind(settings, work.layout, machine.fused_elementwise, machine.fused_attention)
-    return Candidate(settings, step_time(work, machine), memory)
+    return Candidate(settings, time, memory)
 
 
 def check_fits(settings: Settings, machine: Machine) -> None:

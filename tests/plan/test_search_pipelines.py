@@ -12,7 +12,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.plan.links import bandwidth, without_stages
 from mindspore_palm.plan.machines import load_machine
 from mindspore_palm.plan.pipeline import Pipeline, memory_by_stage
-from mindspore_palm.plan.search import USABLE, problem, search
+from mindspore_palm.plan.search import USABLE, candidate, problem, search
 from mindspore_palm.plan.search_pipelines import BEST, bounds, search_all, search_pipelines
 from mindspore_palm.plan.step_time import Overlap, step_time
 from mindspore_palm.settings import load_settings
@@ -114,3 +114,14 @@ def test_the_stages_take_a_dimension_of_a_torus_from_the_data_axis():
     assert bandwidth(TPU_V4, layout, "data") == 4 * 50e9  # two dimensions, two links each
     assert bandwidth(without_stages(TPU_V4, 16), layout, "data") == 2 * 50e9
     assert without_stages(A100, 16) == A100
+
+
+def test_a_run_s_own_pipeline_is_planned_by_stage(monkeypatch):
+    """The settings have no stages yet; ``Pipeline.of`` is the one place that will read them."""
+    settings = settings_of("palm_62b", "train.batch_size=512", "train.micro_batch=8", "parallel.data=8")
+    assert candidate(settings, A100).by_stage == ()
+    monkeypatch.setattr(Pipeline, "of", classmethod(lambda cls, settings: cls(8, 2)))
+    planned = candidate(settings, A100)
+    assert len(planned.by_stage) == 8 and planned.pipeline == Pipeline(8, 2)
+    assert planned.time.parts["pipeline"] > 0
+    assert planned.bytes == max(sum(kinds.values()) for kinds in planned.by_stage)
