@@ -33,16 +33,16 @@ def found():
 def test_pipelines_use_all_devices_and_fit_on_every_stage(found):
     candidates, fitting = found
     assert fitting > 100 and len(candidates) >= BEST
-    for candidate in candidates:
-        parallel, pipeline = candidate.settings.parallel, candidate.pipeline
+    for one in candidates:
+        parallel, pipeline = one.settings.parallel, one.pipeline
         assert parallel.devices * pipeline.stages == 512
-        work = pipeline.apply(Workload.of(candidate.settings, "Ascend"))
+        work = pipeline.apply(Workload.of(one.settings, "Ascend"))
         if pipeline.stages > 1:
-            assert len(candidate.by_stage) == pipeline.stages
-            assert candidate.bytes == max(sum(kinds.values()) for kinds in candidate.by_stage)
+            assert len(one.by_stage) == pipeline.stages
+            assert one.bytes == max(sum(kinds.values()) for kinds in one.by_stage)
             assert 2 * work.micro_batches >= pipeline.stages
-        assert candidate.bytes <= USABLE * ASCEND.memory
-        assert candidate.time == step_time(work, ASCEND)
+        assert one.bytes <= USABLE * ASCEND.memory
+        assert one.time == step_time(work, ASCEND)
 
 
 def test_stages_interleaving_micro_batches_and_sharded_activations_are_all_tried():
