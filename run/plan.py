@@ -19,8 +19,10 @@ EXAMPLES = """examples:
   python run/plan.py --config yaml/palm_540b.yaml
   python run/plan.py --published
   python run/plan.py --config yaml/palm_62b.yaml --machine ascend-910b --devices 512 --search
+  python run/plan.py --crossover
   python run/plan.py --pods --charts runs/plan
-  python run/plan.py --schedules 8 24 --charts runs/plan"""
+  python run/plan.py --schedules 8 24 --charts runs/plan
+  python run/plan.py --schedules 8 24 --config yaml/palm_62b.yaml --machine a100 parallel.data=8"""
 
 
 def main() -> None:
@@ -31,9 +33,16 @@ def main() -> None:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; states only what differs from the defaults")
     parser.add_argument("--machine", metavar="NAME", help="a machine, or a YAML file of your own; default tpu-v4")
-    parser.add_argument("--devices", type=int, metavar="N", help="devices for --search; default: those of the mesh")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="devices for --search and --crossover; default: those of the mesh"
+    )
     question = parser.add_mutually_exclusive_group()
-    question.add_argument("--search", action="store_true", help="the meshes that fit, best first")
+    question.add_argument("--search", action="store_true", help="the meshes and pipelines that fit, best first")
+    question.add_argument(
+        "--crossover",
+        action="store_true",
+        help="where a pipeline overtakes meshes without one, by devices, links and batch; default PaLM 540B",
+    )
     question.add_argument("--published", action="store_true", help="the paper's table, published beside computed")
     question.add_argument("--pods", action="store_true", help="SPMD or Pathways, by pods and links; default PaLM 540B")
     question.add_argument(
@@ -41,7 +50,7 @@ def main() -> None:
         type=int,
         nargs=2,
         metavar=("DEVICES", "MICRO_BATCHES"),
-        help="pipeline schedules",
+        help="pipeline schedules; with --config, of a network: step time, and memory by stage",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the plan, or all meshes, to a file")
     parser.add_argument("--charts", metavar="FOLDER", help="draw charts into a folder")
@@ -55,7 +64,7 @@ def main() -> None:
         print(commands.published())
         return
     charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))
-    if arguments.schedules:
+    if arguments.schedules and not arguments.config:
         devices, micro_batches = arguments.schedules
         print(commands.schedules(devices, micro_batches, charts))
         return
@@ -69,6 +78,10 @@ def main() -> None:
     machine = arguments.machine or "tpu-v4"
     if arguments.pods:
         print(commands.pods(settings, machine, charts))
+    elif arguments.schedules:
+        print(commands.schedules_of(settings, machine, *arguments.schedules))
+    elif arguments.crossover:
+        print(commands.crossover(settings, machine, arguments.devices))
     elif arguments.search:
         print(commands.search_meshes(settings, machine, arguments.devices, charts, json))
     else:
@@ -82,15 +95,21 @@ def check_options(arguments: argparse.Namespace) -> None:
         UserError: names one that has none.
     """
     given = {name: value for name, value in vars(arguments).items() if value not in (None, False, [])}
-    if not given.keys() & {"config", "published", "pods", "schedules"}:
-        raise UserError("nothing to plan: give --config FILE, --published, --pods or --schedules; --help has examples")
+    if not given.keys() & {"config", "crossover", "published", "pods", "schedules"}:
+        raise UserError(
+            "nothing to plan: give --config FILE, --published, --crossover, --pods or --schedules; --help has examples"
+        )
     if "published" in given and (others := sorted(given.keys() - {"published"})):
         raise UserError(f"--published takes no other option; leave out {others[0]}")
-    if "schedules" in given and (others := sorted(given.keys() - {"schedules", "charts"})):
-        raise UserError(f"--schedules takes no other option than --charts; leave out {others[0]}")
-    if "pods" in given and "json" in given:
-        raise UserError("--json is for a plan or a search; leave it out, or leave out --pods")
-    if "devices" in given and "search" not in given:
+    allowed = {"schedules", "config", "machine", "overrides"} if "config" in given else {"schedules", "charts"}
+    if "schedules" in given and (others := sorted(given.keys() - allowed)):
+        only = "--machine and settings" if "config" in given else "--charts, or --config"
+        raise UserError(f"--schedules takes no other option than {only}; leave out {others[0]}")
+    if asked := sorted(given.keys() & {"pods", "crossover"} if "json" in given else ()):
+        raise UserError(f"--json is for a plan or a search; leave it out, or leave out --{asked[0]}")
+    if "crossover" in given and "charts" in given:
+        raise UserError("--crossover draws no charts; leave out --charts")
+    if "devices" in given and not given.keys() & {"search", "crossover"}:
         raise UserError(
             "--devices is for a search; add --search, or set parallel.pods, parallel.data and parallel.model"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from mindspore_palm.config import Settings
-from mindspore_palm.devices import DEVICES
+from mindspore_palm.cost.activations import FLOAT, Activations
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import available_memory
 from mindspore_palm.model.lora import adapter_shapes
@@ -13,14 +13,17 @@ from mindspore_palm.model.weights import KERNELS, placements
 from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import Layout
 
-FLOAT, HALF = 4, 2  # bytes
 PROCESS = 300_000_000  # private bytes of a worker before it has a network: Python and MindSpore
 LANES = 128  # of a TPU's vector register
 UNROLLED_RANKS = 4  # XLA unrolls a matmul's ring up to this many: seen with 2 and 4; with 8, 12 and 16 it loops
 
 
 def memory_by_kind(
-    settings: Settings, layout: Layout | None = None, fused: bool = False, fused_attention: bool | None = None
+    settings: Settings,
+    layout: Layout | None = None,
+    fused: bool = False,
+    fused_attention: bool | None = None,
+    sequence_parallel: bool = False,
 ) -> dict[str, int]:
     """Bytes on one device, by kind. Each kind is a method of ``_Device`` with its formula.
 
@@ -33,44 +36,58 @@ def memory_by_kind(
         fused: whether the compiler recomputes elementwise ops where they are used, as XLA does. MindSpore saves the
             inputs of every op for the backward pass.
         fused_attention: whether attention keeps its scores out of memory; None for what the layout's target does.
+        sequence_parallel: whether norms and residuals are sharded over model.
     """
     layout = layout or Layout()
     ends = {0, layout.mesh.stages - 1}  # the first stage holds the most activations, and the last one the logits
-    stages = [_Device(settings, layout, fused, fused_attention, stage).kinds() for stage in ends]
-    return max(stages, key=lambda kinds: sum(kinds.values()))
+    devices = [_Device(settings, layout, fused, fused_attention, sequence_parallel, stage) for stage in sorted(ends)]
+    return max((device.kinds() for device in devices), key=lambda kinds: sum(kinds.values()))
 
 
 class _Device:
     """The formulas, for one device of a stage."""
 
     def __init__(
-        self, settings: Settings, layout: Layout, fused: bool, fused_attention: bool | None, stage: int
+        self,
+        settings: Settings,
+        layout: Layout,
+        fused: bool,
+        fused_attention: bool | None,
+        sequence_parallel: bool = False,
+        stage: int = 0,
     ) -> None:
         model, stages = settings.model, layout.mesh.stages
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
-        self.stage, self.is_last = stage, stage == stages - 1
-        self.layers = layout.stage_layers[stage] if stages > 1 else model.layers
-        self.recompute = settings.parallel.recompute
-        fuses = DEVICES[layout.target].fuses_attention(layout.compute_dtype, model.head_dim)
-        fuses = fuses and model.attention == "multi_query"
-        self.holds_scores = not (fuses if fused_attention is None else fused_attention)
-        self.compute_bytes = FLOAT if layout.compute_dtype == "float32" else HALF
-        self.model_ranks, self.length = layout.shards("heads"), settings.data.seq_len
-        batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
-        self.tokens = batch * self.length // layout.shards("batch")
+        own = [i for i in range(model.layers) if layout.stage(i) == stage] or [0]
+        self.is_first, self.is_last = stage == 0, layout.stage(model.layers - 1) == stage
+        self.layers, self.block = len(own), f"blocks.{own[0]}."
         most = max(size // settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.in_flight = min(stages - stage, most)  # micro-batches between their two passes; 1F1B starts so many
+        self.recompute = settings.parallel.recompute
+        batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
+        self.tokens = batch * settings.data.seq_len // layout.shards("batch")
+        self.layer = Activations(
+            model,
+            layout,
+            self.tokens,
+            settings.data.seq_len,
+            self.recompute,
+            fused,
+            fused_attention,
+            sequence_parallel,
+        )
+        self.compute_bytes, self.model_ranks = self.layer.item, self.layer.model_ranks
         self.placements = [p for p in placements(model, layout) if p.stage == stage]
         self.optimizer = optimizer_class(settings.optimizer)
 
     def kinds(self) -> dict[str, int]:
-        """Bytes by kind; only kinds that there are."""
+        """Bytes by kind, of the kinds that there are."""
         kinds = {
             "weights": self.weights(),
             "gradients": self.gradients(),
             "optimizer state": self.optimizer_state(),
             "snapshot to save": self.snapshot(),
-            "activations": self.in_flight * self.activations(),
+            "activations": self.activations(),
             "gathered weights": self.gathered_weights(),
             "temporaries": self.temporaries(),
         }
@@ -109,42 +126,8 @@ class _Device:
         return self.trained() + self.optimizer_state() if self.layout.target == "CPU" else 0.0
 
     def activations(self) -> float:
-        """Activations that all layers save for the backward pass.
-
-        recompute=block: L*T*D*c, sharded over m if m divides D. attention: those of every layer except scores. none:
-        all of them.
-        """
-        if self.recompute == "block":
-            shards = self.model_ranks if self.model.d_model % self.model_ranks == 0 else 1
-            return self.layers * self.compute_bytes * self.tokens * self.model.d_model / shards
-        return self.layers * (self.layer_activations() + (self.scores() if self.recompute == "none" else 0))
-
-    def layer_activations(self) -> float:
-        """Activations of a layer, without scores.
-
-        fused: T*c*(D/m + 2K + (2*H*K + 6F)/m) + 12*T*D/m, as XLA stacks them: the residual, k and v, q, the input of
-        o_wo, and five tensors of gate and up; three float32 tensors of the norm. Not fused: T*c*(4D + (8*H*K + 6F)/m),
-        and 4*T*D more if norms compute in another dtype.
-        """
-        model, m = self.model, self.model_ranks
-        attention, mlp = model.heads * model.head_dim, model.d_ff
-        if self.fused:
-            row = model.d_model / m + 2 * model.head_dim + (2 * attention + 6 * mlp) / m
-            return self.tokens * (self.compute_bytes * row + 3 * FLOAT * model.d_model / m)
-        row = 4 * model.d_model + (8 * attention + 6 * mlp) / m
-        cast = FLOAT * model.d_model if self.compute_bytes != FLOAT else 0
-        return self.tokens * (self.compute_bytes * row + cast)
-
-    def scores(self) -> float:
-        """Attention scores of a layer: T*S*H/m elements.
-
-        fused: in float32 and in the compute dtype. Not fused: three float32 tensors of 3/4 of the elements, as queries
-        are processed in two halves. Zero with fused attention, as on Ascend.
-        """
-        if not self.holds_scores:
-            return 0.0
-        elements = self.tokens * self.length * self.model.heads / self.model_ranks
-        return elements * (FLOAT + self.compute_bytes) if self.fused else elements * 3 * FLOAT * 3 / 4
+        """Activations that all layers of a stage save for the backward pass, of all micro-batches that it holds."""
+        return self.in_flight * self.layers * self.layer.saved()
 
     def gathered_weights(self) -> float:
         """Fully sharded weights that stay gathered from the forward to the backward pass, in L layers.
@@ -155,8 +138,7 @@ class _Device:
 
     def gathered_layer(self) -> float:
         """Weights of one layer, gathered over data."""
-        first = sum(self.layout.stage_layers[: self.stage])
-        return self.compute_bytes * self._gathered(f"blocks.{first}.")
+        return self.compute_bytes * self._gathered(self.block)
 
     def temporaries(self) -> float:
         """The peak of the loss, of a block's backward pass and of the update."""
@@ -167,7 +149,7 @@ class _Device:
         return sum(map(self.optimizer.temporaries, self.trained_shapes()))
 
     def loss(self) -> float:
-        """Logits T*V/m and embedding table V/m*D, in float32, gathered over data; on the last stage alone.
+        """Logits T*V/m and embedding table V/m*D, in float32, gathered over data; on the stage of the last layer.
 
         Not fused: four times the logits, the gathered table and its gradients from both uses. That is 3 tables, or 1
         beside the weight itself if it is not sharded over data.
@@ -190,7 +172,7 @@ class _Device:
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
         logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
         gradient = FLOAT * vocab * self.model.d_model  # if the table is not sharded over data
-        if self.stage:  # the table itself is sent by the first stage
+        if not self.is_first:  # the table comes from the first stage, and its gradient goes back
             return (1.5 if self.fused else 4) * logits + 2 * gradient
         if not self.fused:
             return 4 * logits + (3 * table or gradient)
@@ -206,9 +188,9 @@ class _Device:
         """
         block = self.gathered_layer()
         if self.recompute == "attention":
-            block += self.scores()
+            block += self.layer.scores()
         elif self.recompute == "block":
-            block += self.gathered_layer() + 1.5 * self.layer_activations() + 2 * self.scores()
+            block += self.gathered_layer() + 1.5 * self.layer.layer() + 2 * self.layer.scores()
         return block + (FLOAT * self._gathered("embedding") + self.cast_shards() if self.fused else 0)
 
     def cast_shards(self) -> float:

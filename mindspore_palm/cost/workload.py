@@ -48,9 +48,7 @@ class Matmul:
 class Workload:
     """A training step on a layout.
 
-    ``pipeline`` is the number of pipeline stages, which the systems had that the paper compares with PaLM. PaLM and
-    this package have none. With the interleaved schedule, a stage holds several model ``chunks``: the pipeline bubble
-    is smaller, and the stages send more.
+    With a pipeline, ``layout`` is the mesh of one stage. PaLM has none; the systems that the paper compares it with do.
     """
 
     model: PaLMConfig
@@ -62,7 +60,18 @@ class Workload:
     micro_batch: int
     """Sequences per micro-batch, over all devices."""
     pipeline: int = 1
+    """Devices of the pipeline, one after the other."""
     chunks: int = 1
+    """Stages of each of them: with several, the bubble is smaller, and more is sent."""
+    schedule: str = "1f1b"
+    """Order in which they compute, by its name in ``plan/schedules.py``."""
+    gather_once: bool = True
+    """Pipelines: fully sharded weights stay gathered during a step. Otherwise, each micro-batch gathers them."""
+    sequence_parallel: bool = False
+    """Norms and residuals are sharded over model, by tokens (arXiv 2205.05198). An all-reduce becomes a reduce-scatter
+    and an all-gather, which send the same bytes."""
+    sharded_sends: bool = False
+    """Pipelines: each model rank sends its shard of the activations to the next stage, which gathers them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     @classmethod
@@ -71,6 +80,7 @@ class Workload:
         batch = settings.train.batch_ramp()[-1][1]
         micro_batch = settings.train.micro_batch_of(batch)
         layout, length = layout_of(settings, target, planned=True), settings.data.seq_len
+        layout = replace(layout, mesh=replace(layout.mesh, stages=1), stage_layers=())
         return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer)
 
     @property
@@ -102,6 +112,13 @@ class Workload:
     def layers(self) -> int:
         """Layers per device."""
         return -(-self.model.layers // self.pipeline)
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Layers of each stage, first to last: as equal as can be, and fewer at the end, where the logits are."""
+        stages = self.pipeline * self.chunks
+        least, more = divmod(self.model.layers, stages)
+        return tuple(least + (stage < more) for stage in range(stages))
 
     @property
     def recompute(self) -> Recompute:
@@ -148,7 +165,7 @@ class Workload:
         """
         model, shards = self.model, self.layout.shards("heads")
         norms = 1 if model.block == "parallel" else 2
-        residual = (3 * norms + 3 * norms) * model.d_model
+        residual = (3 * norms + 3 * norms) * model.d_model // (shards if self.sequence_parallel else 1)
         rotation = 2 * model.heads * model.head_dim // shards
         softmax = 0 if fused_attention else 5 * model.heads * self.length // shards
         gate = (model.mlp_inputs + 1) * model.d_ff // shards
@@ -180,10 +197,7 @@ class Workload:
 
     @cached_property
     def _weights_of_one_layer(self) -> list[Placement]:
-        layer = placements(self.model.model_copy(update={"layers": 1}), self.layout)
-        if self.model.kv_heads == 1:
-            return layer
-        return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in layer]  # sharded by head
+        return layer_placements(self.model, self.layout)
 
     def device_weights(self) -> list[tuple[Placement, int]]:
         """Each distinct weight of a device, and how many of it there are."""
@@ -204,6 +218,30 @@ class Workload:
     def gradient_reductions(self) -> int:
         """Gradient reductions per step: one per micro-batch, as in MindSpore; one in all with a pipeline."""
         return self.micro_batches if self.pipeline == 1 else 1
+
+    @property
+    def weight_gathers(self) -> int:
+        """All-gathers per step of a fully sharded weight.
+
+        One for the forward pass of each micro-batch, and one for its backward pass if blocks are recomputed. One in all
+        if the stages of a pipeline keep it.
+        """
+        if self.pipeline > 1 and self.gather_once:
+            return 1
+        return self.micro_batches * (2 if self.recompute == "block" else 1)
+
+    @property
+    def gradient_scatters(self) -> int:
+        """Reduce-scatters per step of the gradient of a fully sharded weight."""
+        return 1 if self.pipeline > 1 and self.gather_once else self.micro_batches
+
+
+def layer_placements(model: PaLMConfig, layout: Layout) -> list[Placement]:
+    """Placements of the embedding and of the weights of one block; keys of several heads are sharded by head."""
+    layer = placements(model.model_copy(update={"layers": 1}), layout)
+    if model.kv_heads == 1:
+        return layer
+    return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in layer]
 
 
 def gathered_size(weight: Placement) -> int:

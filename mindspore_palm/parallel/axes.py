@@ -61,8 +61,8 @@ class Layout:
     target: str = "CPU"
     """Device type that networks are compiled for."""
     stage_layers: tuple[int, ...] = ()
-    """Layers of each run, in order; empty without a pipeline. Stage ``i % stages`` computes run i; in zero_bubble_v, the
-    second half of the runs goes back from the last stage to the first."""
+    """Layers of each run, in order; empty without a pipeline. Stage ``i % stages`` computes run i; in zero_bubble_v,
+    the second half of the runs goes back from the last stage to the first."""
     schedule: str = "1f1b"
     """Order of the forward and backward passes of micro-batches in a pipeline."""
     planned: bool = False

@@ -202,17 +202,14 @@ def _stages(settings: Settings, layout: Layout, from_step: int) -> Misfit | None
         text = f"parallel.schedule = {schedule} has 2 runs of layers a stage, and parallel.interleave = {interleave}"
         return Misfit("schedule", text, ({"parallel.interleave": 2},))
     runs = settings.parallel.runs
-    count = asked if interleave == 1 else f"{asked} with parallel.interleave = {interleave}"
+    cut = asked if interleave == 1 else f"{asked} with parallel.interleave = {interleave}"
     if layers < runs:
-        changes = [{"parallel.interleave": n} for n in range(layers // stages, 0, -1) if interleave > 1]
-        return Misfit(
-            "stages",
-            f"{count} needs {runs} layers, and model.layers = {layers}",
-            (*changes, {"parallel.stages": layers}),
-        )
+        fewer = [{"parallel.interleave": n} for n in range(layers // stages, 0, -1) if interleave > 1]
+        text = f"{cut} needs {runs} layers, and model.layers = {layers}"
+        return Misfit("stages", text, (*fewer, {"parallel.stages": layers}))
     if by_hand and (len(by_hand) != runs or sum(by_hand) != layers):
         text = (
-            f"parallel.stage_layers = {by_hand} are {len(by_hand)} runs of {sum(by_hand)} layers in all, and {count} "
+            f"parallel.stage_layers = {by_hand} are {len(by_hand)} runs of {sum(by_hand)} layers in all, and {cut} "
             f"and model.layers = {layers} need {runs} of {layers}"
         )
         return Misfit("stage layers", text, ({"parallel.stage_layers": []},))

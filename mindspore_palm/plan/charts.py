@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mindspore_palm.plan.search import Candidate
+    from mindspore_palm.plan.spanning import Ways
 
 COLOURS = ("#1f4e8c", "#6fa1d6", "#c8501e", "#eaa36c", "#5b8a3c", "#8a6fb0", "#888888")
 PUBLISHED = "#b3261e"
@@ -69,12 +71,17 @@ def draw_meshes(candidates: Sequence[Candidate], file: Path) -> None:
         axes.bar(x, 100 * candidate.time.mfu, color=colours[recompute], label=label, width=0.65)
         text = f"{candidate.time.mfu:.1%}\n{candidate.bytes / 1e9:.0f} GB"
         axes.text(x, 100 * candidate.time.mfu, text, ha="center", va="bottom", fontsize=8)
-    ticks = [f"{c.settings.parallel.data} x {model}" for model, c in shown]
+    ticks = [f"{c.settings.parallel.data} x {model}{_stages(c)}" for model, c in shown]
     axes.set_xticks(range(len(shown)), ticks)
     axes.set(xlabel="data x model", ylabel="predicted MFU, %", title="Meshes that fit, each at its best setting")
     axes.set_ylim(0, 125 * max(c.time.mfu for c in best.values()))
     axes.legend(frameon=False)
     _save(figure, file)
+
+
+def _stages(candidate: Candidate) -> str:
+    stages = candidate.pipeline.stages
+    return f"\n{stages} stages" if stages > 1 else ""
 
 
 def draw_scaling(spans: Sequence[Span], file: Path, published: tuple[int, float] | None = None) -> None:
@@ -117,6 +124,31 @@ def draw_pods(spans: dict[tuple[int, float], Span], host_gb_s: float, file: Path
     left.set(xlabel="GB/s per host between pods", xscale="log")
     right.set(xlabel="pods")
     left.legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+WAY_COLOURS = {"data": COLOURS[1], "pipeline": COLOURS[3], "both": COLOURS[4]}
+WAY_NAMES = {"data": "data parallel", "pipeline": "a pipeline, a stage per pod", "both": "replicas of a pipeline"}
+
+
+def draw_ways(grids: Mapping[int, Mapping[tuple[int, float], Ways]], file: Path) -> None:
+    """Draws a map for each number of sequences per pod: the fastest way to train one model, by pods and links."""
+    figure, panels = make_figure(len(grids), 6.2 * len(grids), 4.8)
+    for axes, (batch, grid) in zip(panels, grids.items(), strict=True):
+        links = sorted({link for _, link in grid})
+        pods = sorted({count for count, _ in grid if count > 1})
+        for (row, count), (column, link) in product(enumerate(pods), enumerate(links)):
+            one = grid[count, link]
+            efficiency = 100 * one.efficiency(one.seconds[one.winner])
+            axes.barh(row, 0.96, left=column - 0.48, height=0.94, color=WAY_COLOURS[one.winner])
+            axes.text(column, row, f"{efficiency:.0f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(links)), [f"{link:g}" for link in links], fontsize=8)
+        axes.set_yticks(range(len(pods)), [str(count) for count in pods])
+        axes.set(xlabel="GB/s per host between pods", ylabel="pods", title=f"{batch:,} sequences per pod")
+        for way, colour in WAY_COLOURS.items():
+            axes.barh(0, 0, color=colour, label=WAY_NAMES[way])
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    figure.suptitle("Fastest way to train one model, and % of the throughput of separate pods")
     _save(figure, file)
 
 

@@ -36,6 +36,18 @@ def bandwidth(machine: Machine, layout: Layout, axis: str) -> float:
     return inside if together == sizes[axis] else min(inside, together * machine.network_gb_s * GB)
 
 
+def send_bandwidth(machine: Machine) -> float:
+    """Bytes per second that a device sends to the device of the next stage, inside a pod or on the network."""
+    return (machine.link_gb_s or machine.network_gb_s or 0.0) * GB
+
+
+def without_stages(machine: Machine, stages: int) -> Machine:
+    """The machine as one stage of a pipeline inside a pod sees it: of a torus, the stages take one dimension."""
+    if stages == 1 or not machine.torus or len(machine.torus) == 1:
+        return machine
+    return machine.model_copy(update={"torus": machine.torus[:-1]})
+
+
 def all_gather(machine: Machine, layout: Layout, axes: Iterable[str], size: float) -> dict[str, float]:
     """Seconds along each axis, slowest first, to gather ``size`` bytes of which each device holds a shard.
 

@@ -74,9 +74,9 @@ def span(work: Workload, machine: Machine, pods: int, link: float) -> Span:
         link,
         alone,
         alone + ring,
-        alone + _exposed(ring, backward, layers),
+        alone + exposed(ring, backward, layers),
         alone + broadcast + waits(2),  # gradients, and their sum with the update
-        alone + min(_exposed(broadcast, backward, n) + waits(1 + 2 * n) for n in range(1, layers + 1)),
+        alone + min(exposed(broadcast, backward, n) + waits(1 + 2 * n) for n in range(1, layers + 1)),
     )
 
 
@@ -97,6 +97,6 @@ def one_pod(work: Workload) -> Workload:
     return replace(work, layout=layout, batch=work.batch // pods, micro_batch=work.micro_batch // pods)
 
 
-def _exposed(transfer: float, backward: float, chunks: int) -> float:
+def exposed(transfer: float, backward: float, chunks: int) -> float:
     """Time of a transfer that its overlap with the backward pass, in chunks, does not hide."""
     return max(transfer - backward * (chunks - 1) / chunks, transfer / chunks)

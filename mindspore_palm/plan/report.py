@@ -100,16 +100,48 @@ def describe_schedules(timelines: Sequence[Timeline], refused: Mapping[str, str]
     return "\n\n".join([table(head, rows), "\n".join(notes)])
 
 
-def describe_search(candidates: Sequence[Candidate], most: int = 10) -> str:
-    """The best candidates as a table."""
+def describe_stage_memory(
+    candidates: Mapping[str, Candidate], refused: Mapping[str, str], machine: Machine, micro_batches: int
+) -> str:
+    """Step time of each schedule of a network's pipeline, and memory of the stages of each.
+
+    Args:
+        candidates: by schedule.
+        refused: names of the other schedules, and why.
+        machine: planned for.
+        micro_batches: of a step.
+    """
+    rows, grids = [], []
+    for name, one in candidates.items():
+        bubble = one.time.parts["pipeline"] / one.time.seconds
+        fits = "fits" if one.bytes <= USABLE * machine.memory else "does not fit"
+        ends = (_gigabytes(one.by_stage[stage]) for stage in (0, -1))
+        rows.append((name, _seconds(one.time.seconds), f"{one.time.mfu:.1%}", f"{bubble:.1%}", *ends, fits))
+        grids.append(f"{name}, GB per device\n{describe_stages(one.by_stage)}")
+    head = ("schedule", "step", "MFU", "bubble and sends", "GB of the first", "of the last", "")
+    notes = [f"{micro_batches} micro-batches on {machine.title}"]
+    notes += [f"No {name}: {why}" for name, why in refused.items()]
+    return "\n\n".join([table(head, rows), "\n".join(notes), *grids])
+
+
+def describe_search(candidates: Sequence[Candidate], fitting: int, most: int = 10) -> str:
+    """The best candidates as a table, and memory by stage of the best pipeline.
+
+    Args:
+        candidates: best first.
+        fitting: layouts that fit.
+        most: rows.
+    """
     rows = []
     for candidate in candidates[:most]:
-        parallel, time = candidate.settings.parallel, candidate.time
+        parallel, time, pipeline = candidate.settings.parallel, candidate.time, candidate.pipeline
         micro = candidate.settings.train.micro_batch or candidate.settings.train.batch_ramp()[-1][1]
         rows.append(
             (
                 f"{parallel.pods} x {parallel.data} x {parallel.model}",
+                f"{pipeline.stages} of {pipeline.interleave}" if pipeline.stages > 1 else "",
                 parallel.recompute,
+                "model" if pipeline.sequence_parallel else "",
                 f"{micro:,}",
                 f"{candidate.bytes / 1e9:.1f}",
                 _seconds(time.seconds),
@@ -117,13 +149,52 @@ def describe_search(candidates: Sequence[Candidate], most: int = 10) -> str:
                 f"{time.hfu:.1%}",
             )
         )
-    head = ("pods x data x model", "recompute", "micro-batch", "GB per device", "step", "MFU", "HFU")
-    more = f"\n{len(candidates):,} layouts fit; the best {len(rows)} are shown" if len(candidates) > most else ""
-    return table(head, rows) + more
+    head = (
+        "pods x data x model",
+        "stages",
+        "recompute",
+        "norms over",
+        "micro-batch",
+        "GB per device",
+        "step",
+        "MFU",
+        "HFU",
+    )
+    more = f"\n{fitting:,} layouts fit; the best {len(rows)} are shown" if fitting > most else ""
+    shown = [table(head, rows) + more]
+    piped = [candidate for candidate in candidates[:most] if candidate.by_stage]
+    if piped:
+        shown.append(f"Memory by stage of the best pipeline, GB per device\n{describe_stages(piped[0].by_stage)}")
+    return "\n\n".join(shown)
 
 
-def describe_published(systems: Sequence[System], predictions: Sequence[Prediction]) -> str:
-    """The paper's table, and published times beside the cost model's."""
+def describe_stages(by_stage: Sequence[Mapping[str, int]], most: int = 8) -> str:
+    """Memory of each stage of a pipeline by kind, in GB per device; of many stages, the first and the last."""
+    kinds = list(dict.fromkeys(kind for memory in by_stage for kind in memory))
+    count = len(by_stage)
+    shown = range(count) if count <= most else (0, 1, count // 2, count - 2, count - 1)
+    rows = [
+        (f"{stage + 1}", *(f"{by_stage[stage].get(kind, 0) / 1e9:.2f}" for kind in kinds), _gigabytes(by_stage[stage]))
+        for stage in shown
+    ]
+    return table(("stage", *kinds, "sum"), rows)
+
+
+def _gigabytes(memory: Mapping[str, int]) -> str:
+    return f"{sum(memory.values()) / 1e9:.2f}"
+
+
+def describe_published(
+    systems: Sequence[System], predictions: Sequence[Prediction], runs: Sequence[Prediction], remarks: Sequence[str]
+) -> str:
+    """The paper's table, and published times beside the cost model's.
+
+    Args:
+        systems: of the table.
+        predictions: for two of them.
+        runs: other published runs.
+        remarks: on the runs.
+    """
     rows = []
     for system in systems:
         ours_hfu = f"{system.our_hfu:.1f}" if system.our_hfu is not None else ""
@@ -157,18 +228,24 @@ def describe_published(systems: Sequence[System], predictions: Sequence[Predicti
         )
         for name, config, recompute in sizes
     ]
-    times = [
-        (p.quantity, f"{p.published:.2f} {p.unit}", f"{p.ours:.2f} {p.unit}", f"{p.error:+.1%}", p.source)
-        for p in predictions
-    ]
+    columns = ("published", "ours", "error", "published in")
     return "\n\n".join(
         [
             table(head, rows),
             "\n".join(notes),
             table(("TFLOPs/token", "published", "ours", "recomputed, published", "ours"), flops),
-            table(("predicted by the cost model", "published", "ours", "error", "published in"), times),
+            table(("predicted by the cost model", *columns), _times(predictions)),
+            table(("runs with pipelines", *columns), _times(runs)),
+            "\n".join(remarks),
         ]
     )
+
+
+def _times(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
+    return [
+        (p.quantity, f"{p.published:.2f} {p.unit}", f"{p.ours:.2f} {p.unit}", f"{p.error:+.1%}", p.source)
+        for p in predictions
+    ]
 
 
 def describe_pods(
@@ -222,7 +299,9 @@ def _as_json(candidate: Candidate) -> dict[str, Any]:
     return {
         "parallel": candidate.settings.parallel.model_dump(mode="json"),
         "micro_batch": candidate.settings.train.micro_batch,
+        "pipeline": asdict(candidate.pipeline),
         "memory_bytes": candidate.memory,
+        "memory_bytes_by_stage": list(candidate.by_stage),
         "step_seconds": time.seconds,
         "mfu": time.mfu,
         "hfu": time.hfu,

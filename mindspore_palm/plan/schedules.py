@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from mindspore_palm.errors import UserError
@@ -31,7 +32,7 @@ class Task(NamedTuple):
 Order = list[Task]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that what follows from it can be cached
 class Schedule:
     """The order of tasks on each device."""
 
@@ -48,6 +49,30 @@ class Schedule:
     def devices(self) -> int:
         """The number of devices of the pipeline."""
         return len(self.orders)
+
+    @cached_property
+    def micro_batches(self) -> int:
+        """The number of micro-batches of a step."""
+        return 1 + max(task.micro_batch for order in self.orders for task in order)
+
+    def held(self, device: int) -> float:
+        """The most micro-batches whose activations a device holds at once, as parts of one that visits all its stages.
+
+        Activations are held from the forward pass until the weights have their gradient.
+        """
+        most = now = 0
+        for task in self.orders[device]:
+            now += (task.kind == FORWARD) - (task.kind in (WEIGHTS, BOTH))
+            most = max(most, now)
+        return most / self.chunks
+
+    def stages_of(self, device: int) -> tuple[int, ...]:
+        """The stages that a device computes."""
+        return self._stages[device]
+
+    @cached_property
+    def _stages(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(sorted({task.stage for task in order})) for order in self.orders)
 
 
 def gpipe(devices: int, micro_batches: int) -> Schedule:
@@ -225,6 +250,23 @@ SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
 }
 
 
+@lru_cache(maxsize=64)
+def make_schedule(name: str, devices: int, micro_batches: int, chunks: int = 1) -> Schedule:
+    """The schedule with a name; 1f1b with several chunks is interleaved.
+
+    Raises:
+        UserError: there is none with these sizes.
+    """
+    if name in ("1f1b", "interleaved 1f1b") and chunks > 1:
+        return interleaved(devices, micro_batches, chunks)
+    if name not in SCHEDULES:
+        raise UserError(f"no schedule is called {name!r}; the schedules are {', '.join(SCHEDULES)}")
+    schedule = SCHEDULES[name](devices, micro_batches)
+    if schedule.chunks != chunks:
+        raise UserError(f"{name} has {schedule.chunks} chunk{'s' * (schedule.chunks > 1)} per device, not {chunks}")
+    return schedule
+
+
 class _Stage:
     """The tasks of a stage, micro-batch after micro-batch."""
 
@@ -271,11 +313,12 @@ def needs(task: Task, stages: int) -> Sequence[Task]:
     """The tasks whose results a task computes from."""
     kind, i, stage = task
     if kind == FORWARD:
-        return [Task(FORWARD, i, stage - 1)] if stage else []
+        return (Task(FORWARD, i, stage - 1),) if stage else ()
     if kind == WEIGHTS:
-        return [Task(BACKWARD, i, stage)]
-    after = [Task(BACKWARD, i, stage + 1)] if stage < stages - 1 else []
-    return [Task(FORWARD, i, stage), *after]
+        return (Task(BACKWARD, i, stage),)
+    if stage < stages - 1:
+        return (Task(FORWARD, i, stage), Task(BACKWARD, i, stage + 1))
+    return (Task(FORWARD, i, stage),)
 
 
 def result(task: Task) -> Task:

@@ -17,6 +17,7 @@ from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, partitions_for
 from mindspore_palm.parallel.mesh import DATA, MODEL
 from mindspore_palm.plan.machines import Machine
+from mindspore_palm.plan.pipeline import NO_PIPELINE, Pipeline, memory_by_stage
 from mindspore_palm.plan.step_time import StepTime, step_time
 
 USABLE = 0.96
@@ -31,7 +32,10 @@ class Candidate:
     settings: Settings
     time: StepTime
     memory: dict[str, int]
-    """Bytes per device, by kind."""
+    """Bytes per device, by kind; of a pipeline, of the device that needs the most."""
+    pipeline: Pipeline = NO_PIPELINE
+    by_stage: tuple[dict[str, int], ...] = ()
+    """Of a pipeline, bytes by kind for each device, first to last."""
 
     @property
     def bytes(self) -> int:
@@ -70,9 +74,15 @@ def search(settings: Settings, machine: Machine, devices: int) -> list[Candidate
 
 def candidate(settings: Settings, machine: Machine) -> Candidate:
     """The predicted time and memory of settings on a machine."""
-    work = Workload.of(settings, machine.target)
+    pipeline = Pipeline.of(settings)
+    work = pipeline.apply(Workload.of(settings, machine.target))
+    time = step_time(work, machine)
+    if pipeline.stages > 1:
+        by_stage = memory_by_stage(work, machine)
+        heaviest = max(by_stage, key=lambda kinds: sum(kinds.values()))
+        return Candidate(settings, time, heaviest, pipeline, by_stage)
     memory = memory_by_kind(settings, work.layout, machine.fused_elementwise, machine.fused_attention)
-    return Candidate(settings, step_time(work, machine), memory)
+    return Candidate(settings, time, memory)
 
 
 def check_fits(settings: Settings, machine: Machine) -> None:
@@ -82,8 +92,8 @@ def check_fits(settings: Settings, machine: Machine) -> None:
         UserError: names setting, sizes and what to change.
     """
     layout = Workload.of(settings, machine.target).layout
-    if problem := _machine_problem(layout, machine):
-        raise UserError(problem)
+    if text := _machine_problem(layout, machine):
+        raise UserError(text)
     check_layout(settings, layout, placements)
 
 
@@ -91,10 +101,10 @@ def _shaped(settings: Settings, machine: Machine, devices: int) -> tuple[list[Se
     """The variants whose sizes fit, and why another does not."""
     shaped, reason = [], ""
     for variant in _variants(settings, devices):
-        problem = _problem(variant, machine)
-        if not problem:
+        misfit = problem(variant, machine)
+        if not misfit:
             shaped.append(variant)
-        reason = problem or reason
+        reason = misfit or reason
     return shaped, reason
 
 
@@ -106,11 +116,11 @@ def _count_near(settings: Settings, machine: Machine, devices: int) -> int | Non
     return next((n for n in nearest if _shaped(settings, machine, n)[0]), None)
 
 
-def _problem(settings: Settings, machine: Machine) -> str:
+def problem(settings: Settings, machine: Machine) -> str:
     """The first violation of the rules of ``check_fits``, without advice; empty if there is none."""
     layout = Workload.of(settings, machine.target).layout
-    if problem := _machine_problem(layout, machine):
-        return problem
+    if text := _machine_problem(layout, machine):
+        return text
     misfit = find_misfit(settings, layout, placements)
     return misfit.text if misfit else ""
 

@@ -1,19 +1,25 @@
 """A cost model of a training step: each part is a formula of a few lines, and each constant comes from the machine.
 
 A step is the sum of matmuls, memory traffic, collectives over model, over data and between pods, and the optimizer.
-Nothing overlaps unless ``overlap`` gives the share of the data axis' collectives that is hidden behind matmuls.
+With a pipeline, its schedule is played with the times of its stages (``plan/timeline.py``), and what that takes beyond
+the work of the busiest device is the part "pipeline". Nothing overlaps unless ``overlap`` says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 from mindspore_palm.cost.workload import FLOAT, HALF, Matmul, Workload, gathered_size
 from mindspore_palm.parallel.mesh import POD
-from mindspore_palm.plan.links import all_gather, all_reduce, reduce_scatter
-from mindspore_palm.plan.machines import GB, Machine
+from mindspore_palm.plan.links import all_gather, all_reduce, reduce_scatter, send_bandwidth, without_stages
+from mindspore_palm.plan.machines import Machine
+from mindspore_palm.plan.timeline import StageTimes, pipeline_seconds, played
 
 PARTS = ("matmuls", "memory traffic", "model axis", "data axis", "between pods", "pipeline", "optimizer")
+PER_MICRO_BATCH = PARTS[:3]
+NOTHING = StageTimes(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -44,93 +50,199 @@ class StepTime:
         return self.hardware_flops / self.seconds / self.peak
 
 
-def step_time(work: Workload, machine: Machine, overlap: float = 0.0) -> StepTime:
+@dataclass(frozen=True)
+class Overlap:
+    """Shares of collectives that are hidden behind matmuls, 0 to 1, as far as these last."""
+
+    data: float = 0.0
+    """Of the data axis. If each weight has one collective per step, the matmuls of one micro-batch can hide it."""
+    model: float = 0.0
+    """Of the model axis."""
+    sends: bool = False
+    """Whether stages send while they compute."""
+
+
+def step_time(work: Workload, machine: Machine, overlap: float | Overlap = 0.0, send: float | None = None) -> StepTime:
     """Predicts the time of a step.
 
     Args:
         work: the step and its layout.
         machine: devices and links.
-        overlap: share of the data axis' collectives that is hidden behind matmuls, 0 to 1.
+        overlap: what is hidden; a number is the share of the data axis.
+        send: bytes per second from a device to that of the next stage, if stages are in several pods.
+
+    Raises:
+        UserError: the pipeline's schedule cannot have so many micro-batches.
     """
-    stage = _Stage(work, machine)
-    micro_batches, stages, weights = work.micro_batches, work.pipeline, stage.over_data()
-    parts = {
-        "matmuls": micro_batches * stage.matmuls(),
-        "memory traffic": micro_batches * stage.traffic(),
-        "model axis": micro_batches * stage.over_model(),
-        "data axis": sum(seconds for axis, seconds in weights.items() if axis != POD),
-        "between pods": weights.get(POD, 0.0),
-        "pipeline": 0.0,
-        "optimizer": machine.stream_seconds(work.optimizer_traffic),
-    }
-    hidden = min(overlap * parts["data axis"], parts["matmuls"])
-    parts["data axis"] -= hidden
-    if stages > 1:
-        one = (parts["matmuls"] + parts["memory traffic"] + parts["model axis"]) / micro_batches
-        parts["pipeline"] = (stages - 1) * one / work.chunks + stage.between_stages()
+    hidden = overlap if isinstance(overlap, Overlap) else Overlap(data=overlap)
+    costs = StageCosts.of(work, machine, hidden, send)
+    parts = costs.busiest_parts()
+    parts.update(costs.per_step())
+    parts["pipeline"] = costs.pipeline(sum(parts[name] for name in PER_MICRO_BATCH)) if work.pipeline > 1 else 0.0
     model, tokens = work.model, work.tokens_per_step
     return StepTime(
-        parts,
+        {name: parts[name] for name in PARTS},
         tokens * model.flops_per_token(work.length),
         tokens * model.hardware_flops_per_token(work.length, work.recompute),
         work.devices * machine.peak,
     )
 
 
-class _Stage:
-    """A device of the slowest stage, the one with the logits."""
+class StageCosts:
+    """Costs of the stages of a step; without a pipeline, of the only one."""
 
-    def __init__(self, work: Workload, machine: Machine) -> None:
-        self.work, self.machine, self.layout = work, machine, work.layout
+    def __init__(self, work: Workload, machine: Machine, send: float, overlap: Overlap) -> None:
+        self.work, self.machine, self.layout, self.overlap = work, machine, work.layout, overlap
+        self.send_bandwidth = send
 
-    def matmuls(self) -> float:
-        """Matmuls of a micro-batch: forward, backward and recomputed."""
+    @classmethod
+    def of(
+        cls,
+        work: Workload,
+        machine: Machine,
+        overlap: Overlap,
+        send: float | None = None,
+        like: StageCosts | None = None,
+    ) -> StageCosts:
+        """The costs of a step on a machine.
+
+        Args:
+            work: the step.
+            machine: devices and links.
+            overlap: what is hidden.
+            send: as in ``step_time``.
+            like: costs of a step that differs in how layers are cut into stages alone; not computed again.
+        """
+        inside = machine if send else without_stages(machine, work.pipeline)
+        costs = cls(work, inside, send or send_bandwidth(machine), overlap)
+        if like:
+            costs.layer, costs.first, costs.last = like.layer, like.first, like.last
+        return costs
+
+    @cached_property
+    def layer(self) -> dict[str, StageTimes]:
+        """Seconds of a layer for one micro-batch, by part."""
+        return self._hide(
+            {"matmuls": self.matmuls(), "memory traffic": self.traffic(), "model axis": self.over_model()}
+        )
+
+    @cached_property
+    def first(self) -> dict[str, StageTimes]:
+        """Seconds of the embedding: its lookup is all-reduced in float32."""
+        return {"model axis": StageTimes(self._all_reduce(FLOAT / HALF), 0.0, 0.0)}
+
+    @cached_property
+    def last(self) -> dict[str, StageTimes]:
+        """Seconds of the logits and the loss: the gradient of the logits' matmul is all-reduced in float32."""
+        matmul, loss = self.work.logits_matmul(), self.machine.stream_seconds(self.work.loss_traffic())
+        left, right = matmul.backward()
+        return {
+            "matmuls": StageTimes(self._seconds(matmul), self._seconds(left), self._seconds(right)),
+            "memory traffic": StageTimes(loss / 3, 2 * loss / 3, 0.0),
+            "model axis": StageTimes(0.0, self._all_reduce(FLOAT / HALF), 0.0),
+        }
+
+    @cached_property
+    def stages(self) -> list[dict[str, StageTimes]]:
+        """Seconds of each stage for one micro-batch, by part."""
+        stages = []
+        layers = self.work.stage_layers
+        for stage, count in enumerate(layers):
+            parts = {name: NOTHING.plus(time, count) for name, time in self.layer.items()}
+            for extra in [self.first] * (stage == 0) + [self.last] * (stage == len(layers) - 1):
+                for name, time in extra.items():
+                    parts[name] = parts[name].plus(time)
+            stages.append(parts)
+        return stages
+
+    def busiest_parts(self) -> dict[str, float]:
+        """Seconds that the busiest device takes for all micro-batches, by part."""
+        work, copies = self.work, 1
+        held: list[tuple[int, ...]] = [(0,)]
+        if work.pipeline > 1:
+            schedule, *_ = played(work.schedule, work.pipeline, work.chunks, work.micro_batches)
+            held, copies = [schedule.stages_of(device) for device in range(schedule.devices)], schedule.copies
+        devices = [
+            {name: sum(self.stages[stage][name].total for stage in stages) / copies for name in PER_MICRO_BATCH}
+            for stages in held
+        ]
+        busiest = max(devices, key=lambda parts: sum(parts.values()))
+        return {name: work.micro_batches * seconds for name, seconds in busiest.items()}
+
+    def matmuls(self) -> StageTimes:
+        """Matmuls of a layer. The gradient of a weight has its own task; what is recomputed belongs to the backward."""
         work = self.work
-        block = [m for matmul in work.block_matmuls() for m in (matmul, *matmul.backward())] + work.recomputed()
-        logits = work.logits_matmul()
-        return work.layers * sum(map(self._seconds, block)) + sum(map(self._seconds, (logits, *logits.backward())))
+        time = StageTimes(0.0, sum(map(self._seconds, work.recomputed())), 0.0)
+        for matmul in work.block_matmuls():
+            forward, (left, right) = self._seconds(matmul), map(self._seconds, matmul.backward())
+            time = time.plus(
+                StageTimes(forward, left, right) if matmul.weight else StageTimes(forward, left + right, 0)
+            )
+        return time
 
     def _seconds(self, matmul: Matmul) -> float:
         if not matmul.weight and self.machine.fused_attention:  # scores stay on chip: limited by arithmetic alone
             return matmul.flops / (self.machine.peak * self.machine.matmul_efficiency)
         return self.machine.matmul_seconds(matmul.m, matmul.k, matmul.n, matmul.count)
 
-    def traffic(self) -> float:
-        """Memory traffic of a micro-batch outside of matmuls. The backward pass of an op moves twice the bytes."""
+    def traffic(self) -> StageTimes:
+        """Memory traffic of a layer outside of matmuls. The backward pass of an op moves twice the bytes."""
         work, fused = self.work, self.machine.fused_attention
-        again = {"none": 0, "attention": 0, "block": 1}[work.recompute]
-        block = (3 + again) * work.block_traffic(fused)
+        block = work.block_traffic(fused)
+        again = {"none": 0, "attention": 0, "block": block}[work.recompute]
         if work.recompute == "attention" and not fused:
-            block += work.block_traffic(False) - work.block_traffic(True)
-        return self.machine.stream_seconds(work.layers * block + work.loss_traffic())
+            again = work.block_traffic(False) - work.block_traffic(True)
+        seconds = self.machine.stream_seconds
+        return StageTimes(seconds(block), seconds(2 * block + again), 0.0)
 
-    def over_model(self) -> float:
-        """All-reduces of activations over the axes that shard heads, in a micro-batch.
+    def over_model(self) -> StageTimes:
+        """All-reduces of activations over the axes that shard heads, in a layer.
 
         Each all-reduce of the forward pass has one in the backward pass. Recomputation starts from an input that was
         saved sharded over model, and gathers it: half an all-reduce. Serial blocks recompute one all-reduce as well.
-        Once per network, the embedding lookup and the gradient of the logits matmul are all-reduced in float32.
         """
-        work = self.work
-        count = 2.0 * work.all_reduces
-        if work.recompute == "block":
-            count += 0.5 + (work.all_reduces - 1)
-        size = (work.layers * count + 2 * FLOAT / HALF) * work.activation_bytes
+        forward = self.work.all_reduces
+        again = 0.5 + (forward - 1) if self.work.recompute == "block" else 0.0
+        return StageTimes(self._all_reduce(forward), self._all_reduce(forward + again), 0.0)
+
+    def _all_reduce(self, count: float) -> float:
+        """Seconds of all-reduces of activations [T, D] over the model axis."""
+        size = count * self.work.activation_bytes
         return sum(all_reduce(self.machine, self.layout, self.layout.mesh_axes("heads"), size).values())
+
+    def _hide(self, parts: dict[str, StageTimes]) -> dict[str, StageTimes]:
+        """The parts with what matmuls hide of the model axis left out."""
+        axis, matmuls, share = parts["model axis"], parts["matmuls"], self.overlap.model
+        forward = axis.forward - min(share * axis.forward, matmuls.forward)
+        backward = axis.backward - min(share * axis.backward, matmuls.backward)
+        return {**parts, "model axis": StageTimes(forward, backward, axis.weights)}
+
+    def per_step(self) -> dict[str, float]:
+        """Seconds of what a step does once, by part: weights and gradients over data and pods, and the update."""
+        work, weights = self.work, self.over_data()
+        inside = sum(seconds for axis, seconds in weights.items() if axis != POD)
+        behind = self.busiest_parts()["matmuls"]
+        if work.pipeline > 1 and work.gather_once:  # all but the first and the last micro-batch have no collective
+            behind /= work.micro_batches
+        return {
+            "data axis": inside - min(self.overlap.data * inside, behind),
+            "between pods": weights.get(POD, 0.0),
+            "optimizer": self.machine.stream_seconds(work.optimizer_traffic),
+        }
 
     def over_data(self) -> dict[str, float]:
         """All-gathers of weights and reductions of gradients in a step: seconds along each axis.
 
         Fully sharded weights are all-gathered for the forward pass of each micro-batch, and again for its backward pass
         if blocks are recomputed. Their gradients are reduce-scattered, and the shards all-reduced over the axes that
-        are left, between pods. The gradient of a weight that is not fully sharded is all-reduced over all axes.
+        are left, between pods. The gradient of a weight that is not fully sharded is all-reduced over all axes. The
+        stages of a pipeline do each of these once per step, if they keep gathered weights.
         """
         work, machine, layout = self.work, self.machine, self.layout
         everywhere = layout.mesh_axes("tokens")
         inside = [axis for axis in everywhere if axis != POD or layout.shard_weights == "all"]
         outside = [axis for axis in everywhere if axis not in inside]
         seconds = dict.fromkeys(everywhere, 0.0)
-        gathers = work.micro_batches * (2 if work.recompute == "block" else 1)
         for weight, count in work.device_weights():
             collectives: tuple[tuple[dict[str, float], int], ...]
             elements = count * gathered_size(weight)
@@ -140,7 +252,11 @@ class _Stage:
                 gathered = all_gather(machine, layout, inside, item * elements)
                 scattered = reduce_scatter(machine, layout, inside, size)
                 summed = all_reduce(machine, layout, outside, size / weight.data_shards)
-                collectives = ((gathered, gathers), (scattered, work.micro_batches), (summed, work.gradient_reductions))
+                collectives = (
+                    (gathered, work.weight_gathers),
+                    (scattered, work.gradient_scatters),
+                    (summed, work.gradient_reductions),
+                )
             else:
                 collectives = ((all_reduce(machine, layout, everywhere, size), work.gradient_reductions),)
             for along, times in collectives:
@@ -148,12 +264,42 @@ class _Stage:
                     seconds[axis] += times * one
         return seconds
 
-    def between_stages(self) -> float:
-        """Sends of activations and their gradients between pipeline stages.
+    def pipeline(self, busy: float) -> float:
+        """Seconds of a step beyond the busiest device's ``busy`` ones: bubble, sends and the tied embedding.
 
-        Every model rank sends a full copy. With several chunks per stage, which send more often, each sends its shard.
+        A device waits for its sends, unless they overlap. The first and the last stage each have the embedding, and add
+        their gradients, of which each data rank has its shard.
         """
-        sends, copies = self.work.micro_batches + self.work.pipeline - 1, 1.0
-        if self.work.chunks > 1:
-            copies = self.work.chunks / self.layout.shards("heads")
-        return 2 * sends * copies * self.work.activation_bytes / (self.machine.network_gb_s * GB)
+        work = self.work
+        send = self.send_seconds()
+        inside = 0.0 if self.overlap.sends else send
+        times, last = self.stage_times(), len(self.stages) - 1
+        times = [
+            time.plus(StageTimes(inside * (stage < last), inside * (stage > 0), 0.0))
+            for stage, time in enumerate(times)
+        ]
+        link = send if self.overlap.sends else 0.0
+        seconds = pipeline_seconds(work.schedule, work.pipeline, work.chunks, work.micro_batches, times, link)
+        tied = self.machine.gradient_bytes * prod(work.embedding.shard_shape) / self.send_bandwidth
+        return seconds - busy + tied
+
+    def stage_times(self) -> list[StageTimes]:
+        """Seconds of each stage for one micro-batch, without sends."""
+        times = []
+        for parts in self.stages:
+            time = NOTHING
+            for one in parts.values():
+                time = time.plus(one)
+            times.append(time)
+        return times
+
+    def send_seconds(self) -> float:
+        """Seconds to send a micro-batch's activations, or their gradients, to the next stage.
+
+        Every model rank sends a full copy, or its shard: with several chunks per stage, which send more often, and if
+        activations are sharded over model.
+        """
+        work = self.work
+        sharded = work.sharded_sends or work.chunks > 1 or work.sequence_parallel
+        shards = self.layout.shards("heads") if sharded else 1
+        return work.activation_bytes / shards / self.send_bandwidth

@@ -73,7 +73,40 @@ def test_spmd_or_pathways(tmp_path):
     other = plan("--pods", "--config", "yaml/palm_8b.yaml", "parallel.pods=2")
     assert other.returncode == 0 and "Pathways)" in other.stdout
     assert "published" not in other.stdout and "the paper" not in other.stdout  # nothing was published about this
-    assert (tmp_path / "pods.png").read_bytes().startswith(PNG)
+    for name in ("pods.png", "ways.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+    answer = " ".join(done.stdout.split())
+    assert "When does a controller such as Pathways pay? With 8 pods" in answer
+    assert "from 1 GB/s on, data parallel always does" in answer  # as in docs/planner.md
+
+
+def test_schedules_of_a_network_with_memory_by_stage():
+    mesh = ("parallel.data=8", "parallel.model=8", "train.micro_batch=8")
+    done = plan("--schedules", 8, 24, "--config", "yaml/palm_62b.yaml", "--machine", "a100", *mesh)
+    assert done.returncode == 0, done.stderr
+    for name in ("gpipe", "1f1b", "interleaved 1f1b", "zb-h1", "zb-v", "dualpipe"):
+        assert f"{name}, GB per device" in done.stdout
+    first, *_, last = done.stdout.partition("1f1b, GB per device\n")[2].partition("\n\n")[0].splitlines()[1:]
+    activations = [float(row.split()[5]) for row in (first, last)]
+    assert activations[0] == pytest.approx(8 * activations[1], rel=0.01)
+
+
+def test_the_planner_s_page_prints_what_the_commands_print():
+    page = (ROOT / "docs" / "planner.md").read_text()
+    for line in plan("--published").stdout.partition("runs with pipelines")[2].splitlines()[1:]:
+        assert line in page, line
+    search = plan("--config", "yaml/palm_540b.yaml", "--search").stdout
+    pods = plan("--pods").stdout
+    assert pods.startswith("Fastest way")
+    for line in [*search.splitlines(), *pods.partition("One SPMD program: step time")[0].splitlines()]:
+        assert line in page, line
+
+
+def test_where_a_pipeline_overtakes_a_mesh():
+    small = ("train.batch_size=16", "train.micro_batch=0")
+    done = plan("--crossover", "--config", "yaml/palm_8b.yaml", "--devices", 16, *small)
+    assert done.returncode == 0, done.stderr
+    assert "16 devices, 16 sequences" in done.stdout and "links at 1/4 of their bandwidth" in done.stdout
 
 
 def test_schedules_of_a_pipeline(tmp_path):
@@ -96,7 +129,7 @@ def test_every_machine_names_its_sources():
 
 
 REFUSED = {
-    "nothing": ([], "give --config FILE, --published, --pods or --schedules"),
+    "nothing": ([], "give --config FILE, --published, --crossover, --pods or --schedules"),
     "machine": (["--config", "yaml/palm_8b.yaml", "--machine", "tpu-v5"], "no machine is called 'tpu-v5'"),
     "near": (["--config", "yaml/palm_8b.yaml", "--machine", "ascend910b"], "did you mean ascend-910b?"),
     "file": (["--config", "yaml/palm_8b.yaml", "--machine", "LICENSE"], "no machine is called 'LICENSE'"),
@@ -112,6 +145,17 @@ REFUSED = {
     "heads of pods": (["--pods", "parallel.model=5"], "model.heads = 48 cannot be sharded into"),
     "devices alone": (["--config", "yaml/palm_8b.yaml", "--devices", "8"], "--devices is for a search"),
     "published more": (["--published", "--json", "x.json"], "--published takes no other option; leave out json"),
+    "json of a crossover": (["--crossover", "--json", "x.json"], "leave out --crossover"),
+    "charts of a crossover": (["--crossover", "--charts", "x"], "--crossover draws no charts"),
+    "no devices to cross": (["--crossover", "--devices", "0"], "--devices 0: set it to 1 or more"),
+    "charts of a network": (
+        ["--schedules", "8", "24", "--config", "yaml/palm_62b.yaml", "--charts", "x"],
+        "--schedules takes no other option than --machine and settings",
+    ),
+    "more stages than layers": (
+        ["--schedules", "80", "24", "--config", "yaml/palm_62b.yaml"],
+        "a pipeline of 64 layers has 2 to 64 devices",
+    ),
     "json of pods": (["--pods", "--json", "x.json"], "--json is for a plan or a search"),
     "no folder": (
         ["--config", "yaml/palm_8b.yaml", "--json", "no/such/plan.json"],

@@ -17,9 +17,10 @@ from mindspore_palm.plan.schedules import (
     Task,
     gpipe,
     interleaved,
+    make_schedule,
     one_f_one_b,
 )
-from mindspore_palm.plan.timeline import StageTimes, play
+from mindspore_palm.plan.timeline import StageTimes, most_held, pipeline_seconds, play, played_sizes
 
 SIZES = [(2, 8), (4, 8), (4, 12), (8, 16), (8, 24)]  # devices, micro-batches
 TIMES = [(1.0, 1.0, 1.0), (1.0, 1.5, 0.75), (2.0, 2.0, 1.0)]  # forward, backward, weights of a device's stages
@@ -152,6 +153,38 @@ def test_more_chunks_make_smaller_bubbles():
         timeline = play(interleaved(4, 8, chunks), [StageTimes(1 / chunks, 1 / chunks, 1 / chunks)] * 4 * chunks)
         assert timeline.bubble == pytest.approx(3 * 3 / chunks)
         assert timeline.held(0) == pytest.approx(4 + 3 / chunks)
+
+
+ENDS = {  # stages as in a language model: the first and the last have more to do
+    "equal": lambda stages: [StageTimes(1, 1, 1)] * stages,
+    "logits": lambda stages: (
+        [StageTimes(1, 1.2, 0.9)] + [StageTimes(1, 1.1, 0.8)] * (stages - 2) + [StageTimes(1.3, 2, 1)]
+    ),
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize(("devices", "micro_batches"), [(2, 40), (4, 66), (4, 64), (8, 160)])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_long_step_is_extrapolated_to_what_playing_all_of_it_gives(name, devices, micro_batches, ends):
+    chunks = SCHEDULES[name](devices, 4 * devices).chunks
+    if name.startswith("interleaved") and micro_batches % devices:
+        pytest.skip("refused")
+    times = ENDS[ends](devices * chunks)
+    schedule = make_schedule(name, devices, micro_batches, chunks)
+    seconds = pipeline_seconds(name, devices, chunks, micro_batches, times, link=0.05)
+    assert max(played_sizes(devices, micro_batches)) < micro_batches
+    assert seconds == pytest.approx(play(schedule, times, link=0.05).seconds, rel=1e-9)
+    held = [schedule.held(device) for device in range(devices)]
+    assert most_held(name, devices, chunks, micro_batches) == pytest.approx(held)
+
+
+def test_a_schedule_by_name():
+    assert make_schedule("1f1b", 4, 8, 2).name == "interleaved 1f1b"
+    with pytest.raises(UserError, match="no schedule is called '1b1f'; the schedules are gpipe, 1f1b"):
+        make_schedule("1b1f", 4, 8)
+    with pytest.raises(UserError, match="zb-v has 2 chunks per device, not 1"):
+        make_schedule("zb-v", 4, 8)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from plan import megatron
 
 from mindspore_palm.config import OptimizerConfig, PaLMConfig
 from mindspore_palm.cost.workload import Workload
+from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.axes import DATA_AXES, Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.links import all_gather, all_reduce, bandwidth
 from mindspore_palm.plan.machines import load_machine
 from mindspore_palm.plan.published import ADAM, MT_NLG, PALM, mt_nlg_seconds, palm_seconds, predictions
-from mindspore_palm.plan.step_time import step_time
+from mindspore_palm.plan.step_time import Overlap, step_time
 from mindspore_palm.settings import load_settings
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
@@ -55,14 +56,65 @@ def test_published_times():
     assert f"{two_pods.published:.2f}" == "17.60" and two_pods.ours == palm_seconds(2)
 
 
-def test_mt_nlg_with_an_interleaved_schedule_would_take_47_seconds():
-    """35 stages of three chunks of one layer each, as Megatron's; the paper's run did not interleave."""
+def test_mt_nlg_could_not_interleave_and_with_five_micro_batches_more_would_take_47_seconds():
+    """35 stages of three chunks of one layer each, as Megatron's: 240 micro-batches are no multiple of 35."""
     layout = Layout(Mesh(1, 8, 8), shard_weights="off", recompute="block", compute_dtype="bfloat16")
-    one, three = (
-        Workload(MT_NLG, layout, 2048, 1920, 8, pipeline=35, chunks=chunks, optimizer=ADAM) for chunks in (1, 3)
-    )
-    assert step_time(one, A100).seconds == pytest.approx(mt_nlg_seconds(), rel=1e-9)
-    assert step_time(three, A100).seconds == pytest.approx(47, abs=0.5)
+    three = Workload(MT_NLG, layout, 2048, 1920, 8, pipeline=35, chunks=3, optimizer=ADAM)
+    with pytest.raises(UserError, match="240 micro-batches do not divide by 35 devices"):
+        step_time(three, A100)
+    more = step_time(replace(three, batch=1960), A100).seconds  # 245 micro-batches
+    assert more == pytest.approx(47, abs=0.5)
+    assert 240 / 245 * more < 0.93 * mt_nlg_seconds()
+
+
+def test_the_bubble_of_a_step_is_its_schedule_s():
+    """arXiv 2104.04473: (stages - 1) / chunks micro-batches of equal stages, with sends as part of the stages."""
+    layout = Layout(Mesh(1, 1, 8), shard_weights="off", recompute="block")
+    for chunks in (1, 2):
+        work = Workload(MT_NLG, layout, 2048, 16, 1, pipeline=4, chunks=chunks, optimizer=ADAM)
+        model = work.model.model_copy(update={"layers": 96, "vocab_size": 8})
+        parts = step_time(replace(work, model=model), A100).parts
+        busy = parts["matmuls"] + parts["memory traffic"] + parts["model axis"]
+        send = 2 * work.activation_bytes / 25e9 / (8 if chunks > 1 else 1)  # forward and back, in shards if interleaved
+        bubble = 3 / chunks * (busy / 16 + send)
+        sends = 16 * (2 * chunks - 1) / 2 * send  # of the last device, which sends back from its last stage only
+        assert parts["pipeline"] == pytest.approx(bubble + sends, rel=0.15)
+        assert parts["pipeline"] >= bubble
+
+
+def test_what_sends_hide_behind_is_the_pipeline():
+    work = replace(megatron.workload("145.6B"), batch=24 * 80, chunks=1)
+    seen, hidden = step_time(work, A100).parts, step_time(work, A100, Overlap(sends=True)).parts
+    send = work.activation_bytes / 25e9
+    # the busiest device, which has the logits, sends each gradient back; hidden, only the way in and out is left
+    assert seen["pipeline"] - hidden["pipeline"] == pytest.approx(work.micro_batches * send, rel=0.1)
+    assert {name: seen[name] for name in seen if name != "pipeline"} == {n: hidden[n] for n in seen if n != "pipeline"}
+
+
+def test_collectives_of_the_model_axis_hide_behind_matmuls():
+    work = megatron.workload("18.4B")
+    seen, half, hidden = (step_time(work, A100, Overlap(model=share)).parts["model axis"] for share in (0.0, 0.5, 1.0))
+    ends = 2 * sum(all_reduce(A100, work.layout, ["model"], 2 * work.activation_bytes).values())
+    assert hidden == pytest.approx(work.micro_batches * ends)  # float32, of the embedding and of the logits
+    assert half == pytest.approx((seen + hidden) / 2)
+
+
+def test_without_gradient_accumulation_the_data_axis_hides_behind_one_micro_batch():
+    work = replace(megatron.workload("145.6B"), layout=replace(megatron.workload("145.6B").layout, mesh=Mesh(1, 96, 8)))
+    work = replace(work, batch=96 * 24, micro_batch=96, chunks=1)
+    parts = step_time(work, A100).parts
+    hidden = step_time(work, A100, Overlap(data=1.0)).parts["data axis"]
+    assert hidden == pytest.approx(max(0.0, parts["data axis"] - parts["matmuls"] / 24))
+
+
+def test_sequence_parallelism_moves_less_memory_and_the_same_bytes_over_the_model_axis():
+    """arXiv 2205.05198, section 4.2.2: norms and residuals work on 1/8 of the tokens."""
+    work = megatron.workload("18.4B")
+    plain, sharded = (step_time(replace(work, sequence_parallel=on), A100).parts for on in (False, True))
+    norms = 12 * work.model.d_model * 2 * work.tokens  # two norms and two adds, each of three tensors, in 16 bits
+    saved = 4 * work.micro_batches * work.layers * norms * 7 / 8  # forward, recomputed, and twice backward
+    assert plain["memory traffic"] - sharded["memory traffic"] == pytest.approx(saved / (2039e9 * 0.8))
+    assert plain["model axis"] == sharded["model axis"]
 
 
 def test_the_configuration_gives_palms_step():
