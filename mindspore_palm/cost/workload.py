@@ -6,7 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -180,10 +180,7 @@ class Workload:
 
     @cached_property
     def _weights_of_one_layer(self) -> list[Placement]:
-        layer = placements(self.model.model_copy(update={"layers": 1}), self.layout)
-        if self.model.kv_heads == 1:
-            return layer
-        return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in layer]  # sharded by head
+        return placements(self.model.model_copy(update={"layers": 1}), self.layout)
 
     def device_weights(self) -> list[tuple[Placement, int]]:
         """Each distinct weight of a device, and how many of it there are."""

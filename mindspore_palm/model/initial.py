@@ -74,4 +74,4 @@ def initial_weight(config: PaLMConfig, seed: int, name: str, window: Sequence[sl
 def initial_parameter(weight: Weight, seed: int) -> Parameter:
     """A weight as a Parameter on the current layout, with its initial values."""
     draw_window = partial(initial_values, weight, seed)
-    return make_weight(weight.name, weight.shape, weight.axes, draw_window, weight.fully_sharded)
+    return make_weight(weight.name, weight.shape, weight.axes, draw_window, weight.fully_sharded, weight.parts)

@@ -41,6 +41,8 @@ class Weight:
     """Initial value of a weight without fan-in."""
     fully_sharded: bool = True
     """Whether the first dimension may be sharded over data as well."""
+    parts: int = 1
+    """Parts of the last dimension, each sharded by itself."""
 
     @property
     def std(self) -> np.ndarray:
@@ -52,7 +54,7 @@ class Weight:
 
     def placement(self, layout: Layout) -> Placement:
         """The shard that each device of a layout holds."""
-        return Placement(self.name, self.shape, self.axes, layout, self.fully_sharded)
+        return Placement(self.name, self.shape, self.axes, layout, self.fully_sharded, self.parts)
 
 
 def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
@@ -87,7 +89,11 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
         block, from_d = f"blocks.{i}", (FanIn(d, d),)
         yield from (scale(f"{block}.{norm}") for norm in norms)
         yield Weight(f"{block}.q_wi", (d, heads * sum(sizes_in(config))), ("embed", "heads"), from_d)
-        yield Weight(f"{block}.kv", (d, 2 * config.kv_heads * config.head_dim), ("embed", "per_head"), from_d)
+        kv = (d, 2 * config.kv_heads * config.head_dim)
+        if config.attention == "multi_query":
+            yield Weight(f"{block}.kv", kv, ("embed", "per_head"), from_d)
+        else:  # keys and values are each sharded by head
+            yield Weight(f"{block}.kv", kv, ("embed", "heads"), from_d, parts=2)
         # attention rows are summed over all heads, mlp rows over all of d_ff: two fan-ins
         o_wo = (heads * sum(sizes_out(config)), d)
         yield Weight(f"{block}.o_wo", o_wo, ("heads", "embed"), (from_attention, from_mlp))

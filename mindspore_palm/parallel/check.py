@@ -24,7 +24,9 @@ REPEATS = 64  # members of a group beyond which a longer one adds nothing about 
 SMALL_COUNTS = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
 MAX_REPLICATED = 0.02  # share of the weights' bytes that may be replicated although weights are to be sharded
 SETTINGS = {POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
-SUPPORTED = ("model.norm_epsilon",)  # departures from PaLM that a mesh supports
+SWITCHES = ("block", "attention", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
+SUPPORTED = (*(f"model.{name}" for name in (*SWITCHES, "xpos_base")), "optimizer.factored")
+"""Departures from PaLM that a mesh supports; LoRA is for one device."""
 PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
 
 
