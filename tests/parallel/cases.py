@@ -36,6 +36,7 @@ NETWORKS = {  # departures from PaLM: each alone, and those of GPT-3
     },
 }
 MUTATIONS = ("no reduction", "mean for sum", "local rms")
+MUTATIONS_OF_DEPARTURES = ("local means", "values with other heads")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Case:
     length: int = LENGTH
     network: str = "palm"
     mutation: str = ""
-    """A planted error, one of MUTATIONS."""
+    """A planted error, one of MUTATIONS or of MUTATIONS_OF_DEPARTURES."""
 
     @property
     def devices(self) -> int:

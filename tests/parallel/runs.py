@@ -20,9 +20,9 @@ def baseline(case: Case) -> Case:
     return Case((1, 1, 1), "off", "none", case.optimizer, 1, gradients=True, length=case.length, network=case.network)
 
 
-def on_mesh(case: Case) -> bool:
-    """Whether JAX trains the case on its mesh as well: the reference knows how PaLM's own weights are sharded."""
-    return case.network == "palm"
+def twins_of(case: Case) -> tuple[str, ...]:
+    """The twins of a case. JAX shards PaLM's own weights alone: the reference has no layout for other networks."""
+    return TWINS if case.network == "palm" else (ONE, JAX)
 
 
 def _job(case: Case, mesh: tuple[int, int, int] | None) -> jax_twin.Job:
@@ -60,7 +60,12 @@ class Runs:
             seen = self.of(baseline(case))[0]
             initial = {name.removeprefix("initial/"): x for name, x in seen.items() if name.startswith("initial/")}
             np.savez(folder / f"{case.network}.npz", **initial)
-        jobs = [_job(case, mesh) for case in self.cases for mesh in (None, case.mesh) if mesh is None or on_mesh(case)]
+        jobs = [
+            _job(case, mesh)
+            for case in self.cases
+            for mesh in (None, case.mesh)
+            if mesh is None or MESH in twins_of(case)
+        ]
         jobs = list(dict.fromkeys(jobs))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         msrun.run_python(jax_twin.__file__, folder, len(jobs), jax_twin.ENVIRONMENT)
