@@ -30,6 +30,7 @@ MESHES_OF_DEPARTURES = ((1, 1, 2), (1, 2, 1), (1, 2, 2))
 HEALTHY = QUICK[3]
 MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATIONS]
 MUTANTS_OF_GPT3 = [replace(GPT3, mutation=name, gradients=False) for name in MUTATIONS_OF_DEPARTURES]
+"""The first of them always, the others on request."""
 
 
 def distinct_shardings(mesh: tuple[int, int, int]) -> Sequence[str]:
