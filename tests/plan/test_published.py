@@ -41,9 +41,7 @@ def test_palm_without_attention():
         ("mt_nlg_530b", 105, 20480, 529_511_567_360, 529_581_506_560, 530e9, (270e9, 1920 * 2048)),
     ],
 )
-def test_the_shipped_networks_of_others_have_their_parameters(
-    name, layers, d, counted, with_the_rest, published, tokens
-):
+def test_shipped_networks_of_others_have_their_parameters(name, layers, d, counted, with_the_rest, published, tokens):
     """12*L*D^2 + V*D, and what the configuration says that the originals also have."""
     settings, _ = load_settings(YAML / f"{name}.yaml")
     model = settings.model
