@@ -60,26 +60,36 @@ class Sharding:
     shard_shape: tuple[int, ...]
     """Of each shard."""
     ranks: tuple[int, ...]
-    """Whose file each shard is in; the last dimension varies fastest."""
+    """Whose file each window is in; the last dimension varies fastest. A shard is one window, or one of each part."""
+    parts: int = 1
+    """Equal parts of the last dimension, each sharded by itself; a shard holds its window of each, one after the other.
+    In the manifest only where there are several."""
 
     @staticmethod
     def of(placement: Placement) -> Sharding:
         """The sharding of a placement; each shard is in the file of the first rank that holds it."""
-        grid = [range(0, size, part) for size, part in zip(placement.shape, placement.shard_shape, strict=True)]
+        grid = [range(0, size, part) for size, part in zip(placement.shape, placement.window_shape, strict=True)]
         ranks = {starts: -1 for starts in product(*grid)}
         left = len(ranks)
         for rank in range(placement.layout.devices):
             if left and placement.is_first(rank):
-                ranks[tuple(part.start for part in placement.window(rank))] = rank
-                left -= 1
-        return Sharding(placement.shape, placement.shard_shape, tuple(ranks.values()))
+                for window in placement.windows(rank):
+                    ranks[tuple(part.start for part in window)] = rank
+                    left -= 1
+        return Sharding(placement.shape, placement.shard_shape, tuple(ranks.values()), placement.parts)
+
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Of one part's window."""
+        *rest, last = self.shard_shape
+        return (*rest, last // self.parts)
 
     def overlapping(self, window: Window) -> Iterator[tuple[int, Window]]:
         """Ranks whose files overlap a window, each with the overlap as a window of the full tensor."""
-        counts = [size // part for size, part in zip(self.shape, self.shard_shape, strict=True)]
+        counts = [size // part for size, part in zip(self.shape, self.window_shape, strict=True)]
         touched = [
             range(part.start // size, -(-part.stop // size))
-            for part, size in zip(window, self.shard_shape, strict=True)
+            for part, size in zip(window, self.window_shape, strict=True)
         ]
         for indices in product(*touched):
             number = 0
@@ -89,9 +99,16 @@ class Sharding:
                 self.ranks[number],
                 tuple(
                     slice(max(part.start, i * size), min(part.stop, (i + 1) * size))
-                    for part, i, size in zip(window, indices, self.shard_shape, strict=True)
+                    for part, i, size in zip(window, indices, self.window_shape, strict=True)
                 ),
             )
+
+    def within(self, window: Window) -> Window:
+        """A window of the full tensor as one of the shard that holds it."""
+        part = window[-1].start // (self.shape[-1] // self.parts)
+        starts = [w.start % size for w, size in zip(window, self.window_shape, strict=True)]
+        starts[-1] += part * self.window_shape[-1]
+        return tuple(slice(start, start + w.stop - w.start) for start, w in zip(starts, window, strict=True))
 
 
 @dataclass(frozen=True)
@@ -118,14 +135,10 @@ class StoredTensor:
         out = np.empty([part.stop - part.start for part in window], self.dtype)
         for rank, part in self.sharding.overlapping(window):
             file = self.checkpoint.folder / rank_file(rank)
-            within = tuple(
-                slice(p.start % size, p.start % size + p.stop - p.start)
-                for p, size in zip(part, self.sharding.shard_shape, strict=True)
-            )
             target = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, window, strict=True))
             try:
                 with safe_open(file, framework="numpy") as tensors:
-                    out[target] = tensors.get_slice(self.name)[within]
+                    out[target] = tensors.get_slice(self.name)[self.sharding.within(part)]
             except (SafetensorError, OSError, ValueError) as error:
                 raise DamagedCheckpoint(f"{file}: {self.name} cannot be read ({error})") from None
         return out
@@ -147,7 +160,10 @@ class Checkpoint:
         self.folder = folder
         manifest = _read_manifest(folder / MANIFEST)
         self.step: int = manifest["step"]
-        shardings = [Sharding(*(tuple(part) for part in sharding)) for sharding in manifest["slicings"]]
+        shardings = [
+            Sharding(tuple(shape), tuple(shard_shape), tuple(ranks), *parts)
+            for shape, shard_shape, ranks, *parts in manifest["slicings"]
+        ]
         self.tensors = {
             name: StoredTensor(self, name, shardings[number], np.dtype(dtype))
             for name, (dtype, number) in manifest["tensors"].items()
@@ -205,7 +221,7 @@ def write_shards(folder: Path, rank: int, tensors: Mapping[str, np.ndarray]) -> 
 def shardings(placements: Mapping[str, Placement]) -> dict[str, Sharding]:
     """The sharding of each tensor. Tensors that are sharded alike share one."""
     distinct: dict[tuple, Sharding] = {}
-    keys = {name: (p.shape, p.axes, p.fully_sharded, p.stage) for name, p in placements.items()}
+    keys = {name: (p.shape, p.axes, p.fully_sharded, p.parts, p.stage) for name, p in placements.items()}
     for name, key in keys.items():
         if key not in distinct:
             distinct[key] = Sharding.of(placements[name])
@@ -243,7 +259,7 @@ def publish(
     manifest = {
         "format": CHECKPOINT_FORMAT,
         "step": step,
-        "slicings": [[s.shape, s.shard_shape, s.ranks] for s in distinct],
+        "slicings": [[s.shape, s.shard_shape, s.ranks, *[s.parts] * (s.parts > 1)] for s in distinct],
         "tensors": {name: [dtypes[name], distinct.index(sharding)] for name, sharding in tensors.items()},
         "files": files,
     }

@@ -116,7 +116,9 @@ class _Device:
 
     def optimizer_state(self) -> float:
         """Moments of what is trained, as the optimizer declares them."""
-        return sum(map(self.optimizer.state_bytes, self.trained_shapes()))
+        if self.settings.finetune.lora_rank:
+            return sum(map(self.optimizer.state_bytes, self.trained_shapes()))
+        return sum(self.optimizer.state_bytes(p.shape, p.shard_shape) for p in self.placements)
 
     def snapshot(self) -> float:
         """Copy of the trained weights and their moments, from which a checkpoint is written while training continues.

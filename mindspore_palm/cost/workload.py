@@ -237,11 +237,8 @@ class Workload:
 
 
 def layer_placements(model: PaLMConfig, layout: Layout) -> list[Placement]:
-    """Placements of the embedding and of the weights of one block; keys of several heads are sharded by head."""
-    layer = placements(model.model_copy(update={"layers": 1}), layout)
-    if model.kv_heads == 1:
-        return layer
-    return [replace(p, axes=("embed", "heads")) if p.name.endswith("kv") else p for p in layer]
+    """Placements of the embedding and of the weights of one block."""
+    return placements(model.model_copy(update={"layers": 1}), layout)
 
 
 def gathered_size(weight: Placement) -> int:

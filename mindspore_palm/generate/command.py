@@ -36,6 +36,9 @@ from mindspore_palm.settings import load_settings
 MAX_BYTES = 1 << 26  # of a prompt
 MAX_BATCH = 8  # prompts that are continued together
 
+SUPPORTED = ("block", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
+"""Departures from PaLM with which a network decodes on several devices. A cache of every head is not sharded yet."""
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -139,6 +142,9 @@ def _settings_of(options: GenerateOptions) -> Settings:
 
 def _check_devices(settings: Settings, current: Layout) -> None:
     model, devices = settings.model, current.devices
+    if devices > 1 and (departures := model.departures(SUPPORTED)):
+        named = " and ".join(f"model.{name}={value}" for name, value in departures.items())
+        raise UserError(f"--devices {devices}: a model with {named} decodes on one device; leave --devices out")
     fitting = (
         n for n in range(1, min(devices, model.heads + 1)) if model.heads % n == 0 and model.padded_vocab % n == 0
     )

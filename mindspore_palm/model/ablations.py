@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import Identity, SplitWithSize
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.attention import Positions, causal_mask
-from mindspore_palm.model.block import SwiGLU
+from mindspore_palm.model.block import Block, SwiGLU
 from mindspore_palm.model.dropout import Dropout
 from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute, ToFloat32
 from mindspore_palm.model.projection import Kernel, ProjectKv
+from mindspore_palm.model.residual import Residual
 from mindspore_palm.model.rope import Rope
 from mindspore_palm.model.weights import sizes_in, sizes_out
-from mindspore_palm.parallel.axes import shard
+from mindspore_palm.parallel.axes import current_layout, shard, shard_weight
 from mindspore_palm.parallel.cells import Softmax
 
 
@@ -81,89 +83,132 @@ ACTIVATIONS = {
 """Makers of the mlp's activation by ``model.mlp``: [T, F] to [T, F], of gate and up where there is a gate."""
 
 
-class Mlp(nn.Cell):
-    """Feed-forward layer of any activation, up to its last matmul: [T, D] and one or two kernels [D, F] to [T, F]."""
+class Activation(nn.Cell):
+    """The mlp between its matmuls, of any kind: one or two [T, F] to [T, F]."""
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.gated = config.mlp_inputs == 2
-        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "heads"))
-        self.gate = GATES[config.mlp]() if self.gated else None
+        self.apply_gate = GATES[config.mlp]() if self.gated else None
         self.activation = None if self.gated else ACTIVATIONS[config.mlp]()
 
-    def construct(self, y_TD: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
-        up_TF = self.matmul(y_TD, kernels[-1])
-        return self.gate(self.matmul(y_TD, kernels[0]), up_TF) if self.gated else self.activation(up_TF)
+    def construct(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        return self.apply_gate(inputs[0], inputs[1]) if self.gated else self.activation(inputs[0])
 
 
-class AblatedBlock(nn.Cell):
-    """A block with two residual adds: [T, D] to [T, D]. Attention is in the compute dtype.
+class ProjectKvByHead(ProjectKv):
+    """``y [W_k | W_v]`` for multi-head attention: [T, D] to k and v [T, H*K], both sharded over heads.
 
-    Matmuls with weights are float32.
+    A device's shard of the weight holds the keys of its heads, then their values. MindSpore takes that for consecutive
+    columns, so the result is split inside each shard.
+    """
 
-    Arguments are those of ``Block``. Subclasses choose the mlp's input.
+    columns = "heads"
+
+    def __init__(self, kv: Parameter) -> None:
+        super().__init__(kv)
+        self.shards, self.reshape = current_layout().shards("heads"), ops.Reshape()
+        self.split = shard(ops.Split(-1, 2), ("tokens", "heads", "per_head"))
+
+    def construct(self, y_TD: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = y_TD.shape[0]
+        by_shard = self.reshape(self.matmul(y_TD, self.to_compute(self.kernel())), (tokens, self.shards, -1))
+        k, v = self.split(by_shard)
+        return self.reshape(k, (tokens, -1)), self.reshape(v, (tokens, -1))
+
+
+class ParallelBlock(Block):
+    """PaLM's block with any mlp and any attention: ``y = x + MLP(norm(x)) + Attention(norm(x))``."""
+
+    def __init__(self, config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell) -> None:
+        super().__init__(config, weights, attention)
+        self.project_kv, self.activation = make_project_kv(config, weights["kv"]), Activation(config)
+
+    def construct(self, x: Tensor, positions: Positions, dropout_mask: Tensor | None = None) -> Tensor:
+        y_TD = self.to_compute(self.norm(self.residual.read(x)))
+        parts = self.project_in(y_TD)
+        k, v = self.project_kv(y_TD)
+        attended_THK = self.attention(parts[0], k, v, positions)
+        out_TD = self.project_out(attended_THK, self.activation(parts[1:]))
+        return self.residual.add(x, self.dropout(out_TD, dropout_mask), after=y_TD)
+
+
+class SerialBlock(nn.Cell):
+    """The standard block: ``h = x + Attention(norm(x))``, ``y = h + MLP(norm'(h))``, with two all-reduces over model.
+
+    Arguments are those of ``Block``.
     """
 
     def __init__(self, config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        rows, columns = ("tokens", "embed"), ("tokens", "heads")
-        self.q_wi, self.project_kv = Kernel(weights["q_wi"]), ProjectKv(weights["kv"], cast=False)
+        rows, columns, kernel = ("tokens", "embed"), ("tokens", "heads"), ("heads", "embed")
+        self.q_wi, self.project_kv = Kernel(weights["q_wi"]), make_project_kv(config, weights["kv"])
         self.o_wo = Kernel(weights["o_wo"])
-        self.norm = make_norm(config, weights["norm.scale"])
+        self.norm, self.mlp_norm = (
+            make_norm(config, weights["norm.scale"]),
+            make_norm(config, weights["mlp_norm.scale"]),
+        )
+        self.to_compute = ToCompute(rows)
         self.split_kernels = SplitKernels(config)
-        self.project_q = shard(ops.MatMul(), rows, ("embed", "heads"))
-        self.project_out = shard(ops.MatMul(), columns, ("heads", "embed"))
-        self.attention, self.mlp, self.dropout = attention, Mlp(config), Dropout()
-        self.to_compute, self.to_float32 = ToCompute(("tokens", "per_head")), ToFloat32(columns)
-        self.add = shard(ops.Add(), rows, rows)
+        self.project_in = shard(ops.MatMul(), rows, ("embed", "heads"))
+        self.project_out = shard(ops.MatMul(), columns, kernel)
+        self.attention, self.activation, self.dropout = attention, Activation(config), Dropout()
+        self.residual = Residual(config.d_model)
 
-    def construct(self, x_TD: Tensor, positions: Positions, dropout_mask: Tensor | None = None) -> Tensor:
-        w_q, w_mlp, w_o, w_out = self.split_kernels(self.q_wi(), self.o_wo())
-        y_TD = self.norm(x_TD)
+    def construct(self, x: Tensor, positions: Positions, dropout_mask: Tensor | None = None) -> Tensor:
+        w_q, w_in, w_o, w_out = self.split_kernels(self.q_wi(), self.o_wo())
+        y_TD = self.to_compute(self.norm(self.residual.read(x)))
         k, v = self.project_kv(y_TD)
-        attended_THK = self.to_float32(self.attention(self.project_q(y_TD, w_q), k, self.to_compute(v), positions))
-        h_TD = self.add(x_TD, self.dropout(self.project_out(attended_THK, w_o), dropout_mask))
-        mlp_TF = self.mlp(self.mlp_input(y_TD, h_TD), w_mlp)
-        return self.add(h_TD, self.dropout(self.project_out(mlp_TF, w_out), dropout_mask))
-
-    def mlp_input(self, y_TD: Tensor, h_TD: Tensor) -> Tensor:
-        """The mlp's input, from the block's norm and the residual stream after attention."""
-        raise NotImplementedError
-
-
-class ParallelBlock(AblatedBlock):
-    """PaLM's block with any mlp: ``h = x + Attention(norm(x))``, ``y = h + MLP(norm(x))``."""
-
-    def mlp_input(self, y_TD: Tensor, h_TD: Tensor) -> Tensor:
-        return y_TD
+        attended_THK = self.attention(self.project_in(y_TD, w_q), k, v, positions)
+        h = self.residual.add(x, self.dropout(self.project_out(attended_THK, w_o), dropout_mask), after=y_TD)
+        z_TD = self.to_compute(self.mlp_norm(self.residual.read(h)))
+        inputs = ()
+        for kernel in w_in:
+            inputs += (self.project_in(z_TD, kernel),)
+        out_TD = self.project_out(self.activation(inputs), w_out)
+        return self.residual.add(h, self.dropout(out_TD, dropout_mask), after=z_TD)
 
 
-class SerialBlock(AblatedBlock):
-    """The standard block: ``h = x + Attention(norm(x))``, ``y = h + MLP(norm'(h))``."""
-
-    def __init__(self, config: PaLMConfig, weights: Mapping[str, Parameter], attention: nn.Cell) -> None:
-        super().__init__(config, weights, attention)
-        self.mlp_norm = make_norm(config, weights["mlp_norm.scale"])
-
-    def mlp_input(self, y_TD: Tensor, h_TD: Tensor) -> Tensor:
-        return self.mlp_norm(h_TD)
+def make_project_kv(config: PaLMConfig, kv: Parameter) -> ProjectKv:
+    """The projection to keys and values: of one head, or of every head."""
+    return (ProjectKv if config.attention == "multi_query" else ProjectKvByHead)(kv)
 
 
 class SplitKernels(nn.Cell):
-    """Splits the fused kernels: into q [D, H*K], the mlp's input kernels [D, F] each, o [H*K, D] and wo [F, D]."""
+    """Splits the fused kernels: into q [D, H*K], the mlp's input kernels [D, F] each, o [H*K, D] and wo [F, D].
+
+    They are in the compute dtype.
+    """
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.sizes_in, self.sizes_out = sizes_in(config), sizes_out(config)
-        self.split_in = shard(ops.auto_generate.SplitWithSize(), ("embed", "heads", "per_head"))
-        self.split_out = shard(ops.auto_generate.SplitWithSize(), ("heads", "per_head", "embed"))
+        self.to_compute_in, self.to_compute_out = KernelToCompute("embed", "heads"), KernelToCompute("heads", "embed")
+        self.split_in = shard_weight(SplitWithSize(), ("embed", "heads", "per_head"))
+        self.split_out = shard_weight(SplitWithSize(), ("heads", "per_head", "embed"))
         self.reshape = ops.Reshape()
 
     def construct(self, q_wi: Tensor, o_wo: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-        d_model = q_wi.shape[0]
+        q_wi, o_wo, d_model = self.to_compute_in(q_wi), self.to_compute_out(o_wo), q_wi.shape[0]
         w_in = ()
         for kernel in self.split_in(self.reshape(q_wi, (d_model, self.heads, -1)), self.sizes_in, -1):
             w_in += (self.reshape(kernel, (d_model, -1)),)
         w_o, wo = self.split_out(self.reshape(o_wo, (self.heads, -1, d_model)), self.sizes_out, 1)
         return w_in[0], w_in[1:], self.reshape(w_o, (-1, d_model)), self.reshape(wo, (-1, d_model))
+
+
+class KernelToCompute(nn.Cell):
+    """A kernel in the compute dtype, sharded as its axes say, to be reshaped.
+
+    MS-58: MindSpore shards what a Reshape takes by rows over all devices, unless another op has it first: an Identity.
+    """
+
+    def __init__(self, *axes: str) -> None:
+        super().__init__()
+        self.to_compute, self.several = ToCompute(axes), current_layout().devices > 1
+        self.identity = shard_weight(Identity(), axes)
+
+    def construct(self, kernel: Tensor) -> Tensor:
+        kernel = self.to_compute(kernel)
+        return self.identity(kernel) if self.several else kernel

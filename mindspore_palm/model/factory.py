@@ -31,7 +31,8 @@ def make_block(config: PaLMConfig, weights: Mapping[str, Parameter], attention: 
     attention = make_attention(config) if attention is None else attention
     if config.block == "serial":
         return SerialBlock(config, weights, attention)
-    return (Block if config.mlp == "swiglu" else ParallelBlock)(config, weights, attention)
+    is_palms = config.mlp == "swiglu" and config.attention == "multi_query"
+    return (Block if is_palms else ParallelBlock)(config, weights, attention)
 
 
 def make_attention(config: PaLMConfig) -> nn.Cell:

@@ -40,22 +40,19 @@ class ProjectIn(nn.Cell):
 
 
 class ProjectKv(nn.Cell):
-    """``y [W_k | W_v]``: [T, D] to k and v [T, K], or [T, H*K] for multi-head attention.
+    """``y [W_k | W_v]``: [T, D] to k and v [T, K]."""
 
-    Args:
-        kv: the weight.
-        cast: whether the matmul is in the compute dtype; in ablated blocks it is float32.
-    """
+    columns = "per_head"
+    """Logical axis of the columns of k and v."""
 
-    def __init__(self, kv: Parameter, cast: bool = True) -> None:
+    def __init__(self, kv: Parameter) -> None:
         super().__init__(auto_prefix=False)
-        self.kernel, self.cast, self.to_compute = Kernel(kv), cast, ToCompute(("embed", "per_head"))
-        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", "per_head"))
+        self.kernel, self.to_compute = Kernel(kv), ToCompute(("embed", self.columns))
+        self.matmul = shard(ops.MatMul(), ("tokens", "embed"), ("embed", self.columns))
         self.split = shard(ops.Split(-1, 2), ("tokens", "per_head"))
 
     def construct(self, y_TD: Tensor) -> tuple[Tensor, Tensor]:
-        kernel = self.to_compute(self.kernel()) if self.cast else self.kernel()
-        return self.split(self.matmul(y_TD, kernel))
+        return self.split(self.matmul(y_TD, self.to_compute(self.kernel())))
 
 
 class ProjectOut(nn.Cell):

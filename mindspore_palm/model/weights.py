@@ -43,6 +43,8 @@ class Weight:
     """Whether the first dimension may be sharded over data as well."""
     tied: bool = False
     """Whether the first and the last layer use it. Stages that share a weight do not shard it over data (MS-59)."""
+    parts: int = 1
+    """Parts of the last dimension, each sharded by itself."""
     layer: int = 0
     """The layer whose stage holds the weight; the table is with layer 0, and the final norm with the last."""
 
@@ -57,7 +59,8 @@ class Weight:
     def placement(self, layout: Layout) -> Placement:
         """The shard that each device of a layout holds."""
         fully_sharded = self.fully_sharded and not (self.tied and layout.mesh.stages > 1)
-        return Placement(self.name, self.shape, self.axes, layout, fully_sharded, layout.stage(self.layer))
+        stage = layout.stage(self.layer)
+        return Placement(self.name, self.shape, self.axes, layout, fully_sharded, self.parts, stage)
 
 
 def sizes_in(config: PaLMConfig) -> tuple[int, ...]:
@@ -92,7 +95,11 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
         block, from_d = f"blocks.{i}", (FanIn(d, d),)
         yield from (scale(f"{block}.{norm}", i) for norm in norms)
         yield Weight(f"{block}.q_wi", (d, heads * sum(sizes_in(config))), ("embed", "heads"), from_d, layer=i)
-        yield Weight(f"{block}.kv", (d, 2 * config.kv_heads * config.head_dim), ("embed", "per_head"), from_d, layer=i)
+        kv = (d, 2 * config.kv_heads * config.head_dim)
+        if config.attention == "multi_query":
+            yield Weight(f"{block}.kv", kv, ("embed", "per_head"), from_d, layer=i)
+        else:  # keys and values are each sharded by head
+            yield Weight(f"{block}.kv", kv, ("embed", "heads"), from_d, parts=2, layer=i)
         # attention rows are summed over all heads, mlp rows over all of d_ff: two fan-ins
         o_wo = (heads * sum(sizes_out(config)), d)
         yield Weight(f"{block}.o_wo", o_wo, ("heads", "embed"), (from_attention, from_mlp), layer=i)

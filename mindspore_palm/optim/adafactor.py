@@ -15,7 +15,7 @@ from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.optim.norm import SumRows
 from mindspore_palm.optim.optimizer import FLOAT, Optimizer, Shape
 from mindspore_palm.optim.schedule import Schedule
-from mindspore_palm.parallel.sums import SumOverShards
+from mindspore_palm.parallel.sums import SumAlongSides, SumOverShards
 
 MOMENTUM = 0.9
 DECAY_EXPONENT = -0.8
@@ -39,7 +39,7 @@ class Adafactor(Optimizer):
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
         super().__init__(parameters, config, schedule)
         self.update_clip, self.lr_squared_decay = config.update_clip, config.lr_squared_decay
-        self.indices, self.over_slices = tuple(range(len(self.parameters))), SumOverShards(self.parameters)
+        self.over_slices = SumOverShards(self.parameters)
         self.one_by_sizes = Tensor(np.array([1.0 / p.size for p in self.parameters], np.float32))
         self.m, self.v = self.zeros("m"), self.zeros("v")
         # MS-20, HyperMap instead of loops: MindSpore unrolls a loop into nested calls. If these write Parameters,
@@ -72,7 +72,7 @@ class Adafactor(Optimizer):
         k = self.next_step()
         lr, fresh = self.schedule(k), self.pow(k, DECAY_EXPONENT)  # 1 - b
         decay = 1.0 - lr * lr if self.lr_squared_decay else 1.0
-        u = self.map(self.partial(self.direction, fresh), self.indices, gradients, self.v)
+        u = self.directions(fresh, gradients)
         sizes = lr * self.maximum(self.rms(self.parameters), SMALLEST_SCALE)
         if self.update_clip > 0:
             sizes = sizes / self.maximum(self.rms(u) / self.update_clip, 1.0)
@@ -86,8 +86,12 @@ class Adafactor(Optimizer):
         self.assign(p, self.sub(self.mul(p, decay), new_m))
         return True
 
-    def direction(self, fresh: Tensor, i: int, g: Tensor, v: Parameter) -> Tensor:
-        """Writes v of weight i, and returns ``u = g / sqrt(v)``."""
+    def directions(self, fresh: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """``u`` of every weight before its clip; writes v."""
+        return self.map(self.partial(self.direction, fresh), gradients, self.v)
+
+    def direction(self, fresh: Tensor, g: Tensor, v: Parameter) -> Tensor:
+        """Writes v of one weight, and returns ``u = g / sqrt(v)``."""
         new_v = self.blend(v, self.add(self.square(g), TINY), fresh)
         self.assign(v, new_v)
         return self.mul(g, self.rsqrt(new_v))
@@ -112,13 +116,18 @@ class Adafactor(Optimizer):
 class FactoredAdafactor(Adafactor):
     """Adafactor that stores v of a matrix as two vectors: the means of ``g*g + 1e-30`` over columns and over rows.
 
-    v is ``row * column / mean(row)``. Vectors keep an unfactored v.
+    v is ``row * column / mean(row)``. Vectors keep an unfactored v. Both means are those of the unsharded matrix, and
+    every device stores them in full.
     """
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, schedule: Schedule) -> None:
         super().__init__(parameters, config, schedule)
-        self.factored = tuple(p.ndim == 2 for p in parameters)
-        self.v_column, self.mean = self.zeros("v_column"), ops.ReduceMean()
+        matrices = [i for i, p in enumerate(self.parameters) if p.ndim == 2]
+        self.matrices, self.indices = tuple(matrices), tuple(range(len(self.parameters)))
+        self.side = tuple(2 * matrices.index(i) if i in matrices else -1 for i in self.indices)
+        self.shapes = tuple(tuple(p.shape) for p in self.parameters)
+        self.along_sides = SumAlongSides([self.parameters[i] for i in matrices])
+        self.v_column, self.mean, self.expand = self.zeros("v_column"), ops.ReduceMean(), ops.ExpandDims()
 
     @staticmethod
     def moments(shape: Shape) -> dict[str, Shape]:
@@ -132,15 +141,37 @@ class FactoredAdafactor(Adafactor):
             return Adafactor.traffic(shape)
         return FLOAT * (10 * prod(shape) + 2 * sum(shape))
 
-    def direction(self, fresh: Tensor, i: int, g: Tensor, v: Parameter) -> Tensor:
-        square = self.add(self.square(g), TINY)
-        if self.factored[i]:
-            row = self.blend(v, self.mean(square, 1), fresh)
-            column = self.blend(self.v_column[i], self.mean(square, 0), fresh)
-            self.assign(v, row)
-            self.assign(self.v_column[i], column)
-            row = self.rsqrt(row / self.mean(row))
-            return self.mul(self.mul(g, self.reshape(row, (-1, 1))), self.rsqrt(self.reshape(column, (1, -1))))
-        new_v = self.blend(v, square, fresh)
-        self.assign(v, new_v)
-        return self.mul(g, self.rsqrt(new_v))
+    def directions(self, fresh: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        own = self.own_means(gradients)
+        update = self.partial(self.factored_direction, fresh, own, self.along_sides(own))
+        return self.map(update, self.indices, gradients, self.v, self.v_column)
+
+    def own_means(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Shares of this device in the row means and column means of ``g*g + 1e-30``, [r] and [c] for each matrix."""
+        means = ()
+        for i in self.matrices:
+            rows, columns = self.shapes[i]
+            square = self.add(self.square(gradients[i]), TINY)
+            means += (self.mul(self.sum(square, 1), 1.0 / columns), self.mul(self.sum(square, 0), 1.0 / rows))
+        return means
+
+    def factored_direction(
+        self,
+        fresh: Tensor,
+        own: tuple[Tensor, ...],
+        means: tuple[Tensor, ...],
+        i: int,
+        g: Tensor,
+        v: Parameter,
+        v_column: Parameter,
+    ) -> Tensor:
+        """As ``direction``, for weight i; also writes its column means. ``own`` and ``means``: of shards, and full."""
+        if self.side[i] < 0:
+            return self.direction(fresh, g, v)
+        rows, columns = self.side[i], self.side[i] + 1
+        row, column = self.blend(v, means[rows], fresh), self.blend(v_column, means[columns], fresh)
+        self.assign(v, row)
+        self.assign(v_column, column)
+        row = self.along_sides.own[rows](self.rsqrt(row / self.mean(row)), own[rows])
+        column = self.along_sides.own[columns](self.rsqrt(column), own[columns])
+        return self.mul(self.mul(g, self.expand(row, 1)), self.expand(column, 0))

@@ -62,9 +62,16 @@ class Optimizer(nn.Optimizer):
         return 0
 
     @classmethod
-    def state_bytes(cls, shape: Shape) -> int:
-        """Bytes of all moments of a weight of this shape."""
-        return FLOAT * sum(map(prod, cls.moments(shape).values()))
+    def state_bytes(cls, shape: Shape, shard: Shape | None = None) -> int:
+        """Bytes that a device stores of all moments of a weight of this shape.
+
+        Args:
+            shape: of the full weight.
+            shard: what the device holds of it; None for all. Moments of another shape than the weight's are not
+                sharded, as ``zeros`` has it.
+        """
+        own = shape if shard is None else shard
+        return FLOAT * sum(prod(own if moment == shape else moment) for moment in cls.moments(shape).values())
 
     def zeros(self, moment: str) -> ParameterTuple:
         """A moment of each weight, filled with zeros. A weight that does not have it gets a scalar that nobody reads.

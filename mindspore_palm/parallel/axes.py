@@ -14,6 +14,8 @@ from itertools import accumulate
 from math import prod
 from typing import TypeVar
 
+from mindspore.parallel import Layout as DeviceLayout
+
 from mindspore_palm.config import Recompute
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
 
@@ -144,3 +146,20 @@ def shard(op: Op, *inputs: Axes) -> Op:
     """
     strategy = _current.strategy(*inputs)
     return op.shard(strategy) if _current.devices > 1 else op  # type: ignore[attr-defined]
+
+
+def shard_weight(op: Op, axes: Axes) -> Op:
+    """Declares the logical axes of the input of a Primitive that takes a weight alone, as ``shard`` does.
+
+    MS-58: a strategy with fewer shards than devices is laid out over the slowest mesh axes. That of a weight has no
+    shards over data, so shards over model would be put there. A Layout names the mesh axes instead.
+
+    Raises:
+        KeyError: an axis is not in the table.
+    """
+    mesh_axes = [_current.mesh_axes(axis) for axis in axes]
+    if _current.devices == 1:
+        return op
+    named = tuple(names[0] if len(names) == 1 else names or "None" for names in mesh_axes)
+    sizes = tuple(_current.mesh.sizes[name] for name in EVERYWHERE)
+    return op.shard((DeviceLayout(sizes, EVERYWHERE)(*named),))  # type: ignore[attr-defined]

@@ -6,10 +6,11 @@ holds the rules themselves; the search for meshes uses it as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import prod
+from typing import Any
 
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.devices import DEVICES, PLANNED_DTYPE
@@ -24,8 +25,21 @@ SERVER = 8  # Ascend devices per server; MindSpore wants larger numbers of devic
 REPEATS = 64  # members of a group beyond which a longer one adds nothing about servers
 SMALL_COUNTS = (1, 2, 4)  # smaller numbers of devices that MindSpore partitions for
 MAX_REPLICATED = 0.02  # share of the weights' bytes that may be replicated although weights are to be sharded
+ANY = ()  # every value of a setting
 SETTINGS = {STAGE: "parallel.stages", POD: "parallel.pods", DATA: "parallel.data", MODEL: "parallel.model"}
-SUPPORTED = ("model.norm_epsilon",)  # departures from PaLM that a mesh supports
+SUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "model.block": ("serial",),
+    "model.attention": ("multi_head",),
+    "model.mlp": ("geglu", "gelu", "relu"),
+    "model.norm": ("layer_norm",),
+    "model.norm_epsilon": ANY,
+    "model.norm_scale": ("around_one",),
+    "model.final_norm_scale": (True,),
+    "model.scaled_logits": (False,),
+    "model.xpos_base": ANY,
+    "optimizer.factored": (True,),
+}
+"""Departures from PaLM that a mesh supports, with their values; LoRA is for one device."""
 PlacementsOf = Callable[[PaLMConfig, Layout], Sequence[Placement]]
 
 
@@ -181,7 +195,9 @@ def _servers(mesh: Mesh) -> Misfit | None:
 
 
 def _departures(settings: Settings) -> Misfit | None:
-    for setting, value in settings.departures(SUPPORTED).items():
+    for setting, value in settings.departures().items():
+        if setting in SUPPORTED and (SUPPORTED[setting] == ANY or value in SUPPORTED[setting]):
+            continue
         section, name = setting.split(".")
         default = type(getattr(settings, section)).model_fields[name].default
         text = f"{in_words({setting: value})} is for one device, and parallel asks for {settings.parallel.devices}"

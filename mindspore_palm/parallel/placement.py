@@ -28,6 +28,9 @@ class Placement:
     layout: Layout
     fully_sharded: bool = True
     """Whether the first dimension may be sharded further, over data."""
+    parts: int = 1
+    """Equal parts of the last dimension, each of which is sharded by itself: keys and values of multi-head attention. A
+    device's shard is its window of each part, joined along that dimension."""
     stage: int = 0
     """The stage whose devices hold it."""
 
@@ -50,6 +53,12 @@ class Placement:
         return (rows // self.data_shards, *rest)
 
     @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Shape of one part's window."""
+        *rest, last = self.shard_shape
+        return (*rest, last // self.parts)
+
+    @property
     def shard_bytes(self) -> int:
         """Bytes of the shard that one device holds, in float32."""
         return FLOAT * prod(self.shard_shape)
@@ -67,17 +76,21 @@ class Placement:
         """Whether a rank is the first of the replicas of its shard."""
         return self.holds(rank) and self._same_table_shard(rank).index(rank) < self.data_shards
 
-    def window(self, rank: int) -> Window:
-        """The window of the full weight that a rank holds, or would hold as one of the weight's stage."""
+    def window(self, rank: int, part: int = 0) -> Window:
+        """The window of the full weight that a rank holds, or would hold in the weight's stage: of one of its parts."""
         mesh = self.layout.mesh
         mesh_axes = [self.layout.mesh_axes(axis) for axis in self.axes]
-        starts = [
-            mesh.index(rank, axes) * (size // count)
-            for axes, size, count in zip(mesh_axes, self.shape, self.table_shards, strict=True)
-        ]
+        # before full sharding, which divides the rows further
+        table_window = [self.shape[0] // self.table_shards[0], *self.window_shape[1:]]
+        starts = [mesh.index(rank, axes) * size for axes, size in zip(mesh_axes, table_window, strict=True)]
+        starts[-1] += part * (self.shape[-1] // self.parts)
         # Full sharding: consecutive runs of ``data_shards`` ranks share what the table gives to all of them
         starts[0] += self._same_table_shard(rank).index(rank) % self.data_shards * self.shard_shape[0]
-        return tuple(slice(start, start + size) for start, size in zip(starts, self.shard_shape, strict=True))
+        return tuple(slice(start, start + size) for start, size in zip(starts, self.window_shape, strict=True))
+
+    def windows(self, rank: int) -> tuple[Window, ...]:
+        """The windows of all parts."""
+        return tuple(self.window(rank, part) for part in range(self.parts))
 
     def _same_table_shard(self, rank: int) -> list[int]:
         """The ranks that have the same shard by the table alone, in ascending order."""

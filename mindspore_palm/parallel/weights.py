@@ -38,12 +38,13 @@ def deferred_init() -> Iterator[None]:
 class _Shard(Initializer):
     """Fills a device's shard of a weight when MindSpore asks for it, and never holds the full weight."""
 
-    def __init__(self, draw: Callable[[Window], np.ndarray], window: Window) -> None:
+    def __init__(self, draw: Callable[[Window], np.ndarray], placement: Placement) -> None:
         super().__init__()
-        self._draw, self._window = draw, window
+        self._draw, self._placement = draw, placement
 
     def _initialize(self, arr: np.ndarray) -> None:
-        arr[...] = self._draw(self._window)  # another shape is an error: the compiler has sharded it differently
+        # another shape is an error: the compiler has sharded it differently
+        arr[...] = read_shard(self._draw, self._placement)
 
 
 def make_weight(placement: Placement, draw: Callable[[Window | None], np.ndarray]) -> Parameter:
@@ -59,7 +60,7 @@ def make_weight(placement: Placement, draw: Callable[[Window | None], np.ndarray
     if placement.layout.devices == 1 and not _deferred:
         weight = Parameter(Tensor(draw(None)), name=name, parallel_optimizer=fully_sharded)
     else:
-        values = initializer(_Shard(draw, placement.window(this_rank())), placement.shape, ms.float32)
+        values = initializer(_Shard(draw, placement), placement.shape, ms.float32)
         with no_init_parameters():  # MS-51: drawn at the first compilation, when MindSpore knows the shard as well
             weight = Parameter(values, name=name, parallel_optimizer=fully_sharded)
     weight.placement = placement
@@ -97,14 +98,19 @@ def local_shard(weight: Parameter) -> np.ndarray:
     return values
 
 
+def read_shard(read: Callable[[Window], np.ndarray], placement: Placement) -> np.ndarray:
+    """The shard that this device holds of a weight; ``read`` is called with its windows, one for each part."""
+    shards = [read(window) for window in placement.windows(this_rank())]
+    return shards[0] if len(shards) == 1 else np.concatenate(shards, axis=-1)
+
+
 def set_shard(weight: Parameter, read: Callable[[Window], np.ndarray]) -> None:
-    """Gives a weight new values. ``read`` is called with this device's window only.
+    """Gives a weight new values. ``read`` is called with this device's windows only.
 
     Shards are made at the first compilation; before it, ``read`` is called then.
     """
     placement = placement_of(weight)
-    window = placement.window(this_rank())
     if weight.has_init:
-        weight.set_data(initializer(_Shard(read, window), placement.shape, weight.dtype))
+        weight.set_data(initializer(_Shard(read, placement), placement.shape, weight.dtype))
     else:
-        weight.set_data(Tensor(read(window)))
+        weight.set_data(Tensor(read_shard(read, placement)))

@@ -46,10 +46,10 @@ CASES += [case for case in product(SWITCHES, DEVICES["Ascend"].dtypes) if case n
     ],
 )
 def test_every_switch_has_kernels(device, switches, dtype):
-    """Compiled for two devices, as MindSpore hands one to its CPU; the commands have switches on one device alone."""
-    ops = sorted(
-        ops_of(partitioned_graph(settings_of(dtype, SMALLEST, {"data": 2}, **switches), "Ascend", 0)[0]), key=str
-    )
+    """The standard Transformer with the factored Adafactor, which has further ops where weights are sharded."""
+    optimizer = {"name": "adafactor", "factored": True} if switches == SWITCHES[0] else SMALLEST
+    settings = settings_of(dtype, optimizer, {"data": 2, "model": 2}, **switches)
+    ops = sorted(ops_of(partitioned_graph(settings, "Ascend", 0)[0]), key=str)
     found = dict(zip(ops, kernels(ops), strict=True))
     assert {op: k for op, k in found.items() if not k[0] or (k[0] == "acl" and k[1])} == {}
     assert any("BFloat16" in dtypes for _, dtypes in ops) == (dtype == "bfloat16")  # of most ablations, only attention

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 OUT = Path(sys.argv[1])
@@ -19,6 +20,8 @@ os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=str(GRAPHS), M
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import Parameter, Tensor, nn, ops  # noqa: E402
+from mindspore.ops.auto_generate import Identity, SplitWithSize  # noqa: E402
+from mindspore.parallel import Layout  # noqa: E402
 from mindspore.parallel.auto_parallel import AutoParallel  # noqa: E402
 
 from mindspore_palm.parallel import host  # noqa: E402
@@ -51,7 +54,7 @@ def partition(name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, str
     except host.DryRunComplete:
         graph = max(set(GRAPHS.rglob("*validate*.ir")) - before, key=lambda file: file.stat().st_mtime)
         shutil.copy(graph, OUT / f"{name}.ir")
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         (OUT / f"{name}.error").write_text(str(error))
     finally:
         ms.reset_auto_parallel_context()
@@ -108,6 +111,23 @@ class SumOfSquares(nn.Cell):
         y = self.matmul(x, self.w)
         square = self.square(y) if self.by_square else self.square(y, y)
         return self.sum(self.times(square, self.v))
+
+
+class SplitKernel(nn.Cell):
+    """sum(x a), over 2 data and 2 model, where a kernel [8, heads, (a | b)] is split; ``named``: by mesh axes."""
+
+    def __init__(self, named):
+        super().__init__()
+        mesh, self.w = Layout((2, 2), ("data", "model")), weight("w", 8, 16)
+        self.named, self.identity = named, Identity().shard((mesh("None", "model"),))
+        self.split = SplitWithSize().shard((mesh("None", "model", "None"),) if named else ((1, 2, 1),))
+        self.matmul, self.sum = ops.MatMul().shard(((2, 1), (1, 2))), ops.ReduceSum().shard(((2, 2),))
+        self.reshape = ops.Reshape()
+
+    def construct(self, x):
+        w = self.identity(self.w) if self.named else self.w
+        a, _ = self.split(self.reshape(w, (8, 4, 4)), (1, 3), -1)
+        return self.sum(self.matmul(x, self.reshape(a, (8, 4))))
 
 
 class Norm(nn.Cell):
@@ -193,6 +213,22 @@ class Spread(nn.Optimizer):
         return True
 
 
+class ByRow(nn.Optimizer):
+    """w - g * sum(g of its row): the sums become a column by ExpandDims or by Reshape."""
+
+    def __init__(self, weights, by_reshape=False):
+        super().__init__(0.1, weights)
+        self.by_reshape, self.sum, self.assign = by_reshape, ops.ReduceSum(), ops.Assign()
+        self.reshape, self.expand = ops.Reshape(), ops.ExpandDims()
+
+    def construct(self, gradients):
+        for i in range(len(gradients)):
+            rows = self.sum(gradients[i], 1)
+            rows = self.reshape(rows, (-1, 1)) if self.by_reshape else self.expand(rows, 1)
+            self.assign(self.parameters[i], self.parameters[i] - gradients[i] * rows)
+        return True
+
+
 class Step(nn.Cell):
     """One step of an optimizer."""
 
@@ -245,6 +281,11 @@ def main() -> None:
     partition("rows_that_do_not", Step(DataParallel(6)), ones(4, 6), hsdp=all_shards)
     partition("default_threshold", Step(DataParallel(8)), x, hsdp={"shard_size": DEVICES, "optimizer_level": "level1"})
     partition("maximum_and_minimum", Step(DataParallel(8), Spread), x)
+    partition("column_by_expand", Step(DataParallel(8), ByRow), x, hsdp=all_shards)
+    partition("column_by_reshape", Step(DataParallel(8), partial(ByRow, by_reshape=True)), x, hsdp=all_shards)
+    for named in (False, True):
+        name = "kernel_by_mesh_axes" if named else "kernel_by_strategy"
+        partition(name, SplitKernel(named), x, strategy=((2, 1),))
     partition("input_that_is_none", DataParallel(8), ones(1, 8), None, strategy=((DEVICES, 1), ()))
     cut = (1, DEVICES)
     partition("dense_cross_entropy", CrossEntropy(ops.SoftmaxCrossEntropyWithLogits(), cut, cut), x, x)

@@ -164,3 +164,15 @@ def test_ms_53_reductions_of_one_tensor_are_merged_whatever_they_do(case):
     seen = re.findall(r"= AllReduce\(.*? op: \"(\w+)\"", case("maximum_and_minimum").graph)
     assert "max" in seen
     still("MS-53", "min" not in seen, seen)
+
+
+def test_ms_58_a_kernel_that_is_reshaped_and_split_is_moved_between_devices(case):
+    named, by_strategy = case("kernel_by_mesh_axes").ops, case("kernel_by_strategy").ops
+    assert named["AllReduce"] == 1 and not named["AllGather"] and not named["AlltoAll"]  # of the sum alone
+    still("MS-58", by_strategy["AllGather"] + by_strategy["AlltoAll"] > 0, by_strategy)
+
+
+def test_ms_59_an_optimizer_cannot_reshape_what_it_sums_along_a_slice(case):
+    assert not case("column_by_expand").error
+    seen = case("column_by_reshape").error
+    still("MS-59", "x_shape must be equal to out_shape" in seen, seen)

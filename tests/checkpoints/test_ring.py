@@ -12,14 +12,16 @@ RING = {  # meshes, and other settings that change on the way
     (2, 1, 2): ["parallel.shard_weights=all", "parallel.recompute=block"],
     (1, 1, 2): ["parallel.shard_weights=off"],
 }
+GPT3 = ["model.block=serial", "model.attention=multi_head", "model.mlp=gelu", "model.norm=layer_norm"]
+GPT3 += ["model.final_norm_scale=true", "optimizer.factored=true"]
 STEPS = 6  # on each mesh
 TOLERANCE = 1e-5
 
 
-def go_around(home, ring):
+def go_around(home, ring, *departures):
     """Largest relative differences of losses and gradient norms from one process."""
     # all held-out text each time, as after a last step: the last step on a mesh is not the last step of one process
-    options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=100000"]
+    options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=100000", *departures]
     run(home, "one", f"train.steps={STEPS * len(ring)}", *options)
     for number, (pods, data, model) in enumerate(ring, 1):
         mesh = [*RING[pods, data, model], f"parallel.pods={pods}", f"parallel.data={data}", f"parallel.model={model}"]
@@ -36,14 +38,15 @@ def go_around(home, ring):
 
 
 @pytest.mark.parametrize(
-    "ring",
+    ("ring", "departures"),
     [
-        pytest.param([(1, 1, 2), (1, 1, 1)], id="sample"),
-        pytest.param([*RING, (1, 1, 1)], id="5 meshes", marks=pytest.mark.slow),
+        pytest.param([(1, 1, 2), (1, 1, 1)], [], id="sample"),
+        pytest.param([*RING, (1, 1, 1)], [], id="5 meshes", marks=pytest.mark.slow),
+        pytest.param([*RING, (1, 1, 1)], GPT3, id="5 meshes, another network", marks=pytest.mark.slow),
     ],
 )
-def test_losses_are_those_of_one_process(ring, tmp_path, request):
-    differences = go_around(write_text(tmp_path), ring)
+def test_losses_are_those_of_one_process(ring, departures, tmp_path, request):
+    differences = go_around(write_text(tmp_path), ring, *departures)
     assert max(differences.values()) < TOLERANCE, differences
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\nmeshes {' '.join(map(str, ring))}, {STEPS} steps on each: {differences}")

@@ -17,7 +17,26 @@ OPTIMIZERS = {
     "adamw": {"name": "adamw", "learning_rate": 1e-3, "adamw_weight_decay": 0.1, "adamw_eps": 1e-5},
     "lion": {"name": "lion", "learning_rate": 1e-4, "lion_weight_decay": 0.1},
 }
+# Adafactor's variant, which no name of the registry has.
+OPTIMIZER_SETTINGS = {**OPTIMIZERS, "factored": {"name": "adafactor", "factored": True}}
+NETWORKS = {  # departures from PaLM: each alone, and those of GPT-3
+    "palm": {},
+    "serial": {"block": "serial"},
+    "heads": {"attention": "multi_head"},
+    "gelu": {"mlp": "gelu"},
+    "geglu": {"mlp": "geglu"},
+    "relu": {"mlp": "relu"},
+    "layer_norm": {"norm": "layer_norm", "norm_epsilon": 1e-5},
+    "around_one": {"norm_scale": "around_one", "final_norm_scale": True},
+    "unscaled": {"scaled_logits": False},
+    "xpos": {"xpos_base": 4.0},
+    "gpt3": {
+        **{"block": "serial", "attention": "multi_head", "mlp": "gelu"},
+        **{"norm": "layer_norm", "norm_epsilon": 1e-5, "norm_scale": "around_one", "final_norm_scale": True},
+    },
+}
 MUTATIONS = ("no reduction", "mean for sum", "local rms")
+MUTATIONS_OF_DEPARTURES = ("local means", "values with other heads")
 
 
 @dataclass(frozen=True)
@@ -35,11 +54,11 @@ class Case:
     """Whether to save initial weights and the first step's gradients, too: one more network to compile."""
     table: str = "palm"
     length: int = LENGTH
+    network: str = "palm"
     mutation: str = ""
-    """A planted error, one of MUTATIONS."""
+    """A planted error, one of MUTATIONS or of MUTATIONS_OF_DEPARTURES."""
     stages: int = 1
     """Stages of a pipeline. With more than one, ``mesh`` is that of each stage."""
-    layers: int = MODEL["layers"]
 
     @property
     def devices(self) -> int:
@@ -56,7 +75,7 @@ class Case:
             str(self.micro_batches),
         ]
         words += [self.table] * (self.table != "palm") + [str(self.length)] * (self.length != LENGTH)
-        words += [f"{self.layers}_layers"] * (self.layers != MODEL["layers"])
+        words += [self.network] * (self.network != "palm")
         words += [f"{self.stages}_stages"] * (self.stages > 1)
         words += [self.mutation.replace(" ", "_")] * bool(self.mutation)
         return "-".join(words)

@@ -38,13 +38,14 @@ def gather(folder: Path, devices: int) -> tuple[dict[str, np.ndarray], list[str]
     ]
     for key in [key for key in ranks[0] if key.startswith(("initial/", "gradient/", "final/"))]:
         bounds = [seen[f"window/{key.split('/')[1]}"] for seen in ranks]
-        out = np.zeros(np.max(bounds, axis=0)[:, 1], np.float32)
+        out = np.zeros(np.max(bounds, axis=(0, 1))[:, 1], np.float32)
         held = np.zeros(out.shape, bool)
-        for rank, (seen, bound) in enumerate(zip(ranks, bounds, strict=True)):
-            window = tuple(slice(*pair) for pair in bound)
-            if held[window].any() and not np.array_equal(out[window], seen[key]):
-                disagree.append(f"{key} of rank {rank}")
-            out[window], held[window] = seen[key], True
+        for rank, (seen, windows) in enumerate(zip(ranks, bounds, strict=True)):
+            for bound, shard in zip(windows, np.split(seen[key], len(windows), axis=-1), strict=True):
+                window = tuple(slice(*pair) for pair in bound)
+                if held[window].any() and not np.array_equal(out[window], shard):
+                    disagree.append(f"{key} of rank {rank}")
+                out[window], held[window] = shard, True
         assert held.all(), f"the shards of {key} do not cover it"
         whole[key] = out
     return whole, disagree

@@ -20,7 +20,15 @@ from mindspore_palm.parallel.mesh import Mesh
 LENGTHS = (CHUNK + 3, 5)  # of two prompts: longer than a chunk, and short
 STEPS = 12
 HEADS = {"heads": 8, "head_dim": 8}  # one for each of at most eight devices
-VOCABULARIES = {"padded": {}, "even": {"vocab_size": 64, "vocab_multiple": 1}}
+STANDARD = {
+    "block": "serial",
+    "mlp": "gelu",
+    "norm": "layer_norm",
+    "norm_scale": "around_one",
+    "final_norm_scale": True,
+}
+VOCABULARIES = {"padded": {}, "even": {"vocab_size": 64, "vocab_multiple": 1, **STANDARD}}
+"""Both kinds of vocabulary: of PaLM, and of a network with the standard Transformer's block."""
 
 
 def decode(vocabulary: str) -> dict[str, np.ndarray]:

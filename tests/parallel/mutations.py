@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from unittest import mock
 
 from mindspore import nn
 
+from mindspore_palm.model import initial
 from mindspore_palm.optim import adafactor, norm
 from mindspore_palm.parallel import context
+from mindspore_palm.parallel.sums import SumAlongSides
 
 
 class NoSumOverDevices(nn.Cell):
     """A missing reduction: a device uses its local sum."""
+
+    several = True
 
     def construct(self, x):
         return x
@@ -29,16 +34,31 @@ class NoSumOverShards(nn.Cell):
         return x
 
 
+class LocalMeans(SumAlongSides):
+    """Row and column means of the local shard only."""
+
+    def __init__(self, matrices):
+        super().__init__(matrices)
+        self.over_stage = NoSumOverDevices()
+
+
+def weight_in_one_part(placement, draw):
+    """Keys and values as one range of columns: some devices hold keys alone, and others values."""
+    return MAKE_WEIGHT(replace(placement, parts=1), draw)
+
+
 def mean_settings(layout):
     """Gradients are averaged over data shards, though the loss is a mean over the global batch already."""
     return {**SETTINGS(layout), "gradients_mean": True}
 
 
-SETTINGS = context.parallel_settings
+SETTINGS, MAKE_WEIGHT = context.parallel_settings, initial.make_weight
 MUTATIONS = {
     "no reduction": (norm, "SumOverDevices", NoSumOverDevices),
     "mean for sum": (context, "parallel_settings", mean_settings),
     "local rms": (adafactor, "SumOverShards", NoSumOverShards),
+    "local means": (adafactor, "SumAlongSides", LocalMeans),
+    "values with other heads": (initial, "make_weight", weight_in_one_part),
 }
 
 

@@ -17,7 +17,16 @@ TWINS = (ONE, JAX, MESH)
 
 def baseline(case: Case) -> Case:
     """The case on one device, in one micro-batch, without recomputation."""
-    return Case((1, 1, 1), "off", "none", case.optimizer, 1, gradients=True, length=case.length)
+    return Case((1, 1, 1), "off", "none", case.optimizer, 1, gradients=True, length=case.length, network=case.network)
+
+
+def twins_of(case: Case) -> tuple[str, ...]:
+    """The twins of a case. JAX shards PaLM's own weights alone: the reference has no layout for other networks."""
+    return TWINS if case.network == "palm" else (ONE, JAX)
+
+
+def _job(case: Case, mesh: tuple[int, int, int] | None) -> jax_twin.Job:
+    return case.optimizer, case.length, case.network, mesh
 
 
 class Runs:
@@ -43,14 +52,20 @@ class Runs:
         """The results of a case's twin: the same network in one process, in JAX, or in JAX on the same mesh."""
         if kind == ONE:
             return self.of(baseline(case))[0]
-        name = jax_twin.job_name(case.optimizer, case.length, case.mesh if kind == MESH else None)
+        name = jax_twin.job_name(*_job(case, case.mesh if kind == MESH else None))
         return dict(np.load(self._once(JAX, self._run_jax) / f"{name}.npz"))
 
     def _run_jax(self, folder: Path) -> None:
-        seen = self.of(baseline(self.cases[0]))[0]
-        initial = {name.removeprefix("initial/"): value for name, value in seen.items() if name.startswith("initial/")}
-        np.savez(folder / "start.npz", **initial)
-        jobs = [(case.optimizer, case.length, mesh) for case in self.cases for mesh in (None, case.mesh)]
+        for case in {case.network: case for case in self.cases}.values():
+            seen = self.of(baseline(case))[0]
+            initial = {name.removeprefix("initial/"): x for name, x in seen.items() if name.startswith("initial/")}
+            np.savez(folder / f"{case.network}.npz", **initial)
+        jobs = [
+            _job(case, mesh)
+            for case in self.cases
+            for mesh in (None, case.mesh)
+            if mesh is None or MESH in twins_of(case)
+        ]
         jobs = list(dict.fromkeys(jobs))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         msrun.run_python(jax_twin.__file__, folder, len(jobs), jax_twin.ENVIRONMENT)

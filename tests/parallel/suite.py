@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 
-from parallel.cases import MUTATIONS, OPTIMIZERS, Case
+from parallel.cases import MUTATIONS, MUTATIONS_OF_DEPARTURES, NETWORKS, OPTIMIZERS, Case
 
 MESHES = ((1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1), (2, 2, 2))  # pods, data, model
 RECOMPUTE = ("none", "attention", "block")
@@ -22,8 +22,15 @@ QUICK = [
 ]
 """Each axis alone, two of them together, and every value of every setting."""
 
+GPT3 = Case((1, 2, 2), "pod", "block", "factored", 1, gradients=True, network="gpt3")
+QUICK_DEPARTURES = [GPT3]
+"""Everything in which GPT-3 departs from PaLM, with the factored Adafactor, in the workers of the quick cases."""
+MESHES_OF_DEPARTURES = ((1, 1, 2), (1, 2, 1), (1, 2, 2))
+
 HEALTHY = QUICK[3]
 MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATIONS]
+MUTANTS_OF_GPT3 = [replace(GPT3, mutation=name, gradients=False) for name in MUTATIONS_OF_DEPARTURES]
+"""The first of them always, the others on request."""
 
 
 def distinct_shardings(mesh: tuple[int, int, int]) -> Sequence[str]:
@@ -49,5 +56,21 @@ FURTHER = [  # beyond the table: the other strategies, and sequences whose queri
     Case((1, 2, 2), "all", "block", "adamw", table="data", gradients=True),
     Case((1, 2, 2), "off", "attention", table="model", gradients=True),
     Case((1, 2, 2), "pod", "block", "adamw", 2, length=128, gradients=True),
+]
+# Adafactor's first step is a sign, and geglu has a gradient of 1e-9 here, where the typical one is 3e-3: its sign is
+# another one on every mesh, and in JAX. AdamW's eps keeps it from a full step.
+OPTIMIZER_OF = {"palm": "factored", "geglu": "adamw"}
+DEPARTURES = [  # each network on each mesh; PaLM's with the factored Adafactor
+    Case(mesh, "pod", gradients=True, optimizer=OPTIMIZER_OF.get(network, "adafactor"), network=network)
+    for network in NETWORKS
+    for mesh in MESHES_OF_DEPARTURES
+]
+DEPARTURES += [  # and what no other case has
+    Case((1, 2, 2), "pod", "block", "adafactor", 2, gradients=True, network="serial"),
+    Case((1, 2, 2), "pod", "attention", "adamw", 1, gradients=True, network="heads"),
+    Case((2, 1, 2), "all", "block", "factored", 1, gradients=True, network="gpt3"),
+    Case((1, 2, 2), "off", "none", "factored", 1, gradients=True, table="model", network="gpt3"),
+    Case((1, 2, 2), "all", "none", "factored", 1, gradients=True, table="data", network="gpt3"),
+    Case((2, 2, 2), "pod", "none", "factored", 1, gradients=True, network="gpt3"),
 ]
 SLOW = [case for case in [*full_table(), *FURTHER] if case.name not in {quick.name for quick in QUICK}]

@@ -75,6 +75,47 @@ def test_palm_62b(device, target):
     assert layer_of("palm_62b", target)[0] == expected(1, 64, 8, d=8192, heads=32, tokens=2 * 2048)
 
 
+def standard(data, model, d, sequences, gathered):
+    """A layer of the standard Transformer, recomputed: the paper's, with a second all-reduce each way, a third one as
+    attention is recomputed for the mlp, and a kv that is sharded by head. ``gathered``: weights are, over data."""
+    full = {"q_wi": (d, 5 * d // model), "kv": (d, 2 * d // model), "o_wo": (5 * d // model, d)}
+    ledger, tokens = Counter(), sequences * 2048
+    for name, shape in full.items():
+        shard = (shape[0] // data, shape[1])
+        if gathered:
+            ledger["forward", "all-gather", "data", name, shard, shape] += 1
+            ledger["backward", "all-gather", "data", name, shard, shape] += 1
+            ledger["backward", "reduce-scatter", "data", name, shape, shard] += 1
+        else:
+            ledger["backward", "all-reduce", "data", name, shape, shape] += 1
+    for name in ("norm.scale", "mlp_norm.scale"):
+        ledger["backward", "all-reduce", "data x model", name, (d,), (d,)] += 1
+    ledger["forward", "all-reduce", "model", "", (tokens, d), (tokens, d)] = 2
+    ledger["backward", "all-reduce", "model", "", (tokens, d), (tokens, d)] = 3
+    ledger["backward", "all-gather", "model", "", (tokens, d // model), (tokens * model, d // model)] = 1
+    return ledger
+
+
+def test_gpt3_175b(device):
+    ledger, kinds = layer_of("gpt3_175b")
+    assert ledger == standard(128, 8, d=12288, sequences=4, gathered=True)
+    assert {kind.dtype for kind in kinds if kind.op == "all-gather"} == {"BFloat16"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["GPU", "Ascend"])
+def test_mt_nlg_530b(device, target):
+    assert layer_of("mt_nlg_530b", target)[0] == standard(8, 8, d=20480, sequences=1, gathered=False)
+
+
+@pytest.mark.slow
+def test_a_parallel_block_with_other_parts_has_one_all_reduce_each_way(device):
+    switches = ("model.attention=multi_head", "model.mlp=gelu", "model.norm=layer_norm", "parallel.recompute=none")
+    ledger, _ = layer_of("palm_540b", "GPU", *switches)
+    assert sum(n for key, n in ledger.items() if key[1:4] == ("all-reduce", "model", "")) == 2
+    assert {key[2] for key in ledger if key[3] == "kv"} == {"data", "pod"}  # and no longer consecutive ranks
+
+
 def test_palm_8b_for_ascend(device):
     ledger, _ = layer_of("palm_8b", "Ascend")
     assert ledger == expected(1, 4, 2, d=4096, heads=16, tokens=2 * 2048)

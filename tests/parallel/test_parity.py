@@ -12,20 +12,45 @@ import numpy as np
 import pytest
 from parallel.cases import OPTIMIZERS, Case
 from parallel.compare import TOLERANCES, differences, exceeded, relative
-from parallel.runs import ONE, TWINS, Runs
-from parallel.suite import HEALTHY, MESHES, MUTANTS, QUICK, RECOMPUTE, SLOW, distinct_shardings
+from parallel.runs import ONE, Runs, twins_of
+from parallel.suite import (
+    DEPARTURES,
+    GPT3,
+    HEALTHY,
+    MESHES,
+    MUTANTS,
+    MUTANTS_OF_GPT3,
+    QUICK,
+    QUICK_DEPARTURES,
+    RECOMPUTE,
+    SLOW,
+    distinct_shardings,
+)
 
-CASES = [pytest.param(case, id=case.name) for case in QUICK]
-CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in SLOW]
+FAST = [*QUICK, *QUICK_DEPARTURES]
+CASES = [pytest.param(case, id=case.name) for case in FAST]
+CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in [*SLOW, *DEPARTURES]]
 WITH_GRADIENTS = [param for param in CASES if param.values[0].gradients]
+
+
+def with_twins(params):
+    """Each case with each of its twins."""
+    return [
+        pytest.param(case, twin, id=f"{case.name}-{twin}", marks=param.marks)
+        for param in params
+        for case in param.values
+        for twin in twins_of(case)
+    ]
+
 
 # Where each planted error must show, whatever else it changes.
 SHOWS = {"no reduction": "gradient norm", "mean for sum": "gradient norm", "local rms": "loss"}
+SHOWS |= {"local means": "loss", "values with other heads": "loss"}
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("quick"), [*QUICK, *MUTANTS])
+    return Runs(tmp_path_factory.mktemp("quick"), [*FAST, *MUTANTS, MUTANTS_OF_GPT3[0]])
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +58,14 @@ def slow(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("slow"), SLOW)
 
 
+@pytest.fixture(scope="module")
+def departures(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("departures"), [GPT3, *DEPARTURES, *MUTANTS_OF_GPT3[1:]])
+
+
 @pytest.fixture
 def runs(request, case: Case) -> Runs:
-    return request.getfixturevalue("quick" if case in QUICK else "slow")
+    return request.getfixturevalue("quick" if case in FAST else "slow" if case in SLOW else "departures")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,8 +75,7 @@ def test_workers_hold_the_same_bits(runs, case):
     assert not disagree
 
 
-@pytest.mark.parametrize("twin", TWINS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "twin"), with_twins(CASES))
 def test_training_follows(runs, case, twin):
     """Ten steps: loss, cross-entropy and gradient norm of each, and the weights after the last."""
     far = differences(runs.of(case)[0], runs.twin(case, twin))
@@ -54,8 +83,7 @@ def test_training_follows(runs, case, twin):
     assert not exceeded(far), far
 
 
-@pytest.mark.parametrize("twin", TWINS)
-@pytest.mark.parametrize("case", WITH_GRADIENTS)
+@pytest.mark.parametrize(("case", "twin"), with_twins(WITH_GRADIENTS))
 def test_every_gradient_of_the_first_step(runs, case, twin):
     ours, theirs = runs.of(case)[0], runs.twin(case, twin)
     names = [name for name in ours if name.startswith("gradient/")]
@@ -82,9 +110,19 @@ def test_table_is_complete():
         assert covered >= set(product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda case: case.mutation)
+@pytest.mark.parametrize("mutant", [*MUTANTS, MUTANTS_OF_GPT3[0]], ids=lambda case: case.mutation)
 def test_planted_errors_are_seen(quick, mutant):
     """By the comparison that passes in the same case without them."""
-    for twin in TWINS:
-        assert not exceeded(differences(quick.of(HEALTHY)[0], quick.twin(HEALTHY, twin)))
-        assert SHOWS[mutant.mutation] in exceeded(differences(quick.of(mutant)[0], quick.twin(mutant, twin)))
+    check_that_it_shows(quick, mutant, GPT3 if mutant in MUTANTS_OF_GPT3 else HEALTHY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS_OF_GPT3[1:], ids=lambda case: case.mutation)
+def test_further_planted_errors_are_seen(departures, mutant):
+    check_that_it_shows(departures, mutant, GPT3)
+
+
+def check_that_it_shows(runs, mutant, healthy):
+    for twin in twins_of(mutant):
+        assert not exceeded(differences(runs.of(healthy)[0], runs.twin(healthy, twin)))
+        assert SHOWS[mutant.mutation] in exceeded(differences(runs.of(mutant)[0], runs.twin(mutant, twin)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
-from parallel.cases import BATCH, MODEL, OPTIMIZERS, SEED, STEPS, Case, batches, norm_scale
+from parallel.cases import BATCH, MODEL, NETWORKS, OPTIMIZER_SETTINGS, SEED, STEPS, Case, batches, norm_scale
 from parallel.mutations import planted
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -44,8 +44,8 @@ def settings_of(case: Case) -> Settings:
     """The settings of a case, as users write them."""
     pods, data, model = case.mesh
     return Settings(
-        model=PaLMConfig(**{**MODEL, "layers": case.layers}),
-        optimizer=OptimizerConfig(**OPTIMIZERS[case.optimizer]),
+        model=PaLMConfig(**MODEL, **NETWORKS[case.network]),
+        optimizer=OptimizerConfig(**OPTIMIZER_SETTINGS[case.optimizer]),
         train=TrainConfig(
             steps=STEPS,
             batch_size=BATCH,
@@ -95,11 +95,11 @@ def train(case: Case, rank: int) -> dict[str, np.ndarray]:
             curve.append((result.loss, result.cross_entropy, result.gradient_norm))
         seen["curve"] = np.array(curve).T
         for weight in weights:
-            window = [slice(0, size) for size in weight.shape]
+            windows = [[slice(0, size) for size in weight.shape]]
             if case.devices > 1:
-                window = weight.placement.window(rank)
+                windows = weight.placement.windows(rank)
                 assert weight.shape == weight.placement.shard_shape, f"{weight.name}: the compiler sharded differently"
-            seen[f"window/{weight.name}"] = np.array([(part.start, part.stop) for part in window])
+            seen[f"window/{weight.name}"] = np.array([[(s.start, s.stop) for s in window] for window in windows])
             seen[f"final/{weight.name}"] = weight.asnumpy().copy()
     return seen
 

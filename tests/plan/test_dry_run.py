@@ -78,6 +78,25 @@ def test_the_moment_of_lion_is_sharded_as_its_weight(few):
     assert update == {(): 1}  # the norm of all gradients; the update itself needs no collective
 
 
+@pytest.mark.slow
+def test_the_means_of_the_factored_adafactor_are_reduced_together(device):
+    """Of the standard Transformer, whose weights are compiled as planned; every device stores the means in full."""
+    switches = {"block": "serial", "attention": "multi_head", "mlp": "gelu", "norm": "layer_norm"}
+    sections = {**SMALL, "model": {**SMALL["model"], **switches, "layers": 2}, "optimizer": {"factored": True}}
+    settings = Settings.model_validate(sections)
+    run, layout = dry_run(settings), layout_of(settings, "GPU", planned=True)
+    shapes = {s.name: s.shape for s in run.shards}
+    weights = placements(settings.model, layout)
+    assert all(shapes[p.name] == shapes[f"m.{p.name}"] == p.shard_shape for p in weights)
+    matrices = [p for p in weights if len(p.shape) == 2]
+    assert all((shapes[f"v.{p.name}"], shapes[f"v_column.{p.name}"]) == (p.shape[:1], p.shape[1:]) for p in matrices)
+    memory, scalars = memory_by_kind(settings, layout), len(weights) - len(matrices)  # a v_column that nobody reads
+    assert run.state_bytes() == memory["weights"] + memory["optimizer state"] + 4 * scalars
+    update = Counter({k.given: n for k, n in run.ledger.counts.items() if k.part == "update"})
+    # the norm of all gradients, the means of all matrices, and the root mean squares of weights and of updates
+    assert update == {(): 1, (sum(map(sum, (p.shape for p in matrices))),): 1, (len(weights),): 2}
+
+
 def test_the_state_is_as_large_as_the_memory_estimate(few):
     settings = small(3)
     memory = memory_by_kind(settings, layout_of(settings, "GPU", planned=True))

@@ -110,6 +110,15 @@ def test_factored_moments_are_a_row_and_a_column_of_each_matrix():
     assert memory["optimizer state"] == 4 * (m + v)
 
 
+def test_factored_moments_are_full_vectors_on_every_device():
+    factored, full = (of("palm_540b", f"optimizer.factored={setting}") for setting in ("true", "false"))
+    assert full["optimizer state"] == 2 * full["weights"] and factored["weights"] == full["weights"]
+    sides = 258048 + 18432 + 118 * ((18432 + 159744) + (18432 + 512) + (86016 + 18432))
+    assert factored["optimizer state"] == factored["weights"] + 4 * (
+        sides + 118 * 18432
+    )  # m, and v of matrices and norms
+
+
 def test_moments_are_sharded_as_the_weights_are():
     lion, adamw = (of("palm_540b", f"optimizer.name={name}") for name in ("lion", "adamw"))
     assert lion["optimizer state"] == lion["weights"] == adamw["weights"]

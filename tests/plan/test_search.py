@@ -61,8 +61,8 @@ def test_candidates_are_settings():
 
 
 def test_a_refusal_gives_the_reason():
-    settings, _ = load_settings(YAML / "palm_8b.yaml", ["model.attention=multi_head"])
-    with pytest.raises(UserError, match=r"model\.attention=multi_head is for one device"):
+    settings, _ = load_settings(YAML / "palm_8b.yaml", ["finetune.checkpoint=runs/a", "finetune.lora_rank=4"])
+    with pytest.raises(UserError, match=r"finetune\.lora_rank=4 is for one device"):
         search(settings, TPU_V4, 8)
 
 

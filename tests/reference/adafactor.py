@@ -1,4 +1,7 @@
-"""Adafactor as PaLM used it (no factoring), in JAX: section 5 of the paper, order of operations of T5X."""
+"""Adafactor as PaLM used it (no factoring), in JAX: section 5 of the paper, order of operations of T5X.
+
+With ``factored``, its second moment is used as by those who do factor it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,15 @@ def init(params):
     return {"v": jax.tree.map(jnp.zeros_like, params), "m": jax.tree.map(jnp.zeros_like, params)}
 
 
-def update(params, grads, state, k, clip_norm: float = 1.0, update_clip: float = 1.0, stacked=()):
+def from_means(v):
+    """The second moment of a matrix from its row and column means alone (arXiv 1804.04235, section 3); others as is.
+
+    The means of a moving average are the moving averages of the means: nothing is lost by taking them here.
+    """
+    return v if v.ndim != 2 else v.mean(1, keepdims=True) * v.mean(0, keepdims=True) / v.mean()
+
+
+def update(params, grads, state, k, clip_norm=1.0, update_clip: float = 1.0, stacked=(), factored: bool = False):
     """One step; ``k`` counts from 1. Returns (params, state, norm of the gradients before the clip).
 
     ``stacked``: names of weights whose first axis is the layers, each a weight of its own.
@@ -28,7 +39,7 @@ def update(params, grads, state, k, clip_norm: float = 1.0, update_clip: float =
     def one(p, g, v, m):
         g = g * shrink
         v = decay * v + (1.0 - decay) * (g * g + 1e-30)
-        u = g / jnp.sqrt(v)
+        u = g / jnp.sqrt(from_means(v) if factored else v)
         u = u / jnp.maximum(1.0, rms(u) / update_clip)
         m = 0.9 * m + 0.1 * (lr * jnp.maximum(1e-3, rms(p)) * u)
         return (1.0 - lr * lr) * p - m, v, m

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reference import adafactor, adamw, lion, palm
+from reference import ablations, adafactor, adamw, lion, palm
 
 OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw, "lion": lion}
 
@@ -18,8 +18,12 @@ def make_mesh(pods: int, data: int, model: int) -> Mesh:
     return Mesh(devices.reshape(pods, data, model), ("pod", "data", "model"))
 
 
-def train(weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mesh | None = None, **settings):
+def train(
+    weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mesh | None = None, departures=None, **settings
+):
     """Trains from ``weights`` on batches int32 [steps, B, S]; a negative target is not a token.
+
+    ``departures``: switches of a network that is not PaLM, for ``ablations.logits``; only without a mesh.
 
     Returns:
         losses, cross-entropies and gradient norms of the steps, the first step's gradients, and the last weights.
@@ -32,6 +36,9 @@ def train(weights, inputs, targets, shape: palm.Shape, optimizer: str, mesh: Mes
     def step(weights, state, inputs, targets, k):
         def objective(weights):
             mask = jnp.asarray(targets >= 0, jnp.float32)
+            if departures:
+                z = ablations.logits(weights, inputs, shape, **departures)
+                return palm.loss_of(z, jnp.maximum(targets, 0), mask, shape)
             return palm.loss(weights, inputs, jnp.maximum(targets, 0), mask, shape, mesh=mesh)
 
         (loss, cross_entropy), gradients = jax.value_and_grad(objective, has_aux=True)(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import tracemalloc
@@ -30,21 +31,23 @@ from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.parallel.placement import Placement
 
 CONFIG = PaLMConfig(layers=2, d_model=48, heads=4, head_dim=16, d_ff=192, vocab_size=61, vocab_multiple=8)
+GPT3 = CONFIG.model_copy(update={"block": "serial", "attention": "multi_head", "mlp": "gelu", "final_norm_scale": True})
 SMALL = {"config.yaml": b"model: {}\n", "tokenizer.model": b"tokens"}
 # meshes of the parity table, around and back to the start
 RING = [(1, 1, 1), (1, 2, 1), (2, 2, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 1, 2), (1, 1, 1)]
 
 
-def placed(mesh, shard_weights="pod", table="palm"):
+def placed(mesh, shard_weights="pod", table="palm", config=CONFIG):
     """Placements by name: all weights, one optimizer moment of each, and the step count."""
     layout = Layout(Mesh(*mesh), TABLES[table], shard_weights)
-    weights = {prefix + p.name: p for prefix in ("", "m.") for p in placements(CONFIG, layout)}
+    weights = {prefix + p.name: p for prefix in ("", "m.") for p in placements(config, layout)}
     return {**weights, "global_step": Placement("global_step", (1,), ("embed",), layout, fully_sharded=False)}
 
 
-def values():
+def values(config=CONFIG):
     draw = np.random.default_rng(5)
-    floats = {name: draw.standard_normal(p.shape).astype(np.float32) for name, p in placed((1, 1, 1)).items()}
+    one = placed((1, 1, 1), config=config)
+    floats = {name: draw.standard_normal(p.shape).astype(np.float32) for name, p in one.items()}
     return {**floats, "global_step": np.array([7], np.int32)}
 
 
@@ -53,7 +56,10 @@ def write(folder, placements_by_name, read, step=7):
     temporary = folder / f"step_{step:06d}.tmp"
     devices = next(iter(placements_by_name.values())).layout.devices
     for rank in range(devices):
-        own = {name: read(name, p.window(rank)) for name, p in placements_by_name.items() if p.is_first(rank)}
+        firsts = {name: p for name, p in placements_by_name.items() if p.is_first(rank)}
+        own = {
+            name: np.concatenate([read(name, window) for window in p.windows(rank)], -1) for name, p in firsts.items()
+        }
         if own:
             write_shards(temporary, rank, own)
     dtypes = {name: "int32" if name == "global_step" else "float32" for name in placements_by_name}
@@ -76,13 +82,15 @@ def two(full, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("config", [CONFIG, GPT3], ids=["palm", "gpt3"])
 @pytest.mark.parametrize("shard_weights", ["off", "pod", "all"])
-def test_around_a_ring_of_meshes_to_the_same_bits(shard_weights, full, tmp_path):
+def test_around_a_ring_of_meshes_to_the_same_bits(shard_weights, config, tmp_path):
     """Each worker reads its shards on the new mesh from those written on the old one, and writes them again."""
-    current = write(tmp_path / "0", placed(RING[0], shard_weights), lambda name, window: full[name][window])
+    full, how = values(config), {"shard_weights": shard_weights, "config": config}
+    current = write(tmp_path / "0", placed(RING[0], **how), lambda name, window: full[name][window])
     for number, mesh in enumerate(RING[1:], 1):
         stored = Checkpoint(current).tensors
-        current = write(tmp_path / str(number), placed(mesh, shard_weights), lambda name, w, s=stored: s[name].read(w))
+        current = write(tmp_path / str(number), placed(mesh, **how), lambda name, w, s=stored: s[name].read(w))
     again = load_file(current / "rank_0.safetensors")
     assert again.keys() == full.keys()
     for name, value in full.items():
@@ -99,6 +107,21 @@ def test_any_mesh_from_any_other(before, after, full, tmp_path):
             np.testing.assert_array_equal(stored[name].read(window), full[name][window])
             opened |= {holder for holder, _ in stored[name].sharding.overlapping(window)}
     assert opened == {int(file.stem.split("_")[1]) for file in folder.glob("rank_*.safetensors")}
+
+
+def test_keys_and_values_of_the_same_heads_are_stored_together(tmp_path):
+    """A kv holds all keys, then all values; a shard holds those of its heads, and any window of it is read."""
+    full, four = values(GPT3), placed((1, 2, 2), config=GPT3)
+    checkpoint = Checkpoint(write(tmp_path, four, lambda name, window: full[name][window]))
+    kv, name = full["blocks.1.kv"], "blocks.1.kv"
+    assert kv.shape == (48, 128)
+    assert checkpoint.tensors[name].sharding == Sharding((48, 128), (24, 64), (0, 1, 0, 1, 2, 3, 2, 3), parts=2)
+    shard = load_file(checkpoint.folder / "rank_3.safetensors")[name]  # rows 24 to 48 of heads 2 and 3
+    np.testing.assert_array_equal(shard, np.concatenate([kv[24:, 32:64], kv[24:, 96:]], axis=1))
+    for window in ((slice(3, 40), slice(20, 110)), (slice(0, 1), slice(63, 65)), (slice(0, 48), slice(0, 128))):
+        np.testing.assert_array_equal(checkpoint.tensors[name].read(window), kv[window])
+    manifest = json.loads((checkpoint.folder / "manifest.json").read_text())
+    assert [len(slicing) for slicing in manifest["slicings"]].count(4) == 1  # other entries are as they always were
 
 
 def test_each_shard_is_stored_once_and_read_from_its_file(full, tmp_path):

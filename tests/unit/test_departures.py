@@ -6,8 +6,10 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from parallel.cases import NETWORKS, OPTIMIZER_SETTINGS
+from parallel.suite import DEPARTURES
 
-from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.config import PaLMConfig, ParallelConfig, Settings
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
 from mindspore_palm.convert.huggingface import HuggingFace
@@ -15,13 +17,15 @@ from mindspore_palm.convert.lucidrains import LUCIDRAINS
 from mindspore_palm.convert.model import Model, Options
 from mindspore_palm.convert.widen import widen
 from mindspore_palm.errors import UserError
+from mindspore_palm.generate import command as generate
 from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.model.weights import placements
-from mindspore_palm.parallel.check import check_layout, layout_of
+from mindspore_palm.parallel.check import SUPPORTED, check_layout, layout_of
 from mindspore_palm.settings import load_settings, model_config
 
 SIZES = {"layers": 1, "d_model": 16, "heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 64}
 TORCH = {"norm": "layer_norm", "norm_epsilon": 1e-5, "final_norm_scale": True, "scaled_logits": False}
+HEADS, MLP = {"attention": "multi_head"}, {"block": "serial", "mlp": "gelu"}
 MESH = ("parallel.data=2", "train.batch_size=8")
 
 
@@ -77,6 +81,37 @@ def test_a_mesh_refuses_a_departure_that_it_was_not_told_of(gate, refused):
         return check_layout(settings, layout_of(settings), placements)
     with pytest.raises(UserError, match=r"model\.gate=sigmoid is for one device, and parallel asks for 2"):
         check_layout(settings, layout_of(settings), placements)
+
+
+def test_every_departure_that_a_mesh_supports_is_trained_on_meshes():
+    trained = {(f"model.{name}", value) for switches in NETWORKS.values() for name, value in switches.items()}
+    trained |= {
+        (f"optimizer.{name}", v) for case in DEPARTURES for name, v in OPTIMIZER_SETTINGS[case.optimizer].items()
+    }
+    assert {case.network for case in DEPARTURES} == set(NETWORKS)
+    for setting, values in SUPPORTED.items():
+        assert values or setting in dict(trained), setting
+        assert {(setting, value) for value in values} <= trained, setting
+
+
+def test_a_mesh_refuses_a_value_that_it_was_not_told_of():
+    settings = load_settings(None, [*MESH, *(f"model.{name}={size}" for name, size in SIZES.items())])[0]
+    known, later = (Later(**SIZES).model_copy(update={"mlp": mlp}) for mlp in ("relu", "relu2"))
+    check_layout(settings.model_copy(update={"model": known}), layout_of(settings), placements)
+    with pytest.raises(UserError, match=r"model\.mlp=relu2 is for one device, and parallel asks for 2"):
+        check_layout(settings.model_copy(update={"model": later}), layout_of(settings), placements)
+
+
+@pytest.mark.parametrize(
+    ("switches", "refused"),
+    [({}, ""), ({"gate": "sigmoid"}, "gate=sigmoid"), (HEADS, "attention=multi_head"), (MLP, "")],
+)
+def test_decoding_on_several_devices_refuses_what_it_does_not_support(switches, refused):
+    settings = Settings(parallel=ParallelConfig(model=2)).model_copy(update={"model": Later(**SIZES, **switches)})
+    if not refused:
+        return generate._check_devices(settings, layout_of(settings))
+    with pytest.raises(UserError, match=rf"--devices 2: a model with model\.{refused} decodes on one device"):
+        generate._check_devices(settings, layout_of(settings))
 
 
 @pytest.mark.parametrize(("gate", "refused"), [("none", False), ("sigmoid", True)])

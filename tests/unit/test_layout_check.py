@@ -40,6 +40,31 @@ def test_what_fits_passes():
 
 
 @pytest.mark.parametrize(
+    "departure",
+    [
+        *(
+            {"model": {**MODEL, name: value}}
+            for name, value in (
+                ("block", "serial"),
+                ("attention", "multi_head"),
+                ("mlp", "gelu"),
+                ("norm", "layer_norm"),
+                ("norm_scale", "around_one"),
+                ("final_norm_scale", True),
+                ("scaled_logits", False),
+                ("xpos_base", 512.0),
+            )
+        ),
+        {"optimizer": {"factored": True}},
+    ],
+    ids=str,
+)
+def test_what_departs_from_palm_and_runs_on_a_mesh(departure):
+    assert Settings.model_validate(departure).departures()
+    assert check(parallel={"pods": 2, "data": 2, "model": 2}, **departure).devices == 8
+
+
+@pytest.mark.parametrize(
     ("sections", "said"),
     [
         (
@@ -68,18 +93,14 @@ def test_what_fits_passes():
             {"parallel": {"data": 8}, "model": {**MODEL, "d_model": 60, "vocab_size": 256}},
             ["blocks.0.q_wi", "replicated on every device", "set parallel.shard_weights=off"],
         ),
-        ({"parallel": {"data": 2}, "model": {**MODEL, "mlp": "relu"}}, ["model.mlp=relu is for one device"]),
-        *[
-            ({"parallel": {"data": 2}, "model": {**MODEL, name: value}}, [f"model.{name}={said} is for one device"])
-            for name, value, said in (
-                ("norm", "layer_norm", "layer_norm"),
-                ("norm_scale", "around_one", "around_one"),
-                ("final_norm_scale", True, "true"),
-                ("scaled_logits", False, "false"),
-                ("xpos_base", 512.0, "512"),
-            )
-        ],
-        ({"parallel": {"data": 2}, "optimizer": {"factored": True}}, ["optimizer.factored=true is for one device"]),
+        (
+            {"parallel": {"data": 2}, "finetune": {"checkpoint": "runs/a", "lora_rank": 4}},
+            ["finetune.lora_rank=4 is for one device", "set finetune.lora_rank=0"],
+        ),
+        (
+            {"parallel": {"model": 8}, "model": {**MODEL, "attention": "multi_head"}},
+            ["model.heads = 4", "parallel.model = 8", "set parallel.model=4"],
+        ),
     ],
 )
 def test_what_does_not_fit(sections, said):
@@ -89,8 +110,8 @@ def test_what_does_not_fit(sections, said):
 
 
 def test_a_fine_tuned_model_is_not_advised_to_become_another():
-    said = refused(parallel={"data": 2}, model={**MODEL, "mlp": "relu"}, finetune={"checkpoint": "runs/a"})
-    assert said.endswith("set parallel.pods=1 and parallel.data=1 and parallel.model=1")
+    said = refused(parallel={"model": 8}, finetune={"checkpoint": "runs/a"})
+    assert said.endswith("set parallel.model=4")
     said = refused(parallel={"model": 2}, model={**MODEL, "vocab_size": 255}, finetune={"checkpoint": "runs/a"})
     assert said.endswith("set model.vocab_multiple=2")
 
@@ -180,15 +201,15 @@ KINDS = {
         "vocab_size": [259, 300, 511, 960],
         "vocab_multiple": [1, 2, 8, 24],
         "layers": [1, 60],
-        "mlp": ["swiglu", "swiglu", "swiglu", "swiglu", "relu"],
-        "norm": ["rms_norm", "rms_norm", "rms_norm", "layer_norm"],
+        "mlp": ["swiglu", "relu"],
+        "attention": ["multi_query", "multi_head"],
     },
     "train": {
         "batch_size": [1, 2, 6, 7, 24, 96, [[0, 3], [5, 8]]],
         "micro_batch": [0, 0, 1, 2, 3],
         "compute_dtype": ["auto", "auto", "bfloat16", "float16"],
     },
-    "optimizer": {"factored": [False, False, False, True]},
+    "finetune": {"checkpoint": ["runs/a"], "lora_rank": [0, 0, 0, 4]},
 }
 ROUNDS = 400
 

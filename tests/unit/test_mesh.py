@@ -61,17 +61,19 @@ def test_rows_of_a_batch_are_sharded_over_pods_and_data_and_replicated_over_mode
         ((1, 2, 4), "pod", "model"),
     ],
 )
-def test_shards_of_first_replicas_cover_every_weight_exactly_once(mesh, shard, strategy):
-    config = PaLMConfig(layers=1, d_model=64, heads=8, head_dim=8, d_ff=128, vocab_size=128)
+@pytest.mark.parametrize("attention", ["multi_query", "multi_head"])
+def test_shards_of_first_replicas_cover_every_weight_exactly_once(mesh, shard, strategy, attention):
+    sizes = {"layers": 1, "d_model": 64, "heads": 8, "head_dim": 8, "d_ff": 128, "vocab_size": 128}
+    config = PaLMConfig(**sizes, attention=attention)
     layout = Layout(Mesh(*mesh), TABLES[strategy], shard)
     for weight in placements(config, layout):
         holders = np.zeros(weight.shape, int)
         firsts = np.zeros(weight.shape, int)
         for rank in range(layout.devices):
-            window = weight.window(rank)
-            assert tuple(part.stop - part.start for part in window) == weight.shard_shape
-            holders[window] += 1
-            firsts[window] += weight.is_first(rank)
+            for window in weight.windows(rank):
+                assert tuple(part.stop - part.start for part in window) == weight.window_shape
+                holders[window] += 1
+                firsts[window] += weight.is_first(rank)
         assert (holders == weight.replicas).all() and (firsts == 1).all(), weight.name
 
 
