@@ -152,6 +152,10 @@ class PipelinedStep:
         """
         return self._nats(self._graph(inputs.shape[0])(inputs, targets)[0])
 
+    def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[ParameterTuple, tuple[Tensor, ...]]:
+        """The weights of this stage, and their gradients of the loss times the number of tokens."""
+        return self._own, self._graph(inputs.shape[0])(inputs, targets)[1:]
+
     def _graph(self, sequences: int) -> nn.Cell:
         micro_batches = sequences // (self.micro_batch or sequences)
         if micro_batches not in self._graphs:

@@ -21,6 +21,7 @@ OPTIMIZERS = {
 OPTIMIZER_SETTINGS = {**OPTIMIZERS, "factored": {"name": "adafactor", "factored": True}}
 NETWORKS = {  # departures from PaLM: each alone, and those of GPT-3
     "palm": {},
+    "deep": {"layers": 4},  # enough for the stages of a pipeline
     "serial": {"block": "serial"},
     "heads": {"attention": "multi_head"},
     "gelu": {"mlp": "gelu"},
@@ -36,6 +37,7 @@ NETWORKS = {  # departures from PaLM: each alone, and those of GPT-3
     },
 }
 MUTATIONS = ("no reduction", "mean for sum", "local rms")
+MUTATIONS_OF_PIPELINES = ("micro-batch lost", "micro-batch twice", "no gradient from the logits")
 MUTATIONS_OF_DEPARTURES = ("local means", "values with other heads")
 
 
@@ -59,6 +61,8 @@ class Case:
     """A planted error, one of MUTATIONS or of MUTATIONS_OF_DEPARTURES."""
     stages: int = 1
     """Stages of a pipeline. With more than one, ``mesh`` is that of each stage."""
+    interleave: int = 1
+    schedule: str = "1f1b"
 
     @property
     def devices(self) -> int:
@@ -76,7 +80,7 @@ class Case:
         ]
         words += [self.table] * (self.table != "palm") + [str(self.length)] * (self.length != LENGTH)
         words += [self.network] * (self.network != "palm")
-        words += [f"{self.stages}_stages"] * (self.stages > 1)
+        words += [f"{self.stages}x{self.interleave}_stages", self.schedule] * (self.stages > 1)
         words += [self.mutation.replace(" ", "_")] * bool(self.mutation)
         return "-".join(words)
 

@@ -36,11 +36,13 @@ def gather(folder: Path, devices: int) -> tuple[dict[str, np.ndarray], list[str]
     disagree = [
         f"curve of rank {i}" for i, seen in enumerate(ranks) if not np.array_equal(seen["curve"], ranks[0]["curve"])
     ]
-    for key in [key for key in ranks[0] if key.startswith(("initial/", "gradient/", "final/"))]:
-        bounds = [seen[f"window/{key.split('/')[1]}"] for seen in ranks]
+    kinds = ("initial/", "gradient/", "final/")
+    for key in dict.fromkeys(key for seen in ranks for key in seen if key.startswith(kinds)):
+        holders = {rank: seen for rank, seen in enumerate(ranks) if key in seen}  # a stage of a pipeline, or all
+        bounds = [seen[f"window/{key.split('/')[1]}"] for seen in holders.values()]
         out = np.zeros(np.max(bounds, axis=(0, 1))[:, 1], np.float32)
         held = np.zeros(out.shape, bool)
-        for rank, (seen, windows) in enumerate(zip(ranks, bounds, strict=True)):
+        for (rank, seen), windows in zip(holders.items(), bounds, strict=True):
             for bound, shard in zip(windows, np.split(seen[key], len(windows), axis=-1), strict=True):
                 window = tuple(slice(*pair) for pair in bound)
                 if held[window].any() and not np.array_equal(out[window], shard):

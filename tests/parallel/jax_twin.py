@@ -41,8 +41,10 @@ def main(folder: Path) -> None:
     for optimizer, length, network, mesh in json.loads((folder / "jobs.json").read_text()):
         devices = reference.make_mesh(*mesh) if mesh else None
         weights, (name, settings) = dict(np.load(folder / f"{network}.npz")), SETTINGS[optimizer]
+        departures = dict(NETWORKS[network])
+        shape = SHAPE._replace(layers=departures.pop("layers", SHAPE.layers))
         curve, gradients, final = reference.train(
-            weights, *batches(length), SHAPE, name, devices, NETWORKS[network], **settings
+            weights, *batches(length), shape, name, devices, departures, **settings
         )
         seen = {f"gradient/{name}": gradient for name, gradient in gradients.items()}
         seen |= {f"final/{name}": weight for name, weight in final.items()}

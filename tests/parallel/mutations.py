@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
 
-from mindspore import nn
+import numpy as np
+from mindspore import nn, ops
 
-from mindspore_palm.model import initial
+from mindspore_palm.model import initial, palm
 from mindspore_palm.optim import adafactor, norm
 from mindspore_palm.parallel import context
 from mindspore_palm.parallel.sums import SumAlongSides
+from mindspore_palm.train import build, pipeline
 
 
 class NoSumOverDevices(nn.Cell):
@@ -52,11 +54,36 @@ def mean_settings(layout):
     return {**SETTINGS(layout), "gradients_mean": True}
 
 
+class LosesMicroBatch(pipeline.PipelinedStep):
+    """The last micro-batch of each step is not computed."""
+
+    def __call__(self, inputs, targets, tokens):
+        return super().__call__(inputs[: -self.micro_batch], targets[: -self.micro_batch], tokens)
+
+
+class RepeatsMicroBatch(pipeline.PipelinedStep):
+    """The last micro-batch of each step is computed twice."""
+
+    def __call__(self, inputs, targets, tokens):
+        twice = [np.concatenate([part, part[-self.micro_batch :]]) for part in (inputs, targets)]
+        return super().__call__(*twice, tokens)
+
+
+class UnembedWithoutGradient(palm.Unembed):
+    """The table on the last stage is a copy whose gradient is lost."""
+
+    def construct(self, x, table_VD):
+        return super().construct(x, ops.stop_gradient(table_VD))
+
+
 SETTINGS, MAKE_WEIGHT = context.parallel_settings, initial.make_weight
 MUTATIONS = {
     "no reduction": (norm, "SumOverDevices", NoSumOverDevices),
     "mean for sum": (context, "parallel_settings", mean_settings),
     "local rms": (adafactor, "SumOverShards", NoSumOverShards),
+    "micro-batch lost": (build, "PipelinedStep", LosesMicroBatch),
+    "micro-batch twice": (build, "PipelinedStep", RepeatsMicroBatch),
+    "no gradient from the logits": (palm, "Unembed", UnembedWithoutGradient),
     "local means": (adafactor, "SumAlongSides", LocalMeans),
     "values with other heads": (initial, "make_weight", weight_in_one_part),
 }

@@ -22,7 +22,7 @@ def baseline(case: Case) -> Case:
 
 def twins_of(case: Case) -> tuple[str, ...]:
     """The twins of a case. JAX shards PaLM's own weights alone: the reference has no layout for other networks."""
-    return TWINS if case.network == "palm" else (ONE, JAX)
+    return TWINS if case.network == "palm" and case.stages == 1 else (ONE, JAX)
 
 
 def _job(case: Case, mesh: tuple[int, int, int] | None) -> jax_twin.Job:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 
-from parallel.cases import MUTATIONS, MUTATIONS_OF_DEPARTURES, NETWORKS, OPTIMIZERS, Case
+from parallel.cases import MUTATIONS, MUTATIONS_OF_DEPARTURES, MUTATIONS_OF_PIPELINES, NETWORKS, OPTIMIZERS, Case
 
 MESHES = ((1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1), (2, 2, 2))  # pods, data, model
 RECOMPUTE = ("none", "attention", "block")
@@ -27,8 +27,16 @@ QUICK_DEPARTURES = [GPT3]
 """Everything in which GPT-3 departs from PaLM, with the factored Adafactor, in the workers of the quick cases."""
 MESHES_OF_DEPARTURES = ((1, 1, 2), (1, 2, 1), (1, 2, 2))
 
+PIPELINE = Case((1, 1, 2), "off", "none", "adafactor", 4, gradients=True, network="deep", stages=2)
+QUICK_PIPELINES = [
+    PIPELINE,
+    Case((1, 2, 1), "pod", "block", "adamw", 2, network="deep", stages=2, interleave=2),
+]
+"""Two stages of two model ranks, and interleaved ones of two fully sharded data ranks."""
+
 HEALTHY = QUICK[3]
 MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATIONS]
+MUTANTS_OF_PIPELINE = [replace(PIPELINE, mutation=name, gradients=False) for name in MUTATIONS_OF_PIPELINES]
 MUTANTS_OF_GPT3 = [replace(GPT3, mutation=name, gradients=False) for name in MUTATIONS_OF_DEPARTURES]
 """The first of them always, the others on request."""
 
@@ -72,5 +80,33 @@ DEPARTURES += [  # and what no other case has
     Case((1, 2, 2), "off", "none", "factored", 1, gradients=True, table="model", network="gpt3"),
     Case((1, 2, 2), "all", "none", "factored", 1, gradients=True, table="data", network="gpt3"),
     Case((2, 2, 2), "pod", "none", "factored", 1, gradients=True, network="gpt3"),
+]
+STAGES = [  # of two and four stages, each a mesh: pods, data, model
+    (2, (1, 1, 1)),
+    (2, (1, 1, 2)),
+    (2, (1, 2, 1)),
+    (2, (2, 1, 1)),
+    (2, (1, 2, 2)),
+    (4, (1, 1, 1)),
+    (4, (1, 1, 2)),
+]
+SCHEDULES = ("1f1b", "gpipe", "seqpipe", "seqvpp", "seqsmartvpp", "zero_bubble_v")
+PIPELINES = [
+    Case(
+        mesh, "pod" if mesh[1] > 1 else "all" if mesh[0] > 1 else "off", *how, gradients=True, network="deep", stages=n
+    )
+    for n, mesh in STAGES
+    for how in (("none", "adafactor", 4), ("block", "adamw", 8 // (mesh[0] * mesh[1])), ("attention", "lion", 4))
+]
+PIPELINES += [  # every schedule, with odd numbers of micro-batches as well, and the networks of others
+    replace(PIPELINE, interleave=2, schedule=schedule, recompute=recompute)
+    for schedule in SCHEDULES
+    for recompute in ("none", "block")
+]
+PIPELINES += [
+    Case((1, 2, 1), "off", "none", "adafactor", 4, gradients=True, network="deep", stages=2, interleave=2),
+    Case((1, 2, 2), "pod", "block", "factored", 4, gradients=True, network="gpt3", stages=2),
+    Case((1, 1, 2), "off", "none", "factored", 2, gradients=True, network="palm", stages=2),
+    Case((1, 2, 1), "pod", "none", "adafactor", 2, gradients=True, network="around_one", stages=2),
 ]
 SLOW = [case for case in [*full_table(), *FURTHER] if case.name not in {quick.name for quick in QUICK}]

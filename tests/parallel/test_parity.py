@@ -20,16 +20,24 @@ from parallel.suite import (
     MESHES,
     MUTANTS,
     MUTANTS_OF_GPT3,
+    MUTANTS_OF_PIPELINE,
+    PIPELINE,
+    PIPELINES,
     QUICK,
     QUICK_DEPARTURES,
+    QUICK_PIPELINES,
     RECOMPUTE,
     SLOW,
     distinct_shardings,
 )
 
-FAST = [*QUICK, *QUICK_DEPARTURES]
+FAST = [*QUICK, *QUICK_DEPARTURES, *QUICK_PIPELINES]
 CASES = [pytest.param(case, id=case.name) for case in FAST]
-CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in [*SLOW, *DEPARTURES]]
+CASES += [
+    pytest.param(case, id=case.name, marks=pytest.mark.slow)
+    for case in [*SLOW, *DEPARTURES, *PIPELINES]
+    if case not in FAST
+]
 WITH_GRADIENTS = [param for param in CASES if param.values[0].gradients]
 
 
@@ -45,12 +53,13 @@ def with_twins(params):
 
 # Where each planted error must show, whatever else it changes.
 SHOWS = {"no reduction": "gradient norm", "mean for sum": "gradient norm", "local rms": "loss"}
+SHOWS |= {"micro-batch lost": "loss", "micro-batch twice": "loss", "no gradient from the logits": "gradient norm"}
 SHOWS |= {"local means": "loss", "values with other heads": "loss"}
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("quick"), [*FAST, *MUTANTS, MUTANTS_OF_GPT3[0]])
+    return Runs(tmp_path_factory.mktemp("quick"), [*FAST, *MUTANTS, MUTANTS_OF_GPT3[0], MUTANTS_OF_PIPELINE[-1]])
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +72,16 @@ def departures(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("departures"), [GPT3, *DEPARTURES, *MUTANTS_OF_GPT3[1:]])
 
 
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("pipelines"), [PIPELINE, *PIPELINES, *MUTANTS_OF_PIPELINE])
+
+
 @pytest.fixture
 def runs(request, case: Case) -> Runs:
-    return request.getfixturevalue("quick" if case in FAST else "slow" if case in SLOW else "departures")
+    if case in FAST:
+        return request.getfixturevalue("quick")
+    return request.getfixturevalue("pipelines" if case.stages > 1 else "slow" if case in SLOW else "departures")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -25,6 +25,7 @@ from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.context import join_workers, open_device, partition
 from mindspore_palm.train.build import build_step
+from mindspore_palm.train.pipeline import PipelinedStep
 from mindspore_palm.train.step import BATCH_AXES, Objective
 
 
@@ -44,7 +45,7 @@ def settings_of(case: Case) -> Settings:
     """The settings of a case, as users write them."""
     pods, data, model = case.mesh
     return Settings(
-        model=PaLMConfig(**MODEL, **NETWORKS[case.network]),
+        model=PaLMConfig(**{**MODEL, **NETWORKS[case.network]}),
         optimizer=OptimizerConfig(**OPTIMIZER_SETTINGS[case.optimizer]),
         train=TrainConfig(
             steps=STEPS,
@@ -55,6 +56,8 @@ def settings_of(case: Case) -> Settings:
         ),
         parallel=ParallelConfig(
             stages=case.stages,
+            interleave=case.interleave,
+            schedule=case.schedule,
             pods=pods,
             data=data,
             model=model,
@@ -65,11 +68,17 @@ def settings_of(case: Case) -> Settings:
     )
 
 
-def first_gradients(palm: PaLM, batch: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, np.ndarray]:
+def first_gradients(
+    palm: PaLM, step: object, batch: tuple[np.ndarray, np.ndarray], count: int
+) -> dict[str, np.ndarray]:
     """Shards of the initial weights and of their gradients."""
-    weights = palm.trainable_params()
-    cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *BATCH_AXES)
-    gradients = cell(*map(Tensor, batch), Tensor(np.float32(count)))
+    if isinstance(step, PipelinedStep):
+        weights, sums = step.gradients(*map(Tensor, batch))
+        gradients = [total / count for total in sums]
+    else:
+        weights = palm.trainable_params()
+        cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *BATCH_AXES)
+        gradients = cell(*map(Tensor, batch), Tensor(np.float32(count)))
     seen = {f"gradient/{w.name}": g.asnumpy().copy() for w, g in zip(weights, gradients, strict=True)}
     return seen | {f"initial/{w.name}": w.asnumpy().copy() for w in weights}  # drawn by now
 
@@ -79,15 +88,15 @@ def train(case: Case, rank: int) -> dict[str, np.ndarray]:
     settings = settings_of(case)
     with layout(layout_of(settings)) as here, planted(case.mutation):
         palm, step = build_step(settings)
-        weights = palm.trainable_params()
-        for weight in weights:
+        weights = [weight for weight in palm.trainable_params() if weight.placement.holds(rank)]
+        for weight in palm.trainable_params():
             if weight.name.endswith("norm.scale"):
                 weight.set_data(Tensor(norm_scale(weight.name)))
         inputs, targets = batches(case.length)
         tokens = [int((batch >= 0).sum()) for batch in targets]
         rows = here.rows(rank, BATCH)
         inputs, targets = inputs[:, rows], targets[:, rows]
-        seen = first_gradients(palm, (inputs[0], targets[0]), tokens[0]) if case.gradients else {}
+        seen = first_gradients(palm, step, (inputs[0], targets[0]), tokens[0]) if case.gradients else {}
         curve = []
         for batch in zip(inputs, targets, tokens, strict=True):
             result = step(*batch)
