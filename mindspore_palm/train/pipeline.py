@@ -47,7 +47,7 @@ class Gradients(nn.Cell):
 
     def construct(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         sums, gradients = self.gradients(inputs, targets)
-        return self.depend(sums, gradients), *self.reduce(gradients[: self.own])
+        return self.depend(sums, gradients), *self.reduce(gradients)[: self.own]
 
 
 class TakeSums(nn.Cell):
@@ -123,7 +123,7 @@ class PipelinedStep:
         self.state = state_of(loss, optimizer, elsewhere)
         self._loss, self._own, self._elsewhere = loss, optimizer.parameters, elsewhere.parameters
         self._graphs: dict[int, nn.Cell] = {}  # by their number of micro-batches, which is a constant of a graph
-        self._reduce = TakeSums(self._own)
+        self._reduce = TakeSums(self._own + self._elsewhere)
         self._nats = CrossEntropyOfSums()
         self._update = UpdateFromGradients(Update(optimizer, clip_norm, scaled=True))
 

@@ -92,10 +92,9 @@ STAGES = [  # of two and four stages, each a mesh: pods, data, model
 ]
 SCHEDULES = ("1f1b", "gpipe", "seqpipe", "seqvpp", "seqsmartvpp", "zero_bubble_v")
 PIPELINES = [
-    Case(
-        mesh, "pod" if mesh[1] > 1 else "all" if mesh[0] > 1 else "off", *how, gradients=True, network="deep", stages=n
-    )
+    Case(mesh, sharding, *how, gradients=True, network="deep", stages=n)
     for n, mesh in STAGES
+    for sharding in distinct_shardings(mesh)[-1:]
     for how in (("none", "adafactor", 4), ("block", "adamw", 8 // (mesh[0] * mesh[1])), ("attention", "lion", 4))
 ]
 PIPELINES += [  # every schedule, with odd numbers of micro-batches as well, and the networks of others

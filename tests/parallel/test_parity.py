@@ -33,11 +33,9 @@ from parallel.suite import (
 
 FAST = [*QUICK, *QUICK_DEPARTURES, *QUICK_PIPELINES]
 CASES = [pytest.param(case, id=case.name) for case in FAST]
-CASES += [
-    pytest.param(case, id=case.name, marks=pytest.mark.slow)
-    for case in [*SLOW, *DEPARTURES, *PIPELINES]
-    if case not in FAST
-]
+ON_REQUEST = [case for case in [*SLOW, *DEPARTURES, *PIPELINES] if case not in FAST]
+CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in ON_REQUEST]
+FAST_MUTANTS = [*MUTANTS, MUTANTS_OF_GPT3[0], MUTANTS_OF_PIPELINE[-1]]
 WITH_GRADIENTS = [param for param in CASES if param.values[0].gradients]
 
 
@@ -59,7 +57,7 @@ SHOWS |= {"local means": "loss", "values with other heads": "loss"}
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("quick"), [*FAST, *MUTANTS, MUTANTS_OF_GPT3[0], MUTANTS_OF_PIPELINE[-1]])
+    return Runs(tmp_path_factory.mktemp("quick"), [*FAST, *FAST_MUTANTS])
 
 
 @pytest.fixture(scope="module")
@@ -126,19 +124,26 @@ def test_table_is_complete():
         assert covered >= set(product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)))
 
 
-@pytest.mark.parametrize("mutant", [*MUTANTS, MUTANTS_OF_GPT3[0]], ids=lambda case: case.mutation)
+@pytest.mark.parametrize("mutant", FAST_MUTANTS, ids=lambda case: case.mutation)
 def test_planted_errors_are_seen(quick, mutant):
     """By the comparison that passes in the same case without them."""
-    check_that_it_shows(quick, mutant, GPT3 if mutant in MUTANTS_OF_GPT3 else HEALTHY)
+    check_that_it_shows(quick, mutant)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS_OF_GPT3[1:], ids=lambda case: case.mutation)
 def test_further_planted_errors_are_seen(departures, mutant):
-    check_that_it_shows(departures, mutant, GPT3)
+    check_that_it_shows(departures, mutant)
 
 
-def check_that_it_shows(runs, mutant, healthy):
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS_OF_PIPELINE[:-1], ids=lambda case: case.mutation)
+def test_planted_errors_in_pipelines_are_seen(pipelines, mutant):
+    check_that_it_shows(pipelines, mutant)
+
+
+def check_that_it_shows(runs, mutant):
+    healthy = PIPELINE if mutant in MUTANTS_OF_PIPELINE else GPT3 if mutant in MUTANTS_OF_GPT3 else HEALTHY
     for twin in twins_of(mutant):
         assert not exceeded(differences(runs.of(healthy)[0], runs.twin(healthy, twin)))
         assert SHOWS[mutant.mutation] in exceeded(differences(runs.of(mutant)[0], runs.twin(mutant, twin)))
