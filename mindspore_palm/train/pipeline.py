@@ -135,9 +135,9 @@ class PipelinedStep:
         dropout_mask: np.ndarray | None = None,
         loss_scale: float = 1.0,
     ) -> StepResult:
-        """Takes one step. Arguments as for ``TrainStep``; there is no dropout, and no loss scale."""
-        if dropout_mask is not None or loss_scale != 1.0:
-            raise ValueError("a pipeline has no dropout and no loss scale")  # check_layout refuses their settings
+        """Takes one step. Arguments as for ``TrainStep``; there is no dropout, and the loss scale is not used."""
+        if dropout_mask is not None:
+            raise ValueError("a pipeline has no dropout")  # check_layout refuses fine-tuning
         count = int((targets >= 0).sum()) if tokens is None else tokens
         sums, *gradients = self._graph(len(inputs))(Tensor(inputs), Tensor(targets))
         outcome = self._update(Tensor(np.float32(max(1, count))), sums, *gradients)

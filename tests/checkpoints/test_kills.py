@@ -25,11 +25,16 @@ from mindspore_palm.checkpoint.format import Checkpoint, folder_name
 
 EVERY = 5  # steps between checkpoints: most of the time, one is being written
 OPTIONS = [f"train.checkpoint_every={EVERY}", "train.eval_every=7", "train.eval_sequences=16"]
-MESHES = {"one process": [], "1 x 2 x 2": ["parallel.data=2", "parallel.model=2"]}
+MESHES = {
+    "one process": [],
+    "1 x 2 x 2": ["parallel.data=2", "parallel.model=2"],
+    "2 stages x 2": ["parallel.stages=2", "parallel.model=2", "train.micro_batch=4", "model.layers=2"],
+}
 CASES = [
     pytest.param("one process", 2, id="one process, 2 kills"),
     pytest.param("one process", 50, id="one process, 50 kills", marks=pytest.mark.slow),
     pytest.param("1 x 2 x 2", 50, id="1 x 2 x 2, 50 kills", marks=pytest.mark.slow),
+    pytest.param("2 stages x 2", 20, id="2 stages x 2 model, 20 kills", marks=pytest.mark.slow),
 ]
 
 

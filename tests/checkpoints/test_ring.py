@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from checkpoints.command import rows_of, run, write_text
 
-RING = {  # meshes, and other settings that change on the way
-    (1, 1, 1): [],
-    (1, 2, 1): ["train.micro_batch=4"],
-    (1, 2, 2): [],
-    (2, 1, 2): ["parallel.shard_weights=all", "parallel.recompute=block"],
-    (1, 1, 2): ["parallel.shard_weights=off"],
+RING = {  # stages, pods, data and model of meshes, and other settings that change on the way
+    (1, 1, 1, 1): [],
+    (1, 1, 2, 1): ["train.micro_batch=4"],
+    (2, 1, 1, 2): ["train.micro_batch=4"],
+    (1, 1, 2, 2): [],
+    (1, 2, 1, 2): ["parallel.shard_weights=all", "parallel.recompute=block"],
+    (2, 1, 2, 1): ["train.micro_batch=4", "parallel.shard_weights=pod"],
+    (1, 1, 1, 2): ["parallel.shard_weights=off"],
 }
 GPT3 = ["model.block=serial", "model.attention=multi_head", "model.mlp=gelu", "model.norm=layer_norm"]
 GPT3 += ["model.final_norm_scale=true", "optimizer.factored=true"]
@@ -21,11 +23,17 @@ TOLERANCE = 1e-5
 def go_around(home, ring, *departures):
     """Largest relative differences of losses and gradient norms from one process."""
     # all held-out text each time, as after a last step: the last step on a mesh is not the last step of one process
-    options = ["train.checkpoint_every=4", "train.eval_every=6", "train.eval_sequences=100000", *departures]
+    options = [
+        "train.checkpoint_every=4",
+        "train.eval_every=6",
+        "train.eval_sequences=100000",
+        "model.layers=2",
+        *departures,
+    ]
     run(home, "one", f"train.steps={STEPS * len(ring)}", *options)
-    for number, (pods, data, model) in enumerate(ring, 1):
-        mesh = [*RING[pods, data, model], f"parallel.pods={pods}", f"parallel.data={data}", f"parallel.model={model}"]
-        out = run(home, "ring", f"train.steps={STEPS * number}", *options, *mesh)
+    for number, mesh in enumerate(ring, 1):
+        sizes = [f"parallel.{axis}={n}" for axis, n in zip(("stages", "pods", "data", "model"), mesh, strict=True)]
+        out = run(home, "ring", f"train.steps={STEPS * number}", *options, *RING[mesh], *sizes)
         assert number == 1 or f"resuming from step {STEPS * (number - 1)}\n" in out
     ours, theirs = rows_of(home / "ring"), rows_of(home / "one")
     assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
@@ -40,9 +48,9 @@ def go_around(home, ring, *departures):
 @pytest.mark.parametrize(
     ("ring", "departures"),
     [
-        pytest.param([(1, 1, 2), (1, 1, 1)], [], id="sample"),
-        pytest.param([*RING, (1, 1, 1)], [], id="5 meshes", marks=pytest.mark.slow),
-        pytest.param([*RING, (1, 1, 1)], GPT3, id="5 meshes, another network", marks=pytest.mark.slow),
+        pytest.param([(2, 1, 1, 2), (1, 1, 1, 1)], [], id="sample"),
+        pytest.param([*RING, (1, 1, 1, 1)], [], id="7 meshes", marks=pytest.mark.slow),
+        pytest.param([*RING, (1, 1, 1, 1)], GPT3, id="7 meshes, another network", marks=pytest.mark.slow),
     ],
 )
 def test_losses_are_those_of_one_process(ring, departures, tmp_path, request):
