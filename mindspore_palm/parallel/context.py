@@ -199,7 +199,7 @@ def parallel_settings(layout: Layout) -> dict[str, object]:
     }
     if layout.weight_shards > 1:
         # level3 gathers weights a second time for the backward pass, level1 keeps them from the forward pass
-        level = "level3" if layout.recompute == "block" else "level1"
+        level = "level3" if layout.recompute == "block" and layout.mesh.stages == 1 else "level1"
         # MS-09: by default, weights of less than 64 KB are replicated
         settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": level}
     return settings

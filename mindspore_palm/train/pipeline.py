@@ -70,7 +70,8 @@ class TakeSums(nn.Cell):
     def take(self, gradient: Tensor, total: Parameter) -> Tensor:
         """The gradient of one weight; clears its sum."""
         result = gradient if self.sharded else self.add(self.depend(total, gradient), 0.0)
-        return self.depend(result, self.assign(total, self.zeros(self.depend(total, result))))
+        cleared = self.assign(self.depend(total, result), self.zeros(total))  # after the sum is read
+        return self.depend(result, cleared)
 
 
 class UpdateFromGradients(nn.Cell):

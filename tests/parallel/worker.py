@@ -74,7 +74,7 @@ def first_gradients(
     """Shards of the initial weights and of their gradients."""
     if isinstance(step, PipelinedStep):
         weights, sums = step.gradients(*map(Tensor, batch))
-        gradients = [total / count for total in sums]
+        gradients = [Tensor(total.asnumpy() / np.float32(count)) for total in sums]
     else:
         weights = palm.trainable_params()
         cell = partition(Gradients(Loss(palm), ParameterTuple(weights)).set_train(), *BATCH_AXES)
