@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from mindspore.ops._grad_experimental import grad_comm_ops
 
 from mindspore_palm.config import FinetuneConfig, Settings
 from mindspore_palm.dry_run import ledger
@@ -26,6 +27,7 @@ from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel import axes, host
+from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import set_rank, use_graphs
 from mindspore_palm.parallel.host import build
@@ -82,8 +84,32 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, all_layers: 
     layers = settings.model.layers
     if all_layers or layers <= COMPILED_DEPTHS[-1]:
         return _compiled(settings, target, rank)
+    if layout.mesh.stages > 1:
+        return _shallow_stages(settings, layout, target, rank)
     two, three = (_compiled(_with_layers(settings, count), target, rank) for count in COMPILED_DEPTHS)
     return extrapolated(two, three, layers)
+
+
+def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) -> DryRun:
+    """The dry run of a pipeline, extrapolated from runs of one and of two layers; of all layers if that cannot be."""
+    parallel, stage = settings.parallel, layout.mesh.stage(rank)
+    own = [layer for layer in range(settings.model.layers) if layout.stage(layer) == stage]
+    more, rest = divmod(len(own), parallel.interleave)
+    if rest or 2 * parallel.runs >= settings.model.layers:
+        return _compiled(settings, target, rank)
+    one, two = (_compiled(_with_runs_of(settings, count), target, rank) for count in (1, 2))
+    pattern = re.compile(r"blocks\.\d+\.")
+    some = [s for s in one.shards if pattern.search(s.name)]
+    kinds = {pattern.sub("", s.name): s for s in some}
+    copies = [replace(s, name=pattern.sub(f"blocks.{layer}.", s.name)) for layer in own for s in kinds.values()]
+    return DryRun(
+        settings.model.layers,
+        (*one.compiled, *two.compiled),
+        ledger.extended(one.ledger, two.ledger, more - 1),
+        (*(s for s in one.shards if s not in some), *copies),
+        one.seconds + two.seconds,
+        max(one.memory, two.memory),
+    )
 
 
 def layer_ledger(settings: Settings, target: str = "GPU", rank: int = 0) -> Ledger:
@@ -172,6 +198,8 @@ def _compile() -> None:
     use_graphs()
     host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)
+    # MS-61: else the gradient of Receive casts a constant to bfloat16, which fails beside NumPy 2
+    grad_comm_ops._get_enable_parallel_optimizer = lambda: True
     with axes.layout(layout), suppress(host.DryRunComplete):
         piped, batch = layout.mesh.stages > 1, settings.train.batch_ramp()[-1][1]
         _, step = build_step(settings, accumulate=piped)
@@ -179,6 +207,13 @@ def _compile() -> None:
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
     print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _with_runs_of(settings: Settings, layers: int) -> Settings:
+    """The settings with so many layers in each run of a pipeline."""
+    runs = [layers] * settings.parallel.runs
+    parallel = settings.parallel.model_copy(update={"stage_layers": runs})
+    return _with_layers(settings, sum(runs)).model_copy(update={"parallel": parallel})
 
 
 def _with_layers(settings: Settings, layers: int) -> Settings:

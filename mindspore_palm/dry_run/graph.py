@@ -10,10 +10,11 @@ from itertools import pairwise
 _NODE = re.compile(r"^ +%(?P<number>\d+)\((?P<name>[^)]*)\) = (?P<op>[%\w@]+)\((?P<rest>.*)$")
 _ATTRIBUTES = re.compile(r" (?:\{instance name|primitive_attrs: |cnode_attrs: |cnode_primal_attrs: )")
 _PARAMETER = re.compile(r"^%para\d+_([\w.]+): <Ref\[Tensor\[(\w+)\]\], \(([\d, ]*)\)")
-_TOTAL = re.compile(r"^# Total subgraphs: (\d+)$", re.MULTILINE)
 _SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
 _TOTAL = re.compile(r"^# Total subgraphs: (\d+)$", re.MULTILINE)
 _SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
+_START = re.compile(r"^subgraph @([^\s(]+)\(")
+_CALL = re.compile(r"(?:= call @|\[@Partial\(@)([^\s(),]+)")
 _TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 
 Shape = tuple[int, ...]
@@ -67,6 +68,23 @@ def read_nodes(text: str) -> Iterator[Node]:
             lines[number + 1],
             lines[number + 2],
         )
+
+
+def executions(text: str) -> dict[int, int]:
+    """How often a step executes each subgraph, by its number: graphs of micro-batches are called again and again."""
+    names: list[str] = []
+    calls: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if start := _START.match(line):
+            names.append(start[1])
+        elif names:
+            calls += [(len(names) - 1, name) for name in _CALL.findall(line)]
+    called = {name for _, name in calls}
+    counts = {name: int(name not in called) for name in names}
+    for _ in names:  # callers may come after what they call
+        for name in called & counts.keys():
+            counts[name] = sum(counts[names[caller]] for caller, other in calls if other == name)
+    return {number: counts[name] for number, name in enumerate(names)}
 
 
 def is_complete(text: str) -> bool:

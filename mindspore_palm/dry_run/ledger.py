@@ -9,12 +9,13 @@ from itertools import combinations
 from math import prod
 from typing import Any
 
-from mindspore_palm.dry_run.graph import Node, longest_chain, read_nodes, tensors
-from mindspore_palm.parallel.mesh import Mesh
+from mindspore_palm.dry_run.graph import Node, executions, longest_chain, read_nodes, tensors
+from mindspore_palm.parallel.mesh import STAGE, Mesh
 from mindspore_palm.tables import table
 
 BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2, "Int32": 4, "Int64": 8}
 COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "AlltoAll")
+BETWEEN_STAGES = {"Send": "send", "Receive": "receive"}
 ORDER = {"forward": 0, "backward": 1, "update": 2}
 
 
@@ -25,7 +26,7 @@ class Collective:
     part: str
     """forward, backward or update."""
     op: str
-    """all-gather, reduce-scatter, all-reduce, or all-reduce max."""
+    """all-gather, reduce-scatter, all-reduce, all-reduce max, or between stages, send or receive."""
     axes: str
     """The mesh axes along which the ranks of the group differ, or a description of the ranks if no axes match."""
     weight: str
@@ -44,11 +45,11 @@ class Collective:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Collectives of one micro-batch and one update on one device."""
+    """Collectives of one micro-batch and one update on one device; in a pipeline, of all micro-batches of a step."""
 
     counts: Counter[Collective]
     chain: Counter[Collective]
-    """Those of the longest chain in which each depends on the result of the one before."""
+    """Those of the longest chain in which each depends on the result of the one before; not found in a pipeline."""
 
 
 def per_layer(two: Ledger, three: Ledger) -> Ledger:
@@ -58,7 +59,12 @@ def per_layer(two: Ledger, three: Ledger) -> Ledger:
 
 def extrapolated(two: Ledger, three: Ledger, layers: int) -> Ledger:
     """The ledger of a deeper network: each layer after the second adds what the third added, and shapes grow alike."""
-    return Ledger(_extended(two.counts, three.counts, layers - 2), _extended(two.chain, three.chain, layers - 2))
+    return extended(two, three, layers - 2)
+
+
+def extended(first: Ledger, second: Ledger, more: int) -> Ledger:
+    """The ledger that adds to the first ``more`` times what the second adds to it, and shapes grow alike."""
+    return Ledger(_extended(first.counts, second.counts, more), _extended(first.chain, second.chain, more))
 
 
 def _extended(two: Counter[Collective], three: Counter[Collective], more: int) -> Counter[Collective]:
@@ -99,6 +105,14 @@ def read_ledger(graph: str, mesh: Mesh, rank: int = 0) -> Ledger:
         rank: the rank that it was compiled for.
     """
     nodes = list(read_nodes(graph))
+    if mesh.stages > 1:
+        often, counts = executions(graph), Counter[Collective]()
+        for node in nodes:
+            if node.op in BETWEEN_STAGES:
+                counts[_between_stages(node)] += often[node.graph]
+            elif node.op in COLLECTIVES:
+                counts[_collective(node, mesh, rank)] += often[node.graph]
+        return Ledger(counts, Counter())
     collectives = {(n.graph, n.number): _collective(n, mesh, rank) for n in nodes if n.op in COLLECTIVES}
     chain = longest_chain(nodes, dict.fromkeys(collectives, 1.0))
     return Ledger(Counter(collectives.values()), Counter(collectives[key] for key in chain))
@@ -117,6 +131,14 @@ def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
         result=result,
         dtype=dtype,
     )
+
+
+def _between_stages(node: Node) -> Collective:
+    """The table is sent to the last stage as a weight, and its gradient comes back; all else are activations."""
+    (_, given), (dtype, result) = tensors(node.shapes)
+    shape = result if node.op == "Receive" else given
+    weight = "embedding" if "pipeline_param" in node.line else ""
+    return Collective(_part(node), BETWEEN_STAGES[node.op], STAGE, weight, shape, shape, dtype)
 
 
 def group_axes(mesh: Mesh, rank: int, group: list[int]) -> str:

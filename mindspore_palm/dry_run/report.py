@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -16,8 +17,11 @@ from mindspore_palm.dry_run.compile import DryRun
 from mindspore_palm.dry_run.graph import Shard
 from mindspore_palm.dry_run.ledger import BYTES, ORDER, Collective, per_step, show_axes, show_ledger
 from mindspore_palm.files import write_json
+from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.tables import listing, table
+
+PIPELINE = {"update": "a graph of its own, which is not compiled here: all-reduces of a few numbers per weight"}
 
 
 def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) -> str:
@@ -28,8 +32,8 @@ def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) ->
         if run.compiled == (run.layers,)
         else f"extrapolated from {run.compiled[0]} and {run.compiled[1]}"
     )
-    micro_batches = Workload.of(settings, target).micro_batches
-    counts, chain = per_step(run.ledger.counts, micro_batches), per_step(run.ledger.chain, micro_batches)
+    micro_batches, passes = _micro_batches(settings, target, layout)
+    counts, chain = per_step(run.ledger.counts, passes), per_step(run.ledger.chain, passes)
     updates = sum(count for kind, count in run.ledger.chain.items() if kind.part == "update")
     head = {
         "graph": f"MindSpore {mindspore.__version__}, semi-auto parallel, for {target} in {layout.compute_dtype}",
@@ -38,10 +42,20 @@ def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) ->
         "state": f"{run.state_bytes() / 1e9:,.3f} GB of weights and optimizer state per device",
         "collectives": f"{sum(counts.values()):,} per step"
         + (f" of {micro_batches:,} micro-batches" if micro_batches > 1 else ""),
-        "chain": f"{sum(chain.values()):,} of them wait for each other ({updates:,} of these in the update)",
+        **(PIPELINE if layout.mesh.stages > 1 else {"chain": _chain(chain, updates)}),
         "compiled": f"in {run.seconds:.1f} s, with {run.memory / 1e9:.2f} GB",
     }
     return "\n\n".join([listing(head), _shards(run.shards), show_axes(counts), show_ledger(counts)])
+
+
+def _chain(chain: Counter[Collective], updates: int) -> str:
+    return f"{sum(chain.values()):,} of them wait for each other ({updates:,} of these in the update)"
+
+
+def _micro_batches(settings: Settings, target: str, layout: Layout) -> tuple[int, int]:
+    """Micro-batches per step, and how often a step executes the graph: a pipeline's has all micro-batches."""
+    count = Workload.of(settings, target).micro_batches
+    return count, 1 if layout.mesh.stages > 1 else count
 
 
 def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file: Path) -> None:
@@ -51,8 +65,8 @@ def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file:
         OSError: the file could not be written.
     """
     layout = layout_of(settings, target, planned=True)
-    micro_batches = Workload.of(settings, target).micro_batches
-    counts, chain = per_step(run.ledger.counts, micro_batches), per_step(run.ledger.chain, micro_batches)
+    micro_batches, passes = _micro_batches(settings, target, layout)
+    counts, chain = per_step(run.ledger.counts, passes), per_step(run.ledger.chain, passes)
     write_json(
         file,
         {
