@@ -17,15 +17,16 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from mindspore.ops._grad_experimental import grad_comm_ops
 
 from mindspore_palm.config import FinetuneConfig, Settings
+from mindspore_palm.cost.workload import Workload
 from mindspore_palm.dry_run import ledger
 from mindspore_palm.dry_run.graph import Shard, is_complete, read_parameters
 from mindspore_palm.dry_run.ledger import BYTES, Ledger, per_layer, read_ledger
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.weights import placements
+from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel import axes, host
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import check_layout, layout_of
@@ -36,6 +37,7 @@ from mindspore_palm.train.build import build_step
 
 GRAPH = "validate"  # the last compiler pass before the back end
 ALLOCATORS = ("jemalloc", "tcmalloc_minimal")  # MS-28: with either, compilation takes a quarter less
+SUMS = "accu_grads."  # MindSpore's name for gradients summed over the micro-batches of a pipeline
 COMPILED_DEPTHS = (2, 3)
 """Numbers of layers from which deeper networks are extrapolated: the third layer adds what each later one would."""
 
@@ -91,12 +93,16 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, all_layers: 
 
 
 def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) -> DryRun:
-    """The dry run of a pipeline, extrapolated from runs of one and of two layers; of all layers if that cannot be."""
+    """The dry run of a pipeline, extrapolated from runs of one and of two layers, and from the fewest micro-batches.
+
+    All layers and micro-batches are compiled if that saves nothing, or if the runs of a stage are not equally long.
+    """
     parallel, stage = settings.parallel, layout.mesh.stage(rank)
     own = [layer for layer in range(settings.model.layers) if layout.stage(layer) == stage]
     more, rest = divmod(len(own), parallel.interleave)
     if rest or 2 * parallel.runs >= settings.model.layers:
         return _compiled(settings, target, rank)
+    wanted = Workload.of(settings, target).micro_batches
     one, two = (_compiled(_with_runs_of(settings, count), target, rank) for count in (1, 2))
     pattern = re.compile(r"blocks\.\d+\.")
     some = [s for s in one.shards if pattern.search(s.name)]
@@ -105,7 +111,7 @@ def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) 
     return DryRun(
         settings.model.layers,
         (*one.compiled, *two.compiled),
-        ledger.extended(one.ledger, two.ledger, more - 1),
+        ledger.with_micro_batches(ledger.extended(one.ledger, two.ledger, more - 1), parallel.stages, wanted),
         (*(s for s in one.shards if s not in some), *copies),
         one.seconds + two.seconds,
         max(one.memory, two.memory),
@@ -140,11 +146,18 @@ def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
 def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
     start = time.monotonic()
     graph, memory = partitioned_graph(settings, target, rank)
-    collectives = read_ledger(graph, layout_of(settings, target, planned=True).mesh, rank)
+    layout = layout_of(settings, target, planned=True)
+    collectives = read_ledger(graph, layout.mesh, rank)
+    if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":
+        collectives = ledger.renamed(collectives, "Float16", "BFloat16")  # see _compile
     seconds = time.monotonic() - start
     layers = settings.model.layers
-    state = tuple(s for s in read_parameters(graph) if s.name != "global_step")
-    return DryRun(layers, (layers,), collectives, state, seconds, memory)
+    state = [s for s in read_parameters(graph) if s.name != "global_step" and not s.name.startswith(SUMS)]
+    if settings.parallel.stages > 1:  # the update is a graph of its own, which is not compiled
+        held = {p.name: p.stage == layout.mesh.stage(rank) for p in placements(settings.model, layout)}
+        state, moments = [s for s in state if held.get(s.name, True)], optimizer_class(settings.optimizer).moments
+        state += [Shard(f"{m}.{s.name}", shape, s.dtype) for s in state for m, shape in moments(s.shape).items()]
+    return DryRun(layers, (layers,), collectives, tuple(state), seconds, memory)
 
 
 def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:
@@ -198,8 +211,8 @@ def _compile() -> None:
     use_graphs()
     host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)
-    # MS-61: else the gradient of Receive casts a constant to bfloat16, which fails beside NumPy 2
-    grad_comm_ops._get_enable_parallel_optimizer = lambda: True
+    if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":  # MS-64: float16 has as many bytes
+        layout = replace(layout, compute_dtype="float16")
     with axes.layout(layout), suppress(host.DryRunComplete):
         piped, batch = layout.mesh.stages > 1, settings.train.batch_ramp()[-1][1]
         _, step = build_step(settings, accumulate=piped)
@@ -210,10 +223,11 @@ def _compile() -> None:
 
 
 def _with_runs_of(settings: Settings, layers: int) -> Settings:
-    """The settings with so many layers in each run of a pipeline."""
-    runs = [layers] * settings.parallel.runs
+    """The settings with so many layers in each run of a pipeline, and as many micro-batches as stages."""
+    runs, train = [layers] * settings.parallel.runs, settings.train
     parallel = settings.parallel.model_copy(update={"stage_layers": runs})
-    return _with_layers(settings, sum(runs)).model_copy(update={"parallel": parallel})
+    fewest = train.model_copy(update={"batch_size": train.micro_batch * parallel.stages})
+    return _with_layers(settings, sum(runs)).model_copy(update={"parallel": parallel, "train": fewest})
 
 
 def _with_layers(settings: Settings, layers: int) -> Settings:

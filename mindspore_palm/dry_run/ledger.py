@@ -67,6 +67,32 @@ def extended(first: Ledger, second: Ledger, more: int) -> Ledger:
     return Ledger(_extended(first.counts, second.counts, more), _extended(first.chain, second.chain, more))
 
 
+def renamed(ledger: Ledger, dtype: str, name: str) -> Ledger:
+    """The ledger with another name of a dtype."""
+
+    def rename(counts: Counter[Collective]) -> Counter[Collective]:
+        return Counter({replace(k, dtype=name) if k.dtype == dtype else k: count for k, count in counts.items()})
+
+    return Ledger(rename(ledger.counts), rename(ledger.chain))
+
+
+def with_micro_batches(ledger: Ledger, compiled: int, wanted: int) -> Ledger:
+    """The ledger of a pipeline's step with another number of micro-batches than it was compiled with.
+
+    Collectives of activations are as many for each micro-batch. Those of weights, and of the batch itself, stay.
+    """
+    counts: Counter[Collective] = Counter()
+    for kind, count in ledger.counts.items():
+        if kind.dtype == "Int32":  # token ids of the batch
+            shapes = [(size * wanted // compiled, *rest) for size, *rest in (kind.given, kind.result)]
+            counts[replace(kind, given=shapes[0], result=shapes[1])] += count
+        elif kind.weight or count % compiled:
+            counts[kind] += count
+        else:
+            counts[kind] += count // compiled * wanted
+    return Ledger(counts, ledger.chain)
+
+
 def _extended(two: Counter[Collective], three: Counter[Collective], more: int) -> Counter[Collective]:
     added, grown = _added(two, three)
     result = Counter(two)

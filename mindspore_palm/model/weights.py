@@ -42,7 +42,7 @@ class Weight:
     fully_sharded: bool = True
     """Whether the first dimension may be sharded over data as well."""
     tied: bool = False
-    """Whether the first and the last layer use it. Stages that share a weight do not shard it over data (MS-59)."""
+    """Whether the first and the last layer use it. Stages that share a weight do not shard it over data (MS-61)."""
     parts: int = 1
     """Parts of the last dimension, each sharded by itself."""
     layer: int = 0

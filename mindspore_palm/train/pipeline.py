@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, lazy_inline, nn, ops
 from mindspore.parallel.nn import Pipeline
@@ -18,7 +19,7 @@ class Sums(nn.Cell):
     """Sums over the tokens of a micro-batch: int32 [B, S] twice to float32 [1, 2], cross-entropy and z-loss.
 
     The gradient of both together is that of the loss times the number of tokens. The number itself cannot be an input,
-    because ``Pipeline`` slices every input. Two outputs have no gradient there (MS-58).
+    because ``Pipeline`` slices every input. Two outputs have no gradient there (MS-60).
     """
 
     @lazy_inline  # one graph for all micro-batches; interleaved schedules need it
@@ -55,14 +56,14 @@ class TakeSums(nn.Cell):
 
     MindSpore adds to Parameters that are called accu_grads. Where weights are fully sharded, its sums are of the full
     gradients, and it returns shards of them as the gradients. ``PipelineGradReducer`` does the same, except that it
-    clears by a product with zero, which keeps what is not finite forever (MS-60).
+    clears by a product with zero, which keeps what is not finite forever (MS-62).
     """
 
     def __init__(self, own: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
         self.sums, self.sharded = zeros_like(own, "accu_grads"), current_layout().weight_shards > 1
         self.map, self.add, self.depend = ops.HyperMap(), ops.Add(), ops.Depend()
-        self.zeros, self.assign = ops.ZerosLike(), ops.Assign()
+        self.less, self.cast, self.assign = ops.Less(), ops.Cast(), ops.Assign()
 
     def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self.map(self.take, gradients, self.sums)
@@ -70,12 +71,13 @@ class TakeSums(nn.Cell):
     def take(self, gradient: Tensor, total: Parameter) -> Tensor:
         """The gradient of one weight; clears its sum."""
         result = gradient if self.sharded else self.add(self.depend(total, gradient), 0.0)
-        cleared = self.assign(self.depend(total, result), self.zeros(total))  # after the sum is read
-        return self.depend(result, cleared)
+        # ZerosLike would be a constant of the graph, as large as the weight; this is zero for NaN, too
+        zeros = self.cast(self.less(total, total), ms.float32)
+        return self.depend(result, self.assign(self.depend(total, result), zeros))
 
 
 class UpdateFromGradients(nn.Cell):
-    """The update of this stage's weights. A graph of its own, because a pipeline has no control flow (MS-58)."""
+    """The update of this stage's weights. A graph of its own, because a pipeline has no control flow (MS-60)."""
 
     def __init__(self, update: Update) -> None:
         super().__init__(auto_prefix=False)
@@ -149,7 +151,7 @@ class PipelinedStep:
         """Cross-entropy of all tokens of a batch: float32 []; of the same shape as a batch of training.
 
         Gradients are computed as well, and dropped: MindSpore has no interleaved pipeline without them, and a second
-        graph would have its own copy of the table on the last stage (MS-61).
+        graph would have its own copy of the table on the last stage (MS-63).
         """
         return self._nats(self._graph(inputs.shape[0])(inputs, targets)[0])
 

@@ -23,6 +23,7 @@ from mindspore import Parameter, Tensor, nn, ops  # noqa: E402
 from mindspore.ops.auto_generate import Identity, SplitWithSize  # noqa: E402
 from mindspore.parallel import Layout  # noqa: E402
 from mindspore.parallel.auto_parallel import AutoParallel  # noqa: E402
+from mindspore.parallel.nn import Pipeline  # noqa: E402
 
 from mindspore_palm.parallel import host  # noqa: E402
 from mindspore_palm.parallel.context import use_graphs  # noqa: E402
@@ -39,7 +40,7 @@ def weight(name: str, *shape: int) -> Parameter:
     return Parameter(ones(*shape), name=name)
 
 
-def partition(name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, strategy="full_batch"):
+def partition(name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, strategy="full_batch", stages=1):
     """Partitions a network for so many devices, and writes what came."""
     before = set(GRAPHS.rglob("*validate*.ir"))
     host.install_dry_run(0, devices, target)
@@ -48,6 +49,8 @@ def partition(name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, str
     whole.dataset_strategy(strategy)
     if hsdp is not None:
         whole.hsdp(**hsdp)
+    if stages > 1:
+        whole.pipeline(stages)
     try:
         whole.compile(*inputs)
         raise AssertionError(f"{name}: the dry run did not end at the back end")
@@ -265,6 +268,44 @@ class OverModel(nn.Cell):
         return self.sum(self.matmul(x, self.w))
 
 
+class OnStage(nn.Cell):
+    """x w on a stage, or its sum as [1]."""
+
+    def __init__(self, stage, name, summed=False):
+        super().__init__()
+        self.w, self.summed, self.pipeline_stage = weight(name, 8, 8), summed, stage
+        self.matmul, self.sum = ops.MatMul().shard(TWO), ops.ReduceSum(keep_dims=True).shard(ONE)
+
+    def construct(self, x):
+        y = self.matmul(x, self.w)
+        return self.sum(y) if self.summed else y
+
+
+class TwoStages(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = OnStage(0, "first"), OnStage(1, "last", summed=True)
+
+    def construct(self, x):
+        return self.last(self.first(x))
+
+
+class PipelineStep(nn.Cell):
+    """Gradients of two micro-batches in a pipeline; ``results``: of the function to differentiate."""
+
+    def __init__(self, results):
+        super().__init__(auto_prefix=False)
+        self.net, self.results = Pipeline(TwoStages(), 2), results
+        self.gradients = ops.value_and_grad(self.objective, None, self.net.trainable_params(), has_aux=results == 2)
+
+    def objective(self, x):
+        total = self.net(x)
+        return (total, total * 2.0) if self.results == 2 else total
+
+    def construct(self, x):
+        return self.gradients(x)[1]
+
+
 def main() -> None:
     use_graphs()
     ms.set_device("CPU")
@@ -294,6 +335,8 @@ def main() -> None:
     partition("gpu_of_2x12", OverModel(2, 12), square, devices=24)
     partition("ascend_of_2x12", OverModel(2, 12), square, devices=24, target="Ascend")
     partition("ascend_of_3x8", OverModel(3, 8), square, devices=24, target="Ascend")
+    for results in (1, 2):
+        partition(f"pipeline_of_{results}", PipelineStep(results), x, devices=2, stages=2)
     partition("gpu_of_1x12", OverModel(1, 12), square, devices=12)
 
 

@@ -177,7 +177,7 @@ struct Call {
   }
 };
 
-// Replaces every call by the nodes of its graph: the CPU's back end does not know the graphs that lazy_inline keeps.
+// MS-65, replaces every call by the nodes of its graph: the CPU's back end does not know the graphs that lazy_inline keeps.
 // It is true if there were any. MindSpore orders calls, Sends and Receives by a Depend on some argument, which may have
 // no use in the called graph: so every argument waits for all that any of them waits for.
 bool InlineCalls(const mindspore::FuncGraphPtr &root) {
