@@ -109,6 +109,36 @@ def test_what_does_not_fit(sections, said):
         assert part in message, message
 
 
+PIPED = {"batch_size": 8, "micro_batch": 4}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "sections", "said"),
+    [
+        ({}, {"train": {"batch_size": 8}}, ["needs as many micro-batches", "has 1", "set train.micro_batch=4"]),
+        ({"stages": 4}, {}, ["parallel.stages = 4 needs 4 layers", "model.layers = 2", "set parallel.stages=2"]),
+        ({"interleave": 2}, {}, ["needs 4 layers, and model.layers = 2", "set parallel.interleave=1"]),
+        (
+            {"stage_layers": [3, 1]},
+            {},
+            ["[3, 1] are 2 runs of 4 layers", "need 2 of 2", "stage_layers=[]"],
+        ),
+        ({"schedule": "gpipe"}, {}, ["for interleaved stages alone", "set parallel.schedule=1f1b"]),
+        ({"schedule": "zero_bubble_v", "interleave": 3}, {}, ["has 2 runs of layers a stage"]),
+        ({}, {"finetune": {"checkpoint": "runs/a"}}, ["fine-tuning takes one stage", "set parallel.stages=1"]),
+        (
+            {},
+            {"train": {**PIPED, "compute_dtype": "float16"}},
+            ["needs a loss scale", "compute_dtype=float32"],
+        ),
+    ],
+)
+def test_what_a_pipeline_does_not_take(parallel, sections, said):
+    message = refused("CPU", **{"train": PIPED, "parallel": {"stages": 2, **parallel}, **sections})
+    for part in said:
+        assert part in message, message
+
+
 def test_a_fine_tuned_model_is_not_advised_to_become_another():
     said = refused(parallel={"model": 8}, finetune={"checkpoint": "runs/a"})
     assert said.endswith("set parallel.model=4")
