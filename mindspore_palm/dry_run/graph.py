@@ -14,7 +14,7 @@ _SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
 _TOTAL = re.compile(r"^# Total subgraphs: (\d+)$", re.MULTILINE)
 _SUBGRAPH = re.compile(r"^subgraph @", re.MULTILINE)
 _START = re.compile(r"^subgraph @([^\s(]+)\(")
-_CALL = re.compile(r"(?:= call @|\[@Partial\(@)([^\s(),]+)")
+_CALL = re.compile(r"(?:= call @|\[@(?:Partial\()?@)([^\s(),\]]+)")  # by name, or through a closure
 _TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 
 Shape = tuple[int, ...]

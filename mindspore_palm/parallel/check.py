@@ -305,7 +305,8 @@ def _sharded(settings: Settings, layout: Layout, placements_of: PlacementsOf) ->
     def size_of(placement: Placement) -> int:
         return prod(placement.shape) * (model.layers if placement.name.startswith("blocks.") else 1)
 
-    replicated = [p for p in placements if p.data_shards == 1]  # MS-08: MindSpore would not say so
+    # MS-08: MindSpore would not say so. Norms, and the table of a pipeline, are replicated on purpose
+    replicated = [p for p in placements if p.fully_sharded and p.data_shards == 1]
     size, total = sum(map(size_of, replicated)), sum(map(size_of, placements))
     if size <= MAX_REPLICATED * total:
         return None

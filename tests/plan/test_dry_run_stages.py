@@ -50,7 +50,7 @@ def test_layers_reduce_activations_by_micro_batch_and_gradients_once(ends):
     for run, layers in ((first, 3), (last, 2)):
         reduced = [(k, n) for k, n in run.ledger.counts.items() if k.op == "all-reduce" and k.axes == "model"]
         blocks = Counter(k.part for k, n in reduced for _ in range(n) if k.given == (MICRO_BATCH * LENGTH, 64))
-        assert blocks["forward"] == 4 * layers
+        assert blocks == {"forward": 4 * layers, "backward": 4 * layers}
         assert {(k.weight, n) for k, n in reduced if k.weight} == {("kv", layers), ("norm.scale", layers)}
 
 

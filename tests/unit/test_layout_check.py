@@ -139,6 +139,11 @@ def test_what_a_pipeline_does_not_take(parallel, sections, said):
         assert part in message, message
 
 
+def test_the_table_of_a_pipeline_is_replicated_over_data_on_purpose():
+    """Half of this network's weights are in the table."""
+    assert check(train=PIPED, parallel={"stages": 2, "data": 2, "model": 2}).weight_shards == 2
+
+
 def test_a_fine_tuned_model_is_not_advised_to_become_another():
     said = refused(parallel={"model": 8}, finetune={"checkpoint": "runs/a"})
     assert said.endswith("set parallel.model=4")

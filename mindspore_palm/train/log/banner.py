@@ -70,8 +70,10 @@ def _mesh() -> dict[str, str]:
     layout = current_layout()
     if layout.devices == 1:
         return {}
+    runs = " + ".join(map(str, layout.stage_layers))
+    pipeline = {"pipeline": f"{runs} layers, schedule {layout.schedule}"} if runs else {}
     context = ", ".join(f"{name}={value}" for name, value in parallel_settings(layout).items())
-    return {"mesh": f"{layout.mesh}, recompute {layout.recompute}", "context": context}
+    return {"mesh": f"{layout.mesh}, recompute {layout.recompute}", **pipeline, "context": context}
 
 
 def _finetuning(settings: Settings) -> str:
