@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def main(folder: Path) -> None:
         devices = reference.make_mesh(*mesh) if mesh else None
         weights, (name, settings) = dict(np.load(folder / f"{network}.npz")), SETTINGS[optimizer]
         departures = dict(NETWORKS[network])
-        shape = SHAPE._replace(layers=departures.pop("layers", SHAPE.layers))
+        shape = replace(SHAPE, layers=departures.pop("layers", SHAPE.layers))
         curve, gradients, final = reference.train(
             weights, *batches(length), shape, name, devices, departures, **settings
         )
