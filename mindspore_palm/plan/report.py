@@ -56,7 +56,7 @@ def describe_plan(settings: Settings, machine: Machine, candidate: Candidate, hi
     rate = work.tokens_per_step / time.seconds
     lines = {
         "machine": machine.title,
-        "mesh": f"{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_batch(work)}",
+        "mesh": f"{_stages(work)}{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_batch(work)}",
         "parameters": f"{model.parameter_count():,} ({kinds})",
         "FLOPs/token": f"{_flops(model.flops_per_token(length))}; {_flops(hardware)} with recomputation",
         "memory": f"{memory}: {fits}",
@@ -307,6 +307,12 @@ def _as_json(candidate: Candidate) -> dict[str, Any]:
         "hfu": time.hfu,
         **asdict(time),
     }
+
+
+def _stages(work: Workload) -> str:
+    """The stages of a pipeline, before the mesh of each."""
+    interleaved = f" of {work.chunks} runs" if work.chunks > 1 else ""
+    return f"{work.pipeline} stages{interleaved} x " if work.pipeline > 1 else ""
 
 
 def _batch(work: Workload) -> str:
