@@ -56,7 +56,7 @@ def describe_plan(settings: Settings, machine: Machine, candidate: Candidate, hi
     rate = work.tokens_per_step / time.seconds
     lines = {
         "machine": machine.title,
-        "mesh": f"{_stages(work)}{work.layout.mesh} = {work.devices:,} devices, recompute {work.recompute}, {_batch(work)}",
+        "mesh": f"{_mesh(work)} = {work.devices:,} devices, recompute {work.recompute}, {_batch(work)}",
         "parameters": f"{model.parameter_count():,} ({kinds})",
         "FLOPs/token": f"{_flops(model.flops_per_token(length))}; {_flops(hardware)} with recomputation",
         "memory": f"{memory}: {fits}",
@@ -309,10 +309,11 @@ def _as_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _stages(work: Workload) -> str:
-    """The stages of a pipeline, before the mesh of each."""
+def _mesh(work: Workload) -> str:
+    """The mesh, with the stages of a pipeline before it."""
     interleaved = f" of {work.chunks} runs" if work.chunks > 1 else ""
-    return f"{work.pipeline} stages{interleaved} x " if work.pipeline > 1 else ""
+    stages = f"{work.pipeline} stages{interleaved} x " if work.pipeline > 1 else ""
+    return f"{stages}{work.layout.mesh}"
 
 
 def _batch(work: Workload) -> str:
