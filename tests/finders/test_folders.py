@@ -362,7 +362,7 @@ class CountingStep:
 class CountingEvaluator:
     """What stands in for the evaluation on held-out text."""
 
-    def __init__(self, palm, piece_bytes):
+    def __init__(self, palm, piece_bytes, nats=None):
         self.palm = palm
 
     def __call__(self, batches):

@@ -19,9 +19,11 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from finders import two_steps
@@ -118,19 +120,23 @@ def train_here(values):
 def compile_here(settings):
     """The step of the last rank of a mesh, compiled; 0."""
     place = layout_of(settings, "GPU", planned=True)
+    piped, batch = place.mesh.stages > 1, settings.train.batch_ramp()[-1][1]
+    if piped and place.compute_dtype == "bfloat16":
+        place = replace(place, compute_dtype="float16")  # as a dry run does
     host.install_dry_run(place.devices - 1, place.devices, "GPU")
     set_rank(place.devices - 1)
     try:
         with layout(place), contextlib.suppress(host.DryRunComplete):
             alone = settings.model_copy(update={"finetune": FinetuneConfig()})  # whose weights would be read
-            _, step = build_step(alone, accumulate=False)
-            rows = settings.train.micro_batch_of(settings.train.batch_ramp()[-1][1]) // place.shards("batch")
+            _, step = build_step(alone, accumulate=piped)
+            rows = (batch if piped else settings.train.micro_batch_of(batch)) // place.shards("batch")
             tokens = np.zeros((rows, settings.data.seq_len), np.int32)
             step(tokens, tokens)
         return 0
     finally:
         set_rank(0)
         host.uninstall()
+        ms.reset_auto_parallel_context()  # which MindSpore leaves behind when it refuses a network
 
 
 def train_alone(home, values):

@@ -105,7 +105,7 @@ class CpuStep(nn.Cell):
         super().__init__(auto_prefix=False)
         config = palm.config
         neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
-        final = palm.final_norm.scale if config.final_norm_scale else Tensor(np.full(config.d_model, neutral, "f4"))
+        final = palm.unembed.norm.scale if config.final_norm_scale else Tensor(np.full(config.d_model, neutral, "f4"))
         switches = config.norm == "layer_norm", config.norm_epsilon, 1.0 - neutral, palm.unembed.logit_scale
         self.constants = (Tensor(np.array(switches, np.float32)), *map(Tensor, rotation))
         self.embedding, self.final_scale = palm.embedding, final
