@@ -229,14 +229,15 @@ def _stages(settings: Settings, layout: Layout, from_step: int) -> Misfit | None
             f"and model.layers = {layers} need {runs} of {layers}"
         )
         return Misfit("stage layers", text, ({"parallel.stage_layers": []},))
+    least = stages * (2 if schedule == ZERO_BUBBLE_V else 1)
     for size in train.sizes_from(from_step):
         count = size // train.micro_batch_of(size)
-        if count < stages:
+        if count < least:
             shards = layout.shards("batch")
-            fitting = [n for n in range(shards, size // stages + 1, shards) if size % n == 0]
+            fitting = [n for n in range(shards, size // least + 1, shards) if size % n == 0]
             text = (
-                f"{asked} needs as many micro-batches, and a batch of {size} sequences with train.micro_batch = "
-                f"{train.micro_batch} has {count}"
+                f"{asked} with parallel.schedule = {schedule} needs {least} micro-batches, and a batch of {size} "
+                f"sequences with train.micro_batch = {train.micro_batch} has {count}"
             )
             return Misfit("micro-batches", text, tuple({"train.micro_batch": n} for n in reversed(fitting)))
     if settings.finetune.checkpoint:

@@ -115,7 +115,7 @@ PIPED = {"batch_size": 8, "micro_batch": 4}
 @pytest.mark.parametrize(
     ("parallel", "sections", "said"),
     [
-        ({}, {"train": {"batch_size": 8}}, ["needs as many micro-batches", "has 1", "set train.micro_batch=4"]),
+        ({}, {"train": {"batch_size": 8}}, ["needs 2 micro-batches", "has 1", "set train.micro_batch=4"]),
         ({"stages": 4}, {}, ["parallel.stages = 4 needs 4 layers", "model.layers = 2", "set parallel.stages=2"]),
         ({"interleave": 2}, {}, ["needs 4 layers, and model.layers = 2", "set parallel.interleave=1"]),
         (
@@ -125,6 +125,11 @@ PIPED = {"batch_size": 8, "micro_batch": 4}
         ),
         ({"schedule": "gpipe"}, {}, ["for interleaved stages alone", "set parallel.schedule=1f1b"]),
         ({"schedule": "zero_bubble_v", "interleave": 3}, {}, ["has 2 runs of layers a stage"]),
+        (
+            {"schedule": "zero_bubble_v", "interleave": 2},
+            {"model": {**MODEL, "layers": 4}},
+            ["needs 4 micro-batches", "has 2", "set train.micro_batch=2"],
+        ),
         ({}, {"finetune": {"checkpoint": "runs/a"}}, ["fine-tuning takes one stage", "set parallel.stages=1"]),
         (
             {},
