@@ -299,6 +299,11 @@ class ParallelConfig(Section):
         return self.stages * self.interleave
 
     @property
+    def least_micro_batches(self) -> int:
+        """Micro-batches that a pipeline's step needs; 1 without a pipeline."""
+        return self.stages * (2 if self.schedule == "zero_bubble_v" and self.stages > 1 else 1)
+
+    @property
     def devices(self) -> int:
         """Devices of the mesh."""
         return self.stages * self.pods * self.data * self.model

@@ -111,7 +111,9 @@ def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) 
     return DryRun(
         settings.model.layers,
         (*one.compiled, *two.compiled),
-        ledger.with_micro_batches(ledger.extended(one.ledger, two.ledger, more - 1), parallel.stages, wanted),
+        ledger.with_micro_batches(
+            ledger.extended(one.ledger, two.ledger, more - 1), parallel.least_micro_batches, wanted
+        ),
         (*(s for s in one.shards if s not in some), *copies),
         one.seconds + two.seconds,
         max(one.memory, two.memory),
@@ -149,7 +151,7 @@ def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
     layout = layout_of(settings, target, planned=True)
     collectives = read_ledger(graph, layout.mesh, rank)
     if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":
-        collectives = ledger.renamed(collectives, "Float16", "BFloat16")  # see _compile
+        collectives = ledger.renamed(collectives, "Float16", "BFloat16")  # see compile_rank
     seconds = time.monotonic() - start
     layers = settings.model.layers
     state = [s for s in read_parameters(graph) if s.name != "global_step" and not s.name.startswith(SUMS)]
@@ -205,10 +207,15 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
 
 def _compile() -> None:
     """Compiles in the child process: settings from standard input, target and rank from the command line."""
-    target, rank = sys.argv[1], int(sys.argv[2])
     settings = Settings.model_validate(read_yaml(sys.stdin.read(), "the settings of a dry run"))
-    layout = layout_of(settings, target, planned=True)
     use_graphs()
+    compile_rank(settings, sys.argv[1], int(sys.argv[2]))
+    print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def compile_rank(settings: Settings, target: str, rank: int) -> None:
+    """Has MindSpore partition the step of one rank in this process, which then plays that rank."""
+    layout = layout_of(settings, target, planned=True)
     host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)
     if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":  # MS-64: float16 has as many bytes
@@ -219,14 +226,13 @@ def _compile() -> None:
         rows = (batch if piped else settings.train.micro_batch_of(batch)) // layout.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
-    print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _with_runs_of(settings: Settings, layers: int) -> Settings:
-    """The settings with so many layers in each run of a pipeline, and as many micro-batches as stages."""
+    """The settings with so many layers in each run of a pipeline, and as few micro-batches as it takes."""
     runs, train = [layers] * settings.parallel.runs, settings.train
     parallel = settings.parallel.model_copy(update={"stage_layers": runs})
-    fewest = train.model_copy(update={"batch_size": train.micro_batch * parallel.stages})
+    fewest = train.model_copy(update={"batch_size": train.micro_batch * parallel.least_micro_batches})
     return _with_layers(settings, sum(runs)).model_copy(update={"parallel": parallel, "train": fewest})
 
 

@@ -229,7 +229,7 @@ def _stages(settings: Settings, layout: Layout, from_step: int) -> Misfit | None
             f"and model.layers = {layers} need {runs} of {layers}"
         )
         return Misfit("stage layers", text, ({"parallel.stage_layers": []},))
-    least = stages * (2 if schedule == ZERO_BUBBLE_V else 1)
+    least = settings.parallel.least_micro_batches
     for size in train.sizes_from(from_step):
         count = size // train.micro_batch_of(size)
         if count < least:

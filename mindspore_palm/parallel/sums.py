@@ -37,32 +37,24 @@ class SumOverDevices(nn.Cell):
         return self.all_reduce(x) if self.several else x
 
 
-class SumOverStage(nn.Cell):
-    """All-reduce (sum) over the devices of this stage of float32 of any shape; over all devices without a pipeline."""
+class SumOverStage(SumOverDevices):
+    """The same over the devices of this stage alone. A plan computes nothing, and has no groups of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        mesh = current_layout().mesh
+        layout = current_layout()
+        mesh = layout.mesh
         self.several = mesh.stage_devices > 1
-        if self.several and mesh.stages > 1:
-            self.all_reduce = all_reduce_among(mesh.group(this_rank(), set(mesh.sizes) - {STAGE}))
-        else:
-            self.all_reduce = ops.AllReduce() if self.several else None
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.all_reduce(x) if self.several else x
-
-
-def all_reduce_among(ranks: Sequence[int]) -> ops.AllReduce:
-    """All-reduce (sum) among some ranks, which all make it. A plan computes nothing, and has no groups of its own."""
-    return ops.AllReduce() if current_layout().planned else ops.AllReduce(group=_group(tuple(ranks)))
+        if self.several and mesh.stages > 1 and not layout.planned:
+            ranks = mesh.group(this_rank(), set(mesh.sizes) - {STAGE})
+            self.all_reduce = ops.AllReduce(group=_group(ranks[0], ranks[-1]))
 
 
 @cache
-def _group(ranks: tuple[int, ...]) -> str:
-    """The name of a communication group, which is made once."""
-    name = f"{len(ranks)}_ranks_{ranks[0]}_to_{ranks[-1]}"
-    create_group(name, list(ranks))
+def _group(first: int, last: int) -> str:
+    """The name of the communication group of consecutive ranks, which is made once."""
+    name = f"ranks_{first}_to_{last}"
+    create_group(name, list(range(first, last + 1)))
     return name
 
 

@@ -45,7 +45,7 @@ def describe_plan(settings: Settings, machine: Machine, candidate: Candidate, hi
         settings: of the run.
         machine: to plan for.
         candidate: its time, with nothing hidden, and its memory.
-        hidden: its time if all collectives of the data axis are hidden behind matmuls.
+        hidden: its time if matmuls hide all collectives of the data axis.
         work: the step.
     """
     model, time, length = settings.model, candidate.time, settings.data.seq_len

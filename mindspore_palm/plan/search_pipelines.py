@@ -121,7 +121,8 @@ def bounds(
                     costs = StageCosts.of(work, machine, overlap, like=costs)
                     memory = _memory(one, work, machine)
                     if max(sum(kinds.values()) for kinds in memory) <= usable:
-                        seconds = sum(costs.busiest_parts().values()) + sum(costs.per_step().values())
+                        parts = costs.busiest_parts()
+                        seconds = sum(parts.values()) + sum(costs.per_step(parts["matmuls"]).values())
                         yield Bound(seconds, one, pipeline, memory)
 
 

@@ -52,7 +52,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Shares of collectives that are hidden behind matmuls, 0 to 1, as far as these last."""
+    """Shares of collectives that matmuls hide, 0 to 1, as far as these last."""
 
     data: float = 0.0
     """Of the data axis. If each weight has one collective per step, the matmuls of one micro-batch can hide it."""
@@ -77,7 +77,7 @@ def step_time(work: Workload, machine: Machine, overlap: float | Overlap = 0.0, 
     hidden = overlap if isinstance(overlap, Overlap) else Overlap(data=overlap)
     costs = StageCosts.of(work, machine, hidden, send)
     parts = costs.busiest_parts()
-    parts.update(costs.per_step())
+    parts.update(costs.per_step(parts["matmuls"]))
     parts["pipeline"] = costs.pipeline(sum(parts[name] for name in PER_MICRO_BATCH)) if work.pipeline > 1 else 0.0
     model, tokens = work.model, work.tokens_per_step
     return StepTime(
@@ -217,15 +217,18 @@ class StageCosts:
         backward = axis.backward - min(share * axis.backward, matmuls.backward)
         return {**parts, "model axis": StageTimes(forward, backward, axis.weights)}
 
-    def per_step(self) -> dict[str, float]:
-        """Seconds of what a step does once, by part: weights and gradients over data and pods, and the update."""
+    def per_step(self, matmuls: float) -> dict[str, float]:
+        """Seconds of what a step does once, by part: weights and gradients over data and pods, and the update.
+
+        Args:
+            matmuls: seconds of the busiest device's matmuls, which may hide the data axis.
+        """
         work, weights = self.work, self.over_data()
         inside = sum(seconds for axis, seconds in weights.items() if axis != POD)
-        behind = self.busiest_parts()["matmuls"]
         if work.pipeline > 1 and work.gather_once:  # all but the first and the last micro-batch have no collective
-            behind /= work.micro_batches
+            matmuls /= work.micro_batches
         return {
-            "data axis": inside - min(self.overlap.data * inside, behind),
+            "data axis": inside - min(self.overlap.data * inside, matmuls),
             "between pods": weights.get(POD, 0.0),
             "optimizer": self.machine.stream_seconds(work.optimizer_traffic),
         }

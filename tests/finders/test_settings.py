@@ -19,12 +19,10 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
 import pytest
 from finders import two_steps
 from finders.all_pairs import all_pairs
@@ -32,15 +30,14 @@ from finders.kinds import FIELDS, ODD, PAIR_ROWS, SEED, TEXT_ROWS, TINY, overrid
 
 from mindspore_palm.config import FinetuneConfig
 from mindspore_palm.cost.memory import check_memory
+from mindspore_palm.dry_run.compile import compile_rank
 from mindspore_palm.errors import UserError, run_command
 from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel import host
-from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import check_layout, layout_of
 from mindspore_palm.parallel.context import set_rank
 from mindspore_palm.settings import load_settings
 from mindspore_palm.train import loop
-from mindspore_palm.train.build import build_step
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(__file__).with_name("two_steps.py")
@@ -119,24 +116,14 @@ def train_here(values):
 
 def compile_here(settings):
     """The step of the last rank of a mesh, compiled; 0."""
-    place = layout_of(settings, "GPU", planned=True)
-    piped, batch = place.mesh.stages > 1, settings.train.batch_ramp()[-1][1]
-    if piped and place.compute_dtype == "bfloat16":
-        place = replace(place, compute_dtype="float16")  # as a dry run does
-    host.install_dry_run(place.devices - 1, place.devices, "GPU")
-    set_rank(place.devices - 1)
+    alone = settings.model_copy(update={"finetune": FinetuneConfig()})  # whose weights would be read
     try:
-        with layout(place), contextlib.suppress(host.DryRunComplete):
-            alone = settings.model_copy(update={"finetune": FinetuneConfig()})  # whose weights would be read
-            _, step = build_step(alone, accumulate=piped)
-            rows = (batch if piped else settings.train.micro_batch_of(batch)) // place.shards("batch")
-            tokens = np.zeros((rows, settings.data.seq_len), np.int32)
-            step(tokens, tokens)
+        compile_rank(alone, "GPU", settings.parallel.devices - 1)
         return 0
     finally:
         set_rank(0)
         host.uninstall()
-        ms.reset_auto_parallel_context()  # which MindSpore leaves behind when it refuses a network
+        ms.reset_auto_parallel_context()  # which MindSpore leaves as it is when it refuses a network
 
 
 def train_alone(home, values):

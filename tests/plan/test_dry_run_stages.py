@@ -68,7 +68,11 @@ def test_a_stage_holds_its_own_weights_and_their_moments(ends):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("more", [{}, {"recompute": "block", "data": 2}, {"interleave": 2}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"recompute": "block", "data": 2}, {"interleave": 2}, {"interleave": 2, "schedule": "zero_bubble_v"}],
+    ids=str,
+)
 def test_a_pipeline_that_is_extrapolated_is_the_one_that_is_compiled(rank, more):
     settings = settings_of(12, 5, stage_layers=[3] * 4 if "interleave" in more else [6, 6], **more)
     few, all_of_it = (dry_run(settings, rank=rank, all_layers=whole) for whole in (False, True))
