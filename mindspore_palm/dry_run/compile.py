@@ -103,7 +103,7 @@ def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) 
     if rest or 2 * parallel.runs >= settings.model.layers:
         return _compiled(settings, target, rank)
     wanted = Workload.of(settings, target).micro_batches
-    one, two = (_compiled(_with_runs_of(settings, count), target, rank) for count in (1, 2))
+    one, two = (_compiled(_with_runs_of(settings, count), target, rank, wanted) for count in (1, 2))
     pattern = re.compile(r"blocks\.\d+\.")
     some = [s for s in one.shards if pattern.search(s.name)]
     kinds = {pattern.sub("", s.name): s for s in some}
@@ -111,9 +111,7 @@ def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) 
     return DryRun(
         settings.model.layers,
         (*one.compiled, *two.compiled),
-        ledger.with_micro_batches(
-            ledger.extended(one.ledger, two.ledger, more - 1), parallel.least_micro_batches, wanted
-        ),
+        ledger.extended(one.ledger, two.ledger, more - 1),
         (*(s for s in one.shards if s not in some), *copies),
         one.seconds + two.seconds,
         max(one.memory, two.memory),
@@ -145,11 +143,13 @@ def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
     )
 
 
-def _compiled(settings: Settings, target: str, rank: int) -> DryRun:
+def _compiled(settings: Settings, target: str, rank: int, micro_batches: int | None = None) -> DryRun:
+    """The dry run of all layers; ``micro_batches`` of a pipeline's step, if it shall have more than are compiled."""
     start = time.monotonic()
     graph, memory = partitioned_graph(settings, target, rank)
     layout = layout_of(settings, target, planned=True)
-    collectives = read_ledger(graph, layout.mesh, rank)
+    compiled = Workload.of(settings, target).micro_batches
+    collectives = read_ledger(graph, layout.mesh, rank, (compiled, micro_batches or compiled))
     if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":
         collectives = ledger.renamed(collectives, "Float16", "BFloat16")  # see compile_rank
     seconds = time.monotonic() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
@@ -76,23 +77,6 @@ def renamed(ledger: Ledger, dtype: str, name: str) -> Ledger:
     return Ledger(rename(ledger.counts), rename(ledger.chain))
 
 
-def with_micro_batches(ledger: Ledger, compiled: int, wanted: int) -> Ledger:
-    """The ledger of a pipeline's step with another number of micro-batches than it was compiled with.
-
-    Collectives of activations are as many for each micro-batch. Those of weights, and of the batch itself, stay.
-    """
-    counts: Counter[Collective] = Counter()
-    for kind, count in ledger.counts.items():
-        if kind.dtype == "Int32":  # token ids of the batch
-            shapes = [(size * wanted // compiled, *rest) for size, *rest in (kind.given, kind.result)]
-            counts[replace(kind, given=shapes[0], result=shapes[1])] += count
-        elif kind.weight or count % compiled:
-            counts[kind] += count
-        else:
-            counts[kind] += count // compiled * wanted
-    return Ledger(counts, ledger.chain)
-
-
 def _extended(two: Counter[Collective], three: Counter[Collective], more: int) -> Counter[Collective]:
     added, grown = _added(two, three)
     result = Counter(two)
@@ -122,23 +106,18 @@ def _added(
     return more, grown
 
 
-def read_ledger(graph: str, mesh: Mesh, rank: int = 0) -> Ledger:
+def read_ledger(graph: str, mesh: Mesh, rank: int = 0, micro_batches: tuple[int, int] = (1, 1)) -> Ledger:
     """Counts each kind of collective in a compiled graph and in its longest chain.
 
     Args:
         graph: text of MindSpore's graph after the partitioner.
         mesh: the mesh that it was partitioned for.
         rank: the rank that it was compiled for.
+        micro_batches: of a pipeline's step: those that the graph has, and those that are asked for.
     """
     nodes = list(read_nodes(graph))
     if mesh.stages > 1:
-        often, counts = executions(graph), Counter[Collective]()
-        for node in nodes:
-            if node.op in BETWEEN_STAGES:
-                counts[_between_stages(node)] += often[node.graph]
-            elif node.op in COLLECTIVES:
-                counts[_collective(node, mesh, rank)] += often[node.graph]
-        return Ledger(counts, Counter())
+        return Ledger(_of_pipeline(nodes, executions(graph), mesh, rank, *micro_batches), Counter())
     collectives = {(n.graph, n.number): _collective(n, mesh, rank) for n in nodes if n.op in COLLECTIVES}
     chain = longest_chain(nodes, dict.fromkeys(collectives, 1.0))
     return Ledger(Counter(collectives.values()), Counter(collectives[key] for key in chain))
@@ -157,6 +136,28 @@ def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
         result=result,
         dtype=dtype,
     )
+
+
+def _of_pipeline(
+    nodes: Iterable[Node], often: Mapping[int, int], mesh: Mesh, rank: int, compiled: int, wanted: int
+) -> Counter[Collective]:
+    """Collectives of a step with ``wanted`` micro-batches, from a graph that has ``compiled`` of them.
+
+    What a graph of a micro-batch does, and what it sends to another stage, is as often for each; all else is once.
+    """
+    each: Counter[Collective] = Counter()
+    once: Counter[Collective] = Counter()
+    for node in nodes:
+        if node.op in BETWEEN_STAGES:
+            kind = _between_stages(node)
+            (once if kind.weight else each)[kind] += often[node.graph]
+        elif node.op in COLLECTIVES:
+            kind = _collective(node, mesh, rank)
+            if kind.dtype == "Int32":  # token ids of the batch
+                given, result = ((size * wanted // compiled, *rest) for size, *rest in (kind.given, kind.result))
+                kind = replace(kind, given=given, result=result)
+            (each if often[node.graph] > 1 else once)[kind] += often[node.graph]
+    return once + Counter({kind: count * wanted // compiled for kind, count in each.items()})
 
 
 def _between_stages(node: Node) -> Collective:
