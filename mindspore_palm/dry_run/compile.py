@@ -95,12 +95,13 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, all_layers: 
 def _shallow_stages(settings: Settings, layout: Layout, target: str, rank: int) -> DryRun:
     """The dry run of a pipeline, extrapolated from runs of one and of two layers, and from the fewest micro-batches.
 
-    All layers and micro-batches are compiled if that saves nothing, or if the runs of a stage are not equally long.
+    All layers and micro-batches are compiled if that saves nothing, if the runs of a stage are not equally long, and in
+    zero_bubble_v, whose last micro-batches have graphs of their own.
     """
     parallel, stage = settings.parallel, layout.mesh.stage(rank)
     own = [layer for layer in range(settings.model.layers) if layout.stage(layer) == stage]
     more, rest = divmod(len(own), parallel.interleave)
-    if rest or 2 * parallel.runs >= settings.model.layers:
+    if rest or parallel.schedule == axes.ZERO_BUBBLE_V or 2 * parallel.runs >= settings.model.layers:
         return _compiled(settings, target, rank)
     wanted = Workload.of(settings, target).micro_batches
     one, two = (_compiled(_with_runs_of(settings, count), target, rank, wanted) for count in (1, 2))
