@@ -287,6 +287,12 @@ class ParallelConfig(Section):
     """Weights and optimizer state fully sharded: off, within a pod as PaLM did, or over everything. Default pod."""
     recompute: Recompute = "none"
     """Activations that the backward pass recomputes. Default none (PaLM 540B: block)."""
+    reduce_gradients: Literal["auto", "per_micro_batch", "pods_per_step", "per_step"] = "auto"
+    """How often gradients are reduced over data and pods. per_step adds up full gradients, which takes their memory and
+    the fewest collectives; pods_per_step reduces inside a pod after each micro-batch. Default auto: per_step in a
+    pipeline, else per_micro_batch."""
+    reduce_dtype: Literal["float32", "compute_dtype"] = "float32"
+    """dtype in which gradients of kernels are reduced. compute_dtype halves the bytes in 16 bits. Default float32."""
 
     @field_validator("shard_weights", mode="before")
     @classmethod

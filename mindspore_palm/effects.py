@@ -265,6 +265,24 @@ def _shard_weights(settings: Settings) -> str:
     return ""
 
 
+def _reduce_gradients(settings: Settings) -> str:
+    parallel, train = settings.parallel, settings.train
+    if parallel.reduce_gradients == "auto":
+        return ""
+    if parallel.devices == 1:
+        return "no effect on one device"
+    if parallel.strategy == "model" or (
+        parallel.devices == parallel.stages * parallel.model and parallel.strategy == "palm"
+    ):
+        return "no effect without data shards"
+    several = any(size > train.micro_batch_of(size) for size in train.sizes_from(0))
+    return "" if several else "no effect, as each step is one micro-batch"
+
+
+def _reduce_dtype(settings: Settings) -> str:
+    return "no effect on one device" if settings.parallel.devices == 1 else ""
+
+
 _PAIRS = _finetuning("a run on pairs does not store prepared tokens")
 _OWN_TOKENIZER = _finetuning("a fine-tuned model keeps its tokenizer")
 _READ_BY = {  # marked settings of the optimizers
@@ -350,6 +368,8 @@ USELESS: dict[str, Why | None] = {
     "parallel.strategy": _strategy,
     "parallel.shard_weights": _shard_weights,
     "parallel.recompute": None,
+    "parallel.reduce_gradients": _reduce_gradients,
+    "parallel.reduce_dtype": _either(_reduce_dtype, _only("train", "compute_dtype", "auto", "bfloat16", "float16")),
 }
 """Why each setting has no effect, or less than it says; closed: a test asks for an entry for every setting."""
 
@@ -366,5 +386,7 @@ OFF: dict[str, Any] = {
     "finetune.lora_rank": 0,
     "parallel.strategy": "palm",
     "parallel.shard_weights": "off",
+    "parallel.reduce_gradients": "auto",
+    "parallel.reduce_dtype": "float32",
 }
 """Values that ask for nothing."""

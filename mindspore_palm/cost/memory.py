@@ -11,7 +11,7 @@ from mindspore_palm.machine import available_memory
 from mindspore_palm.model.lora import adapter_shapes
 from mindspore_palm.model.weights import KERNELS, placements
 from mindspore_palm.optim import optimizer_class
-from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.parallel.axes import PER_STEP, Layout
 
 PROCESS = 300_000_000  # private bytes of a worker before it has a network: Python and MindSpore
 LANES = 128  # of a TPU's vector register
@@ -111,8 +111,11 @@ class _Device:
         return FLOAT * sum(map(prod, self.trained_shapes()))
 
     def gradients(self) -> float:
-        """As large as what is trained; twice that if gradients are accumulated over micro-batches."""
-        return self.trained() * (2 if self.settings.train.micro_batch else 1)
+        """As large as what is trained, and sums over micro-batches: of shards, or full ones if reduced once a step."""
+        if not self.settings.train.micro_batch:
+            return self.trained()
+        full = FLOAT * sum(prod(p.shard_shape) * p.data_shards for p in self.placements)
+        return self.trained() + (full if self.layout.reduce_gradients == PER_STEP else self.trained())
 
     def optimizer_state(self) -> float:
         """Moments of what is trained, as the optimizer declares them."""
@@ -134,9 +137,11 @@ class _Device:
     def gathered_weights(self) -> float:
         """Fully sharded weights that stay gathered from the forward to the backward pass, in L layers.
 
-        c bytes per parameter of the model rank's shard. Zero with recompute=block, which gathers them again.
+        c bytes per parameter of the model rank's shard. Zero with recompute=block, which gathers them again, unless
+        gradients are reduced once a step.
         """
-        return 0.0 if self.recompute == "block" else self.layers * self.gathered_layer()
+        again = self.recompute == "block" and self.layout.reduce_gradients != PER_STEP
+        return 0.0 if again else self.layers * self.gathered_layer()
 
     def gathered_layer(self) -> float:
         """Weights of one layer, gathered over data."""

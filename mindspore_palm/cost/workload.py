@@ -13,7 +13,7 @@ from math import prod
 from mindspore_palm.config import OptimizerConfig, PaLMConfig, Recompute, Settings
 from mindspore_palm.model.weights import placements
 from mindspore_palm.optim import optimizer_class
-from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP, Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.placement import Placement
 
@@ -215,25 +215,31 @@ class Workload:
         return sum(count * optimizer.traffic(weight.shard_shape) for weight, count in self.device_weights())
 
     @property
+    def once_a_step(self) -> bool:
+        """Whether weights are gathered once a step, and full gradients scattered once."""
+        return self.gather_once if self.pipeline > 1 else self.layout.reduce_gradients == PER_STEP
+
+    @property
     def gradient_reductions(self) -> int:
-        """Gradient reductions per step: one per micro-batch, as in MindSpore; one in all with a pipeline."""
-        return self.micro_batches if self.pipeline == 1 else 1
+        """All-reduces of gradients per step over the axes that do not shard weights: one, or one per micro-batch."""
+        return 1 if self.pipeline > 1 or self.layout.unrolled else self.micro_batches
 
     @property
     def weight_gathers(self) -> int:
         """All-gathers per step of a fully sharded weight.
 
         One for the forward pass of each micro-batch, and one for its backward pass if blocks are recomputed. One in all
-        if the stages of a pipeline keep it.
+        if a step keeps it: those that reduce gradients between pods once and recompute nothing do so, too (level2).
         """
-        if self.pipeline > 1 and self.gather_once:
+        kept = self.layout.reduce_gradients == PODS_PER_STEP and self.recompute != "block"
+        if self.once_a_step or (self.pipeline == 1 and kept):
             return 1
         return self.micro_batches * (2 if self.recompute == "block" else 1)
 
     @property
     def gradient_scatters(self) -> int:
         """Reduce-scatters per step of the gradient of a fully sharded weight."""
-        return 1 if self.pipeline > 1 and self.gather_once else self.micro_batches
+        return 1 if self.once_a_step else self.micro_batches
 
 
 def layer_placements(model: PaLMConfig, layout: Layout) -> list[Placement]:

@@ -88,7 +88,9 @@ def dry_run(settings: Settings, target: str = "GPU", rank: int = 0, all_layers: 
         return _compiled(settings, target, rank)
     if layout.mesh.stages > 1:
         return _shallow_stages(settings, layout, target, rank)
-    two, three = (_compiled(_with_layers(settings, count), target, rank) for count in COMPILED_DEPTHS)
+    wanted = Workload.of(settings, target).micro_batches
+    few = _with_micro_batches(settings, 2) if layout.unrolled else settings
+    two, three = (_compiled(_with_layers(few, count), target, rank, wanted) for count in COMPILED_DEPTHS)
     return extrapolated(two, three, layers)
 
 
@@ -145,18 +147,19 @@ def extrapolated(two: DryRun, three: DryRun, layers: int) -> DryRun:
 
 
 def _compiled(settings: Settings, target: str, rank: int, micro_batches: int | None = None) -> DryRun:
-    """The dry run of all layers; ``micro_batches`` of a pipeline's step, if it shall have more than are compiled."""
+    """The dry run of all layers; ``micro_batches`` of an unrolled step, if it shall have more than are compiled."""
     start = time.monotonic()
     graph, memory = partitioned_graph(settings, target, rank)
     layout = layout_of(settings, target, planned=True)
     compiled = Workload.of(settings, target).micro_batches
-    collectives = read_ledger(graph, layout.mesh, rank, (compiled, micro_batches or compiled))
-    if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":
+    unrolled = (compiled, micro_batches or compiled) if layout.unrolled else None
+    collectives = read_ledger(graph, layout.mesh, rank, unrolled)
+    if unrolled and layout.compute_dtype == "bfloat16":
         collectives = ledger.renamed(collectives, "Float16", "BFloat16")  # see compile_rank
     seconds = time.monotonic() - start
     layers = settings.model.layers
     state = [s for s in read_parameters(graph) if s.name != "global_step" and not s.name.startswith(SUMS)]
-    if settings.parallel.stages > 1:  # the update is a graph of its own, which is not compiled
+    if unrolled:  # the update is a graph of its own, which is not compiled
         held = {p.name: p.stage == layout.mesh.stage(rank) for p in placements(settings.model, layout)}
         state, moments = [s for s in state if held.get(s.name, True)], optimizer_class(settings.optimizer).moments
         state += [Shard(f"{m}.{s.name}", shape, s.dtype) for s in state for m, shape in moments(s.shape).items()]
@@ -219,22 +222,27 @@ def compile_rank(settings: Settings, target: str, rank: int) -> None:
     layout = layout_of(settings, target, planned=True)
     host.install_dry_run(rank, layout.devices, target)
     set_rank(rank)
-    if layout.mesh.stages > 1 and layout.compute_dtype == "bfloat16":  # MS-64: float16 has as many bytes
+    if layout.unrolled and layout.compute_dtype == "bfloat16":  # MS-64: float16 has as many bytes
         layout = replace(layout, compute_dtype="float16")
     with axes.layout(layout), suppress(host.DryRunComplete):
-        piped, batch = layout.mesh.stages > 1, settings.train.batch_ramp()[-1][1]
-        _, step = build_step(settings, accumulate=piped)
-        rows = (batch if piped else settings.train.micro_batch_of(batch)) // layout.shards("batch")
+        batch = settings.train.batch_ramp()[-1][1]
+        _, step = build_step(settings, accumulate=layout.unrolled)
+        rows = (batch if layout.unrolled else settings.train.micro_batch_of(batch)) // layout.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
 
 
 def _with_runs_of(settings: Settings, layers: int) -> Settings:
     """The settings with so many layers in each run of a pipeline, and as few micro-batches as it takes."""
-    runs, train = [layers] * settings.parallel.runs, settings.train
+    runs = [layers] * settings.parallel.runs
     parallel = settings.parallel.model_copy(update={"stage_layers": runs})
-    fewest = train.model_copy(update={"batch_size": train.micro_batch * parallel.least_micro_batches})
-    return _with_layers(settings, sum(runs)).model_copy(update={"parallel": parallel, "train": fewest})
+    few = _with_micro_batches(settings, parallel.least_micro_batches)
+    return _with_layers(few, sum(runs)).model_copy(update={"parallel": parallel})
+
+
+def _with_micro_batches(settings: Settings, count: int) -> Settings:
+    train = settings.train.model_copy(update={"batch_size": settings.train.micro_batch * count})
+    return settings.model_copy(update={"train": train})
 
 
 def _with_layers(settings: Settings, layers: int) -> Settings:

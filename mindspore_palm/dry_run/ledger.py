@@ -17,6 +17,8 @@ from mindspore_palm.tables import table
 BYTES = {"Float32": 4, "BFloat16": 2, "Float16": 2, "Int32": 4, "Int64": 8}
 COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "AlltoAll")
 BETWEEN_STAGES = {"Send": "send", "Receive": "receive"}
+OF_WEIGHTS = ("parallel_optimizer", "mirror_Mirror", "grad_accumulation_shard")  # in the names of their collectives
+WEIGHT_PREFIX = r"^(CR_)?(blocks\.\d+\.)?"  # MindSpore's, of weights that it gathers twice, and the layer's
 ORDER = {"forward": 0, "backward": 1, "update": 2}
 
 
@@ -31,7 +33,8 @@ class Collective:
     axes: str
     """The mesh axes along which the ranks of the group differ, or a description of the ranks if no axes match."""
     weight: str
-    """Weight that is gathered or whose gradient is reduced, without its layer; empty for activations and scalars."""
+    """Weight that is gathered or whose gradient is reduced, without its layer; "weights" where MindSpore does not name
+    it, as in an unrolled step; empty for activations and scalars."""
     given: tuple[int, ...]
     """Shape of the input on a device."""
     result: tuple[int, ...]
@@ -46,11 +49,11 @@ class Collective:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Collectives of one micro-batch and one update on one device; in a pipeline, of all micro-batches of a step."""
+    """Collectives of one micro-batch and one update on one device; of an unrolled step, of all its micro-batches."""
 
     counts: Counter[Collective]
     chain: Counter[Collective]
-    """Those of the longest chain in which each depends on the result of the one before; not found in a pipeline."""
+    """Those of the longest chain in which each depends on the result of the one before; empty for an unrolled step."""
 
 
 def per_layer(two: Ledger, three: Ledger) -> Ledger:
@@ -106,18 +109,19 @@ def _added(
     return more, grown
 
 
-def read_ledger(graph: str, mesh: Mesh, rank: int = 0, micro_batches: tuple[int, int] = (1, 1)) -> Ledger:
+def read_ledger(graph: str, mesh: Mesh, rank: int = 0, micro_batches: tuple[int, int] | None = None) -> Ledger:
     """Counts each kind of collective in a compiled graph and in its longest chain.
 
     Args:
         graph: text of MindSpore's graph after the partitioner.
         mesh: the mesh that it was partitioned for.
         rank: the rank that it was compiled for.
-        micro_batches: of a pipeline's step: those that the graph has, and those that are asked for.
+        micro_batches: of an unrolled step: those that the graph has, and those that are asked for. None if the graph is
+            of one micro-batch.
     """
     nodes = list(read_nodes(graph))
-    if mesh.stages > 1:
-        return Ledger(_of_pipeline(nodes, executions(graph), mesh, rank, *micro_batches), Counter())
+    if micro_batches:
+        return Ledger(_of_unrolled(nodes, executions(graph), mesh, rank, *micro_batches), Counter())
     collectives = {(n.graph, n.number): _collective(n, mesh, rank) for n in nodes if n.op in COLLECTIVES}
     chain = longest_chain(nodes, dict.fromkeys(collectives, 1.0))
     return Ledger(Counter(collectives.values()), Counter(collectives[key] for key in chain))
@@ -125,20 +129,20 @@ def read_ledger(graph: str, mesh: Mesh, rank: int = 0, micro_batches: tuple[int,
 
 def _collective(node: Node, mesh: Mesh, rank: int) -> Collective:
     (_, given), (dtype, result) = tensors(node.shapes)
-    weight = re.search(r'mirror_user_id: "([\w.]+)"', node.line)
-    of_weight = weight and ("parallel_optimizer" in node.line or "mirror_Mirror" in node.line)
+    named = re.search(r'mirror_user_id: "([\w.]+)"', node.line)
+    of_weight = any(mark in node.line for mark in OF_WEIGHTS)
     return Collective(
         part=_part(node),
         op=_op(node),
         axes=group_axes(mesh, rank, _group(node.line)),
-        weight=re.sub(r"^blocks\.\d+\.", "", weight[1]) if weight and of_weight else "",
+        weight=(re.sub(WEIGHT_PREFIX, "", named[1]) if named else "weights") if of_weight else "",
         given=given,
         result=result,
         dtype=dtype,
     )
 
 
-def _of_pipeline(
+def _of_unrolled(
     nodes: Iterable[Node], often: Mapping[int, int], mesh: Mesh, rank: int, compiled: int, wanted: int
 ) -> Counter[Collective]:
     """Collectives of a step with ``wanted`` micro-batches, from a graph that has ``compiled`` of them.

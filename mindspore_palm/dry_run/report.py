@@ -21,7 +21,7 @@ from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.tables import listing, table
 
-PIPELINE = {"update": "a graph of its own, which is not compiled here: all-reduces of a few numbers per weight"}
+UNROLLED = {"update": "a graph of its own, which is not compiled here: all-reduces of a few numbers per weight"}
 
 
 def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) -> str:
@@ -42,7 +42,7 @@ def describe_dry_run(run: DryRun, settings: Settings, target: str, rank: int) ->
         "state": f"{run.state_bytes() / 1e9:,.3f} GB of weights and optimizer state per device",
         "collectives": f"{sum(counts.values()):,} per step"
         + (f" of {micro_batches:,} micro-batches" if micro_batches > 1 else ""),
-        **(PIPELINE if layout.mesh.stages > 1 else {"chain": _chain(chain, updates)}),
+        **(UNROLLED if layout.unrolled else {"chain": _chain(chain, updates)}),
         "compiled": f"in {run.seconds:.1f} s, with {run.memory / 1e9:.2f} GB",
     }
     return "\n\n".join([listing(head), _shards(run.shards), show_axes(counts), show_ledger(counts)])
@@ -53,9 +53,9 @@ def _chain(chain: Counter[Collective], updates: int) -> str:
 
 
 def _micro_batches(settings: Settings, target: str, layout: Layout) -> tuple[int, int]:
-    """Micro-batches per step, and how often a step executes the graph: a pipeline's has all micro-batches."""
+    """Micro-batches per step, and how often a step executes the graph: an unrolled one has all of them."""
     count = Workload.of(settings, target).micro_batches
-    return count, 1 if layout.mesh.stages > 1 else count
+    return count, 1 if layout.unrolled else count
 
 
 def write_dry_run(run: DryRun, settings: Settings, target: str, rank: int, file: Path) -> None:

@@ -44,6 +44,7 @@ MODEL_AXES: Table = {**PALM_AXES, "batch": (), "tokens": (), "heads": EVERYWHERE
 """Model parallelism only: every device computes every sequence, with its own heads and vocabulary. Decoding always uses
 it: a batch may be one sequence, and a cache of one head per layer is small enough to be replicated."""
 
+PER_MICRO_BATCH, PER_STEP, PODS_PER_STEP = "per_micro_batch", "per_step", "pods_per_step"
 ZERO_BUBBLE_V = "zero_bubble_v"
 TABLES: Mapping[str, Table] = {"palm": PALM_AXES, "data": DATA_AXES, "model": MODEL_AXES}
 
@@ -67,6 +68,10 @@ class Layout:
     the second half of the runs goes back from the last stage to the first."""
     schedule: str = "1f1b"
     """Order of the forward and backward passes of micro-batches in a pipeline."""
+    reduce_gradients: str = PER_MICRO_BATCH
+    """How often gradients are reduced over data and pods: as in ``ParallelConfig``, but for auto."""
+    reduce_dtype: str = "float32"
+    """dtype in which gradients of kernels are reduced."""
     planned: bool = False
     """Whether it is only partitioned or planned for, and nothing is computed."""
 
@@ -98,6 +103,11 @@ class Layout:
     def run(self, layer: int) -> int:
         """The run of layers that a layer is in; 0 without a pipeline."""
         return bisect_right(list(accumulate(self.stage_layers))[:-1], layer)
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether one graph has all micro-batches of a step, so that gradients need not be reduced after each."""
+        return self.mesh.stages > 1 or self.reduce_gradients != PER_MICRO_BATCH
 
     @property
     def devices(self) -> int:

@@ -16,7 +16,7 @@ from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.devices import DEVICES, PLANNED_DTYPE
 from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.advice import Change, apply, in_words, meshes
-from mindspore_palm.parallel.axes import TABLES, ZERO_BUBBLE_V, Layout
+from mindspore_palm.parallel.axes import PER_MICRO_BATCH, PER_STEP, PODS_PER_STEP, TABLES, ZERO_BUBBLE_V, Layout
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, STAGE, Mesh
 from mindspore_palm.parallel.placement import Placement
 from mindspore_palm.parallel.stages import stage_layers
@@ -73,8 +73,21 @@ def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) ->
         target,
         stage_layers(settings),
         parallel.schedule,
+        _reductions(settings),
+        parallel.reduce_dtype,
         planned,
     )
+
+
+def _reductions(settings: Settings) -> str:
+    """How often a step reduces gradients, where auto is resolved, and what makes no difference is per micro-batch."""
+    parallel, train = settings.parallel, settings.train
+    if parallel.stages > 1:
+        return PER_STEP
+    several = any(size > train.micro_batch_of(size) for _, size in train.batch_ramp())
+    if parallel.reduce_gradients == "auto" or parallel.devices == 1 or not several:
+        return PER_MICRO_BATCH
+    return parallel.reduce_gradients
 
 
 def check_layout(
@@ -141,6 +154,7 @@ def find_misfit(settings: Settings, layout: Layout, placements_of: PlacementsOf,
         _devices(layout)
         or _departures(settings)
         or (_stages(settings, layout, from_step) if layout.mesh.stages > 1 else None)
+        or _reduced(settings, layout)
         or _sizes(settings, layout)
         or _batches(settings, layout, from_step)
         or (_servers(layout.mesh) if layout.target == "Ascend" else None)
@@ -240,11 +254,40 @@ def _stages(settings: Settings, layout: Layout, from_step: int) -> Misfit | None
                 f"sequences with train.micro_batch = {train.micro_batch} has {count}"
             )
             return Misfit("micro-batches", text, tuple({"train.micro_batch": n} for n in reversed(fitting)))
-    if settings.finetune.checkpoint:
-        return Misfit("stages in fine-tuning", f"{asked}: fine-tuning takes one stage", ({"parallel.stages": 1},))
-    if layout.compute_dtype == "float16":
-        text = f"{asked}: train.compute_dtype = float16 needs a loss scale, which a pipeline does not have"
-        return Misfit("stages in float16", text, ({"train.compute_dtype": "float32"},))
+    return None
+
+
+def _reduced(settings: Settings, layout: Layout) -> Misfit | None:
+    """Reductions of gradients that a layout does not have, and what steps do not take that are one graph."""
+    parallel, reduced = settings.parallel, settings.parallel.reduce_gradients
+    asked = f"parallel.reduce_gradients = {reduced}"
+    again = {"parallel.reduce_gradients": PER_MICRO_BATCH}
+    if parallel.stages > 1:
+        asked, again = f"parallel.stages = {parallel.stages}", {"parallel.stages": 1}
+        if reduced not in ("auto", PER_STEP):
+            text = f"parallel.reduce_gradients = {reduced}: a pipeline reduces gradients once a step"
+            return Misfit("reductions", text, ({"parallel.reduce_gradients": PER_STEP},))
+    if layout.unrolled and settings.finetune.checkpoint:
+        return Misfit(
+            "fine-tuning",
+            f"{asked}: fine-tuning takes one stage, and gradients of one micro-batch after the other",
+            (again,),
+        )
+    if layout.unrolled and layout.compute_dtype == "float16":
+        text = f"{asked}: train.compute_dtype = float16 needs a loss scale, which a step of one graph does not have"
+        return Misfit("float16", text, ({"train.compute_dtype": "float32"}, again))
+    replicated = parallel.pods > 1 and layout.shard_weights == "pod" and layout.weight_shards > 1
+    if layout.reduce_gradients == PODS_PER_STEP and not replicated:
+        text = f"{asked} is for weights that are sharded inside each of several pods"
+        return Misfit("reductions", text, ({"parallel.reduce_gradients": PER_STEP}, again))
+    if layout.reduce_dtype == "float32":
+        return None
+    asked, back = f"parallel.reduce_dtype = {layout.reduce_dtype}", {"parallel.reduce_dtype": "float32"}
+    if layout.unrolled:  # MindSpore's sums are as the weights
+        return Misfit("reduce dtype", f"{asked}: gradients that are summed over a step are float32", (back,))
+    if layout.weight_shards > 1:  # MS-66
+        text = f"{asked}: MindSpore would reduce full gradients between pods, and scatter them in float32 all the same"
+        return Misfit("reduce dtype", text, ({"parallel.shard_weights": "off"}, back))
     return None
 
 

@@ -16,7 +16,7 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore_palm import console, cuda
 from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError, same_command
-from mindspore_palm.parallel.axes import Axes, Layout, current_layout
+from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP, Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker, speaks
 from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
@@ -198,11 +198,26 @@ def parallel_settings(layout: Layout) -> dict[str, object]:
         "gradients_mean": False,
     }
     if layout.weight_shards > 1:
-        # level3 gathers weights a second time for the backward pass, level1 keeps them from the forward pass
-        level = "level3" if layout.recompute == "block" and layout.mesh.stages == 1 else "level1"
         # MS-09: by default, weights of less than 64 KB are replicated
+        level = _optimizer_level(layout)
         settings["hsdp"] = {"shard_size": layout.weight_shards, "threshold": 0, "optimizer_level": level}
+    if layout.reduce_dtype != "float32":
+        settings["gradient_fp32_sync"] = False
     return settings
+
+
+def _optimizer_level(layout: Layout) -> str:
+    """MindSpore's level of full sharding.
+
+    level1 keeps weights gathered from the forward to the backward pass, level3 gathers them twice. In an
+    unrolled step, level1 gathers and reduce-scatters once; level2 reduce-scatters after each micro-batch, and level3
+    gathers for each as well.
+    """
+    if layout.reduce_gradients == PER_STEP:
+        return "level1"
+    if layout.recompute == "block":
+        return "level3"
+    return "level2" if layout.reduce_gradients == PODS_PER_STEP else "level1"
 
 
 def _available(target: str) -> bool:

@@ -74,13 +74,19 @@ def on_stage_of(layer: int, cell: AnyCell) -> AnyCell:
 
 
 class FromLastStage(nn.Cell):
-    """The value that the stage of the last layer has, on all devices: float32 of any shape to the same."""
+    """The value that the stage of the last layer has, on all devices: float32 of any shape to the same.
+
+    The identity without a pipeline, where all devices have it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         layout = current_layout()
+        self.several = layout.mesh.stages > 1
         self.is_source = this_rank() == layout.stage(sum(layout.stage_layers)) * layout.mesh.stage_devices
         self.over_devices, self.zeros = SumOverDevices(), ops.ZerosLike()
 
     def construct(self, x: Tensor) -> Tensor:
+        if not self.several:
+            return x
         return self.over_devices(x if self.is_source else self.zeros(x))

@@ -11,6 +11,7 @@ from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.cost.memory import readable
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.files import write_json
+from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP
 from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.pods import LINKS, PODS, Span
 from mindspore_palm.plan.published import LENGTH, PUBLISHED_FLOPS, RECOMPUTED, Prediction, System
@@ -20,6 +21,7 @@ from mindspore_palm.plan.timeline import Timeline
 from mindspore_palm.tables import listing, table
 
 DAY = 86400.0
+REDUCED = {PER_STEP: "all", PODS_PER_STEP: "over pods"}  # gradients, of a search
 WAYS = {
     "spmd": "One SPMD program",
     "spmd_overlap": "One SPMD program, all-reduce overlapped with the backward pass",
@@ -141,6 +143,7 @@ def describe_search(candidates: Sequence[Candidate], fitting: int, most: int = 1
                 f"{parallel.pods} x {parallel.data} x {parallel.model}",
                 f"{pipeline.stages} of {pipeline.interleave}" if pipeline.stages > 1 else "",
                 parallel.recompute,
+                REDUCED.get(candidate.settings.parallel.reduce_gradients, "") if pipeline.stages == 1 else "",
                 "model" if pipeline.sequence_parallel else "",
                 f"{micro:,}",
                 f"{candidate.bytes / 1e9:.1f}",
@@ -153,6 +156,7 @@ def describe_search(candidates: Sequence[Candidate], fitting: int, most: int = 1
         "pods x data x model",
         "stages",
         "recompute",
+        "reduced once",
         "norms over",
         "micro-batch",
         "GB per device",

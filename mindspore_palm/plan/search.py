@@ -13,7 +13,7 @@ from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.weights import placements
-from mindspore_palm.parallel.axes import Layout
+from mindspore_palm.parallel.axes import PER_MICRO_BATCH, PER_STEP, PODS_PER_STEP, Layout
 from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, partitions_for
 from mindspore_palm.parallel.mesh import DATA, MODEL
 from mindspore_palm.plan.machines import Machine
@@ -150,12 +150,20 @@ def _variants(settings: Settings, devices: int) -> Iterator[Settings]:
         for micro_batch in [0, *tried] if tried else []:
             if micro_batch == max(sizes):  # the same as 0
                 continue
-            yield settings.model_copy(
-                update={
-                    "model": settings.model.model_copy(update={"vocab_multiple": in_pod}),
-                    "train": settings.train.model_copy(update={"micro_batch": micro_batch}),
-                    "parallel": settings.parallel.model_copy(
-                        update={"data": in_pod // model, "model": model, "recompute": recompute}
-                    ),
-                }
-            )
+            for reduced in _reductions(settings, micro_batch, pods):
+                mesh = {"data": in_pod // model, "model": model, "recompute": recompute, "reduce_gradients": reduced}
+                yield settings.model_copy(
+                    update={
+                        "model": settings.model.model_copy(update={"vocab_multiple": in_pod}),
+                        "train": settings.train.model_copy(update={"micro_batch": micro_batch}),
+                        "parallel": settings.parallel.model_copy(update=mesh),
+                    }
+                )
+
+
+def _reductions(settings: Settings, micro_batch: int, pods: int) -> tuple[str, ...]:
+    """How often gradients may be reduced: as set, or if that is auto, in all ways that make a difference."""
+    asked = settings.parallel.reduce_gradients
+    if asked != "auto" or not micro_batch:
+        return (asked,)
+    return (PER_MICRO_BATCH, PER_STEP, PODS_PER_STEP) if pods > 1 else (PER_MICRO_BATCH, PER_STEP)

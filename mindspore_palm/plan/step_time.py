@@ -225,7 +225,7 @@ class StageCosts:
         """
         work, weights = self.work, self.over_data()
         inside = sum(seconds for axis, seconds in weights.items() if axis != POD)
-        if work.pipeline > 1 and work.gather_once:  # all but the first and the last micro-batch have no collective
+        if work.once_a_step:  # all but the first and the last micro-batch have no collective
             matmuls /= work.micro_batches
         return {
             "data axis": inside - min(self.overlap.data * inside, matmuls),
@@ -238,8 +238,8 @@ class StageCosts:
 
         Fully sharded weights are all-gathered for the forward pass of each micro-batch, and again for its backward pass
         if blocks are recomputed. Their gradients are reduce-scattered, and the shards all-reduced over the axes that
-        are left, between pods. The gradient of a weight that is not fully sharded is all-reduced over all axes. The
-        stages of a pipeline do each of these once per step, if they keep gathered weights.
+        are left, between pods. The gradient of a weight that is not fully sharded is all-reduced over all axes. Each of
+        these is done once per step where gathered weights and full gradients are kept.
         """
         work, machine, layout = self.work, self.machine, self.layout
         everywhere = layout.mesh_axes("tokens")
@@ -249,7 +249,8 @@ class StageCosts:
         for weight, count in work.device_weights():
             collectives: tuple[tuple[dict[str, float], int], ...]
             elements = count * gathered_size(weight)
-            size = machine.gradient_bytes * elements
+            halved = layout.reduce_dtype != "float32" and len(weight.shape) > 1 and weight.name != "embedding"
+            size = (HALF if halved else machine.gradient_bytes) * elements
             if weight.data_shards > 1:
                 item = FLOAT if weight.name == "embedding" else HALF
                 gathered = all_gather(machine, layout, inside, item * elements)

@@ -10,11 +10,11 @@ from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.recompute import recompute
 from mindspore_palm.parallel.stages import by_stage
 from mindspore_palm.train.finetune import has_dropout, load_base_model
-from mindspore_palm.train.pipeline import PipelinedStep
 from mindspore_palm.train.step import TrainStep
+from mindspore_palm.train.unrolled import UnrolledStep
 
 
-def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, TrainStep | PipelinedStep]:
+def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, TrainStep | UnrolledStep]:
     """Builds the network and the step that trains it.
 
     Args:
@@ -28,7 +28,8 @@ def build_step(settings: Settings, accumulate: bool = True) -> tuple[PaLM, Train
     optimizer = make_optimizer(own, settings.optimizer, settings.train.steps)
     micro_batch = settings.train.micro_batch // current_layout().shards("batch") if accumulate else 0  # per worker
     loss = Loss(palm, settings.train.z_loss)
-    if not elsewhere:
+    if not current_layout().unrolled:
         return palm, TrainStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, has_dropout(settings))
-    other = make_optimizer(elsewhere, settings.optimizer, settings.train.steps)  # its moments, which take no memory
-    return palm, PipelinedStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, other)
+    # the optimizer of other stages has their moments, which take no memory
+    other = make_optimizer(elsewhere, settings.optimizer, settings.train.steps) if elsewhere else None
+    return palm, UnrolledStep(loss, optimizer, settings.optimizer.clip_norm, micro_batch, other)

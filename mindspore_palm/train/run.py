@@ -13,9 +13,9 @@ from mindspore_palm.parallel.votes import Votes
 from mindspore_palm.train.evaluate import Evaluation, Evaluator
 from mindspore_palm.train.log.metrics import last_losses
 from mindspore_palm.train.log.recorder import UNWRITTEN, Recorder
-from mindspore_palm.train.pipeline import PipelinedStep
 from mindspore_palm.train.state import state_of
 from mindspore_palm.train.step import TrainStep
+from mindspore_palm.train.unrolled import UnrolledStep
 from mindspore_palm.train.validation import validate
 
 
@@ -28,7 +28,7 @@ class Run:
     prepared: Prepared
     batches: Batches
     progress: Progress
-    step: TrainStep | PipelinedStep
+    step: TrainStep | UnrolledStep
     evaluator: Evaluator
     recorder: Recorder | None
     """None on all workers but the first."""

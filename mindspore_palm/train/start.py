@@ -24,10 +24,10 @@ from mindspore_palm.train.build import build_step
 from mindspore_palm.train.continuation import StartOptions, check_corpus, may_change
 from mindspore_palm.train.evaluate import Evaluator
 from mindspore_palm.train.log.recorder import UNWRITTEN, Recorder
-from mindspore_palm.train.pipeline import PipelinedStep
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import check_paths, set_foreign_metrics_aside
 from mindspore_palm.train.state import fingerprint
+from mindspore_palm.train.unrolled import UnrolledStep
 
 
 def check_settings(settings: Settings, device: str, start: StartOptions | None = None) -> Layout:
@@ -98,6 +98,6 @@ def build_run(
     manager = CheckpointManager(
         folder / CHECKPOINTS, step.state, settings, prepared.tokenizer.serialized, votes, before_publish=sync
     )
-    nats = step.nats if isinstance(step, PipelinedStep) else None
+    nats = step.nats if isinstance(step, UnrolledStep) and current_layout().mesh.stages > 1 else None
     evaluator = Evaluator(palm, prepared.tokenizer.piece_bytes, nats)
     return Run(settings, folder, prepared, batches, progress, step, evaluator, recorder, manager, votes, peak)

@@ -63,6 +63,8 @@ class Case:
     """Stages of a pipeline. With more than one, ``mesh`` is that of each stage."""
     interleave: int = 1
     schedule: str = "1f1b"
+    reduce: str = "auto"
+    """How often gradients are reduced."""
 
     @property
     def devices(self) -> int:
@@ -81,6 +83,7 @@ class Case:
         words += [self.table] * (self.table != "palm") + [str(self.length)] * (self.length != LENGTH)
         words += [self.network] * (self.network != "palm")
         words += [f"{self.stages}x{self.interleave}_stages", self.schedule] * (self.stages > 1)
+        words += [self.reduce] * (self.reduce != "auto")
         words += [self.mutation.replace(" ", "_")] * bool(self.mutation)
         return "-".join(words)
 

@@ -15,7 +15,7 @@ from mindspore_palm.optim import adafactor, norm
 from mindspore_palm.parallel import context
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.sums import SumAlongSides
-from mindspore_palm.train import build, pipeline
+from mindspore_palm.train import build, unrolled
 
 
 class NoSumOverDevices(nn.Cell):
@@ -55,14 +55,14 @@ def mean_settings(layout):
     return {**SETTINGS(layout), "gradients_mean": True}
 
 
-class LosesMicroBatch(pipeline.PipelinedStep):
+class LosesMicroBatch(unrolled.UnrolledStep):
     """The last micro-batch of each step is not computed."""
 
     def __call__(self, inputs, targets, tokens):
         return super().__call__(inputs[: -self.micro_batch], targets[: -self.micro_batch], tokens)
 
 
-class RepeatsMicroBatch(pipeline.PipelinedStep):
+class RepeatsMicroBatch(unrolled.UnrolledStep):
     """The last micro-batch of each step is computed twice."""
 
     def __call__(self, inputs, targets, tokens):
@@ -88,8 +88,8 @@ MUTATIONS = {
     "no reduction": (norm, "SumOverDevices", NoSumOverDevices),
     "mean for sum": (context, "parallel_settings", mean_settings),
     "local rms": (adafactor, "SumOverShards", NoSumOverShards),
-    "micro-batch lost": (build, "PipelinedStep", LosesMicroBatch),
-    "micro-batch twice": (build, "PipelinedStep", RepeatsMicroBatch),
+    "micro-batch lost": (build, "UnrolledStep", LosesMicroBatch),
+    "micro-batch twice": (build, "UnrolledStep", RepeatsMicroBatch),
     "no gradient from the logits": (palm, "Unembed", UnembedWithoutGradient),
     "local means": (adafactor, "SumAlongSides", LocalMeans),
     "values with other heads": (initial, "make_weight", weight_in_one_part),

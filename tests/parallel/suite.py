@@ -34,9 +34,16 @@ QUICK_PIPELINES = [
 ]
 """Two stages of two model ranks, and interleaved ones of two fully sharded data ranks."""
 
+QUICK_REDUCTIONS = [
+    Case((2, 2, 1), "pod", "none", "adafactor", 2, gradients=True, reduce="pods_per_step"),
+    Case((1, 2, 2), "pod", "block", "adamw", 4, gradients=True, reduce="per_step"),
+]
+"""Gradients that are reduced once a step: over pods alone, and over everything."""
+
 HEALTHY = QUICK[3]
 MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATIONS]
 MUTANTS_OF_PIPELINE = [replace(PIPELINE, mutation=name, gradients=False) for name in MUTATIONS_OF_PIPELINES]
+MUTANT_OF_REDUCTIONS = replace(QUICK_REDUCTIONS[1], mutation="micro-batch lost", gradients=False)
 MUTANTS_OF_GPT3 = [replace(GPT3, mutation=name, gradients=False) for name in MUTATIONS_OF_DEPARTURES]
 """The first of them always, the others on request."""
 
@@ -107,5 +114,19 @@ PIPELINES += [
     Case((1, 2, 2), "pod", "block", "factored", 4, gradients=True, network="gpt3", stages=2),
     Case((1, 1, 2), "off", "none", "factored", 2, gradients=True, network="palm", stages=2),
     Case((1, 2, 1), "pod", "none", "adafactor", 2, gradients=True, network="around_one", stages=2),
+]
+REDUCTIONS = [  # every reduction with every kind of recomputation, sharding and optimizer
+    *QUICK_REDUCTIONS,
+    Case((2, 2, 1), "pod", "attention", "adamw", 2, gradients=True, reduce="pods_per_step"),
+    Case((2, 2, 1), "pod", "block", "lion", 2, gradients=True, reduce="pods_per_step"),
+    Case((2, 2, 2), "pod", "block", "adafactor", 2, gradients=True, reduce="pods_per_step"),
+    Case((2, 2, 1), "pod", "block", "factored", 2, gradients=True, reduce="pods_per_step", network="gpt3"),
+    Case((1, 2, 1), "off", "none", "adafactor", 4, gradients=True, reduce="per_step"),
+    Case((1, 1, 2), "off", "none", "lion", 2, gradients=True, reduce="per_step"),
+    Case((2, 2, 1), "pod", "none", "adafactor", 2, gradients=True, reduce="per_step"),
+    Case((2, 1, 2), "all", "attention", "adamw", 4, gradients=True, reduce="per_step"),
+    Case((1, 2, 2), "all", "block", "adafactor", 2, gradients=True, reduce="per_step", table="data"),
+    Case((2, 2, 2), "pod", "block", "adafactor", 2, gradients=True, reduce="per_step"),
+    Case((1, 2, 2), "pod", "none", "factored", 4, gradients=True, reduce="per_step", network="gpt3"),
 ]
 SLOW = [case for case in [*full_table(), *FURTHER] if case.name not in {quick.name for quick in QUICK}]

@@ -6,6 +6,7 @@ an error, only the order of float32 sums differs: compare.py has the tolerances 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,8 +17,8 @@ from parallel.runs import ONE, Runs, twins_of
 from parallel.suite import (
     DEPARTURES,
     GPT3,
-    HEALTHY,
     MESHES,
+    MUTANT_OF_REDUCTIONS,
     MUTANTS,
     MUTANTS_OF_GPT3,
     MUTANTS_OF_PIPELINE,
@@ -26,16 +27,18 @@ from parallel.suite import (
     QUICK,
     QUICK_DEPARTURES,
     QUICK_PIPELINES,
+    QUICK_REDUCTIONS,
     RECOMPUTE,
+    REDUCTIONS,
     SLOW,
     distinct_shardings,
 )
 
-FAST = [*QUICK, *QUICK_DEPARTURES, *QUICK_PIPELINES]
+FAST = [*QUICK, *QUICK_DEPARTURES, *QUICK_PIPELINES, *QUICK_REDUCTIONS]
 CASES = [pytest.param(case, id=case.name) for case in FAST]
-ON_REQUEST = [case for case in [*SLOW, *DEPARTURES, *PIPELINES] if case not in FAST]
+ON_REQUEST = [case for case in [*SLOW, *DEPARTURES, *PIPELINES, *REDUCTIONS] if case not in FAST]
 CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in ON_REQUEST]
-FAST_MUTANTS = [*MUTANTS, MUTANTS_OF_GPT3[0], MUTANTS_OF_PIPELINE[-1]]
+FAST_MUTANTS = [*MUTANTS, MUTANTS_OF_GPT3[0], MUTANTS_OF_PIPELINE[-1], MUTANT_OF_REDUCTIONS]
 WITH_GRADIENTS = [param for param in CASES if param.values[0].gradients]
 
 
@@ -75,10 +78,17 @@ def pipelines(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("pipelines"), [PIPELINE, *PIPELINES, *MUTANTS_OF_PIPELINE])
 
 
+@pytest.fixture(scope="module")
+def reductions(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("reductions"), REDUCTIONS)
+
+
 @pytest.fixture
 def runs(request, case: Case) -> Runs:
     if case in FAST:
         return request.getfixturevalue("quick")
+    if case in REDUCTIONS:
+        return request.getfixturevalue("reductions")
     return request.getfixturevalue("pipelines" if case.stages > 1 else "slow" if case in SLOW else "departures")
 
 
@@ -143,7 +153,7 @@ def test_planted_errors_in_pipelines_are_seen(pipelines, mutant):
 
 
 def check_that_it_shows(runs, mutant):
-    healthy = PIPELINE if mutant in MUTANTS_OF_PIPELINE else GPT3 if mutant in MUTANTS_OF_GPT3 else HEALTHY
+    healthy = replace(mutant, mutation="", gradients=True)
     for twin in twins_of(mutant):
         assert not exceeded(differences(runs.of(healthy)[0], runs.twin(healthy, twin)))
         assert SHOWS[mutant.mutation] in exceeded(differences(runs.of(mutant)[0], runs.twin(mutant, twin)))

@@ -25,8 +25,8 @@ from mindspore_palm.parallel.axes import layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.context import join_workers, open_device, partition
 from mindspore_palm.train.build import build_step
-from mindspore_palm.train.pipeline import PipelinedStep
 from mindspore_palm.train.step import BATCH_AXES, Objective
+from mindspore_palm.train.unrolled import UnrolledStep
 
 
 class Gradients(nn.Cell):
@@ -64,6 +64,7 @@ def settings_of(case: Case) -> Settings:
             strategy=case.table,
             shard_weights=case.shard_weights,
             recompute=case.recompute,
+            reduce_gradients=case.reduce,
         ),
     )
 
@@ -72,7 +73,7 @@ def first_gradients(
     palm: PaLM, step: object, batch: tuple[np.ndarray, np.ndarray], count: int
 ) -> dict[str, np.ndarray]:
     """Shards of the initial weights and of their gradients."""
-    if isinstance(step, PipelinedStep):
+    if isinstance(step, UnrolledStep):
         weights, sums = step.gradients(*map(Tensor, batch))
         gradients = [Tensor(total.asnumpy() / np.float32(count)) for total in sums]
     else:

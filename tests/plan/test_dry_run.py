@@ -113,7 +113,7 @@ def test_the_chain_goes_through_every_layer_both_ways(few):
 def test_the_default_compiles_few(device, few, monkeypatch):
     compiled = []
 
-    def pretend(settings, target, rank):
+    def pretend(settings, target, rank, _micro_batches):
         compiled.append(settings.model.layers)
         return few[len(compiled) - 1]
 

@@ -80,6 +80,24 @@ def test_accumulation_counts_gradients_twice():
     assert memory["gradients"] == 2 * memory["weights"]
 
 
+def test_sums_of_gradients_that_are_reduced_once_a_step_are_full_ones():
+    parallel = {"pods": 2, "data": 2, "recompute": "block"}
+    settings = Settings.model_validate({"train": {"batch_size": 16, "micro_batch": 4}, "parallel": parallel})
+
+    def memory(reduced):
+        again = settings.parallel.model_copy(update={"reduce_gradients": reduced})
+        changed = settings.model_copy(update={"parallel": again})
+        return memory_by_kind(changed, layout_of(changed))
+
+    each, pods, step = map(memory, ("per_micro_batch", "pods_per_step", "per_step"))
+    assert each == pods and "gathered weights" not in each
+    scales = settings.model.layers * settings.model.d_model  # of norms, which are not sharded
+    full = 4 * (sum(settings.model.parameters_by_kind().values()) + scales)  # float32
+    assert step["gradients"] - step["weights"] == full
+    assert step["weights"] == (full + 4 * scales) / 2
+    assert step["gathered weights"] > 0
+
+
 SIZES = {"layers": 3, "d_model": 20, "heads": 2, "head_dim": 6, "d_ff": 40, "vocab_size": 50}
 NORM_SCALES = 3 * 20
 MATRICES = {"embedding": (50, 20), "q_wi": (20, 2 * 6 + 2 * 40), "kv": (20, 12), "o_wo": (12 + 40, 20)}

@@ -196,6 +196,32 @@ def test_micro_batches_gather_weights_again():
     assert four.parts["data axis"] == pytest.approx(4 * step_time(work, TPU_V4).parts["data axis"])
 
 
+def test_gradients_that_are_reduced_once_a_step():
+    """PaLM's mesh with four micro-batches: a quarter between pods; inside a pod, that of a single micro-batch."""
+
+    def parts(micro_batch, reduced, recompute="block"):
+        layout = Layout(Mesh(2, 256, 12), recompute=recompute, reduce_gradients=reduced)
+        return step_time(Workload(PALM, layout, 2048, 2048, micro_batch), TPU_V4).parts
+
+    four, one = parts(512, "per_micro_batch"), parts(2048, "per_micro_batch")
+    over_pods, once = parts(512, "pods_per_step"), parts(512, "per_step")
+    assert four["between pods"] == pytest.approx(4 * over_pods["between pods"])
+    assert over_pods["data axis"] == pytest.approx(four["data axis"], rel=1e-4)  # norm scales are not sharded
+    assert once["between pods"] == pytest.approx(one["between pods"])
+    # one gather and one reduce-scatter where there were eight and four; both are of 2 bytes per parameter on TPU v4
+    assert once["data axis"] == pytest.approx(four["data axis"] * 2 / 12, rel=0.02)
+    kept = parts(512, "pods_per_step", "none")  # weights stay gathered: 1 and 4
+    assert kept["data axis"] == pytest.approx(four["data axis"] * 5 / 12, rel=0.02)
+
+
+def test_gradients_in_16_bits_are_half_of_those_in_float32():
+    work = Workload(PALM, Layout(Mesh(1, 8, 8), shard_weights="off"), 2048, 64, 64)
+    halved = replace(work, layout=replace(work.layout, reduce_dtype="compute_dtype"))
+    parts = [step_time(one, A100).parts["data axis"] for one in (work, halved)]
+    table = work.embedding.shard_shape[0] * 18432 / sum(c * prod(w.shard_shape) for w, c in work.device_weights())
+    assert parts[1] / parts[0] == pytest.approx((1 + table) / 2, rel=1e-3)
+
+
 @pytest.mark.parametrize("sharding", ["pod", "all", "off"])
 def test_gradients_cross_pods_sharded_however_weights_are(sharding):
     layout = Layout(Mesh(2, 256, 12), shard_weights=sharding, recompute="block")

@@ -97,6 +97,13 @@ CASES = [
         (f"parallel.{setting}", "", "parallel.stages=2")
         for setting in ("interleave=2", "schedule=gpipe", "stage_layers=[1,2]")
     ],
+    *[
+        ("parallel.reduce_gradients=per_step", useless, useful)
+        for useful in ["train.micro_batch=8 train.batch_size=16 parallel.data=2"]
+        for useless in ("", "parallel.data=2", "parallel.model=2 train.micro_batch=8 train.batch_size=16")
+    ],
+    ("parallel.reduce_dtype=compute_dtype", "", "parallel.data=2"),
+    ("parallel.reduce_dtype=compute_dtype", "parallel.data=2 train.compute_dtype=float32", "parallel.data=2"),
     ("parallel.strategy=data", "", "parallel.model=2"),
     ("parallel.strategy=data", "parallel.data=2", "parallel.model=2"),
     ("parallel.strategy=model", "parallel.model=2", "parallel.data=2"),

@@ -144,6 +144,49 @@ def test_what_a_pipeline_does_not_take(parallel, sections, said):
         assert part in message, message
 
 
+@pytest.mark.parametrize(
+    ("parallel", "sections", "said"),
+    [
+        (
+            {"stages": 2, "reduce_gradients": "per_micro_batch"},
+            {},
+            ["once a step", "set parallel.reduce_gradients=per_step"],
+        ),
+        ({"reduce_gradients": "pods_per_step"}, {}, ["each of several pods", "set parallel.reduce_gradients=per_step"]),
+        ({"reduce_gradients": "pods_per_step", "pods": 2, "shard_weights": "all"}, {}, ["each of several pods"]),
+        ({"reduce_gradients": "pods_per_step", "pods": 2, "data": 1}, {}, ["each of several pods"]),
+        (
+            {"reduce_gradients": "per_step"},
+            {"finetune": {"checkpoint": "runs/a"}},
+            ["gradients of one micro-batch after the other", "set parallel.reduce_gradients=per_micro_batch"],
+        ),
+        (
+            {"reduce_gradients": "per_step"},
+            {"train": {**PIPED, "compute_dtype": "float16"}},
+            ["needs a loss scale", "set train.compute_dtype=float32"],
+        ),
+        ({"reduce_dtype": "compute_dtype"}, {}, ["full gradients between pods", "set parallel.shard_weights=off"]),
+        (
+            {"reduce_dtype": "compute_dtype", "reduce_gradients": "per_step"},
+            {},
+            ["summed over a step are float32", "set parallel.reduce_dtype=float32"],
+        ),
+        ({"reduce_dtype": "compute_dtype", "stages": 2}, {}, ["summed over a step are float32"]),
+    ],
+)
+def test_reductions_that_a_mesh_does_not_have(parallel, sections, said):
+    message = refused("CPU", **{"train": PIPED, "parallel": {"data": 2, **parallel}, **sections})
+    for part in said:
+        assert part in message, message
+
+
+def test_steps_of_one_micro_batch_are_the_same_graph_whatever_reduces_them():
+    """Otherwise, full sharding would keep weights gathered that recomputation gathers twice."""
+    one = {"batch_size": 8, "micro_batch": 8}
+    assert not check(train=one, parallel={"data": 2, "reduce_gradients": "per_step"}).unrolled
+    assert check(train=PIPED, parallel={"data": 2, "reduce_gradients": "per_step"}).unrolled
+
+
 def test_the_table_of_a_pipeline_is_replicated_over_data_on_purpose():
     """Half of this network's weights are in the table."""
     assert check(train=PIPED, parallel={"stages": 2, "data": 2, "model": 2}).weight_shards == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, mutable
 
-from mindspore_palm.train.pipeline import TakeSums
+from mindspore_palm.train.unrolled import TakeSums
 
 
 @pytest.mark.parametrize("value", [3.0, np.nan, np.inf])

@@ -1,11 +1,14 @@
-"""One optimizer step through a pipeline: MindSpore slices a batch into micro-batches, and schedules them on stages."""
+"""One optimizer step as one graph of all its micro-batches, so that gradients are reduced once.
+
+MindSpore slices a batch into micro-batches, and in a pipeline schedules them on stages.
+"""
 
 from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, lazy_inline, nn, ops
-from mindspore.parallel.nn import Pipeline
+from mindspore.parallel.nn import GradAccumulation, Pipeline
 
 from mindspore_palm.model.loss import Loss
 from mindspore_palm.parallel.axes import current_layout, shard
@@ -19,10 +22,10 @@ class Sums(nn.Cell):
     """Sums over the tokens of a micro-batch: int32 [B, S] twice to float32 [1, 2], cross-entropy and z-loss.
 
     The gradient of both together is that of the loss times the number of tokens. The number itself cannot be an input,
-    because ``Pipeline`` slices every input. Two outputs have no gradient there (MS-60).
+    because ``Pipeline`` and ``GradAccumulation`` slice every input. Two outputs have no gradient there (MS-60).
     """
 
-    @lazy_inline  # one graph for all micro-batches; interleaved schedules need it
+    @lazy_inline  # compiled once for all micro-batches; interleaved schedules need it
     def __init__(self, loss: Loss) -> None:
         super().__init__(auto_prefix=False)
         self.loss, self.stack, self.reshape = loss, shard(ops.Stack(), (), ()), ops.Reshape()
@@ -36,19 +39,31 @@ class Gradients(nn.Cell):
     """``Sums`` of a batch and the gradients of this stage's weights: int32 [B, S] twice to a tuple.
 
     Gradients are asked for all weights. Without those of earlier stages, nothing would be sent back to these.
+
+    Args:
+        loss: of the network.
+        own: weights of this stage.
+        elsewhere: weights of other stages.
+        take_sums: takes gradients that MindSpore has summed over micro-batches. A single one is not summed.
+        micro_batches: of the batch.
     """
 
     def __init__(
-        self, loss: Loss, own: ParameterTuple, elsewhere: ParameterTuple, reduce: nn.Cell, micro_batches: int
+        self, loss: Loss, own: ParameterTuple, elsewhere: ParameterTuple, take_sums: TakeSums, micro_batches: int
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.own, self.reduce = len(own), reduce
-        self.gradients = ops.value_and_grad(Pipeline(Sums(loss), micro_batches), None, own + elsewhere)
+        self.own, self.take_sums, self.several = len(own), take_sums, micro_batches > 1
+        sums = Sums(loss)
+        if self.several:
+            sums = (Pipeline if current_layout().mesh.stages > 1 else GradAccumulation)(sums, micro_batches)
+        self.gradients = ops.value_and_grad(sums, None, own + elsewhere)
         self.depend = ops.Depend()
 
     def construct(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         sums, gradients = self.gradients(inputs, targets)
-        return self.depend(sums, gradients), *self.reduce(gradients)[: self.own]
+        if self.several:
+            gradients = self.take_sums(gradients)
+        return self.depend(sums, gradients), *gradients[: self.own]
 
 
 class TakeSums(nn.Cell):
@@ -101,15 +116,15 @@ class CrossEntropyOfSums(nn.Cell):
         return self.from_last_stage(sums)[0, 0]
 
 
-class PipelinedStep:
-    """Optimizer steps on several stages, as ``TrainStep`` takes them on one.
+class UnrolledStep:
+    """Optimizer steps as ``TrainStep`` takes them, on any number of stages, with one graph for all micro-batches.
 
     Args:
         loss: of the network.
         optimizer: of the weights of this stage.
         clip_norm: global norm to which gradients are clipped; 0 for no clipping.
         micro_batch: sequences of a micro-batch on each worker; 0 for one micro-batch.
-        elsewhere: the optimizer of the weights of the other stages, which is never called.
+        elsewhere: the optimizer of the weights of the other stages, which is never called; None without a pipeline.
 
     ``state`` is everything that a step changes on any stage; the part of other stages takes no memory.
     """
@@ -120,13 +135,14 @@ class PipelinedStep:
         optimizer: nn.Optimizer,
         clip_norm: float,
         micro_batch: int,
-        elsewhere: nn.Optimizer,
+        elsewhere: nn.Optimizer | None = None,
     ) -> None:
         self.micro_batch = micro_batch
-        self.state = state_of(loss, optimizer, elsewhere)
-        self._loss, self._own, self._elsewhere = loss, optimizer.parameters, elsewhere.parameters
+        self.state = state_of(loss, optimizer, *([elsewhere] if elsewhere else []))
+        self._loss, self._own = loss, optimizer.parameters
+        self._elsewhere = elsewhere.parameters if elsewhere else ParameterTuple([])
         self._graphs: dict[int, nn.Cell] = {}  # by their number of micro-batches, which is a constant of a graph
-        self._reduce = TakeSums(self._own + self._elsewhere)
+        self._take_sums = TakeSums(self._own + self._elsewhere)
         self._nats = CrossEntropyOfSums()
         self._update = UpdateFromGradients(Update(optimizer, clip_norm, scaled=True))
 
@@ -140,7 +156,7 @@ class PipelinedStep:
     ) -> StepResult:
         """Takes one step. Arguments as for ``TrainStep``; there is no dropout, and the loss scale is not used."""
         if dropout_mask is not None:
-            raise ValueError("a pipeline has no dropout")  # check_layout refuses fine-tuning
+            raise ValueError("an unrolled step has no dropout")  # check_layout refuses fine-tuning
         count = int((targets >= 0).sum()) if tokens is None else tokens
         sums, *gradients = self._graph(len(inputs))(Tensor(inputs), Tensor(targets))
         outcome = self._update(Tensor(np.float32(max(1, count))), sums, *gradients)
@@ -162,6 +178,6 @@ class PipelinedStep:
     def _graph(self, sequences: int) -> nn.Cell:
         micro_batches = sequences // (self.micro_batch or sequences)
         if micro_batches not in self._graphs:
-            graph = Gradients(self._loss, self._own, self._elsewhere, self._reduce, micro_batches).set_train()
+            graph = Gradients(self._loss, self._own, self._elsewhere, self._take_sums, micro_batches).set_train()
             self._graphs[micro_batches] = partition(graph, *BATCH_AXES[:2])
         return self._graphs[micro_batches]
