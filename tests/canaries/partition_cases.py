@@ -40,7 +40,9 @@ def weight(name: str, *shape: int) -> Parameter:
     return Parameter(ones(*shape), name=name)
 
 
-def partition(name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, strategy="full_batch", stages=1):
+def partition(
+    name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, strategy="full_batch", stages=1, fp32=True
+):
     """Partitions a network for so many devices, and writes what came."""
     before = set(GRAPHS.rglob("*validate*.ir"))
     host.install_dry_run(0, devices, target)
@@ -51,6 +53,8 @@ def partition(name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, str
         whole.hsdp(**hsdp)
     if stages > 1:
         whole.pipeline(stages)
+    if not fp32:
+        whole.disable_gradient_fp32_sync()
     try:
         whole.compile(*inputs)
         raise AssertionError(f"{name}: the dry run did not end at the back end")
@@ -114,6 +118,19 @@ class SumOfSquares(nn.Cell):
         y = self.matmul(x, self.w)
         square = self.square(y) if self.by_square else self.square(y, y)
         return self.sum(self.times(square, self.v))
+
+
+class Half(nn.Cell):
+    """sum(x w), over data, in float16."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.cast = weight("w", 8, 8), ops.Cast()
+        self.matmul, self.sum = ops.MatMul().shard(((DEVICES, 1), (1, 1))), ops.ReduceSum().shard(((DEVICES, 1),))
+
+    def construct(self, x):
+        y = self.matmul(self.cast(x, ms.float16), self.cast(self.w, ms.float16))
+        return self.sum(self.cast(y, ms.float32))
 
 
 class SplitKernel(nn.Cell):
@@ -321,6 +338,9 @@ def main() -> None:
     partition("rows_that_divide", Step(DataParallel(8)), x, hsdp=all_shards)
     partition("rows_that_do_not", Step(DataParallel(6)), ones(4, 6), hsdp=all_shards)
     partition("default_threshold", Step(DataParallel(8)), x, hsdp={"shard_size": DEVICES, "optimizer_level": "level1"})
+    for fp32 in (False, True):
+        two_of_two = {"shard_size": DEVICES // 2, "threshold": 0, "optimizer_level": "level1"}
+        partition(f"gradients_in_{32 if fp32 else 16}_bits", Gradients(Half()), x, hsdp=two_of_two, fp32=fp32)
     partition("maximum_and_minimum", Step(DataParallel(8), Spread), x)
     partition("column_by_expand", Step(DataParallel(8), ByRow), x, hsdp=all_shards)
     partition("column_by_reshape", Step(DataParallel(8), partial(ByRow, by_reshape=True)), x, hsdp=all_shards)

@@ -1,7 +1,8 @@
 """Prints how far training on every mesh is from one process, from JAX and from JAX on the same mesh, as Markdown.
 
 ``python tests/parallel/table.py``, or with ``--meshes 1,2,2 2,2,2`` for some, ``--all`` for all cases of the suite,
-``--strategy NAME`` for the cases of one table of axes, ``--pipelines`` for the cases with stages.
+``--strategy NAME`` for the cases of one table of axes, ``--pipelines`` for the cases with stages, ``--reductions`` for
+those that reduce gradients once a step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from parallel.cases import Case
 from parallel.compare import differences
 from parallel.runs import JAX, MESH, ONE, TWINS, Runs, twins_of
-from parallel.suite import FURTHER, MESHES, PIPELINES, QUICK, SLOW
+from parallel.suite import FURTHER, MESHES, PIPELINES, QUICK, REDUCTIONS, SLOW
 
 from mindspore_palm.parallel.axes import TABLES
 
@@ -61,6 +62,9 @@ PIPELINE_HEAD = (
 )
 
 
+REDUCTION_HEAD = ("reduced", "pods x data x model", *PIPELINE_HEAD[2:])
+
+
 def pipeline_rows(runs: Runs) -> list[list[str]]:
     """The largest differences of each mesh with stages, over both twins."""
     rows = []
@@ -69,6 +73,16 @@ def pipeline_rows(runs: Runs) -> list[list[str]]:
         schedules = ", ".join(dict.fromkeys(_schedule(case) for case in cases))
         pods_data_model, count, one, jax, _, *rest = row(mesh, cases, runs)
         rows.append([f"{stages} x {pods_data_model}", schedules, count, one, jax, *rest])
+    return rows
+
+
+def reduction_rows(runs: Runs) -> list[list[str]]:
+    """The largest differences of each way to reduce gradients and each mesh, over all twins that a case has."""
+    rows = []
+    for kind in dict.fromkeys((case.reduce, case.mesh) for case in REDUCTIONS):
+        cases = [case for case in REDUCTIONS if (case.reduce, case.mesh) == kind]
+        mesh, count, one, jax, _, *rest = row(kind[1], cases, runs)
+        rows.append([kind[0], mesh, count, one, jax, *rest])
     return rows
 
 
@@ -82,7 +96,12 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every case of the suite, many minutes")
     parser.add_argument("--strategy", choices=list(TABLES), help="all cases of this table of axes, and no others")
     parser.add_argument("--pipelines", action="store_true", help="the cases with stages, a quarter of an hour")
+    parser.add_argument("--reductions", action="store_true", help="the cases that reduce gradients once a step")
     options = parser.parse_args()
+    if options.reductions:
+        with tempfile.TemporaryDirectory() as folder:
+            print_table(REDUCTION_HEAD, reduction_rows(Runs(Path(folder), REDUCTIONS)))
+        return
     if options.pipelines:
         with tempfile.TemporaryDirectory() as folder:
             print_table(PIPELINE_HEAD, pipeline_rows(Runs(Path(folder), PIPELINES)))

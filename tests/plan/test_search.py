@@ -56,6 +56,8 @@ def test_candidates_are_settings():
     best = candidates[0].settings.parallel
     assert (best.pods, best.data, best.model) == (2, 256, 12)  # PaLM's own
     assert {c.settings.train.micro_batch for c in candidates} >= {0, 512}
+    reduced = {c.settings.parallel.reduce_gradients for c in candidates if c.settings.train.micro_batch}
+    assert reduced >= {"per_micro_batch", "pods_per_step"}
     for one in candidates:
         assert Settings.model_validate(one.settings.model_dump()) == one.settings
 
