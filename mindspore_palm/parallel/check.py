@@ -261,7 +261,7 @@ def _reduced(settings: Settings, layout: Layout) -> Misfit | None:
     """Reductions of gradients that a layout does not have, and what steps do not take that are one graph."""
     parallel, reduced = settings.parallel, settings.parallel.reduce_gradients
     asked = f"parallel.reduce_gradients = {reduced}"
-    again = {"parallel.reduce_gradients": PER_MICRO_BATCH}
+    again: Change = {"parallel.reduce_gradients": PER_MICRO_BATCH}
     if parallel.stages > 1:
         asked, again = f"parallel.stages = {parallel.stages}", {"parallel.stages": 1}
         if reduced not in ("auto", PER_STEP):

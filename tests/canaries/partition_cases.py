@@ -41,7 +41,7 @@ def weight(name: str, *shape: int) -> Parameter:
 
 
 def partition(
-    name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, strategy="full_batch", stages=1, fp32=True
+    name, cell, *inputs, devices=DEVICES, target="GPU", hsdp=None, strategy="full_batch", stages=1, exact=True
 ):
     """Partitions a network for so many devices, and writes what came."""
     before = set(GRAPHS.rglob("*validate*.ir"))
@@ -53,7 +53,7 @@ def partition(
         whole.hsdp(**hsdp)
     if stages > 1:
         whole.pipeline(stages)
-    if not fp32:
+    if not exact:
         whole.disable_gradient_fp32_sync()
     try:
         whole.compile(*inputs)
@@ -338,9 +338,9 @@ def main() -> None:
     partition("rows_that_divide", Step(DataParallel(8)), x, hsdp=all_shards)
     partition("rows_that_do_not", Step(DataParallel(6)), ones(4, 6), hsdp=all_shards)
     partition("default_threshold", Step(DataParallel(8)), x, hsdp={"shard_size": DEVICES, "optimizer_level": "level1"})
-    for fp32 in (False, True):
+    for exact in (False, True):
         two_of_two = {"shard_size": DEVICES // 2, "threshold": 0, "optimizer_level": "level1"}
-        partition(f"gradients_in_{32 if fp32 else 16}_bits", Gradients(Half()), x, hsdp=two_of_two, fp32=fp32)
+        partition(f"gradients_in_{32 if exact else 16}_bits", Gradients(Half()), x, hsdp=two_of_two, exact=exact)
     partition("maximum_and_minimum", Step(DataParallel(8), Spread), x)
     partition("column_by_expand", Step(DataParallel(8), ByRow), x, hsdp=all_shards)
     partition("column_by_reshape", Step(DataParallel(8), partial(ByRow, by_reshape=True)), x, hsdp=all_shards)
