@@ -1,4 +1,4 @@
-"""The command ``palm``: one table of commands, which help shows; scripts are aliases; workers repeat what was called."""
+"""The command ``palm``: a table of commands, which help shows; scripts are aliases; workers repeat what was called."""
 
 from __future__ import annotations
 
