@@ -30,6 +30,7 @@ WANTED = {
     "string_type": "must be text; put it in quotes",
 }
 PATHS = ("data.path", "data.tokenizer", "data.prepared", "train.output", "finetune.checkpoint")  # ~ is a home in them
+MIXTURE = "must be a list of sources with a path and a weight above 0, [{path: a.txt, weight: 3}, ...]"
 RAMP = "must be a whole number, or a list of pairs [first step, size]"
 
 
@@ -274,6 +275,8 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
     what = WANTED.get(first["type"], message.replace("Input should", "must"))
     if key == "train.batch_size" and (first["type"] in WANTED or isinstance(value, list)):
         what = RAMP
+    if key == "data.mixture" and first["type"] != "value_error":
+        what = MIXTURE
     return f"{where}: {key} = {_short(value)}: {what}.\n  {key}: {' '.join((field.description or '').split())}"
 
 

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--config", help="a YAML file of settings; without it, the defaults")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file's")
     options = parser.parse_args()
-    from mindspore_palm.data import prepare
+    from mindspore_palm.data import prepare_text
     from mindspore_palm.data.files import printable
     from mindspore_palm.effects import print_notes
     from mindspore_palm.parallel.workers import refuse_workers
@@ -25,6 +25,6 @@ def main() -> None:
     refuse_workers("the preparation")
     settings, origins = load_settings(options.config, options.overrides)
     print_notes(settings, origins, options.overrides, sys.stderr)
-    prepared = prepare(settings.data, settings.model.vocab_size)
+    prepared = prepare_text(settings.data, settings.model.vocab_size)
     print(prepared.summary())
     print(f"folder      {printable(prepared.folder)}")
