@@ -100,7 +100,8 @@ class DataConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of the text to hold out: documents by their hash, and the end of long ones. Default 0.02."""
     tokenizer: str = ""
-    """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
+    """A SentencePiece model or a tokenizer.json (byte-level BPE) to use; empty trains one on the corpus with
+    model.vocab_size tokens. Default empty."""
     tokenizer_megabytes: Annotated[float, Field(ge=0.001)] = 4.0
     """Maximum text to train the tokenizer on, in MB, spread over the corpus. Default 4."""
     prepared: Name = "runs/prepared"

@@ -26,7 +26,7 @@ def main() -> None:
     both: dict[str, Any] = {"nargs": "+", "required": True, "metavar": ("FORMAT", "PATH"), "help": "format and path"}
     parser.add_argument("--from", dest="source", **both)
     parser.add_argument("--to", **both)
-    parser.add_argument("--tokenizer", metavar="FILE", help="SentencePiece model that goes with an imported model")
+    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer that goes with an imported model")
     parser.add_argument("--seq-len", type=int, help="training sequence length of an imported model")
     parser.add_argument("--vocab-size", type=int, help="number of real tokens, if an imported table is padded")
     parser.add_argument("--norm-scale", choices=("around_zero", "around_one"), help="how imported norms store scales")
