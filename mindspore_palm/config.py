@@ -89,7 +89,8 @@ class DataConfig(Section):
     """The text, and how it becomes sequences of tokens."""
 
     path: Name = "python-stdlib"
-    """Any text file, a .jsonl, a .parquet, a folder or a glob; python-stdlib (default) is Python's own source."""
+    """Any text file, a .jsonl, a .parquet, a folder, a glob, or hf://OWNER/NAME of Hugging Face's Hub; python-stdlib
+    (default) is Python's own source."""
     mixture: list[MixtureSource] = Field(default=[])
     """Several texts instead of data.path, such as [{path: a.txt, weight: 3}, {path: b/, weight: 1}]: of the tokens of
     an epoch, 75% are of a.txt. Default []: data.path."""

@@ -153,7 +153,7 @@ def _path(settings: Settings) -> str:
 
 def _text_field(settings: Settings) -> str:
     path = settings.data.path
-    if settings.data.mixture:  # each of its sources may have the field
+    if settings.data.mixture or path.startswith("hf://"):  # each of its sources may have the field
         return ""
     if path == "python-stdlib":
         return "no effect, as data.path = python-stdlib has no fields; it is of .jsonl and .parquet"

@@ -26,5 +26,5 @@ def name() -> str:
 
 
 def script_and_arguments() -> list[str]:
-    """What starts this command again in another process, after a Python interpreter: a script and its arguments."""
+    """Script and arguments that repeat this command in another process, after the name of a Python interpreter."""
     return [str(ENTRY), _command, *sys.argv[1:]] if _command else list(sys.argv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mindspore_palm.config import DataConfig
 from mindspore_palm.data.content import content_of
 from mindspore_palm.data.corpus import documents
 from mindspore_palm.data.files import PYTHON_STDLIB, find_files, printable
+from mindspore_palm.data.hub import fetch, is_hub_path
 from mindspore_palm.data.mixture import Mixture, tokens_by_weight
 from mindspore_palm.data.prepare import PREPARED_FORMAT, Pinned, Prepared, prepare
 from mindspore_palm.data.split import SPLITS, split
@@ -73,20 +74,35 @@ def prepare_text(
     Raises:
         UserError, Interrupted, OSError: as ``prepare``.
     """
-    if not data.mixture:
-        return prepare(data, vocab_size, progress, pinned)
     check_links(Path(data.prepared), "data.prepared")
-    single = [data.model_copy(update={"path": source.path, "mixture": []}) for source in data.mixture]
+    if not data.mixture:
+        part = prepare(_fetched(data, "data.path"), vocab_size, progress, pinned)
+        return named(part, data.path)
+    given = [data.model_copy(update={"path": source.path, "mixture": []}) for source in data.mixture]
+    single = [_fetched(one, SETTING) for one in given]
     weights = [source.weight for source in data.mixture]
     if pinned is None and not data.tokenizer:
         pinned = Pinned(_tokenizer(data, single, weights, vocab_size))
     parts = []
     for number, one in enumerate(single):
         try:
-            parts.append(prepare(one, vocab_size, progress, pinned))
+            parts.append(named(prepare(one, vocab_size, progress, pinned), given[number].path))
         except UserError as error:
             raise UserError(str(error).replace("data.path = ", f"data.mixture, source {number + 1}: ")) from None
     return mixed(parts, weights)
+
+
+def _fetched(data: DataConfig, setting: str) -> DataConfig:
+    """Settings with a dataset of the Hub as a file on disk; unchanged for any other text."""
+    if not is_hub_path(data.path):
+        return data
+    file = fetch(data.path, data.text_field, Path(data.prepared).expanduser(), setting)
+    return data.model_copy(update={"path": str(file)})
+
+
+def named(prepared: Prepared, path: str) -> Prepared:
+    """Prepared text under the path that the user gave, for messages."""
+    return replace(prepared, meta={**prepared.meta, "corpus": printable(path)})
 
 
 def mixed(parts: list[Prepared], weights: list[float]) -> PreparedMixture:
