@@ -124,9 +124,7 @@ def find_files(path: str, setting: str = "data.path") -> Files:
         return _stdlib_files(setting)
     where = f"{setting} = {printable(path)}"
     if path.startswith("hf://"):
-        raise UserError(
-            f"{where}: only training on text reads a dataset of the Hub; download it and name its files"
-        )
+        raise UserError(f"{where}: only training on text reads a dataset of the Hub; download it and name its files")
     if not path:
         raise UserError(f"{setting} is empty; name a file, a folder or a glob, or {PYTHON_STDLIB}")
     try:
