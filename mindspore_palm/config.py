@@ -76,11 +76,24 @@ class OptimizerConfig(Section):
     """Lion: decay of kernels and embedding, times the learning rate. Norm scales do not decay. Default 0."""
 
 
+class MixtureSource(Section):
+    """A source of a mixture: text, and how much of an epoch it is."""
+
+    path: Name
+    """As data.path."""
+    weight: Positive
+    """Share of the tokens of an epoch, relative to the other sources' weights."""
+
+
 class DataConfig(Section):
     """The text, and how it becomes sequences of tokens."""
 
     path: Name = "python-stdlib"
-    """Any text file, a .jsonl, a .parquet, a folder or a glob; python-stdlib (default) is Python's own source."""
+    """Any text file, a .jsonl, a .parquet, a folder, a glob, or hf://OWNER/NAME of Hugging Face's Hub; python-stdlib
+    (default) is Python's own source."""
+    mixture: list[MixtureSource] = Field(default=[])
+    """Several texts instead of data.path, such as [{path: a.txt, weight: 3}, {path: b/, weight: 1}]: of the tokens of
+    an epoch, 75% are of a.txt. Default []: data.path."""
     text_field: Name = "text"
     """The field of .jsonl and the column of .parquet that holds the text. Default text."""
     seq_len: Annotated[int, Field(ge=2, lt=LARGEST)] = 256
@@ -88,11 +101,20 @@ class DataConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of the text to hold out: documents by their hash, and the end of long ones. Default 0.02."""
     tokenizer: str = ""
-    """A SentencePiece model to use; empty trains one on the corpus with model.vocab_size tokens. Default empty."""
+    """A SentencePiece model or a tokenizer.json (byte-level BPE) to use; empty trains one on the corpus with
+    model.vocab_size tokens. Default empty."""
     tokenizer_megabytes: Annotated[float, Field(ge=0.001)] = 4.0
     """Maximum text to train the tokenizer on, in MB, spread over the corpus. Default 4."""
     prepared: Name = "runs/prepared"
     """Folder of the prepared tokens; each corpus and tokenizer gets a subfolder. Default runs/prepared."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _sources_differ(cls, value: list[MixtureSource]) -> list[MixtureSource]:
+        paths = [source.path for source in value]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise ValueError(f"must name each path once: add the weights of {twice}")
+        return value
 
 
 class TrainConfig(Section):

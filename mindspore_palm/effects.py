@@ -147,8 +147,14 @@ def _final_fraction(settings: Settings) -> str:
     return ""
 
 
+def _path(settings: Settings) -> str:
+    return "no effect, as data.mixture names the texts" if settings.data.mixture else ""
+
+
 def _text_field(settings: Settings) -> str:
     path = settings.data.path
+    if settings.data.mixture or path.startswith("hf://"):  # each of its sources may have the field
+        return ""
     if path == "python-stdlib":
         return "no effect, as data.path = python-stdlib has no fields; it is of .jsonl and .parquet"
     try:
@@ -319,7 +325,8 @@ USELESS: dict[str, Why | None] = {
     "optimizer.final_fraction": _either(_only("optimizer", "schedule", "cosine"), _final_fraction),
     "optimizer.clip_norm": None,
     **{name: _only("optimizer", "name", mark.optimizer) for name, mark in _READ_BY.items()},
-    "data.path": None,
+    "data.path": _path,
+    "data.mixture": None,
     "data.text_field": _either(_finetuning("finetune.prompt_field and target_field name its fields"), _text_field),
     "data.seq_len": None,
     "data.validation_fraction": None,
@@ -376,6 +383,7 @@ USELESS: dict[str, Why | None] = {
 OFF: dict[str, Any] = {
     "optimizer.warmup_steps": 0,
     **{name: mark.off for name, mark in _READ_BY.items() if mark.off is not None},
+    "data.mixture": [],
     "data.tokenizer": "",
     "train.micro_batch": 0,
     "train.eval_every": 0,

@@ -21,7 +21,8 @@ A model holds model.safetensors, config.yaml and tokenizer.model.
 from __future__ import annotations
 
 CONFIG = "config.yaml"
-TOKENIZER = "tokenizer.model"
+TOKENIZER = "tokenizer.model"  # of either kind: a tokenizer.json is known by its content
+TOKENIZER_JSON = "tokenizer.json"  # the same in a folder in Hugging Face style
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mindspore_palm import invocation
 from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError
 
@@ -19,10 +20,18 @@ class Parser(argparse.ArgumentParser):
     """Parser of all commands. An option that is given twice is refused, unless each occurrence has an effect.
 
     List options (``action="append"``) collect all values, and switches may be repeated. Any other option is given once.
+
+    Args:
+        args: as for ``argparse.ArgumentParser``; ``prog`` is the command as the user called it.
+        examples: arguments of this command, one example each, for its help.
+        kwargs: as for ``argparse.ArgumentParser``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        if examples:
+            lines = "\n".join(f"  %(prog)s {example}" for example in examples)
+            kwargs |= {"epilog": f"examples:\n{lines}", "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{"prog": invocation.name(), **kwargs})
         self.register("action", None, _StoreOnce)
         self.register("action", "store", _StoreOnce)
         self.given: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.fields import Contradiction
 from mindspore_palm.files import expanded
 from mindspore_palm.presets import PRESETS
+from mindspore_palm.shipped import find_config, shipped_configs
 
 # What pydantic calls a wrong type, as the writer of a YAML file knows it.
 WANTED = {
@@ -29,6 +30,7 @@ WANTED = {
     "string_type": "must be text; put it in quotes",
 }
 PATHS = ("data.path", "data.tokenizer", "data.prepared", "train.output", "finetune.checkpoint")  # ~ is a home in them
+MIXTURE = "must be a list of sources with a path and a weight above 0, [{path: a.txt, weight: 3}, ...]"
 RAMP = "must be a whole number, or a list of pairs [first step, size]"
 
 
@@ -106,6 +108,10 @@ RENAMED = {"model.parallel": Renamed("model.block", {True: "parallel", False: "s
 def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tuple[Settings, dict[str, str]]:
     """Resolves defaults, then a file, then overrides.
 
+    Args:
+        file: path of a YAML file, or name of a configuration that comes with the package; see ``find_config``.
+        overrides: words of the form ``section.key=value``.
+
     Returns:
         The settings, and for every ``section.key`` that is not a default its origin.
 
@@ -115,7 +121,7 @@ def load_settings(file: str | Path | None, overrides: Iterable[str] = ()) -> tup
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     if file is not None:
-        _merge(_read_file(expanded(file, "--config")), str(file), values, origins)
+        _merge(_read_file(find_config(expanded(file, "--config"))), str(file), values, origins)
     for override in overrides:
         key, equals, text = override.partition("=")
         section, dot, name = key.partition(".")
@@ -186,7 +192,10 @@ def _read_file(file: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         there = {p.stem: p for folder in (Path("yaml"), file.parent) for p in folder.glob("*.y*ml")}
         near = difflib.get_close_matches(file.stem, there, n=1, cutoff=0.5)
-        hint = f"did you mean {there[near[0]]}?" if near else "the ones that come with the project are in yaml/"
+        near_shipped = difflib.get_close_matches(file.stem, shipped_configs(), n=1, cutoff=0.5)
+        hint = f"the ones that come with the project are in yaml/: {', '.join(shipped_configs())}"
+        if near or near_shipped:
+            hint = f"did you mean {there[near[0]] if near else near_shipped[0]}?"
         raise UserError(f"there is no configuration file {file}; {hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text at byte {error.start}; a configuration is YAML text") from None
@@ -266,6 +275,8 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
     what = WANTED.get(first["type"], message.replace("Input should", "must"))
     if key == "train.batch_size" and (first["type"] in WANTED or isinstance(value, list)):
         what = RAMP
+    if key == "data.mixture" and first["type"] != "value_error":
+        what = MIXTURE
     return f"{where}: {key} = {_short(value)}: {what}.\n  {key}: {' '.join((field.description or '').split())}"
 
 

@@ -63,7 +63,7 @@ def convert(
         target: format and path, which must not exist yet.
         options: what a file may leave open.
         say: prints a line to the user.
-        tokenizer: a SentencePiece model for the converted model.
+        tokenizer: file of a tokenizer for the converted model.
         seq_len: training sequence length in tokens, if the source does not record it.
         overwrite: whether the target may be replaced.
         wide: whether to ``widen`` the model, for packages that have only layer norms.
@@ -147,7 +147,7 @@ def _with_tokenizer(model: Model, file: Path | None, source: Path) -> Model:
     else:
         return model
     if vocab_size is None:
-        raise UserError(f"{name}: this is not a SentencePiece model; replace it with --tokenizer")
+        raise UserError(f"{name}: this is not a tokenizer that can be read; replace it with --tokenizer")
     fit_vocabulary(model.config, vocab_size, name)  # refuses one that is too large
     note = padding_note(model.config, vocab_size, name)
     notes = (*model.notes, note) if note else model.notes

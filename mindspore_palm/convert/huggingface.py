@@ -21,8 +21,9 @@ from mindspore_palm.convert.forward import NUMPY, logits
 from mindspore_palm.convert.model import Computed, Model, Options, as_float32, require
 from mindspore_palm.convert.parts import fuse_kernels, split_kernels
 from mindspore_palm.convert.shards import read_files, read_json
+from mindspore_palm.data.byte_level import is_tokenizer_json
 from mindspore_palm.errors import UserError
-from mindspore_palm.file_names import TOKENIZER
+from mindspore_palm.file_names import TOKENIZER, TOKENIZER_JSON
 from mindspore_palm.files import write_atomically, write_json
 from mindspore_palm.settings import model_config
 
@@ -64,8 +65,8 @@ class HuggingFace:
             weights[f"blocks.{i}.norm.scale"] = tensors[f"{prefix}.input_layernorm.weight"]
             parts = {part: tensors[f"{prefix}.{name}"].T for part, name in PROJECTIONS.items()}
             weights |= fuse_kernels(config, parts, i)
-        tokenizer = path / TOKENIZER
-        return Model(config, weights, tokenizer.read_bytes() if tokenizer.exists() else None, seq_len)
+        tokenizer = next((path / name for name in (TOKENIZER, TOKENIZER_JSON) if (path / name).exists()), None)
+        return Model(config, weights, tokenizer.read_bytes() if tokenizer else None, seq_len)
 
     def write(self, model: Model, path: Path, options: Options) -> None:
         require(model.config, WHO, supported=SUPPORTED)
@@ -80,7 +81,8 @@ class HuggingFace:
         write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
         write_json(path / CONFIG, _config_json(model))
         if model.tokenizer is not None:
-            (path / TOKENIZER).write_bytes(model.tokenizer)
+            name = TOKENIZER_JSON if is_tokenizer_json(model.tokenizer) else TOKENIZER
+            (path / name).write_bytes(model.tokenizer)
 
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
         config, tensors, _ = self._open(path)

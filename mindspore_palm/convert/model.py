@@ -23,7 +23,7 @@ class Model:
     weights: dict[str, np.ndarray]
     """float32, by the names of the checkpoint format."""
     tokenizer: bytes | None = None
-    """A serialized SentencePiece model; None if there is none."""
+    """A serialized tokenizer; None if there is none."""
     seq_len: int | None = None
     """Training sequence length in tokens; None if unknown."""
     notes: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ import numpy as np
 from mindspore_palm.data.order import Order, Segment, merge_ranges, order_name, sequences_taken, sizes_from
 from mindspore_palm.errors import UserError
 
+TAKEN_AT_ONCE = 2**16  # sequences: bounds the memory of ``Batches.taken``
+
 
 class Sequences(Protocol):
     """Source of batches: sequences of text (``TokenFile``), or pairs of a prompt and a target (``Pairs``)."""
@@ -180,6 +182,15 @@ class Batches:
         rows = self._rows(step, 0, self.batch_size(step))
         return sum(source.real_tokens(numbers, self.seq_len) for source, numbers in rows)
 
+    def taken(self, step: int, most: int) -> Iterator[tuple[Sequences, np.ndarray]]:
+        """The last sequences before a step in the order of now, at most ``most``, as (source, indices) of one epoch."""
+        start, end = self.sequences_before(self._segments[0].step), self.sequences_before(step)
+        start = max(start, end - most)
+        while start < end:
+            count = min(TAKEN_AT_ONCE, end - start)
+            yield from self._sequences(start, count)
+            start += count
+
     def _segment(self, step: int) -> Segment:
         """Segment of a step; the step must belong to the last order."""
         segment = next((s for s in reversed(self._segments) if s.step <= step), None)
@@ -204,7 +215,10 @@ class Batches:
         if first < 0 or count < 0 or first + count > size:
             raise ValueError(f"rows {first} to {first + count} are outside the {size} rows of step {step}")
         self._segment(step)
-        number = self.sequences_before(step) + first
+        yield from self._sequences(self.sequences_before(step) + first, count)
+
+    def _sequences(self, number: int, count: int) -> Iterator[tuple[Sequences, np.ndarray]]:
+        """Sequences of the run from ``number`` on, counted without skipped ones, as (source, indices) of one epoch."""
         end = number + count
         while number < end:  # a batch may span a skipped range
             position = self._position_of(number)

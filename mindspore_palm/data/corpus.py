@@ -16,6 +16,7 @@ from mindspore_palm.data.files import JSON_LINES, PARQUET, PYTHON_STDLIB, Corpus
 from mindspore_palm.errors import UserError
 
 PART_BYTES = 4 * 2**20  # a longer .txt is read in parts of at most this, so memory does not depend on its size
+LINE_BYTES = 2**30  # of .jsonl: a line is read at once
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -87,8 +88,10 @@ def json_lines(path: Path, compression: str = "") -> Iterator[tuple[Any, str]]:
         OSError: the file cannot be read.
     """
     with open_file(path, compression) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), 1):
             where = f"{printable(path)}, line {number}"
+            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                raise UserError(f"{where}: the line has {LINE_BYTES >> 20} MB or more; give each document its own line")
             if number == 1:
                 line = line.removeprefix(BOM)
             try:

@@ -23,6 +23,7 @@ PYTHON_STDLIB = "python-stdlib"
 TEXT, JSON_LINES, PARQUET = ".txt", ".jsonl", ".parquet"
 FORMATS = (TEXT, JSON_LINES, PARQUET)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+BOMB_BYTES, BOMB_RATIO = 2**28, 500  # more than both is a bomb; logs compress to a 100th
 ARCHIVES = (".tar", ".tgz", ".zip", ".7z", ".rar")
 # Tests contain broken text on purpose; the other folders are installed packages, not the library.
 STDLIB_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -122,6 +123,8 @@ def find_files(path: str, setting: str = "data.path") -> Files:
     if path == PYTHON_STDLIB:
         return _stdlib_files(setting)
     where = f"{setting} = {printable(path)}"
+    if path.startswith("hf://"):
+        raise UserError(f"{where}: only training on text reads a dataset of the Hub; download it and name its files")
     if not path:
         raise UserError(f"{setting} is empty; name a file, a folder or a glob, or {PYTHON_STDLIB}")
     try:
@@ -154,12 +157,39 @@ def open_file(path: Path, compression: str = "") -> Iterator[IO[bytes]]:
             return
         try:
             with _decompressed(file, path, compression) as content:
-                yield content
+                yield io.BufferedReader(_Bounded(content, os.fstat(handle).st_size, path))
         except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             from_disk = isinstance(error, OSError) and error.errno is not None
             if from_disk or (isinstance(error, ValueError) and not type(error).__module__.startswith("pyarrow")):
                 raise
             raise UserError(f"{printable(path)}: this is not a complete {compression} file ({error})") from None
+
+
+class _Bounded(io.RawIOBase):
+    """Decompressed content. A bomb is refused: a small file that would fill memory and disk.
+
+    Args:
+        content: to read from.
+        size: bytes of the compressed file.
+        path: of the file, for messages.
+    """
+
+    def __init__(self, content: IO[bytes], size: int, path: Path) -> None:
+        self._content, self._size, self._path, self._read = content, size, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._content.read(len(buffer))
+        self._read += len(block)
+        if self._read > max(BOMB_BYTES, BOMB_RATIO * self._size):
+            raise UserError(
+                f"{printable(self._path)}: {amount(self._size)} decompress to more than {amount(self._read - 1)}, over "
+                f"{BOMB_RATIO} times as much, which no text does; if it is right, decompress the file yourself"
+            )
+        buffer[: len(block)] = block
+        return len(block)
 
 
 def check_regular(state: os.stat_result, where: str) -> None:

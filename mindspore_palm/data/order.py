@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspore_palm.data.mixture import Mixture
 from mindspore_palm.data.tokens import TokenFile, shift
 from mindspore_palm.random import key64, permute
 
@@ -150,7 +151,7 @@ class RemainingText:
 
     repeats = False
 
-    def __init__(self, base: TokenFile | RemainingText, seq_len: int, kept: np.ndarray) -> None:
+    def __init__(self, base: TokenFile | Mixture | RemainingText, seq_len: int, kept: np.ndarray) -> None:
         self.base, self.seq_len = base, seq_len
         padded = np.pad(kept, (0, -len(kept) % COUNT_BLOCK))
         self._bits = np.packbits(padded)  # one bit per sequence: a text may have hundreds of millions
@@ -172,12 +173,12 @@ class RemainingText:
         while start < stop:
             if start >= self._kept_tokens:
                 at = self._tail + start - self._kept_tokens
-                parts.append(_read(self.base, at, at + stop - start))
+                parts.append(self.base.read(at, at + stop - start))
                 break
             number, within = divmod(start, self.seq_len)
             run = min(stop - start, self.seq_len - within)
             at = self._number(number) * self.seq_len + within
-            parts.append(_read(self.base, at, at + run))
+            parts.append(self.base.read(at, at + run))
             start += run
         return np.concatenate([np.empty(0, np.int32), *parts])
 
@@ -206,10 +207,6 @@ def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             out.append((start, end))
     return out
-
-
-def _read(base: TokenFile | RemainingText, start: int, stop: int) -> np.ndarray:
-    return base.read(start, stop) if isinstance(base, RemainingText) else np.asarray(base.tokens[start:stop], np.int32)
 
 
 def _key(seed: int, epoch: int) -> int:

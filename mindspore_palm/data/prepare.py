@@ -70,11 +70,14 @@ class Prepared:
             lines.append(f"{name:<11} {documents}, {part['bytes'] / 1e6:,.2f} MB, {part['tokens']:,} tokens")
         if note := self._split_note():
             lines.append(f"held out    {note}")
-        lines.append(
+        return "\n".join([*lines, self._tokenizer_line()])
+
+    def _tokenizer_line(self) -> str:
+        meta = self.meta
+        return (
             f"tokenizer   {meta['vocab_size']:,} tokens, {meta['bytes_per_token']:.2f} bytes/token; "
             f"gzip -9 needs {meta['gzip9_bits_per_byte']:.3f} bits/byte of the validation text"
         )
-        return "\n".join(lines)
 
     def _split_note(self) -> str:
         """A phrase about the split; empty if complete documents make up about the share that was asked for."""

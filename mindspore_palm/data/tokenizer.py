@@ -1,8 +1,9 @@
-"""Lossless tokenizer: SentencePiece with the properties of PaLM's vocabulary (section 2.2).
+"""Lossless tokenizer: SentencePiece with the properties of PaLM's vocabulary (section 2.2), or a byte-level BPE.
 
 Whitespace is preserved, characters outside the vocabulary become their UTF-8 bytes, and every digit is a token of its
 own. SentencePiece writes a space as U+2581, so it cannot tell a U+2581 in the text from a space. Here such a character
-is always encoded as its three bytes, so nothing is lost.
+is always encoded as its three bytes, so nothing is lost. A tokenizer.json of Hugging Face is known by its content, not
+by its name; see ``byte_level``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from mindspore_palm.data.byte_level import ByteLevelModel, is_tokenizer_json
 from mindspore_palm.data.files import printable, read_bytes
 from mindspore_palm.data.model_proto import read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
@@ -25,7 +27,7 @@ CHUNK_CHARACTERS = 100_000  # longer text is split after a line: bounds memory, 
 
 
 class Tokenizer:
-    """A lossless SentencePiece model: ``decode(encode(text)) == text`` for any text.
+    """A lossless SentencePiece model or tokenizer.json: ``decode(encode(text)) == text`` for any text.
 
     Attributes:
         model_file: path that the model was read from.
@@ -44,21 +46,28 @@ class Tokenizer:
             serialized: the model's bytes, if they are in memory already.
 
         Raises:
-            UserError: the file is missing, is not a SentencePiece model, has no token for the end of a document, or is
-                not lossless.
+            UserError: the file is missing, is of neither kind, has no token for the end of a document, or is not
+                lossless; or it is a tokenizer.json, and the library for it is not installed.
         """
         self.model_file, self._name = Path(model_file), printable(model_file)
         self.serialized = self._read() if serialized is None else serialized
+        self._byte_level = ByteLevelModel(self.serialized, self._name) if is_tokenizer_json(self.serialized) else None
+        if self._byte_level is None:
+            self._open_sentencepiece()
+        else:
+            self._bytes, self.eod = self._byte_level.token_bytes, self._byte_level.eod
+        self.vocab_size = len(self._bytes)
+        self.piece_bytes = np.array([len(piece) for piece in self._bytes], np.int32)
+
+    def _open_sentencepiece(self) -> None:
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             if not self.serialized or not self._model.LoadFromSerializedProto(self.serialized):
                 raise RuntimeError
-            self.vocab_size: int = self._model.vocab_size()
-            self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+            self._bytes = [self._bytes_of(token) for token in range(self._model.vocab_size())]
             properties = read_properties(self.serialized)
         except (RuntimeError, ValueError):
-            raise UserError(f"{self._name}: this is not a SentencePiece model") from None
-        self.piece_bytes = np.array([len(piece) for piece in self._bytes], np.int32)
+            raise UserError(f"{self._name}: this is not a SentencePiece model or a tokenizer.json") from None
         self.eod = self._find_eod()
         self._check_lossless(properties.losses())
 
@@ -102,10 +111,14 @@ class Tokenizer:
         text_of_chunk: list[int] = []
         for number, text in enumerate(texts):
             _check_encodable(text)
-            for chunk in _chunks(text):
+            for chunk in _chunks(text) if self._byte_level is None else _runs(text):
                 chunks.append(chunk)
                 text_of_chunk.append(number)
         result: list[list[int]] = [[] for _ in texts]
+        if self._byte_level is not None:
+            for number, tokens in zip(text_of_chunk, self._byte_level.encode(chunks), strict=True):
+                result[number].extend(tokens)
+            return result
         threads = max(1, min(processors(), len(chunks)))
         encoded = self._model.encode(chunks, num_threads=threads)
         for number, chunk, tokens in zip(text_of_chunk, chunks, encoded, strict=True):
@@ -157,7 +170,7 @@ class Tokenizer:
 
     def _check_lossless(self, losses: list[str]) -> None:
         """Checks that the model is lossless, by its own properties and not by sample texts."""
-        byte_tokens = {self._bytes[t]: t for t in range(self.vocab_size) if self._model.is_byte(t)}
+        byte_tokens = {piece: token for token, piece in enumerate(self._bytes) if self._model.is_byte(token)}
         if len(byte_tokens) < 256 and "it has no byte fallback" not in losses:
             losses = [*losses, f"it has {len(byte_tokens)} of the 256 byte pieces"]
         if losses:
@@ -187,14 +200,19 @@ class Tokenizer:
 def _chunks(text: str) -> Iterator[str]:
     """Chunks of ``text`` that are encoded separately: each U+2581 alone, and runs of bounded length without it."""
     for run in re.split(f"({SPACE})", text):
-        start = 0
-        while len(run) - start > CHUNK_CHARACTERS:
-            line_end = run.rfind("\n", start, start + CHUNK_CHARACTERS) + 1
-            end = line_end or start + CHUNK_CHARACTERS
-            yield run[start:end]
-            start = end
-        if run[start:]:
-            yield run[start:]
+        yield from _runs(run)
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Runs of ``text`` of bounded length, each ending after a line if it has one."""
+    start = 0
+    while len(text) - start > CHUNK_CHARACTERS:
+        line_end = text.rfind("\n", start, start + CHUNK_CHARACTERS) + 1
+        end = line_end or start + CHUNK_CHARACTERS
+        yield text[start:end]
+        start = end
+    if text[start:]:
+        yield text[start:]
 
 
 def _check_encodable(text: str) -> None:

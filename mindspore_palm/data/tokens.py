@@ -69,6 +69,10 @@ class TokenFile:
         """Number of sequences of ``seq_len`` tokens; an incomplete last one is dropped."""
         return len(self) // seq_len
 
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop``, int32."""
+        return np.asarray(self.tokens[start:stop], np.int32)
+
     def rows(self, indices: Sequence[int] | np.ndarray, seq_len: int) -> np.ndarray:
         """Sequences at ``indices``; sequences are consecutive and do not overlap.
 

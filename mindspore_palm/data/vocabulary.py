@@ -7,6 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.data.byte_level import ByteLevelModel, is_tokenizer_json
 from mindspore_palm.errors import UserError
 
 
@@ -45,10 +46,12 @@ def padding_note(config: PaLMConfig, tokens: int, tokenizer: str | Path) -> str:
 
 
 def count_tokens(tokenizer: Path | bytes) -> int | None:
-    """Number of tokens of a SentencePiece model, given as a file or its content; None if it is not a model."""
+    """Number of tokens of a tokenizer, given as a file or its content; None if it is neither kind of tokenizer."""
     model = sentencepiece.SentencePieceProcessor()
     try:
         content = tokenizer if isinstance(tokenizer, bytes) else tokenizer.read_bytes()
+        if is_tokenizer_json(content):
+            return ByteLevelModel(content, str(tokenizer) if isinstance(tokenizer, Path) else "tokenizer").vocab_size
         return model.vocab_size() if content and model.LoadFromSerializedProto(content) else None
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, UserError):
         return None

@@ -1,4 +1,4 @@
-"""PaLM as a model of EleutherAI's lm-evaluation-harness: ``pip install lm-eval``, then ``run/harness.py``."""
+"""PaLM as a model of EleutherAI's lm-evaluation-harness: ``pip install lm-eval``, then ``palm harness``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``run/generate.py``: a trained model continues prompts in a terminal."""
+"""``palm generate``: a trained model continues prompts in a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers of ``run/plan.py``: each function computes, draws, and returns the text."""
+"""The answers of ``palm plan``: each function computes, draws, and returns the text."""
 
 from __future__ import annotations
 

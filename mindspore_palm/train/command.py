@@ -1,4 +1,4 @@
-"""``run/train.py``: trains in this process, in a supervised child process, or in one worker per device."""
+"""``palm train``: trains in this process, in a supervised child process, or in one worker per device."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ MAY_CHANGE = (
     "parallel.*",
 )
 """Settings that may change when a run resumes; all others affect the weights."""
-TEXT_SETTINGS = ("data.path", "data.text_field", "data.tokenizer")
+TEXT_SETTINGS = ("data.path", "data.mixture", "data.text_field", "data.tokenizer")
 """Settings that locate the text. If checkpoints store a hash of the content, that is compared instead of these."""
 CONTENT = "data.content"  # name of the text itself for --accept; there is no such setting
 BASE = "finetune.checkpoint"
@@ -246,11 +246,17 @@ def check_corpus(before: Mapping[str, Any], now: Mapping[str, Any], start: Start
     )
     if changes and CONTENT not in start.accept:
         raise UserError(
-            f"data.path = {printable(settings.data.path)}: its text changed since the run began "
+            f"{text_of(settings)}: its text changed since the run began "
             f"({'; '.join(changes)}); restore the old text, or train on the new one with --accept {CONTENT}: the run "
             "resumes at its step, with its tokenizer, and its next batches come from the new text, some of which it "
             "may have seen"
         )
+
+
+def text_of(settings: Settings) -> str:
+    """The setting that names the text of a run, with its value."""
+    sources = ", ".join(printable(source.path) for source in settings.data.mixture)
+    return f"data.mixture of {sources}" if sources else f"data.path = {printable(settings.data.path)}"
 
 
 def _changes(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:

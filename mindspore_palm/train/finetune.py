@@ -10,7 +10,7 @@ import numpy as np
 
 from mindspore_palm.checkpoint.model_folder import find_model, load_tokenizer, read_config, weight_reader
 from mindspore_palm.config import PaLMConfig, Settings
-from mindspore_palm.data import Prepared, prepare, read_pairs
+from mindspore_palm.data import Prepared, prepare_text, read_pairs
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CONFIG, TOKENIZER
@@ -47,6 +47,8 @@ def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) 
         )
     if settings.data.tokenizer:
         raise UserError("data.tokenizer is set, and a fine-tuned model keeps its own tokenizer; leave it out")
+    if settings.data.mixture:
+        raise UserError("data.mixture is set, and fine-tuning learns from the pairs of data.path; leave it out")
     if not (folder / CONFIG).exists():
         raise UserError(f"there is no {folder / CONFIG}, which holds the sizes of the model")
     model = read_config(folder / CONFIG)
@@ -80,7 +82,7 @@ def open_data(settings: Settings, overwrite: bool = False) -> Prepared:
     finetune = settings.finetune
     if not finetune.checkpoint:
         kept = None if overwrite else kept_text(Path(settings.train.output))
-        return prepare(settings.data, settings.model.vocab_size, pinned=kept)
+        return prepare_text(settings.data, settings.model.vocab_size, pinned=kept)
     return read_pairs(settings.data, finetune, load_tokenizer(finetune.checkpoint))
 
 

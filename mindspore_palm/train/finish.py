@@ -9,6 +9,8 @@ from mindspore_palm.checkpoint.adapter import save_adapter
 from mindspore_palm.checkpoint.format import steps_in
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.console import say
+from mindspore_palm.data.mixture import reached
+from mindspore_palm.data.prepare_mixture import PreparedMixture
 from mindspore_palm.errors import Interrupted, UserError, same_command
 from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL, LOSS_CHART, METRICS, REWINDS, TENSORBOARD
 from mindspore_palm.launch import stop
@@ -16,6 +18,8 @@ from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.train.divergence import recovery_advice
 from mindspore_palm.train.evaluate import Evaluation
 from mindspore_palm.train.run import Run
+
+COUNTED = 2**22  # the last sequences of a run, whose sources are counted at its end, in a few seconds
 
 
 def finish(run: Run) -> Evaluation:
@@ -63,11 +67,20 @@ def report(evaluation: Evaluation, run: Run) -> str:
         f"held out, all {evaluation.tokens:,} tokens: {evaluation.nats_per_token:.4f} nats/token, "
         f"{evaluation.bits_per_byte:.4f} bits/byte\n"
         + (f"gzip -9 on the same text: {gzip9:.4f} bits/byte\n" if gzip9 is not None else "")
+        + mixture_reached(run)
         + f"skipped steps: {sum(int(row.skipped) for row in rows)}\n"
         + (f"decisions to go back or to skip batches: {rewinds}, in {REWINDS}\n" if rewinds else "")
         + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
         f"{METRICS} and {TENSORBOARD}/ hold every step"
     )
+
+
+def mixture_reached(run: Run) -> str:
+    """A line on the shares that the sources of a mixture had in what was trained on; empty for any other text."""
+    if not isinstance(run.prepared, PreparedMixture):
+        return ""
+    result = reached(run.batches.taken(run.progress.step, COUNTED), run.batches.seq_len)
+    return f"mixture of the tokens trained on: {run.prepared.describe(result[1])}\n" if result else ""
 
 
 def where_it_resumes(folder: Path) -> str:

@@ -35,6 +35,7 @@ SAMPLES = {
     "model.preset": ["palm_tiny"],
     "model.vocab_size": [301, 320],
     "data.path": ["text.txt", "documents.jsonl", "*.txt"],
+    "data.mixture": [[{"path": "text.txt", "weight": 3.0}, {"path": "documents.jsonl", "weight": 1.0}]],
     "data.text_field": ["text"],
     "data.tokenizer": ["model/tokenizer.model"],
     "data.prepared": ["elsewhere/ünï"],
@@ -118,7 +119,7 @@ TEXT_ROWS = rows(TEXT_FIELDS)
 PAIR_FIELDS = [
     field
     for field in FIELDS
-    if field.name not in (*ALONE, "data.path", "data.tokenizer")  # the latter is refused
+    if field.name not in (*ALONE, "data.path", "data.mixture", "data.tokenizer")  # the last two are refused
     and field.name.partition(".")[2] not in ("preset", *SIZES)
     and (field.name == "model.vocab_multiple" or not field.name.startswith("model."))
 ]

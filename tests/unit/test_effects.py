@@ -47,6 +47,7 @@ CASES = [
         (f"optimizer.lion_{setting}", "optimizer.name=adamw", "optimizer.name=lion")
         for setting in ("beta1=0.8", "beta2=0.9", "weight_decay=0.1")
     ],
+    ("data.path=a.txt", "data.mixture=[{path: b.txt, weight: 1}]", ""),
     ("data.text_field=body", "data.path=python-stdlib", "data.path=not_there.jsonl"),
     ("data.tokenizer=a.model", "finetune.checkpoint=runs/a", ""),
     ("data.tokenizer_megabytes=9", "data.tokenizer=a.model", ""),

@@ -6,7 +6,7 @@ import pytest
 from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 
 FLOORS = (
-    ("devices", "errors", "file_names", "machine", "presets", "random", "tables"),
+    ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables"),
     ("console", "fields", "files", "native", "options", "preflight"),
     ("cuda", "figures", "palm_config"),
     ("config",),
@@ -18,7 +18,8 @@ FLOORS = (
     ("train.log",),
     ("convert", "generate", "plan", "train"),
     ("dry_run", "evaluate"),
-    ("mindspore_palm", "mindspore_hub_conf", "run"),  # what users import and call
+    ("cli",),
+    ("__main__", "mindspore_palm", "mindspore_hub_conf", "run"),  # what users import and call
 )
 """From the ground up. A module imports its own room and the floors below it, nothing else."""
 

@@ -60,7 +60,7 @@ def test_every_command_refuses_an_option_that_is_given_twice(name, monkeypatch, 
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *TWICE[name]])
-    code = module.main() if name == "prepare_data" else run_command(module.main)
+    code = run_command(module.main)
     err = capsys.readouterr().err
     assert code == 2 and err.startswith("error: --") and "is given twice" in err and err.count("\n") == 1
 
