@@ -285,7 +285,7 @@ def _reduced(settings: Settings, layout: Layout) -> Misfit | None:
     asked, back = f"parallel.reduce_dtype = {layout.reduce_dtype}", {"parallel.reduce_dtype": "float32"}
     if layout.unrolled:  # MindSpore's sums are as the weights
         return Misfit("reduce dtype", f"{asked}: gradients that are summed over a step are float32", (back,))
-    if layout.weight_shards > 1:  # MS-66
+    if layout.weight_shards > 1:  # MS-67
         text = f"{asked}: MindSpore would reduce full gradients between pods, and scatter them in float32 all the same"
         return Misfit("reduce dtype", text, ({"parallel.shard_weights": "off"}, back))
     return None

@@ -185,7 +185,7 @@ def test_ms_60_a_pipeline_has_no_gradient_of_two_outputs(case):
     still("MS-60", "Can not find the loss cnode for multi output" in seen, seen)
 
 
-def test_ms_66_full_gradients_cross_pods_without_fp32_sync(case):
+def test_ms_67_full_gradients_cross_pods_without_fp32_sync(case):
     """A weight of 8 x 8 in two shards, each on two devices: the shard alone should be all-reduced."""
 
     def reduced(name):
@@ -196,7 +196,7 @@ def test_ms_66_full_gradients_cross_pods_without_fp32_sync(case):
 
     assert reduced("gradients_in_32_bits") == {"ReduceScatter": ("Float32", 8), "AllReduce": ("Float32", 4)}
     seen = reduced("gradients_in_16_bits")
-    still("MS-66", seen == {"ReduceScatter": ("Float32", 8), "AllReduce": ("Float16", 8)}, seen)
+    still("MS-67", seen == {"ReduceScatter": ("Float32", 8), "AllReduce": ("Float16", 8)}, seen)
 
 
 def test_ms_62_sums_of_gradients_are_cleared_by_a_product():
