@@ -12,7 +12,7 @@ from typing import Any
 
 import mindspore as ms
 
-from mindspore_palm.graph_cache.key import PACKAGE, NoKeyError, key_of
+from mindspore_palm.graph_cache.key import PACKAGE, key_of
 from mindspore_palm.graph_cache.store import GraphStore, graphs_folder
 
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -20,45 +20,36 @@ FORCE = "MS_DEV_FORCE_USE_COMPILE_CACHE"  # MindSpore's own check is of source f
 FOREIGN = (ENABLE, PATH, FORCE, "RANK_ID", "MS_ROLE", "MS_DEV_SAVE_GRAPHS", "MS_DEV_PRECOMPILE_ONLY")
 """Environment variables with which graphs are left to MindSpore: its own cache, workers, and writing graphs down."""
 
+NUMBER, LENGTH, SIZES = 0, 2, {1: 8, 5: 4}
+"""Kinds of fields of a protobuf message: a number, one that begins with its length, and those of so many bytes."""
+
 
 def install() -> None:
-    """Has this process keep compiled graphs. It may be called again."""
+    """Has MindSpore look for compiled graphs in the user's cache, and keep others there. It may be called again."""
     from mindspore._c_expression import GraphExecutor_
 
-    if not isinstance(getattr(GraphExecutor_.compile, "cache", None), _Cache):
+    if not hasattr(GraphExecutor_.compile, "graph_cache"):
         GraphExecutor_.compile = _with_cache(GraphExecutor_.compile)
 
 
 def _with_cache(compiler: Callable[..., Any]) -> Callable[..., Any]:
-    cache = _Cache()
-
     @functools.wraps(compiler)
     def compile_or_load(
         executor: Any, network: Any, inputs: tuple[object, ...], keywords: dict[str, object], phase: str, *more: Any
     ) -> Any:
-        if "GRAPHTRACE" in os.environ:  # DEBUG
-            import sys, time
-            h, m = cache.hits, cache.misses
-            try:
-                t = time.process_time(); note = key_of(network, (*inputs, keywords, more), network.parameters_dict(), network.phase)[:8]
-            except NoKeyError as e:
-                note = f"NOKEY {e}"
-            t1 = time.process_time() - t; t = time.process_time()
-            with cache.of(executor, network, (inputs, keywords), more):
-                r = compiler(executor, network, inputs, keywords, phase, *more)
-            print("GRAPH", type(network).__name__, note, "key %.3fs" % t1, "compile %.2fs" % (time.process_time()-t), "hit" if cache.hits>h else "miss" if cache.misses>m else "off", "cpu so far %.2f" % time.process_time(), file=sys.stderr)
-            return r
-        with cache.of(executor, network, (inputs, keywords), more):
+        with CACHE.compiling(executor, network, (inputs, keywords), more):
             return compiler(executor, network, inputs, keywords, phase, *more)
 
-    compile_or_load.cache = cache  # type: ignore[attr-defined]
+    compile_or_load.graph_cache = CACHE  # type: ignore[attr-defined]
     return compile_or_load
 
 
-class _Cache:
-    """The cache of a process, which MindSpore reads and writes through a folder of the process.
+class GraphCache:
+    """The graphs of a process, which MindSpore reads and writes through a folder of the process.
 
-    MindSpore notes its folder at the first compilation, and numbers the graphs that are compiled with it.
+    MindSpore notes that folder at the first compilation, and numbers the graphs that are compiled with it.
+
+    ``hits`` and ``misses`` count the graphs that were loaded and kept.
     """
 
     def __init__(self) -> None:
@@ -67,17 +58,16 @@ class _Cache:
         self.hits, self.misses = 0, 0
 
     @contextlib.contextmanager
-    def of(self, executor: Any, network: Any, inputs: tuple[Any, Any], more: tuple[Any, ...]) -> Iterator[None]:
-        """Compilations in this context load the network's graph, or keep it."""
+    def compiling(self, executor: Any, network: Any, inputs: tuple[Any, Any], more: tuple[Any, ...]) -> Iterator[None]:
+        """The compilation in this context loads the network's graph, or keeps it."""
         store, key = self._store(network), None
         if store is not None:
-            with contextlib.suppress(NoKeyError):
+            with contextlib.suppress(Exception):  # NoKeyError, or an object that cannot be read: compiled as ever
                 key = key_of(network, (*inputs[0], inputs[1], more), network.parameters_dict(), network.phase)
         if store is None or key is None or not self._open(store):
             yield
             return
-        graph = store.read(key)
-        file = self._file()
+        graph, file = store.read(key), self._file()
         try:
             if graph is not None:
                 file.write_bytes(graph)
@@ -127,10 +117,45 @@ class _Cache:
         return self._work / "rank_0" / "graph_cache" / f"compile_cache_{self._number}.mindir"
 
     def _keep(self, store: GraphStore, key: str, file: Path) -> None:
-        """Keeps a graph, if MindSpore has written it as one file."""
+        """Keeps a graph, if MindSpore has written it as one file, to its end."""
         with contextlib.suppress(OSError):
             if [path.name for path in file.parent.glob("compile_cache_*")] == [file.name]:
-                store.write(key, file.read_bytes())
+                graph = file.read_bytes()
+                if is_complete(graph):  # MindSpore does not look whether its file could be written in full
+                    store.write(key, graph)
+
+
+CACHE = GraphCache()
+"""The one of this process."""
+
+
+def is_complete(graph: bytes) -> bool:
+    """Whether a file of MindSpore, a protobuf message, ends where its last field does."""
+    position = 0
+    try:
+        while position < len(graph):
+            tag, position = _number(graph, position)
+            kind = tag & 7
+            if kind == LENGTH:
+                length, position = _number(graph, position)
+                position += length
+            elif kind == NUMBER:
+                _, position = _number(graph, position)
+            else:
+                position += SIZES[kind]
+    except (IndexError, KeyError):
+        return False
+    return 0 < position == len(graph)
+
+
+def _number(message: bytes, position: int) -> tuple[int, int]:
+    """A number of a protobuf message, seven bits a byte, and the position after it."""
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position, value, shift = position + 1, value | (byte & 0x7F) << shift, shift + 7
+        if byte < 0x80:
+            return value, position
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from mindspore.graph.jit_config import JitConfig
 from mindspore.ops.composite import base as composite
 
 PACKAGE = "mindspore_palm"
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("*.py", "*.cc", "*.h")
 
 WITHOUT_EFFECT = ("MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH", "MS_DEV_FORCE_USE_COMPILE_CACHE")
@@ -83,9 +84,9 @@ def key_of(network: nn.Cell, inputs: Iterable[object], weights: Mapping[str, Par
 
 
 @functools.cache
-def sources() -> str:
-    """Digest of the package's sources, by content."""
-    digest, root = hashlib.sha256(), Path(__file__).resolve().parents[1]
+def sources(root: Path = ROOT) -> str:
+    """Digest of the package's sources, by name and content."""
+    digest = hashlib.sha256()
     for path in sorted(path for pattern in SOURCES for path in root.rglob(pattern)):
         digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
@@ -169,12 +170,14 @@ class _Walk:
                 self.visit(item)
         elif isinstance(value, set | frozenset):
             self.note(kind.__qualname__, *sorted(map(repr, value)))
-        elif isinstance(value, enum.Enum):
+        elif isinstance(value, enum.Enum) or (hasattr(kind, "__members__") and hasattr(value, "name")):  # C++ has both
             self.note("enum", kind.__qualname__, value.name)
         elif isinstance(value, np.dtype) or kind.__module__ == typing.__name__ or isinstance(value, type(ms.float32)):
             self.note("dtype", value)
         elif isinstance(value, nn.Cell):
             self._cell(value)
+        elif isinstance(value, ops.Custom):
+            raise NoKeyError("an op of a library, whose content MindSpore does not look at")
         elif isinstance(value, (ops.Primitive, *COMPOSITES)):
             self.note("op", kind.__module__, kind.__qualname__)
             self._attributes(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -20,6 +21,8 @@ SWITCH = "MINDSPORE_PALM_GRAPHS"
 FOLDER = "graphs"
 LIMIT = 1 << 30
 """Bytes of all graphs; beyond that, the least recently used are removed."""
+ROOM = 1 << 27
+"""Bytes of free space below which no graph is kept or loaded."""
 ABANDONED = 86_400.0
 """Seconds after which a working folder is that of a process that was killed."""
 
@@ -35,9 +38,15 @@ def graphs_folder() -> Path | None:
     try:
         folder = Path(named).expanduser() if named else cache_root() / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        return folder if os.access(folder, os.W_OK | os.X_OK) and _has_room(folder) else None
     except (OSError, RuntimeError, UserError):
         return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether MindSpore can write a graph: it logs an error, on standard error, if it cannot."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return shutil.disk_usage(folder).free > ROOM and (limit == resource.RLIM_INFINITY or limit > ROOM)
 
 
 class GraphStore:
