@@ -45,7 +45,7 @@ def _with_cache(compiler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class GraphCache:
-    """The graphs of a process, which MindSpore reads and writes through a folder of the process.
+    """The graphs of a process, which MindSpore reads and writes through a folder of the process (MS-66).
 
     MindSpore notes that folder at the first compilation, and numbers the graphs that are compiled with it.
 
@@ -54,7 +54,7 @@ class GraphCache:
 
     def __init__(self) -> None:
         self._pid, self._number = os.getpid(), 0
-        self._work: Path | None = None
+        self._work = Path()
         self.hits, self.misses = 0, 0
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ class GraphCache:
     def _open(self, store: GraphStore) -> bool:
         """Makes the folder in which MindSpore looks."""
         try:
-            if self._work is None:
+            if self._work == Path():
                 self._work = store.work_folder()
             self._file().parent.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -113,7 +113,6 @@ class GraphCache:
         return True
 
     def _file(self) -> Path:
-        assert self._work is not None
         return self._work / "rank_0" / "graph_cache" / f"compile_cache_{self._number}.mindir"
 
     def _keep(self, store: GraphStore, key: str, file: Path) -> None:
@@ -121,7 +120,7 @@ class GraphCache:
         with contextlib.suppress(OSError):
             if [path.name for path in file.parent.glob("compile_cache_*")] == [file.name]:
                 graph = file.read_bytes()
-                if is_complete(graph):  # MindSpore does not look whether its file could be written in full
+                if is_complete(graph):
                     store.write(key, graph)
 
 
@@ -130,7 +129,7 @@ CACHE = GraphCache()
 
 
 def is_complete(graph: bytes) -> bool:
-    """Whether a file of MindSpore, a protobuf message, ends where its last field does."""
+    """Whether a file of MindSpore, a protobuf message, ends where its last field does (MS-66: it does not look)."""
     position = 0
     try:
         while position < len(graph):

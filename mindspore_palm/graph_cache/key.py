@@ -1,10 +1,10 @@
 """The key of a network in the cache of compiled graphs: a digest of everything that decides its graph.
 
-MindSpore finds an entry of its own cache by the number of a graph in the process, and loads another network's without a
-word (MS-80). The key is therefore taken from the network itself, as the compiler sees it: the code of ``construct`` and
-of all that it names, every attribute down to the last constant, names and shapes of the weights, the inputs, MindSpore's
-settings, versions, and the sources of the package. Values of weights are no part of it: a graph refers to weights by
-name.
+MindSpore finds an entry of its own cache by the number of a graph in the process, and loads another network's without
+a word (MS-66). The key is therefore taken from the network itself, as the compiler sees it: the code of ``construct``
+and of all that it names, every attribute down to the last constant, names and shapes of the weights, the inputs,
+MindSpore's settings, versions, and the sources of the package. Values of weights are no part of it: a graph refers to
+weights by name.
 
 The walk is closed by default: an object of a kind that it does not know makes the network one without a key, which is
 compiled each time.
@@ -40,18 +40,19 @@ SOURCES = ("*.py", "*.cc", "*.h")
 WITHOUT_EFFECT = ("MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH", "MS_DEV_FORCE_USE_COMPILE_CACHE")
 """Environment variables of MindSpore that are no part of a key: those of its own cache."""
 
-IGNORED = frozenset(
-    "_create_time _id _compile_cache _phase_cache _compile_phase arguments_key _exist_objs _exist_names _scope "
-    "current_phase compile_phase _jit_graph_name _compiled _is_check_and_refresh _init_flag _lazy_construct_sig "
-    "_parameter_layout_dict _parallel_parameter_name_list _parallel_parameter_merge_net_dict is_top_cell "
-    "_lazy_user_parameters instance_name __parse_method__".split()
-)
+IGNORED = {
+    *("_create_time", "_id", "_compile_cache", "_phase_cache", "_compile_phase", "arguments_key", "_exist_objs"),
+    *("_exist_names", "_scope", "current_phase", "compile_phase", "_jit_graph_name", "_compiled", "_init_flag"),
+    *("_is_check_and_refresh", "_lazy_construct_sig", "_parameter_layout_dict", "_parallel_parameter_name_list"),
+    *("_parallel_parameter_merge_net_dict", "is_top_cell", "_lazy_user_parameters", "instance_name"),
+    "__parse_method__",
+}
 """Attributes of Cells and Primitives in which MindSpore notes calls and compilations."""
 
 TIME_OF_JIT = "hash_obj"  # a variable of MindSpore's decorator jit, by which it tells functions apart
 PARAMETER_FIELDS = (
-    "name requires_grad layerwise_parallel parallel_optimizer comm_fusion cache_enable cache_shape "
-    "parallel_optimizer_comm_recompute is_pipeline_shared_param".split()
+    *("name", "requires_grad", "layerwise_parallel", "parallel_optimizer", "comm_fusion", "cache_enable"),
+    *("cache_shape", "parallel_optimizer_comm_recompute", "is_pipeline_shared_param"),
 )
 COMPOSITES = (composite._Grad, ops.HyperMap, ops.Map, ops.MultitypeFuncGraph, ops.GradOperation)
 """MindSpore's higher-order functions, whose Python attributes are all that they are made of."""
@@ -95,7 +96,7 @@ def sources(root: Path = ROOT) -> str:
 
 @functools.cache
 def _mindspore() -> tuple[object, ...]:
-    """This MindSpore: its version, and size and time of its compiler's library, should somebody have built his own."""
+    """Version of MindSpore, and size and time of its compiler's library: somebody may have built their own."""
     library = Path(ms.__file__).parent / "lib" / "libmindspore_frontend.so"
     stat = library.stat() if library.exists() else None
     return ms.__version__, stat and (stat.st_size, stat.st_mtime_ns)
@@ -129,7 +130,7 @@ class _Walk:
             text = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogatepass")
             self.digest.update(b"%d:" % len(text) + text)
 
-    def input(self, value: object) -> None:
+    def input(self, value: Any) -> None:
         """An input of the network: shape and dtype of a tensor, the value of anything else."""
         if isinstance(value, Tensor) and not isinstance(value, Parameter) and not getattr(value, "const_arg", False):
             self.note("input", value.dtype, tuple(value.shape))
@@ -155,10 +156,9 @@ class _Walk:
         elif isinstance(value, Tensor):
             self._tensor(value)
         elif isinstance(value, np.ndarray | np.generic):
-            array = np.asarray(value)
-            if array.dtype.hasobject:
+            if value.dtype.hasobject:
                 raise NoKeyError("an array of objects")
-            self.note("array", array.dtype.str, array.shape, array.tobytes())
+            self.note("array", value.dtype.str, value.shape, value.tobytes())
         elif isinstance(value, tuple | list):
             self.note(kind.__qualname__, len(value))
             for item in value:
@@ -206,14 +206,14 @@ class _Walk:
         else:
             raise NoKeyError(f"{kind.__module__}.{kind.__qualname__}")
 
-    def _parameter(self, parameter: Parameter) -> None:
+    def _parameter(self, parameter: Any) -> None:
         """A weight: name, shape and dtype. The compiler must find this very object by its name."""
-        if self._weights.get(parameter.name) is not parameter:
+        if parameter.name not in self._weights or self._weights[parameter.name] is not parameter:
             raise NoKeyError(f"the weight {parameter.name}, whose name is not its own")
         self.note("parameter", parameter.dtype, tuple(parameter.shape))
         self.visit([getattr(parameter, field, None) for field in PARAMETER_FIELDS])
 
-    def _tensor(self, tensor: Tensor) -> None:
+    def _tensor(self, tensor: Any) -> None:
         if getattr(tensor, "has_init", False):
             raise NoKeyError("a tensor without values")
         self.note("tensor", tensor.dtype, tuple(tensor.shape), tensor.asnumpy().tobytes())
