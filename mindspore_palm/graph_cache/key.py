@@ -75,13 +75,21 @@ def key_of(network: nn.Cell, inputs: Iterable[object], weights: Mapping[str, Par
         NoKeyError: something of the network is of an unknown kind, or two of its weights have one name.
     """
     walk = _Walk(weights)
-    walk.visit((platform.machine(), sys.version, np.__version__, _mindspore(), sources(), phase))
-    walk.visit(_environment())
-    walk.visit(_context())
+    walk.visit((surroundings(), _context(), phase))
     for tensor in inputs:
         walk.input(tensor)
     walk.visit(network)
     return walk.digest.hexdigest()
+
+
+def key_of_dry_run(settings: str, target: str, rank: int) -> str:
+    """The key of one rank's partitioned graph, which a process of its own compiles from these settings."""
+    return hashlib.sha256(repr(("dry run", surroundings(), settings, target, rank)).encode()).hexdigest()
+
+
+def surroundings() -> tuple[object, ...]:
+    """What decides a graph beside the network and its settings: versions, sources and environment variables."""
+    return platform.machine(), sys.version, np.__version__, _mindspore(), sources(), _environment()
 
 
 @functools.cache
