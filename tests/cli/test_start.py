@@ -49,4 +49,8 @@ def test_help_comes_without_mindspore(tmp_path, command):
 def test_an_error_in_the_command_line_is_told_without_mindspore(tmp_path, command, message):
     done = ran(tmp_path, *command.split())
     assert done.returncode == 2, done.stderr
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.startswith("error: ")
+
+
+def test_a_run_imports_mindspore(tmp_path):
+    assert "MindSpore was imported" in ran(tmp_path, "train", "train.steps=1").stderr
