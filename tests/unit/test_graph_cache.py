@@ -6,6 +6,9 @@ import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -24,6 +27,7 @@ from mindspore_palm.train import step as step_module
 from mindspore_palm.train.build import build_step
 from mindspore_palm.train.evaluate import Evaluator, SummedCrossEntropy
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "model.layers=1 model.d_model=16 model.heads=2 model.head_dim=8 model.d_ff=32 model.vocab_size=300 "
     "data.seq_len=16 train.batch_size=4 train.steps=10 optimizer.learning_rate=0.01 optimizer.schedule=constant"
@@ -374,6 +378,33 @@ def test_a_compilation_that_fails_leaves_the_cache_as_it_was(copy):
         built()[1]._single(BATCH)
     assert counted(lambda: trained()) == (results, (2, 0))
     assert dict(os.environ) == before and sorted(folder.iterdir()) == files
+
+
+PROCESS = """
+import zlib
+from unit.test_graph_cache import counted, trained
+from mindspore_palm.parallel.context import open_device
+open_device("CPU")
+(results, evaluation, state), counts = counted(lambda: trained(steps=2))
+print(counts, results, evaluation, zlib.crc32(repr(sorted(state.items())).encode()))
+"""
+
+
+def test_processes_that_start_together_compile_and_a_later_one_loads(folder, tmp_path):
+    """Each has a seed of its own for the order of sets."""
+    command = [sys.executable, "-c", PROCESS]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+    def start(seed):
+        variables = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": str(seed)}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables, cwd=tmp_path)
+
+    printed = [process.communicate(timeout=300)[0].split(" ", 2) for process in [start(1), start(2)]]
+    later = start(3).communicate(timeout=300)[0].split(" ", 2)
+    assert later[:2] == ["(2,", "0)"]
+    assert all(one[:2] in (["(0,", "2)"], ["(1,", "1)"], ["(2,", "0)"]) for one in printed)
+    assert [one[2] for one in printed] == [later[2]] * 2
+    assert {file.suffix for file in folder.iterdir()} == {".graph"} and len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
