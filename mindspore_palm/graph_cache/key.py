@@ -88,7 +88,7 @@ def key_of_dry_run(settings: str, target: str, rank: int) -> str:
 
 
 def surroundings() -> tuple[object, ...]:
-    """What decides a graph beside the network and its settings: versions, sources and environment variables."""
+    """Versions, sources and environment variables, which decide a graph beside the network and its settings."""
     return platform.machine(), sys.version, np.__version__, _mindspore(), sources(), _environment()
 
 

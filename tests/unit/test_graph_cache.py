@@ -1,65 +1,20 @@
-"""Compiled graphs are kept: the same network is loaded with the same results, and no other network ever is."""
+"""Compiled graphs are kept: a network is loaded with the same results, and no other network ever is."""
 
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import mindspore as ms
-import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from unit.graph_cases import BATCH, ROOT, Times, built, counted, trained
 
-from mindspore_palm.graph_cache import compiler, key, store
+from mindspore_palm.graph_cache import compiler, store
 from mindspore_palm.graph_cache.compiler import CACHE, is_complete
-from mindspore_palm.graph_cache.key import NoKeyError, key_of, sources
 from mindspore_palm.graph_cache.store import SWITCH, GraphStore, graphs_folder
-from mindspore_palm.model import loss as loss_module
-from mindspore_palm.parallel.axes import layout
-from mindspore_palm.parallel.check import layout_of
-from mindspore_palm.settings import load_settings
-from mindspore_palm.train import step as step_module
-from mindspore_palm.train.build import build_step
-from mindspore_palm.train.evaluate import Evaluator, SummedCrossEntropy
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "model.layers=1 model.d_model=16 model.heads=2 model.head_dim=8 model.d_ff=32 model.vocab_size=300 "
-    "data.seq_len=16 train.batch_size=4 train.steps=10 optimizer.learning_rate=0.01 optimizer.schedule=constant"
-)
-BATCH = Tensor(np.zeros((4, 16), np.int32))
-COUNT = Tensor(np.float32(64))
-
-SWITCHES = [
-    "model.layers=2",
-    "model.d_ff=64",
-    "model.block=serial",
-    "model.attention=multi_head",
-    "model.mlp=gelu",
-    "model.norm=layer_norm",
-    "model.norm_epsilon=0.001",
-    "model.norm_scale=around_one",
-    "model.final_norm_scale=true",
-    "model.scaled_logits=false",
-    "model.xpos_base=512",
-    "optimizer.name=adamw",
-    "optimizer.name=lion",
-    "optimizer.factored=true",
-    "optimizer.update_clip=2.0",
-    "optimizer.lr_squared_decay=false",
-    "optimizer.clip_norm=0.5",
-    "optimizer.learning_rate=0.02",
-    "optimizer.schedule=cosine",
-    "train.z_loss=0.001",
-    "train.compute_dtype=float16",
-    "parallel.recompute=block",
-    "parallel.recompute=attention",
-]
 
 
 @pytest.fixture
@@ -69,228 +24,6 @@ def folder(device, tmp_path, monkeypatch):
         pytest.skip("graphs are kept on CPU only")
     monkeypatch.setenv(SWITCH, str(tmp_path / "graphs"))
     return tmp_path / "graphs"
-
-
-def settings_of(*overrides):
-    by_name = dict(line.split("=", 1) for line in (*TINY.split(), *overrides))
-    return load_settings(None, [f"{name}={value}" for name, value in by_name.items()])[0]
-
-
-def built(*overrides):
-    """A new network and its step."""
-    settings = settings_of(*overrides)
-    with layout(layout_of(settings, "CPU")):
-        return build_step(settings)
-
-
-def key_of_step(*overrides, inputs=(BATCH, BATCH, COUNT)):
-    network = built(*overrides)[1]._single
-    return key_of(network, inputs, network.parameters_dict(), network.phase)
-
-
-def trained(*overrides, steps=5):
-    """Losses of some steps, held-out loss, and the state afterwards, of a new network."""
-    settings, rng = settings_of(*overrides), np.random.default_rng(1)
-    with layout(layout_of(settings, "CPU")):
-        palm, step = build_step(settings)
-        batches = rng.integers(0, 300, (steps, 2, 4, 16)).astype(np.int32)
-        results = [step(*batch) for batch in batches]
-        evaluation = Evaluator(palm, np.ones(300, np.int32))([tuple(batches[0])])
-        state = {p.name: p.asnumpy().tobytes() for p in step.state}
-    return results, evaluation, state
-
-
-def counted(function):
-    """The result of a function, and how many graphs it loaded and how many it kept."""
-    hits, misses = CACHE.hits, CACHE.misses
-    result = function()
-    return result, (CACHE.hits - hits, CACHE.misses - misses)
-
-
-class Times(nn.Cell):
-    """A network that the package does not have."""
-
-    def __init__(self, constant, name="w"):
-        super().__init__()
-        self.constant = constant
-        self.w = Parameter(np.ones(2, np.float32), name=name)
-
-    def construct(self, x):
-        return x * self.w * self.constant
-
-
-def key_of_times(constant, *others, phase="train"):
-    network = Times(constant)
-    for other in others:
-        network.insert_child_to_cell(other.w.name + "_of", other)
-    return key_of(network, (COUNT,), network.parameters_dict(), phase)
-
-
-# The key
-
-
-def test_a_network_that_is_built_again_has_the_same_key(folder):
-    assert key_of_step() == key_of_step()
-    assert re.fullmatch("[0-9a-f]{64}", key_of_step())
-
-
-def test_every_switch_gives_another_key(folder):
-    keys = {switch: key_of_step(switch) for switch in ("train.steps=10", *SWITCHES)}
-    same = [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b]]
-    assert same == []
-
-
-def test_weights_have_no_part_in_the_key(folder):
-    assert key_of_step("train.seed=1") == key_of_step("train.seed=2")
-
-
-def test_compiling_does_not_change_the_key(folder):
-    palm, step = built()
-    network = SummedCrossEntropy(palm)
-    before = key_of(network, (BATCH, BATCH), network.parameters_dict(), network.phase)
-    step(*np.zeros((2, 4, 16), np.int32))
-    assert key_of(network, (BATCH, BATCH), network.parameters_dict(), network.phase) == before
-
-
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        (Tensor(np.zeros((2, 16), np.int32)), Tensor(np.zeros((2, 16), np.int32)), COUNT),
-        (BATCH, BATCH, Tensor(np.float16(64))),
-        (BATCH, BATCH, 64.0),
-        (BATCH, BATCH, COUNT, COUNT),
-    ],
-    ids=["shape", "dtype", "number", "count"],
-)
-def test_other_inputs_give_another_key(folder, inputs):
-    assert key_of_step(inputs=inputs) != key_of_step()
-
-
-def test_values_of_inputs_have_no_part_in_the_key(folder):
-    ones = Tensor(np.ones((4, 16), np.int32))
-    assert key_of_step(inputs=(ones, ones, COUNT)) == key_of_step()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        2.0000001,
-        np.float32(2),
-        Tensor(np.float32(2)),
-        [2.0],
-        (2.0,),
-        {"a": 2.0},
-        {"b": 2.0},
-        "2.0",
-        True,
-        None,
-        ops.Add(),
-    ],
-    ids=repr,
-)
-def test_a_constant_has_part_in_the_key(device, other):
-    assert key_of_times(other) != key_of_times(2.0)
-    assert key_of_times(other) == key_of_times(other)
-
-
-def test_the_last_element_of_a_large_constant_has_part_in_the_key(device):
-    large = np.zeros(100_000, np.float32)
-    changed = large.copy()
-    changed[-1] = 1e-30
-    assert key_of_times(Tensor(large)) != key_of_times(Tensor(changed))
-
-
-def test_an_attribute_of_an_op_has_part_in_the_key(device):
-    assert key_of_times(ops.Concat(0)) != key_of_times(ops.Concat(1))
-    assert key_of_times(ops.MatMul()) != key_of_times(ops.MatMul(transpose_b=True))
-
-
-def test_the_phase_has_part_in_the_key(device):
-    assert key_of_times(2.0, phase="train") != key_of_times(2.0, phase="predict")
-
-
-def test_a_seed_and_the_variables_of_mindspore_have_part_in_the_key(device, monkeypatch):
-    before = key_of_times(2.0)
-    monkeypatch.setenv("MS_DEV_SOMETHING", "1")
-    assert key_of_times(2.0) != before
-    monkeypatch.undo()
-    assert key_of_times(2.0) == before
-    monkeypatch.setattr(ms, "get_seed", lambda: 7)
-    assert key_of_times(2.0) != before
-
-
-def test_a_setting_of_mindspore_has_part_in_the_key(device):
-    before = key_of_times(2.0)
-    ms.set_context(max_call_depth=ms.get_context("max_call_depth") + 1)
-    try:
-        assert key_of_times(2.0) != before
-    finally:
-        ms.set_context(max_call_depth=ms.get_context("max_call_depth") - 1)
-    assert key_of_times(2.0) == before
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [(ms, "__version__"), (np, "__version__"), (key.sys, "version")],
-    ids=["mindspore", "numpy", "python"],
-)
-def test_versions_have_part_in_the_key(device, monkeypatch, owner, name):
-    before = key_of_times(2.0)
-    monkeypatch.setattr(owner, name, "another")
-    key._mindspore.cache_clear()
-    try:
-        assert key_of_times(2.0) != before
-    finally:
-        key._mindspore.cache_clear()
-
-
-def test_the_content_of_every_source_has_part_in_the_key(device, tmp_path, monkeypatch):
-    before = key_of_times(2.0)
-    monkeypatch.setattr(key, "sources", lambda: "other")
-    assert key_of_times(2.0) != before
-    (tmp_path / "room").mkdir()
-    for name in ("a.py", "room/b.py", "room/c.cc", "room/d.h"):
-        (tmp_path / name).write_text("x = 1\n")
-    digests = {sources.__wrapped__(tmp_path)}
-    for name in ("a.py", "room/b.py", "room/c.cc", "room/d.h"):
-        (tmp_path / name).write_text("x = 2\n")
-        digests.add(sources.__wrapped__(tmp_path))
-    (tmp_path / "a.py").rename(tmp_path / "e.py")
-    digests.add(sources.__wrapped__(tmp_path))
-    assert len(digests) == 6
-
-
-def test_code_that_was_replaced_has_part_in_the_key(folder, monkeypatch):
-    """The sources are the same then: a planted error must not load the graph of the network without it."""
-    before = key_of_step()
-    with monkeypatch.context() as patch:
-        patch.setattr(loss_module.Loss, "construct", lambda self, inputs, targets, count: (count, count))
-        assert key_of_step() != before
-    with monkeypatch.context() as patch:  # a method that construct calls
-        patch.setattr(step_module.Update, "factor", lambda self, norm, *scale: norm)
-        assert key_of_step() != before
-    with monkeypatch.context() as patch:  # a function that this method calls
-        patch.setattr(step_module, "clip_factor", lambda norm, clip: norm)
-        assert key_of_step() != before
-    assert key_of_step() == before
-
-
-def test_what_the_walk_does_not_know_has_no_key(device):
-    with pytest.raises(NoKeyError, match="generator"):
-        key_of_times(i for i in range(3))
-    with pytest.raises(NoKeyError, match="array of objects"):
-        key_of_times(np.array([object()]))
-    with pytest.raises(NoKeyError, match="library"):
-        key_of_times(ops.Custom("./a.so:f", lambda x: x, lambda x: x, func_type="aot"))
-
-
-def test_two_weights_of_one_name_have_no_key(device):
-    """MindSpore finds the weights of a loaded graph by name."""
-    network = Times(2.0)
-    weights = network.parameters_dict()
-    network.w = Parameter(np.ones(2, np.float32), name="w")
-    with pytest.raises(NoKeyError, match="whose name is not its own"):
-        key_of(network, (COUNT,), weights, "train")
 
 
 # Compiling
@@ -382,7 +115,7 @@ def test_a_compilation_that_fails_leaves_the_cache_as_it_was(copy):
 
 PROCESS = """
 import zlib
-from unit.test_graph_cache import counted, trained
+from unit.graph_cases import counted, trained
 from mindspore_palm.parallel.context import open_device
 open_device("CPU")
 (results, evaluation, state), counts = counted(lambda: trained(steps=2))
