@@ -229,7 +229,9 @@ class _Walk:
     def _cell(self, cell: nn.Cell) -> None:
         self.note("cell", type(cell).__module__, type(cell).__qualname__)
         self._attributes(cell)
-        self._code(inspect.unwrap(type(cell).construct), type(cell))
+        for base in type(cell).__mro__:  # a construct may call that of its base
+            if "construct" in vars(base) and not _is_mindspore(base.__module__):
+                self._code(inspect.unwrap(vars(base)["construct"]), type(cell))
 
     def _attributes(self, value: Any) -> None:
         for name, item in vars(value).items():

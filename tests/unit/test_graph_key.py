@@ -201,6 +201,21 @@ def test_code_that_was_replaced_has_part_in_the_key(device, monkeypatch):
     assert key_of_step() == before
 
 
+def test_the_code_of_a_base_has_part_in_the_key(device, monkeypatch):
+    class Twice(Times):
+        def construct(self, x):
+            return super().construct(super().construct(x))
+
+    def key_of_twice():
+        network = Twice(2.0)
+        return key_of(network, (COUNT,), network.parameters_dict(), "train")
+
+    before = key_of_twice()
+    assert key_of_twice() == before
+    monkeypatch.setattr(Times, "construct", lambda self, x: x * self.w)
+    assert key_of_twice() != before
+
+
 def test_what_the_walk_does_not_know_has_no_key(device):
     with pytest.raises(NoKeyError, match="generator"):
         key_of_times(i for i in range(3))
