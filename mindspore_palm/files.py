@@ -120,6 +120,22 @@ def expanded(path: str | Path, origin: str = "") -> Path:
     return Path(expanded_text)
 
 
+def existing_folder(path: Path) -> Path:
+    """The path of a folder, with ~ expanded.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = expanded(path)
+    try:
+        is_folder = folder.is_dir()
+    except OSError:  # too long for a name
+        is_folder = False
+    if not is_folder:
+        raise UserError(f"there is no folder {folder}")
+    return folder
+
+
 def check_links(path: Path, origin: str) -> None:
     """Checks that no part of a path that will be created or written to is a broken link or too long a name.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import pytest
+
+GRAPHS = "MINDSPORE_PALM_GRAPHS"  # not imported: some tests set variables before they import the package
 
 for number in (signal.SIGHUP, signal.SIGINT):  # nohup and the background of a shell leave them ignored, to children too
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -19,8 +23,16 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if GRAPHS not in os.environ:  # a fresh folder for all processes of this run, which pytest-xdist starts after this
+        os.environ[GRAPHS] = config.graphs = tempfile.mkdtemp(prefix="graphs-")
     if config.getoption("--device") == "GPU":
         import mindspore_palm  # noqa: F401 - before a test imports MindSpore, for which it finds CUDA
+
+
+def pytest_unconfigure(config):
+    if graphs := getattr(config, "graphs", None):
+        del os.environ[GRAPHS]
+        shutil.rmtree(graphs, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

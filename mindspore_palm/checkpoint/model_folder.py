@@ -27,7 +27,7 @@ from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CHECKPOINTS, CONFIG, FINAL, MANIFEST, TEMPORARY, TOKENIZER, WEIGHTS
-from mindspore_palm.files import expanded, names_pattern, write_atomically
+from mindspore_palm.files import existing_folder, names_pattern, write_atomically
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.weights import weight_shapes
 from mindspore_palm.parallel.axes import current_layout
@@ -141,13 +141,7 @@ def find_model(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = expanded(folder)
-    try:
-        is_folder = folder.is_dir()
-    except OSError:  # too long for a name
-        is_folder = False
-    if not is_folder:
-        raise UserError(f"there is no folder {folder}")
+    folder = existing_folder(folder)
     if (folder / WEIGHTS).exists() or (folder / MANIFEST).exists():
         return folder
     final = folder / FINAL

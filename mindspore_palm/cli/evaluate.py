@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspore_palm.file_names import CONFIG, MANIFEST, TOKENIZER
+from mindspore_palm.files import existing_folder, write_json
 from mindspore_palm.options import Parser, add_device, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 
@@ -40,8 +41,11 @@ def main() -> None:
         inputs = [*arguments.data, *arguments.task, *([arguments.examples] if arguments.examples else [])]
         inputs += [file for name in MODEL for file in Path(arguments.checkpoint).rglob(name)]
         check_output("--json", arguments.json, inputs)
-    from mindspore_palm.evaluate.evaluate import EvaluateOptions, evaluate  # starts MindSpore
-    from mindspore_palm.files import write_json
+    existing_folder(Path(arguments.checkpoint))
+    from mindspore_palm.evaluate.evaluate import (  # starts MindSpore, which nothing above needs
+        EvaluateOptions,
+        evaluate,
+    )
 
     options = EvaluateOptions(
         text=arguments.data,

@@ -44,7 +44,8 @@ def main() -> None:
     add_device(parser)
     parser.add_argument("--devices", type=int, default=1, help="shard heads and vocabulary over this many; 1")
     arguments = parser.parse_intermixed_args()
-    from mindspore_palm.generate.command import GenerateOptions, prompt_of, read_prompt, run
+    from mindspore_palm.data.prompt_file import prompt_of, read_prompt
+    from mindspore_palm.files import existing_folder
     from mindspore_palm.generate.sampling import Sampling
 
     prompts = [prompt_of(os.fsencode(prompt), "the prompt") for prompt in arguments.prompts]
@@ -58,6 +59,9 @@ def main() -> None:
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     if arguments.devices < 1:
         raise UserError(f"--devices {arguments.devices}: set it to 1 or more")
+    existing_folder(Path(arguments.checkpoint))
+    from mindspore_palm.generate.command import GenerateOptions, run  # starts MindSpore, which nothing above needs
+
     options = GenerateOptions(
         checkpoint=Path(arguments.checkpoint),
         prompts=tuple(prompts),

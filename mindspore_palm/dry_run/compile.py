@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from contextlib import suppress
 from ctypes.util import find_library
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from mindspore_palm.dry_run.graph import Shard, is_complete, read_parameters
 from mindspore_palm.dry_run.ledger import BYTES, Ledger, per_layer, read_ledger
 from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
+from mindspore_palm.graph_cache.key import key_of_dry_run
+from mindspore_palm.graph_cache.store import GraphStore, graphs_folder
 from mindspore_palm.model.weights import placements
 from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel import axes, host
@@ -169,7 +172,7 @@ def _compiled(settings: Settings, target: str, rank: int, micro_batches: int | N
 def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, int]:
     """The text of one rank's graph after the partitioner, and the peak memory of its compilation in bytes.
 
-    Compiles in a process of its own: MindSpore reads only once whether to write graphs, and where (MS-26). Weights are
+    A graph that was compiled before, on this machine and from the same code, is read from the user's cache. Weights are
     not read, so a fine-tuned model is partitioned as a new one of its sizes; its dropout has no collectives.
 
     Raises:
@@ -177,6 +180,21 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
             message then ends with MindSpore's own words.
     """
     build.extension()
+    plain = settings.model_copy(update={"finetune": FinetuneConfig()})
+    folder = graphs_folder()
+    if folder is None:
+        return _compiled_in_child(plain, target, rank)
+    store, key = GraphStore(folder), key_of_dry_run(settings_to_yaml(plain), target, rank)
+    if kept := store.read(key):
+        peak, compressed = kept.split(b"\n", 1)
+        return zlib.decompress(compressed).decode("utf-8"), int(peak)
+    graph, memory = _compiled_in_child(plain, target, rank)
+    store.write(key, b"%d\n" % memory + zlib.compress(graph.encode("utf-8"), 1))
+    return graph, memory
+
+
+def _compiled_in_child(settings: Settings, target: str, rank: int) -> tuple[str, int]:
+    """``partitioned_graph``, compiled in a process of its own: MindSpore reads only once where to write it (MS-26)."""
     with tempfile.TemporaryDirectory() as folder:
         variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
         if allocator := next(filter(None, map(find_library, ALLOCATORS)), None):
@@ -184,7 +202,7 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
         child = subprocess.run(  # noqa: S603 - this interpreter and this module
             [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
-            input=settings_to_yaml(settings.model_copy(update={"finetune": FinetuneConfig()})),
+            input=settings_to_yaml(settings),
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -1,6 +1,19 @@
-"""Text generation with a trained PaLM: cached decoding, sampling and streaming."""
+"""Text generation with a trained PaLM: cached decoding, sampling and streaming. Names are imported on first use."""
 
-from mindspore_palm.generate.generator import Generation, Generator
-from mindspore_palm.generate.sampling import Sampling
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mindspore_palm.generate.generator import Generation, Generator
+    from mindspore_palm.generate.sampling import Sampling
 
 __all__ = ["Generation", "Generator", "Sampling"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "sampling" if name == "Sampling" else "generator"
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -15,9 +15,8 @@ from typing import cast
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
-from mindspore_palm.data.corpus import BOM
-from mindspore_palm.data.files import printable
 from mindspore_palm.data.prompt import Prompt, encode_prompt
+from mindspore_palm.data.prompt_file import prompt_of
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.file_names import CONFIG, WORKERS
@@ -33,7 +32,6 @@ from mindspore_palm.parallel.host import build
 from mindspore_palm.parallel.workers import check_workers
 from mindspore_palm.settings import load_settings
 
-MAX_BYTES = 1 << 26  # of a prompt
 MAX_BATCH = 8  # prompts that are continued together
 
 SUPPORTED = ("block", "mlp", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
@@ -55,38 +53,6 @@ class GenerateOptions:
     device: str = "auto"
     devices: int = 1
     """Devices over which heads and vocabulary are sharded."""
-
-
-def prompt_of(data: bytes, name: str) -> str:
-    """A prompt as text.
-
-    Raises:
-        UserError: it is not UTF-8, empty, or longer than any context.
-    """
-    if len(data) >= MAX_BYTES:
-        raise UserError(f"{name} has {MAX_BYTES >> 20} MB or more; shorten it to what fits the model's context")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}; save or type it as UTF-8"
-        ) from None
-    if not text:
-        raise UserError(f"{name} is empty; write the beginning of a text")
-    return text
-
-
-def read_prompt(file: str) -> str:
-    """A prompt from a file, or from standard input for "-". A byte order mark is dropped, as in a corpus.
-
-    Raises:
-        UserError: as ``prompt_of``.
-        OSError: it cannot be read.
-    """
-    if file == "-":
-        return prompt_of(sys.stdin.buffer.read(MAX_BYTES).removeprefix(BOM), "the prompt on standard input")
-    with open(file, "rb") as opened:
-        return prompt_of(opened.read(MAX_BYTES).removeprefix(BOM), f"the prompt in {printable(Path(file))}")
 
 
 def run(options: GenerateOptions, command: Sequence[str]) -> None:

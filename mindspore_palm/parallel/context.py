@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
-from mindspore_palm import console, cuda
+from mindspore_palm import console, cuda, graph_cache
 from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError, same_command
 from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP, Axes, Layout, current_layout
@@ -42,6 +42,7 @@ def use_graphs() -> None:
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_recursion_limit(DEPTH)
+    graph_cache.install()
 
 
 def this_rank() -> int:

@@ -222,3 +222,35 @@ def test_ms_27_the_receiver_of_a_method_must_be_called_self():
     except TypeError as error:
         seen = str(error).splitlines()[0]
     still("MS-27", "number of provided arguments" in seen, seen)
+
+
+NUMBERED = """
+import sys
+import mindspore as ms, numpy as np
+ms.set_context(mode=ms.GRAPH_MODE)
+class Times(ms.nn.Cell):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+    def construct(self, x):
+        return x * self.factor
+print(Times(float(sys.argv[1]))(ms.Tensor(np.ones(1, np.float32))).asnumpy())
+"""
+
+
+def test_ms_66_another_network_is_loaded_from_the_compile_cache(tmp_path):
+    (tmp_path / "script.py").write_text(NUMBERED)
+    cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(tmp_path / "cache")}
+    printed = [
+        subprocess.run(
+            [sys.executable, "script.py", factor],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env={**os.environ, **cache},
+        ).stdout
+        for factor in ("2", "3")
+    ]
+    assert "[2.]" in printed[0]
+    still("MS-66", "[2.]" in printed[1], printed)

@@ -55,6 +55,28 @@ def test_few_layers_give_the_ledger_of_many(few):
     assert (by_rule.layers, by_rule.compiled) == (5, (2, 3))
 
 
+def test_a_graph_that_was_compiled_before_is_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINDSPORE_PALM_GRAPHS", str(tmp_path))
+    calls = []
+
+    def pretend(settings, target, rank):
+        calls.append((settings.model.layers, target, rank))
+        return f"graph of {calls[-1]}", len(calls)
+
+    monkeypatch.setattr(module, "_compiled_in_child", pretend)
+    asked = [(2, "GPU", 0), (3, "GPU", 0), (2, "Ascend", 0), (2, "GPU", 1)]
+    first = [module.partitioned_graph(small(layers), *others) for layers, *others in asked]
+    assert calls == asked
+    assert [module.partitioned_graph(small(layers), *others) for layers, *others in asked] == first
+    assert calls == asked
+    for path in tmp_path.glob("*.graph"):
+        path.write_bytes(path.read_bytes()[:-1])
+    module.partitioned_graph(small(2), "GPU", 0)
+    monkeypatch.setenv("MINDSPORE_PALM_GRAPHS", "off")
+    module.partitioned_graph(small(3), "GPU", 0)
+    assert calls == [*asked, asked[0], asked[1]]
+
+
 def test_shards_are_those_that_were_planned(few):
     settings = small(3)
     planned = {p.name: p.shard_shape for p in placements(settings.model, layout_of(settings, "GPU", planned=True))}

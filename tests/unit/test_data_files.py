@@ -7,11 +7,12 @@ import lzma
 import os
 import socket
 import sys
+import sysconfig
 
 import pytest
 
 from mindspore_palm.data.corpus import documents, json_lines
-from mindspore_palm.data.files import find_files, printable
+from mindspore_palm.data.files import PYTHON_STDLIB, find_files, printable
 from mindspore_palm.errors import UserError
 
 
@@ -229,3 +230,17 @@ def test_without_pyarrow_its_file_formats_name_the_package(tmp_path, name, monke
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=f"{name}: .*pip install pyarrow"):
         read(tmp_path / name)
+
+
+def test_the_standard_library_is_listed_without_looking_at_installed_packages(tmp_path, monkeypatch):
+    for name in ("abc.py", "json/decoder.py", "json/tests/a.py", "site-packages/numpy/core.py", "site-packages.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    looked, scandir = [], os.scandir
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(
+        os, "scandir", lambda folder: looked.append(os.path.relpath(folder, tmp_path)) or scandir(folder)
+    )
+    found = find_files(PYTHON_STDLIB)
+    assert [file.name for file in found.read] == ["abc.py", "json/decoder.py", "site-packages.py"]
+    assert looked == [".", "json"]

@@ -8,7 +8,7 @@ from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 FLOORS = (
     ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables"),
     ("console", "fields", "files", "native", "options", "preflight"),
-    ("cuda", "figures", "palm_config"),
+    ("cuda", "figures", "graph_cache", "palm_config"),
     ("config",),
     ("data", "parallel"),
     ("effects",),

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm.config import Settings
+from mindspore_palm.data.prompt_file import read_prompt
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate import command
-from mindspore_palm.generate.command import GenerateOptions, read_prompt
+from mindspore_palm.generate.command import GenerateOptions
 from mindspore_palm.generate.sampling import Sampling
 
 
