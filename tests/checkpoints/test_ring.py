@@ -12,6 +12,7 @@ RING = {  # stages, pods, data and model of meshes, and other settings that chan
     (1, 1, 2, 2): [],
     (1, 2, 1, 2): ["parallel.shard_weights=all", "parallel.recompute=block"],
     (2, 1, 2, 1): ["train.micro_batch=4", "parallel.shard_weights=pod"],
+    (1, 2, 2, 1): ["train.micro_batch=4", "parallel.shard_weights=pod", "parallel.reduce_gradients=pods_per_step"],
     (1, 1, 1, 2): ["parallel.shard_weights=off"],
 }
 GPT3 = ["model.block=serial", "model.attention=multi_head", "model.mlp=gelu", "model.norm=layer_norm"]
@@ -49,8 +50,8 @@ def go_around(home, ring, *departures):
     ("ring", "departures"),
     [
         pytest.param([(2, 1, 1, 2), (1, 1, 1, 1)], [], id="sample"),
-        pytest.param([*RING, (1, 1, 1, 1)], [], id="7 meshes", marks=pytest.mark.slow),
-        pytest.param([*RING, (1, 1, 1, 1)], GPT3, id="7 meshes, another network", marks=pytest.mark.slow),
+        pytest.param([*RING, (1, 1, 1, 1)], [], id="8 meshes", marks=pytest.mark.slow),
+        pytest.param([*RING, (1, 1, 1, 1)], GPT3, id="8 meshes, another network", marks=pytest.mark.slow),
     ],
 )
 def test_losses_are_those_of_one_process(ring, departures, tmp_path, request):

@@ -126,6 +126,7 @@ def main(folder: Path) -> None:
         (folder / case.name).mkdir(exist_ok=True)
         np.savez(folder / case.name / f"{rank}.npz", **seen)
         print(f"{case.name}: {time.monotonic() - start:.1f} s", dataclasses.asdict(case), flush=True)
+    (folder / f"done_{rank}").touch()
     group.unlink(missing_ok=True)  # its number may soon be another group's
 
 
