@@ -18,6 +18,7 @@ FLOORS = (
     ("train.log",),
     ("convert", "generate", "plan", "train"),
     ("dry_run", "evaluate"),
+    ("study",),
     ("mindspore_palm", "mindspore_hub_conf", "run"),  # what users import and call
 )
 """From the ground up. A module imports its own room and the floors below it, nothing else."""
