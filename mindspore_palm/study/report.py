@@ -35,17 +35,17 @@ def method(found: Mapping[str, Any]) -> str:
     expecting = sum(row["expects"] != "anything" for claim in found["claims"] for row in rows_of(found, claim))
     fingerprint = found["fingerprint"]
     return (
-        f"Every network was trained with seeds {', '.join(map(str, seeds))}. A seed decides the initial weights and the "
-        "order of the text, the same for every network, so differences are taken seed by seed. The interval is "
+        f"Every network was trained with seeds {', '.join(map(str, seeds))}. A seed decides the initial weights and "
+        "the order of the text, the same for every network, so differences are taken seed by seed. The interval is "
         f"Student's, of the mean of these differences, with {percent:g} % confidence, over {len(seeds)} seeds; of "
         "times, over turns. It says how sure the mean is for other seeds, on this text and at this size. A difference "
         "counts as seen if its interval is on one side of zero; one is called exact if it is arithmetic. The file of "
         f"the study decided beforehand which {expecting} differences are tests of a claim. They were not corrected for "
         "their number: of twenty differences that are not there, about one is seen. Learning rates were tuned for "
         "every network over the same rates, with other seeds.\n\n"
-        f"Text: {text['corpus']}, {text['train_tokens']:,} tokens to train on; a run takes {text['tokens_of_a_run']:,}, "
-        f"{repeats}. Held out: {text['held_out_tokens']:,} tokens, all of which are scored. Machine: "
-        f"{fingerprint['machine']}; {fingerprint['libraries']}."
+        f"Text: {text['corpus']}, {text['train_tokens']:,} tokens to train on; a run takes "
+        f"{text['tokens_of_a_run']:,}, {repeats}. Held out: {text['held_out_tokens']:,} tokens, all of which are "
+        f"scored. Machine: {fingerprint['machine']}; {fingerprint['libraries']}."
     )
 
 
@@ -90,8 +90,8 @@ def fitted(found: Mapping[str, Any]) -> str:
     line = found["fit"]
     low, high = line["flops"][0], line["flops"][-1]
     return (
-        f"loss = {line['level']:.3f} - {line['slope']:.4f} ln(FLOPs of a run), by least squares over the mean losses of "
-        f"{found['base']} at {', '.join(line['sizes'])}, from {low:.2g} to {high:.2g} FLOPs. The slope is "
+        f"loss = {line['level']:.3f} - {line['slope']:.4f} ln(FLOPs of a run), by least squares over the mean losses "
+        f"of {found['base']} at {', '.join(line['sizes'])}, from {low:.2g} to {high:.2g} FLOPs. The slope is "
         f"{line['slope_low']:.4f} to {line['slope_high']:.4f} (bootstrap over seeds, {100 * found['confidence']:g} %); "
         f"the farthest mean is {line['residual']:.4f} off the line. A difference d in loss is as much as "
         f"100 (e^(d / {line['slope']:.4f}) - 1) % more compute."
@@ -123,8 +123,8 @@ def _networks(found: Mapping[str, Any]) -> Iterator[str]:
 def _tuning(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Learning rates"
     yield (
-        "Held-out loss by peak learning rate, seed by seed; d is a run that diverged. The lowest mean is taken. Where it "
-        "is at an end of the grid, a better rate may lie beyond it."
+        "Held-out loss by peak learning rate, seed by seed; d is a run that diverged. The lowest mean is taken. Where "
+        "it is at an end of the grid, a better rate may lie beyond it."
     )
     rates = list(found["tuning"][0]["losses"])
     yield table(

@@ -61,7 +61,8 @@ def difference(row: Mapping[str, Any]) -> str:
         return "learned positions end at the trained length: there is nothing to measure"
     unit, digits = row["unit"], "+.4f" if row["unit"] != "%" else "+.1f"
     if "low" not in row:
-        return f"{row['value']:{digits}} {unit}, exactly"
+        text = f"{row['value']:{digits}} {unit}, exactly"
+        return f"{text}; the base saves {100 * (1 - row['base'] / row['ours']):.1f} %" if row["value"] > 0 else text
     return f"{row['value']:{digits}} ({row['low']:{digits}} to {row['high']:{digits}}) {unit}"
 
 
