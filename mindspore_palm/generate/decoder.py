@@ -92,8 +92,8 @@ class DecodeStep(nn.Cell):
 
 
 TABLE = ("batch", "length", "one", "per_head")
-INPUTS = (("batch", "length"), TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("one",), ("batch",))
-INPUTS += (("batch", "length"),)
+IDS = ("batch", "length")
+INPUTS = (IDS, TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("one",), ("batch",), IDS)
 
 
 class Decoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -32,10 +32,13 @@ SETTINGS = (
     "train.z_loss",
 )
 """Settings, and sections of settings, that a study may decide. The others are of a run with a folder, or of a mesh."""
-LOSSES = ("loss", "loss_beyond")
-TIMES = ("step_time", "update_time", "decode_time")
-COUNTS = ("parameters", "flops", "attention_parameters", "attention_flops", "kv_flops", "state_bytes", "cache_bytes")
-ELSEWHERE = ("predicted_step", "all_reduces")
+OfLoss = Literal["loss", "loss_beyond"]
+OfTime = Literal["step_time", "update_time", "decode_time"]
+Counted = Literal[
+    "parameters", "flops", "attention_parameters", "attention_flops", "kv_flops", "state_bytes", "cache_bytes"
+]
+Elsewhere = Literal["predicted_step", "all_reduces"]
+LOSSES, TIMES, COUNTS, ELSEWHERE = map(get_args, (OfLoss, OfTime, Counted, Elsewhere))
 Value = bool | int | float | str
 
 
@@ -64,7 +67,7 @@ class Comparison(Section):
 
     claim: Name
     """The claim that it is evidence for."""
-    measure: Literal[(*LOSSES, *TIMES, *COUNTS, *ELSEWHERE)]  # type: ignore[valid-type]
+    measure: Literal[OfLoss, OfTime, Counted, Elsewhere]
     """The quantity that is compared."""
     variant: Name
     """What is compared with the base."""

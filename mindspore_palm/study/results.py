@@ -104,16 +104,15 @@ def _rows(
         yield from (_beyond_row(study, one, size, times, losses) for size in one.sizes for times in study.beyond)
     elif one.measure in COUNTS:
         for size in one.sizes:
-            for case in one.decode or [()]:
-                ours, base = (
-                    quantity(one.measure, study.settings_of(v, size), tuple(case)) for v in (one.variant, study.base)
-                )
-                yield _exact(one, size, list(case), ours, base)
+            cases: list[tuple[int, ...]] = [*one.decode] or [()]
+            for case in cases:
+                settings = [study.settings_of(variant, size) for variant in (one.variant, study.base)]
+                yield _exact(one, size, list(case), *(quantity(one.measure, each, case) for each in settings))
     elif one.measure == "predicted_step":
         for config in one.configs:
             models = (study.settings_of(v, next(iter(study.sizes))).model for v in (one.variant, study.base))
-            ours, base = (predicted_seconds(config, one.machine, model) for model in models)
-            yield _exact(one, f"{config}, {one.machine}", [], ours, base)
+            seconds = (predicted_seconds(config, one.machine, model) for model in models)
+            yield _exact(one, f"{config}, {one.machine}", [], *seconds)
     else:
         yield from _measured_rows(study, one, measured)
 
@@ -123,11 +122,14 @@ def _loss_row(study: Study, one: Comparison, size: str, losses: Losses, line: di
     row = _row(one, size, [], unit="nats/token")
     if bad := _diverged(ours, base):
         return row | {"verdict": DIVERGED, "diverged_seeds": bad}
-    values = [[run["loss"] for run in runs] for runs in (ours, base)]
-    interval = paired(*values, study.confidence)
+    losses_of, losses_of_base = ([run["loss"] for run in runs] for runs in (ours, base))
+    interval = paired(losses_of, losses_of_base, study.confidence)
     row |= _interval(interval) | {"verdict": verdict(one, interval)}
     if line is not None:
-        row["more_compute"] = _interval(_more_compute(study, losses, np.subtract(*values), interval.value))
+        differences = np.subtract(losses_of, losses_of_base)
+        row["more_compute"] = _interval(_more_compute(study, losses, differences, interval.value))
+            _more_compute(study, losses, np.subtract(losses_of, losses_of_base), interval.value)
+        )
     return row
 
 
@@ -148,9 +150,9 @@ def _beyond_row(study: Study, one: Comparison, size: str, times: int, losses: Lo
     parts = [[run["beyond"][str(times)] for run in runs] for runs in (ours, base)]
     if not all(map(len, (part[0] for part in parts))):
         return row | {"verdict": REFUSED}
-    values = [[float(np.mean(buckets[len(buckets) // times :])) for buckets in part] for part in parts]
-    interval = paired(*values, study.confidence)
-    means = {"ours": float(np.mean(values[0])), "base": float(np.mean(values[1]))}
+    late, late_of_base = ([float(np.mean(buckets[len(buckets) // times :])) for buckets in part] for part in parts)
+    interval = paired(late, late_of_base, study.confidence)
+    means = {"ours": float(np.mean(late)), "base": float(np.mean(late_of_base))}
     return row | _interval(interval) | means | {"verdict": verdict(one, interval)}
 
 
@@ -169,7 +171,7 @@ def _measured_rows(study: Study, one: Comparison, measured: Sequence[Finished]) 
         if task.size not in one.sizes or (one.decode and tuple(case) not in one.decode):
             continue
         ours, base = (np.asarray(found.result[name]) for name in (one.variant, study.base))
-        interval = paired(100 * (ours / base - 1), np.zeros(len(ours)), study.confidence)
+        interval = paired(list(100 * (ours / base - 1)), [0.0] * len(ours), study.confidence)
         row = _row(one, task.size, list(case), unit="%") | _interval(interval)
         medians = {"ours": float(np.median(ours)), "base": float(np.median(base))}
         yield row | medians | {"verdict": verdict(one, interval)}

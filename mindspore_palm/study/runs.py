@@ -105,7 +105,7 @@ def measuring(study: Study) -> Iterator[Task]:
     for measure in TIMES:
         for size in study.sizes:
             ours = [c for c in study.comparisons if c.measure == measure and size in c.sizes]
-            cases = sorted({pair for c in ours for pair in c.decode}) or [()]
+            cases: list[tuple[int, ...]] = [*sorted({pair for c in ours for pair in c.decode})] or [()]
             for case in cases if ours else ():
                 variants = tuple(dict.fromkeys([study.base, *(c.variant for c in ours)]))
                 settings = tuple(study.settings_of(variant, size) for variant in variants)

@@ -33,8 +33,8 @@ HEADER, RUNS, LOCK = "fingerprint.json", "runs", "lock"
 def fingerprint(prepared: Prepared) -> dict[str, str]:
     """What results may depend on beside their settings: code, text, machine and libraries."""
     text = hashlib.blake2b(digest_size=10)
-    for part in (prepared.train.sha256, prepared.validation.sha256):
-        text.update(str(part).encode())
+    for split in ("train", "validation"):
+        text.update(prepared.meta[split]["sha256"].encode())
     text.update(prepared.tokenizer.serialized)
     return {
         "code": code_of(PACKAGE),

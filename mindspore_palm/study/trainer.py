@@ -58,7 +58,7 @@ class AssignAll(nn.Cell):
         self.parameters, self.assign = ParameterTuple(parameters), ops.Assign()
 
     def construct(self, values: tuple[Tensor, ...]) -> Tensor:
-        assigned = ()
+        assigned: tuple[Tensor, ...] = ()
         for i in range(len(self.parameters)):
             assigned += (self.assign(self.parameters[i], values[i]),)
         return assigned[0]
