@@ -128,8 +128,6 @@ def _loss_row(study: Study, one: Comparison, size: str, losses: Losses, line: di
     if line is not None:
         differences = np.subtract(losses_of, losses_of_base)
         row["more_compute"] = _interval(_more_compute(study, losses, differences, interval.value))
-            _more_compute(study, losses, np.subtract(losses_of, losses_of_base), interval.value)
-        )
     return row
 
 
