@@ -134,7 +134,7 @@ class Times(Section):
 
 
 class Quick(Section):
-    """What ``--quick`` takes instead."""
+    """The smaller study of ``--quick``."""
 
     seeds: Annotated[list[CountOrZero], Field(min_length=2)]
     steps: Count

@@ -7,7 +7,7 @@ from typing import Any
 
 from mindspore_palm.study.pictures import NAMES
 from mindspore_palm.study.report import fitted, method
-from mindspore_palm.study.results import MEASURED
+from mindspore_palm.study.results import HOLDS, MEASURED
 from mindspore_palm.study.wording import (
     amount,
     claim_verdict,
@@ -94,11 +94,15 @@ def _sections(found: Mapping[str, Any], pictures: str) -> Iterator[str]:
 def _summary(found: Mapping[str, Any], name: str, claim: Mapping[str, Any]) -> list[str]:
     """A line of the first table: the row of each measure that says most, at the largest size."""
     rows = rows_of(found, name)
-    tested: dict[tuple[str, str], Mapping[str, Any]] = {}
+    tested: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["verdict"] != MEASURED:
-            tested[row["measure"], row["variant"]] = row
-    said = [f"{subject(row, found['base'])}: {difference(row)}" for row in tested.values()]
+            tested.setdefault((row["measure"], row["variant"]), []).append(row)
+    said = []
+    for group in tested.values():
+        holding = sum(row["verdict"] == HOLDS for row in group)
+        of_all = f"; holds in {holding} of {len(group)} rows below" if len(group) > 1 else ""
+        said.append(f"{subject(group[-1], found['base'])}: {difference(group[-1])}{of_all}")
     return [claim["title"], claim["says"], "<br>".join(said), f"**{claim_verdict(rows)}**", f"`{COMMAND}`"]
 
 

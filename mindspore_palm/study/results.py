@@ -273,7 +273,7 @@ def _tuning(study: Study, tuned: Sequence[Finished]) -> list[dict[str, Any]]:
 
 
 def _losses(losses: Losses) -> list[dict[str, Any]]:
-    keys = ("seed", "loss", "bits_per_byte", "diverged", "beyond", "curve")
+    keys = ("seed", "loss", "bits_per_byte", "diverged", "beyond")  # training curves stay with their runs
     return [
         {"variant": variant, "size": size, "runs": [{key: _json(run[key]) for key in keys} for run in runs]}
         for (variant, size), runs in losses.items()

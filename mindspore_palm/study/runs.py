@@ -150,4 +150,11 @@ def _trained(study: Study) -> list[str]:
 
 def _train(study: Study, role: str, variant: str, size: str, rate: float, seed: int) -> Task:
     settings = study.settings_of(variant, size, rate, seed)
-    return Task("train", role, size, (variant,), (settings,), tuple(study.beyond))
+    beyond = study.beyond if role == "comparison" and _reads_beyond(study, variant, size) else ()
+    return Task("train", role, size, (variant,), (settings,), tuple(beyond))
+
+
+def _reads_beyond(study: Study, variant: str, size: str) -> bool:
+    """Whether a comparison asks for a network's loss beyond the trained length, which costs passes over the text."""
+    asked = [one for one in study.comparisons if one.measure == "loss_beyond" and size in one.sizes]
+    return any(variant in (one.variant, study.base) for one in asked)

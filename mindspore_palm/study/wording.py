@@ -60,6 +60,9 @@ def difference(row: Mapping[str, Any]) -> str:
     if row["verdict"] == REFUSED:
         return "learned positions end at the trained length: there is nothing to measure"
     unit, digits = row["unit"], "+.4f" if row["unit"] != "%" else "+.1f"
+    if "passes" in row:
+        ours, base = (" + ".join(map(str, row["passes"][side].values())) for side in ("ours", "base"))
+        return f"{ours} against {base}, forward + backward, exactly"
     if "low" not in row:
         text = f"{row['value']:{digits}} {unit}, exactly"
         return f"{text}; the base saves {100 * (1 - row['base'] / row['ours']):.1f} %" if row["value"] > 0 else text

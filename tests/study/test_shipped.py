@@ -33,13 +33,16 @@ def test_at_least_five_seeds_and_four_sizes(study):
 
 
 def test_every_network_has_the_parameters_and_flops_of_palm(study):
-    """All exactly, but learned positions, whose table costs d_ff that heads do not divide: within 1 %."""
+    """Exactly, but for learned positions: their table takes the place of mlp columns, which are counted by the four,
+    and its rows are added, not multiplied, so that a few percent of the FLOPs are missing.
+    """
     for variant in study.variants:
         for size in trained_sizes(study, variant):
             ours, palm = study.settings_of(variant, size), study.settings_of("palm", size)
             for measure in ("parameters", "flops"):
                 ratio = quantity(measure, ours) / quantity(measure, palm)
-                assert ratio == 1 or (variant == "learned" and abs(ratio - 1) < 0.1), (variant, size, measure, ratio)
+                off = {"parameters": 0.01, "flops": 0.06}[measure] if variant == "learned" else 0
+                assert abs(ratio - 1) <= off, (variant, size, measure, ratio)
 
 
 def test_every_network_is_tuned_alike(study):
