@@ -15,7 +15,16 @@ from mindspore_palm.study.costs import predicted_seconds, quantity
 from mindspore_palm.study.file import COUNTS, TIMES, Comparison, Study, sizes_of
 from mindspore_palm.study.runner import Finished, best_rates
 from mindspore_palm.study.runs import trained_sizes, tuning_size
-from mindspore_palm.study.statistics import Fit, Interval, fit, paired, percentiles, resampled
+from mindspore_palm.study.statistics import (
+    Fit,
+    Interval,
+    fit,
+    more_compute,
+    paired,
+    percentiles,
+    resampled,
+    resampled_slopes,
+)
 
 HOLDS, NOT_SEEN, DOES_NOT_FOLLOW, DIVERGED, MEASURED = (
     "holds",
@@ -135,7 +144,8 @@ def _more_compute(study: Study, losses: Losses, differences: np.ndarray, value: 
     """Percent of compute that a variant needs more, with the seeds of line and difference resampled together."""
     flops, table = _line_of(study, losses)
     draws = resampled(len(study.seeds))
-    values = [fit(flops, table[:, draw]).more_compute(float(differences[draw].mean())) for draw in draws]
+    pairs = zip(resampled_slopes(flops, table, draws), differences[draws].mean(axis=1), strict=True)
+    values = [more_compute(float(slope), float(difference)) for slope, difference in pairs]
     return percentiles(values, fit(flops, table).more_compute(value), study.confidence, len(study.seeds))
 
 
@@ -223,8 +233,8 @@ def _fit(study: Study, losses: Losses) -> dict[str, Any] | None:
         return None
     flops, table = _line_of(study, losses)
     line: Fit = fit(flops, table)
-    slopes = [fit(flops, table[:, draw]).slope for draw in resampled(len(study.seeds))]
-    interval = percentiles(slopes, line.slope, study.confidence, len(study.seeds))
+    slopes = resampled_slopes(flops, table, resampled(len(study.seeds)))
+    interval = percentiles(list(slopes), line.slope, study.confidence, len(study.seeds))
     return dataclasses.asdict(line) | {
         "slope_low": interval.low,
         "slope_high": interval.high,

@@ -79,8 +79,13 @@ class Fit:
     """Largest distance of a mean loss from the line."""
 
     def more_compute(self, difference: float) -> float:
-        """Percent of compute that makes up for a difference in loss: ``100 (e^(difference / slope) - 1)``."""
-        return 100.0 * math.expm1(min(difference / self.slope, 50.0)) if self.slope > 0 else math.nan
+        """Percent of compute that makes up for a difference in loss, as ``more_compute``."""
+        return more_compute(self.slope, difference)
+
+
+def more_compute(slope: float, difference: float) -> float:
+    """``100 (e^(difference / slope) - 1)`` percent; not a number if loss does not fall with compute."""
+    return 100.0 * math.expm1(min(difference / slope, 50.0)) if slope > 0 else math.nan
 
 
 def fit(flops: Sequence[float], losses: np.ndarray) -> Fit:
@@ -91,8 +96,26 @@ def fit(flops: Sequence[float], losses: np.ndarray) -> Fit:
         losses: [sizes, seeds].
     """
     x, y = np.log(np.asarray(flops, np.float64)), np.asarray(losses, np.float64).mean(axis=1)
-    slope, level = np.polyfit(x, y, 1)
-    return Fit(float(level), float(-slope), float(np.abs(level + slope * x - y).max()))
+    slope = float(_slopes(x, y))
+    level = float(y.mean() + slope * x.mean())
+    return Fit(level, slope, float(np.abs(level - slope * x - y).max()))
+
+
+def resampled_slopes(flops: Sequence[float], losses: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Slopes of the lines through resampled losses: float64 [DRAWS].
+
+    Args:
+        flops: of a run of each size.
+        losses: [sizes, seeds].
+        draws: indices of seeds, as ``resampled`` returns them.
+    """
+    return _slopes(np.log(np.asarray(flops, np.float64)), np.asarray(losses, np.float64)[:, draws].mean(axis=2))
+
+
+def _slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``-sum((x - mean x) y) / sum((x - mean x)^2)``: x [sizes], and y [sizes] or [sizes, DRAWS]."""
+    centred = x - x.mean()
+    return -(centred @ y) / (centred @ centred)
 
 
 def resampled(count: int, seed: int = 0) -> np.ndarray:

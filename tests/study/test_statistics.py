@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from mindspore_palm.study.statistics import Interval, fit, paired, percentiles, resampled, t_below, t_quantile
+from mindspore_palm.study.statistics import (
+    Interval,
+    fit,
+    paired,
+    percentiles,
+    resampled,
+    resampled_slopes,
+    t_below,
+    t_quantile,
+)
 
 T_TABLE = {  # Abramowitz and Stegun, table 26.10, of 0.975
     1: 12.706,
@@ -69,6 +78,13 @@ def test_a_line_through_points_on_a_line():
     assert line.residual == pytest.approx(0, abs=1e-9)
     assert line.more_compute(0.02) == pytest.approx(10.517, abs=1e-3)
     assert line.more_compute(-0.02) == pytest.approx(100 * (math.exp(-0.1) - 1))
+
+
+def test_resampled_lines_are_those_of_numpy():
+    flops, losses = [1e9, 1e10, 1e11, 1e12], np.random.default_rng(0).normal(3, 1, (4, 5))
+    draws = resampled(5)[:20]
+    expected = [-np.polyfit(np.log(flops), losses[:, draw].mean(axis=1), 1)[0] for draw in draws]
+    np.testing.assert_allclose(resampled_slopes(flops, losses, draws), expected, rtol=1e-9)
 
 
 def test_a_line_that_does_not_fall_says_nothing_of_compute():
