@@ -42,10 +42,11 @@ def _sections(found: Mapping[str, Any], pictures: str) -> Iterator[str]:
         "<!-- Generated from results/results.json by python run/study.py --page docs/results/results.json: change "
         "that, not this. -->"
     )
-    sizes = sorted({row["parameters"] for row in found["networks"] if row["parameters"] < 1e8})
+    trained = {(row["variant"], row["size"]) for row in found["losses"]}
+    sizes = sorted(row["parameters"] for row in found["networks"] if (row["variant"], row["size"]) in trained)
     yield (
-        f"What an article says of PaLM, and what this project measures. The networks have {amount(sizes[0])} to "
-        f"{amount(sizes[-1])} parameters; PaLM has up to 540 billion. What is seen here is true at these sizes, and "
+        "What an article says of PaLM, and what this project measures. The networks that are trained have "
+        f"{amount(sizes[0])} to {amount(sizes[-1])} parameters; PaLM has up to 540 billion. What is seen here is true at these sizes, and "
         "what is not seen may still be true at others. Arithmetic is true at any size."
     )
     yield VERDICTS

@@ -64,8 +64,9 @@ def difference(row: Mapping[str, Any]) -> str:
         ours, base = (" + ".join(map(str, row["passes"][side].values())) for side in ("ours", "base"))
         return f"{ours} against {base}, forward + backward, exactly"
     if "low" not in row:
-        text = f"{row['value']:{digits}} {unit}, exactly"
-        return f"{text}; the base saves {100 * (1 - row['base'] / row['ours']):.1f} %" if row["value"] > 0 else text
+        text = f"{row['value']:{digits}} {unit}, {'predicted' if row['measure'] == 'predicted_step' else 'exactly'}"
+        saved = 100 * (1 - row["base"] / row["ours"])
+        return f"{text}: the base saves {saved:.1f} % of it" if saved > 0 else text
     return f"{row['value']:{digits}} ({row['low']:{digits}} to {row['high']:{digits}}) {unit}"
 
 
