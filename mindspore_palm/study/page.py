@@ -46,8 +46,8 @@ def _sections(found: Mapping[str, Any], pictures: str) -> Iterator[str]:
     sizes = sorted(row["parameters"] for row in found["networks"] if (row["variant"], row["size"]) in trained)
     yield (
         "What an article says of PaLM, and what this project measures. The networks that are trained have "
-        f"{amount(sizes[0])} to {amount(sizes[-1])} parameters; PaLM has up to 540 billion. What is seen here is true at these sizes, and "
-        "what is not seen may still be true at others. Arithmetic is true at any size."
+        f"{amount(sizes[0])} to {amount(sizes[-1])} parameters; PaLM has up to 540 billion. What is seen here is true "
+        "at these sizes, and what is not seen may still be true at others. Arithmetic is true at any size."
     )
     yield VERDICTS
     yield table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,8 +61,9 @@ class Task:
     def name(self) -> str:
         """Of its file, without the key."""
         if self.kind == "train":
-            return f"{self.variant}-{self.size}-seed{self.seed}-lr{self.rate:g}"
-        return "-".join([self.role, self.size or "mesh", *map(str, self.extras[:2])])
+            return re.sub(r"[^\w.-]+", "_", f"{self.variant}-{self.size}-seed{self.seed}-lr{self.rate:g}")
+        text = "-".join([self.role, self.size or "mesh", *map(str, self.extras[:2])])
+        return re.sub(r"[^\w.-]+", "_", text)  # an extra may be a path
 
     def describe(self) -> str:
         """A line of progress."""

@@ -12,7 +12,7 @@ from mindspore_palm.study.costs import quantity
 from mindspore_palm.study.file import read_study
 from mindspore_palm.study.page import page
 from mindspore_palm.study.results import verdict
-from mindspore_palm.study.runs import comparing, trained_sizes, tuning
+from mindspore_palm.study.runs import comparing, measuring, trained_sizes, tuning
 from mindspore_palm.study.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +51,12 @@ def test_every_network_is_tuned_alike(study):
         seen.setdefault((task.variant, task.size), []).append((task.seed, task.rate))
     assert len({tuple(pairs) for pairs in seen.values()}) == 1
     assert list(comparing(study, dict.fromkeys(seen, 0.01)))
+
+
+def test_every_result_has_the_name_of_a_file(study):
+    seen = dict.fromkeys(((variant, size) for variant in study.variants for size in study.sizes), 0.01)
+    tasks = [*tuning(study), *comparing(study, seen), *measuring(study)]
+    assert all(re.fullmatch(r"[\w.-]+", task.name) for task in tasks)
 
 
 def test_the_attention_of_540b_by_hand(study):
