@@ -48,7 +48,7 @@ class Variant(Section):
     set: dict[str, Value] = Field(default={})
     """The settings in which it differs."""
     hold: Literal["parameters", "flops", "nothing"] = "parameters"
-    """What it has in common with the base, by its own model.d_ff. Default parameters."""
+    """The cost that it has in common with the base, by its own model.d_ff. Default parameters."""
 
 
 class Rates(Section):
@@ -70,7 +70,7 @@ class Comparison(Section):
     measure: Literal[OfLoss, OfTime, Counted, Elsewhere]
     """The quantity that is compared."""
     variant: Name
-    """What is compared with the base."""
+    """The variant that is compared with the base."""
     sizes: list[Name] = Field(default=[])
     """Sizes at which it is compared, each by itself."""
     expects: Literal["higher", "lower", "anything"]
@@ -112,9 +112,9 @@ class Claim(Section):
 
     title: Name
     says: Name
-    """What is claimed, in its own words."""
+    """The claim, in its own words."""
     note: str = ""
-    """What the reader should know about the measurements."""
+    """Remarks for the reader about the measurements."""
 
 
 class Fitted(Section):

@@ -30,7 +30,7 @@ class Task:
     settings: tuple[Settings, ...]
     """Of each variant."""
     extras: tuple[Any, ...] = ()
-    """Whatever else decides the result: multiples of the length, rounds and steps, batch and context."""
+    """All else that decides the result: multiples of the length, rounds and steps, batch and context."""
 
     @property
     def variant(self) -> str:

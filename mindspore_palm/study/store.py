@@ -31,7 +31,7 @@ HEADER, RUNS, LOCK = "fingerprint.json", "runs", "lock"
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """What results may depend on beside their settings: code, text, machine and libraries."""
+    """All that results depend on beside their settings: code, text, machine and libraries."""
     text = hashlib.blake2b(digest_size=10)
     for split in ("train", "validation"):
         text.update(prepared.meta[split]["sha256"].encode())
