@@ -41,12 +41,18 @@ def method(found: Mapping[str, Any]) -> str:
         "times, over turns. It says how sure the mean is for other seeds, on this text and at this size. A difference "
         "counts as seen if its interval is on one side of zero; one is called exact if it is arithmetic. The file of "
         f"the study decided beforehand which {expecting} differences are tests of a claim. They were not corrected for "
-        "their number: of twenty differences that are not there, about one is seen. Learning rates were tuned for "
-        "every network over the same rates, with other seeds.\n\n"
+        f"their number: of twenty differences that are not there, about one is seen. {_rates(found)}\n\n"
         f"Text: {text['corpus']}, {text['train_tokens']:,} tokens to train on; a run takes "
         f"{text['tokens_of_a_run']:,}, {repeats}. Held out: {text['held_out_tokens']:,} tokens, all of which are "
         f"scored. Machine: {fingerprint['machine']}; {fingerprint['libraries']}."
     )
+
+
+def _rates(found: Mapping[str, Any]) -> str:
+    if len(found["rates"]) == 1:
+        return f"Every network has the same peak learning rate, {found['rates'][0]:g}: none was tuned."
+    rates = ", ".join(f"{rate:g}" for rate in sorted(found["rates"]))
+    return f"Learning rates were tuned for every network alike, over {rates}, with other seeds."
 
 
 def _sections(found: Mapping[str, Any], page: Mapping[str, Any] | None) -> Iterator[str]:
@@ -122,6 +128,9 @@ def _networks(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _tuning(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Learning rates"
+    if not found["tuning"]:
+        yield _rates(found)
+        return
     yield (
         "Held-out loss by peak learning rate, seed by seed; d is a run that diverged. The lowest mean is taken. Where "
         "it is at an end of the grid, a better rate may lie beyond it."

@@ -72,6 +72,7 @@ def results(
         "base": study.base,
         "confidence": study.confidence,
         "seeds": study.seeds,
+        "rates": study.rates.grid,
         "fingerprint": dict(fingerprint),
         "claims": {name: claim.model_dump() for name, claim in study.claims.items()},
         "text": _text(study, prepared),

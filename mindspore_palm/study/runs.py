@@ -75,8 +75,11 @@ class Task:
 def tuning(study: Study) -> Iterator[Task]:
     """Runs that choose a learning rate: every variant, alike, at each size of ``rates.sizes`` that it needs.
 
-    Rates and seeds of one network follow each other: they share its compilation.
+    Rates and seeds of one network follow each other: they share its compilation. A grid of one rate leaves nothing to
+    choose, so there are no such runs.
     """
+    if len(study.rates.grid) == 1:
+        return
     for size in study.sizes:
         for variant in _trained(study):
             if size not in {tuning_size(study, variant, one) for one in trained_sizes(study, variant)}:
@@ -91,14 +94,14 @@ def comparing(study: Study, chosen: Mapping[tuple[str, str], float]) -> Iterator
 
     Args:
         study: the study.
-        chosen: the learning rate of (variant, tuning size).
+        chosen: the learning rate of (variant, tuning size); where there is none, that of a grid of one.
     """
     for size in study.sizes:
         here = [variant for variant in _trained(study) if size in trained_sizes(study, variant)]
         for turn, seed in enumerate(study.seeds):
             for i in range(len(here)):
                 variant = here[(i + turn) % len(here)]
-                rate = chosen[variant, tuning_size(study, variant, size)]
+                rate = chosen.get((variant, tuning_size(study, variant, size)), study.rates.grid[0])
                 yield _train(study, "comparison", variant, size, rate, seed)
 
 

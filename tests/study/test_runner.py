@@ -174,6 +174,12 @@ class TestWhatIsSaid:
     def test_equal_bytes_do_not_support_a_saving(self, found):
         assert self.row(found, "state_bytes")["verdict"] == "does not follow"
 
+    def test_a_grid_of_one_rate_tunes_nothing_and_says_so(self, study, tmp_path):
+        one = study.model_copy(update={"rates": study.rates.model_copy(update={"grid": [0.02]})})
+        found = run(one, tmp_path / "one rate")
+        assert found["tuning"] == [] and "the same peak learning rate, 0.02: none was tuned" in report(found)
+        assert all("lr0.02" in file.name for file in (tmp_path / "one rate" / RUNS).glob("*seed*"))
+
     def test_only_times_depend_on_the_clock(self, found):
         assert {row["measure"] for row in found["times"]["comparisons"]} == {"step_time"}
         assert "seconds" not in json.dumps({name: part for name, part in found.items() if name != "times"})
