@@ -353,6 +353,24 @@ class Settings(Section):
     parallel: ParallelConfig = ParallelConfig()
     """The devices to run on."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_learned_positions(cls, values: Any) -> Any:
+        """Gives model.position=learned a row for each token of data.seq_len, unless the settings say how many."""
+        if not isinstance(values, dict) or not isinstance(model := values.get("model"), dict):
+            return values
+        if model.get("position") != "learned" or model.get("position_rows", 0) != 0:
+            return values
+        data = values.get("data") or {}
+        length = data.get("seq_len") if isinstance(data, dict) else data.seq_len
+        rows = DataConfig.model_fields["seq_len"].default if length is None else length
+        return {**values, "model": {**model, "position_rows": rows}}
+
+    @model_validator(mode="after")
+    def _positions_reach(self) -> Settings:
+        check_length(self.model, self.data.seq_len)
+        return self
+
     def departures(self, supported: Collection[str] = ()) -> dict[str, Any]:
         """Settings in which a run departs from PaLM's network and update, as ``section.key`` with their values.
 
@@ -367,6 +385,20 @@ class Settings(Section):
                 if Departure in marks and is_read and value != field.default:
                     departures[f"{section}.{name}"] = value
         return {name: value for name, value in departures.items() if name not in supported}
+
+
+def check_length(model: PaLMConfig, length: int) -> None:
+    """Checks that a network can read sequences of ``data.seq_len`` = length tokens.
+
+    Raises:
+        Contradiction: they are longer than its table of learned positions.
+    """
+    if model.longest is not None and length > model.longest:
+        raise Contradiction(
+            f"data.seq_len = {length} is beyond model.position_rows = {model.longest}: learned positions end there; "
+            f"set data.seq_len to at most {model.longest}, or train with another model.position",
+            *("data.seq_len", "model.position_rows"),
+        )
 
 
 def settings_of(section: str) -> dict[str, FieldInfo]:

@@ -318,6 +318,8 @@ USELESS: dict[str, Why | None] = {
     "model.final_norm_scale": None,
     "model.scaled_logits": None,
     "model.xpos_base": None,
+    "model.position": None,
+    "model.position_rows": _only("model", "position", "learned"),
     "optimizer.name": None,
     "optimizer.schedule": None,
     "optimizer.learning_rate": _learning_rate,
@@ -381,6 +383,7 @@ USELESS: dict[str, Why | None] = {
 """Why each setting has no effect, or less than it says; closed: a test asks for an entry for every setting."""
 
 OFF: dict[str, Any] = {
+    "model.position_rows": 0,
     "optimizer.warmup_steps": 0,
     **{name: mark.off for name, mark in _READ_BY.items() if mark.off is not None},
     "data.mixture": [],

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mindspore_palm.fields import Contradiction, Count, Layers, Positive, Section
+from mindspore_palm.fields import Contradiction, Count, CountOrZero, Layers, Positive, Section
 from mindspore_palm.presets import PRESETS
 
 Recompute = Literal["none", "attention", "block"]
@@ -58,6 +58,12 @@ class PaLMConfig(Section):
     """Ablation: false drops the factor 1/sqrt(d_model) of the logits. Default true."""
     xpos_base: Annotated[float, Field(ge=0)] = 0.0
     """Ablation: rotation with decay over this distance (xPos, arXiv 2212.10554: 512). Default 0: rotation alone."""
+    position: Literal["rope", "learned", "alibi", "none"] = "rope"
+    """Ablation: how attention knows positions. learned adds a trained row per position to the embedding; alibi (arXiv
+    2108.12409) lowers scores by 2^(-8i/heads) per token of distance, i = 1 .. heads; none leaves it to the causal mask.
+    Default rope."""
+    position_rows: CountOrZero = 0
+    """Rows of the table of position=learned, the longest sequence that it can read. Default 0: data.seq_len."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +80,14 @@ class PaLMConfig(Section):
         if self.head_dim % 2:
             text = f"head_dim = {self.head_dim} is odd, and RoPE rotates pairs; set it to {self.head_dim + 1}"
             raise Contradiction(text, "head_dim")
+        if self.xpos_base and self.position != "rope":
+            text = (
+                f"xpos_base = {self.xpos_base:g} is of a rotation, and position = {self.position} has none; set it to 0"
+            )
+            raise Contradiction(text, "xpos_base", "position")
+        if self.position == "learned" and not self.position_rows:
+            text = "position = learned needs position_rows, the rows of its table; set it to the longest sequence"
+            raise Contradiction(text, "position_rows", "position")
         return self
 
     @classmethod
@@ -121,13 +135,27 @@ class PaLMConfig(Section):
         """Feed-forward features stored with one head in the fused kernels."""
         return self.d_ff // self.heads
 
+    @property
+    def alibi_heads(self) -> int:
+        """Heads whose scores ALiBi lowers: all of them, or none."""
+        return self.heads if self.position == "alibi" else 0
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sequence that the network can read; None if it has no end."""
+        return self.position_rows if self.position == "learned" else None
+
     def parameters_by_kind(self) -> dict[str, int]:
-        """Parameters of embedding, attention and mlp. Like the paper, it leaves out padding rows and norm scales."""
+        """Parameters of embedding, attention and mlp, and of learned positions if the network has them.
+
+        Like the paper, it leaves out padding rows and norm scales.
+        """
         projections = 2 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
         return {
             "embedding": self.vocab_size * self.d_model,
             "attention": self.layers * self.d_model * projections,
             "mlp": self.layers * self.d_model * self.d_ff * (self.mlp_inputs + 1),
+            **({"positions": self.longest * self.d_model} if self.longest else {}),
         }
 
     def parameter_count(self) -> int:
@@ -137,9 +165,11 @@ class PaLMConfig(Section):
     def flops_per_token(self, length: int) -> int:
         """FLOPs/token of the forward and backward pass at a sequence length: 6N + 12*L*H*Q*T (appendix B).
 
-        The basis of MFU: not halved for causality, and without recomputation.
+        The basis of MFU: not halved for causality, and without recomputation. Learned positions are added, not
+        multiplied with anything: they are not in N.
         """
-        return 6 * self.parameter_count() + 12 * self.layers * self.heads * self.head_dim * length
+        multiplied = self.parameter_count() - self.parameters_by_kind().get("positions", 0)
+        return 6 * multiplied + 12 * self.layers * self.heads * self.head_dim * length
 
     def recomputed_flops_per_token(self, length: int, recompute: Recompute) -> float:
         """FLOPs/token that the backward pass recomputes, as the paper counts them (appendix B).

@@ -262,8 +262,9 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
     if len(path) < 2:  # a check across fields: its message names fields, values and the fix
         cause = first.get("ctx", {}).get("error")
         fields = cause.fields if isinstance(cause, Contradiction) else ()
-        wrote = list(dict.fromkeys(where for name in fields if (where := origins.get(f"{section}.{name}"))))
-        return f"{', '.join(wrote) or 'defaults'}: {section}.{message}"
+        dotted = f"{section}." if section else ""  # a check across sections names them itself
+        wrote = list(dict.fromkeys(where for name in fields if (where := origins.get(f"{dotted}{name}"))))
+        return f"{', '.join(wrote) or 'defaults'}: {dotted}{message}"
     field = settings_of(section)[path[1]]
     where = origins.get(key, "defaults")
     if first["type"] == "literal_error":

@@ -14,6 +14,10 @@ SWITCHES: list[dict[str, Any]] = [
     {"norm": "rms_norm", "norm_scale": "around_one", "final_norm_scale": True, "scaled_logits": False},
     {"xpos_base": 4.0},
     {"xpos_base": 4.0, "attention": "multi_head"},
+    {"position": "learned", "position_rows": 14},
+    {"position": "alibi"},
+    {"position": "alibi", "attention": "multi_head"},
+    {"position": "none"},
 ]
 
 

@@ -31,6 +31,7 @@ class Command:
 
 COMMANDS = {
     "train": Command("train", "train a PaLM from text, or fine-tune one on pairs", trains=True),
+    "study": Command("study", "train variants alike with several seeds, and compare them"),
     "generate": Command("generate", "continue prompts with a trained model", results=True),
     "evaluate": Command("evaluate", "score a trained model on text and on questions", results=True),
     "harness": Command("harness", "evaluate in EleutherAI's lm-evaluation-harness", results=True),

@@ -89,6 +89,7 @@ def convert(
     if wide:
         model = widen(model)
     config = model.config
+    _check_length(config, model.seq_len, options.shape[1])
     say(
         f"{source_path}: {config.parameter_count():,} parameters; layers {config.layers}, d_model {config.d_model}, "
         f"heads {config.heads}, head_dim {config.head_dim}, d_ff {config.d_ff}, {config.vocab_size:,} tokens"
@@ -123,6 +124,16 @@ def convert(
     say(f"compared: {source_path} by {expected.by}; {target_path} by {converted.by}{also}")
     say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {result}")
     return difference
+
+
+def _check_length(config: PaLMConfig, seq_len: int | None, compared: int) -> None:
+    """Checks that learned positions, if the model has them, reach as far as they are asked for."""
+    for option, length in (("--seq-len", seq_len or 0), ("--length", compared)):
+        if config.longest is not None and length > config.longest:
+            raise UserError(
+                f"{option} {length}: the model has learned {config.longest} positions; set it to at most "
+                f"{config.longest}"
+            )
 
 
 def find_format(name: str) -> Format:

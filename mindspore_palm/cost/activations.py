@@ -47,7 +47,7 @@ class Activations:
         if self.fused_attention is not None:
             return not self.fused_attention
         fuses = DEVICES[self.layout.target].fuses_attention(self.layout.compute_dtype, self.model.head_dim)
-        return not (fuses and self.model.attention == "multi_query")
+        return not (fuses and self.model.attention == "multi_query" and not self.model.alibi_heads)
 
     def saved(self) -> float:
         """Bytes that a layer saves.

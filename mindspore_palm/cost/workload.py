@@ -11,7 +11,7 @@ from functools import cached_property
 from math import prod
 
 from mindspore_palm.config import OptimizerConfig, PaLMConfig, Recompute, Settings
-from mindspore_palm.model.weights import placements
+from mindspore_palm.model.weights import POSITIONS, placements
 from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP, Layout
 from mindspore_palm.parallel.check import layout_of
@@ -188,7 +188,7 @@ class Workload:
     @cached_property
     def block_weights(self) -> list[Placement]:
         """Placements of the weights of one block."""
-        return [p for p in self._weights_of_one_layer if p.name != "embedding"]
+        return [p for p in self._weights_of_one_layer if p.name not in ("embedding", POSITIONS)]
 
     @cached_property
     def embedding(self) -> Placement:
@@ -201,7 +201,8 @@ class Workload:
 
     def device_weights(self) -> list[tuple[Placement, int]]:
         """Each distinct weight of a device, and how many of it there are."""
-        return [(self.embedding, 1), *((weight, self.layers) for weight in self.block_weights)]
+        positions = [(p, 1) for p in self._weights_of_one_layer if p.name == POSITIONS]
+        return [(self.embedding, 1), *positions, *((weight, self.layers) for weight in self.block_weights)]
 
     @property
     def device_parameters(self) -> int:

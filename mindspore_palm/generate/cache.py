@@ -12,7 +12,7 @@ from mindspore.common.initializer import initializer
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.factory import make_cached_attention
 from mindspore_palm.model.precision import MS_DTYPES
-from mindspore_palm.model.rope import Rope
+from mindspore_palm.model.rope import make_rotation
 from mindspore_palm.parallel.axes import current_layout, shard
 
 
@@ -28,7 +28,8 @@ class CachedAttention(nn.Cell):
     def __init__(self, config: PaLMConfig, sequences: int, context: int) -> None:
         super().__init__()
         self.heads, self.head_dim, self.kv_heads = config.heads, config.head_dim, config.kv_heads
-        self.rope_q, self.rope_k = Rope("heads"), Rope("kv")  # the tables of queries include 1/sqrt(K)
+        # the tables of queries include 1/sqrt(K)
+        self.rope_q, self.rope_k = make_rotation(config, "heads", config.head_dim**-0.5), make_rotation(config, "kv")
         multi_query = config.attention == "multi_query"
         self.attention = make_cached_attention(config)
         shape = (sequences, context, self.head_dim) if multi_query else (sequences, self.heads, context, self.head_dim)

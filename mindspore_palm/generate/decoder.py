@@ -20,9 +20,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.errors import UserError
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.generate.cpu import step as cpu_step
-from mindspore_palm.model.attention import MASKED
+from mindspore_palm.model.attention import cached_mask
 from mindspore_palm.model.factory import make_block
 from mindspore_palm.model.lora import adapters_of
 from mindspore_palm.model.loss import TokenLoss
@@ -78,8 +79,9 @@ class DecodeStep(nn.Cell):
         mask: Tensor,
         sequences: Tensor,
         rows: Tensor,
+        position_ids: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x, table_VD = self.palm.embed(token_ids)
+        x, table_VD = self.palm.embed(token_ids, None, position_ids)
         for block in self.blocks:
             x = block(x, (cos_q, sin_q, cos_k, sin_k, slots, mask, sequences))
         if token_ids.shape[1] > 1:
@@ -90,7 +92,8 @@ class DecodeStep(nn.Cell):
 
 
 TABLE = ("batch", "length", "one", "per_head")
-INPUTS = (("batch", "length"), TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("one",), ("batch",))
+IDS = ("batch", "length")
+INPUTS = (IDS, TABLE, TABLE, TABLE, TABLE, ("tokens", "one"), ("one",) * 4, ("one",), ("batch",), IDS)
 
 
 class Decoder:
@@ -101,13 +104,22 @@ class Decoder:
         sequences: B.
         context: maximum number of positions of a sequence.
         vocabulary: the network's configuration, narrowed to a tokenizer by ``fit_vocabulary``; None: the network's own.
+
+    Raises:
+        UserError: learned positions end before the context does.
     """
 
     def __init__(self, palm: PaLM, sequences: int, context: int, vocabulary: PaLMConfig | None = None) -> None:
         vocabulary = vocabulary or palm.config
+        if palm.config.longest is not None and context > palm.config.longest:
+            raise UserError(
+                f"context = {context}: the model has learned {palm.config.longest} positions, and no token has a later "
+                f"one; set the context to at most {palm.config.longest}"
+            )
         self._vocab_size = vocabulary.vocab_size
         self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
-        self._kv_heads = palm.config.kv_heads
+        self._kv_heads, self._alibi_heads = palm.config.kv_heads, palm.config.alibi_heads
+        self._longest = palm.config.longest
         self._by_head = palm.config.attention == "multi_head"
         rotation = [
             table
@@ -186,8 +198,8 @@ class Decoder:
         batch, queries = token_ids.shape
         positions = first[:, None] + np.arange(queries)
         rotation = (Tensor(table[positions]) for table in self._tables)
-        mask = np.where(np.arange(self.context) <= positions[..., None], np.float32(0.0), np.float32(MASKED))
-        mask = np.expand_dims(mask, 3 - self._query_axis)
+        mask = cached_mask(positions, self.context, self._query_axis, self._alibi_heads)
+        last_row = (self._longest or self.context) - 1  # padding of a chunk may be beyond learned positions
         return self._step(
             Tensor(token_ids),
             *rotation,
@@ -195,6 +207,7 @@ class Decoder:
             Tensor(mask),
             Tensor((sequence + np.arange(batch)).astype(np.int32)),
             Tensor((np.arange(batch) * queries + last).astype(np.int32)),
+            Tensor(np.minimum(positions, last_row).astype(np.int32)),
         )
 
     def _slots(self, positions: np.ndarray, first: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.precision import ToCompute, ToFloat32
 from mindspore_palm.model.projection import Kernel, ProjectKv
 from mindspore_palm.model.residual import Residual
-from mindspore_palm.model.rope import Rope
+from mindspore_palm.model.rope import make_rotation
 from mindspore_palm.model.weights import sizes_in, sizes_out
 from mindspore_palm.parallel.axes import current_layout, shard, shard_weight
 from mindspore_palm.parallel.cells import Softmax
@@ -36,8 +36,9 @@ class MultiHeadAttention(nn.Cell):
         self.heads, self.head_dim = config.heads, config.head_dim
         by_position, by_head = ("batch", "length", "heads", "per_head"), ("batch", "heads", "length", "per_head")
         scores = ("batch", "heads", "length", "context")
-        self.scale_and_rotate_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)  # 1/sqrt(K) is in its tables
-        self.rotate_k = Rope("heads", xpos_base=-config.xpos_base)
+        self.scale_and_rotate_q = make_rotation(config, "heads", config.head_dim**-0.5)  # 1/sqrt(K) is in its tables
+        self.rotate_k = make_rotation(config, "heads", inverse=True)
+        self.alibi_heads = config.alibi_heads
         self.heads_first, self.heads_last = shard(ops.Transpose(), by_position), shard(ops.Transpose(), by_head)
         self.scores = shard(ops.BatchMatMul(transpose_b=True), by_head, by_head)
         self.add_mask = shard(ops.Add(), scores, ("one", "one", "length", "context"))
@@ -51,7 +52,7 @@ class MultiHeadAttention(nn.Cell):
         q_BSHK, k_BSHK = self.scale_and_rotate_q(self.reshape(q_THK, shape)), self.rotate_k(self.reshape(k_THK, shape))
         k_BHSK = self.heads_first(k_BSHK, (0, 2, 1, 3))
         v_BHSK = self.heads_first(self.reshape(v_THK, shape), (0, 2, 1, 3))
-        attended_BSHK = self.attend_cached(q_BSHK, k_BHSK, v_BHSK, causal_mask(0, shape[1]))
+        attended_BSHK = self.attend_cached(q_BSHK, k_BHSK, v_BHSK, causal_mask(0, shape[1], 2, self.alibi_heads))
         return self.reshape(attended_BSHK, (-1, self.heads * self.head_dim))
 
     def attend_cached(self, q_BQHK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor, mask: Tensor) -> Tensor:

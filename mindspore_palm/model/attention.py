@@ -8,8 +8,9 @@ from mindspore.ops import constexpr
 from mindspore.ops.auto_generate import FlashAttentionScore
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.position import alibi_bias
 from mindspore_palm.model.precision import ToCompute, ToFloat32
-from mindspore_palm.model.rope import Rope
+from mindspore_palm.model.rope import make_rotation
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.cells import Softmax
 
@@ -23,16 +24,26 @@ positions 0 .. S - 1. With a cache: the rotation's tables, the slots to write, a
 
 
 @constexpr
-def causal_mask(first: int, queries: int, query_axis: int = 2) -> Tensor:
+def causal_mask(first: int, queries: int, query_axis: int = 2, alibi_heads: int = 0) -> Tensor:
     """Mask of queries at positions first .. first + Q - 1 over the context 0 .. first + Q - 1: zero or MASKED.
 
     Args:
         first: position of the first query.
         queries: Q, the number of queries.
         query_axis: axis of the queries in the result: 2 for float32 [1, 1, Q, C], 1 for [1, Q, 1, C].
+        alibi_heads: H if the mask also holds ALiBi's biases, and then has an axis of H; 0 for the mask alone.
     """
-    visible = np.arange(first, first + queries)[:, None] >= np.arange(first + queries)[None, :]
-    return Tensor(np.expand_dims(np.where(visible, 0.0, MASKED).astype(np.float32), (0, 3 - query_axis)))
+    positions = np.arange(first, first + queries)[None]
+    return Tensor(cached_mask(positions, first + queries, query_axis, alibi_heads))
+
+
+def cached_mask(positions: np.ndarray, context: int, query_axis: int, alibi_heads: int = 0) -> np.ndarray:
+    """``causal_mask`` of queries at int positions [B, Q] over a context: float32 [B, 1, Q, C] or [B, Q, 1, C]."""
+    distance = positions[..., None] - np.arange(context)
+    mask = np.expand_dims(np.where(distance >= 0, np.float32(0.0), np.float32(MASKED)), 3 - query_axis)
+    if alibi_heads:
+        mask = mask + alibi_bias(np.maximum(distance, 0), alibi_heads, 3 - query_axis)
+    return mask
 
 
 class MultiQueryAttention(nn.Cell):
@@ -46,8 +57,8 @@ class MultiQueryAttention(nn.Cell):
     def __init__(self, config: PaLMConfig, attend: nn.Cell) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.scale_and_rotate_q = Rope("heads", config.head_dim**-0.5, config.xpos_base)  # 1/sqrt(K) is in its tables
-        self.rotate_k = Rope("kv", xpos_base=-config.xpos_base)
+        self.scale_and_rotate_q = make_rotation(config, "heads", config.head_dim**-0.5)  # 1/sqrt(K) is in its tables
+        self.rotate_k = make_rotation(config, "kv", inverse=True)
         self.attend, self.reshape = attend, ops.Reshape()
 
     def construct(self, q_THK: Tensor, k_TK: Tensor, v_TK: Tensor, sequences: int) -> Tensor:
@@ -65,6 +76,9 @@ class PlainAttention(nn.Cell):
 
     Subclasses share an interface: ``construct`` is causal attention over full sequences, ``attend_cached`` is attention
     to a cache. Queries arrive scaled by 1/sqrt(K): the rotation's tables hold the factor.
+
+    Args:
+        alibi_heads: H if masks hold ALiBi's biases, which differ by head; else 0.
     """
 
     order: tuple[str, str]
@@ -72,8 +86,9 @@ class PlainAttention(nn.Cell):
     query_axis: int
     """Axis of the queries in q, in scores and in the mask."""
 
-    def __init__(self) -> None:
+    def __init__(self, alibi_heads: int = 0) -> None:
         super().__init__()
+        self.alibi_heads = alibi_heads
         q, rows = ("batch", *self.order, "per_head"), ("batch", "heads", "per_head")
         keys = ("batch", "context", "per_head")
         scores, weights = ("batch", *self.order, "context"), ("batch", "heads", "context")
@@ -105,7 +120,9 @@ class PlainAttention(nn.Cell):
     def attend_last(self, q: Tensor, k_BCK: Tensor, v_BCK: Tensor) -> Tensor:
         """Causal attention of queries that are the last positions of the context."""
         queries, context = q.shape[self.query_axis], k_BCK.shape[1]
-        return self.masked_attention(q, k_BCK, v_BCK, causal_mask(context - queries, queries, self.query_axis))
+        return self.masked_attention(
+            q, k_BCK, v_BCK, causal_mask(context - queries, queries, self.query_axis, self.alibi_heads)
+        )
 
     def masked_attention(self, scaled_q: Tensor, k_BCK: Tensor, v_BCK: Tensor, mask: Tensor) -> Tensor:
         """``softmax(q k^T / sqrt(K) + mask) v``: q and the mask in this Cell's order, to q's shape."""
@@ -143,8 +160,8 @@ class HeadsFirstAttention(PlainAttention):
 
     order, query_axis = ("heads", "length"), 2
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, alibi_heads: int = 0) -> None:
+        super().__init__(alibi_heads)
         self.heads_first = shard(ops.Transpose(), ("batch", "length", "heads", "per_head"))
         self.heads_last = shard(ops.Transpose(), ("batch", "heads", "length", "per_head"))
 

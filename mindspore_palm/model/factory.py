@@ -41,13 +41,15 @@ def make_attention(config: PaLMConfig) -> nn.Cell:
         return MultiHeadAttention(config)
     here = current_layout()
     fused = DEVICES[here.target].fuses_attention(here.compute_dtype, config.head_dim)
-    return MultiQueryAttention(config, FusedAttention(config) if fused else _plain_attention())
+    fused = fused and not config.alibi_heads  # whose mask is one for all heads
+    return MultiQueryAttention(config, FusedAttention(config) if fused else _plain_attention(config))
 
 
 def make_cached_attention(config: PaLMConfig) -> MultiHeadAttention | PlainAttention:
     """Attention of new tokens to a cache: a Cell with a method ``attend_cached`` and a ``query_axis``."""
-    return MultiHeadAttention(config) if config.attention == "multi_head" else _plain_attention()
+    return MultiHeadAttention(config) if config.attention == "multi_head" else _plain_attention(config)
 
 
-def _plain_attention() -> PlainAttention:
-    return HeadsFirstAttention() if current_layout().shards("heads") > 1 else PositionsFirstAttention()
+def _plain_attention(config: PaLMConfig) -> PlainAttention:
+    cell = HeadsFirstAttention if current_layout().shards("heads") > 1 else PositionsFirstAttention
+    return cell(config.alibi_heads)

@@ -9,9 +9,10 @@ from mindspore_palm.model.dropout import Dropout, SplitMask
 from mindspore_palm.model.factory import make_block
 from mindspore_palm.model.initial import initial_parameter
 from mindspore_palm.model.norm import make_norm
+from mindspore_palm.model.position import LearnedPositions
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.residual import Residual
-from mindspore_palm.model.weights import weights
+from mindspore_palm.model.weights import POSITIONS, weights
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.cells import make_lookup
 from mindspore_palm.parallel.context import use_graphs
@@ -33,7 +34,7 @@ class PaLM(nn.Cell):
         use_graphs()
         self.config = config
         parameters = {weight.name: initial_parameter(weight, seed) for weight in weights(config)}
-        self.embed = on_stage_of(0, Embed(config, parameters["embedding"]))
+        self.embed = on_stage_of(0, Embed(config, parameters["embedding"], parameters.get(POSITIONS)))
         self.blocks = nn.CellList(
             [on_stage_of(i, make_block(config, _block_parameters(parameters, i))) for i in range(config.layers)],
             auto_prefix=False,
@@ -69,21 +70,26 @@ class PaLM(nn.Cell):
 
 
 class Embed(nn.Cell):
-    """Rows of the table, unscaled: int32 [B, S] to the residual stream.
+    """Rows of the table, unscaled, and learned positions if there are any: int32 [B, S] to the residual stream.
 
     Returns the table as well, which the logits are computed with. In a pipeline, it travels from the first stage to the
     last one so, and its gradient back. Merely sharing the Parameter, the last stage would wait for it forever.
     """
 
-    def __init__(self, config: PaLMConfig, embedding: Parameter) -> None:
+    def __init__(self, config: PaLMConfig, embedding: Parameter, positions: Parameter | None = None) -> None:
         super().__init__(auto_prefix=False)
         self.table, self.lookup = embedding, make_lookup()
+        self.add_positions = None if positions is None else LearnedPositions(positions)
         self.to_compute, self.dropout = ToCompute(("tokens", "embed")), Dropout()
         self.residual, self.reshape = Residual(config.d_model), ops.Reshape()
 
-    def construct(self, token_ids: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x_TD = self.to_compute(self.lookup(self.table, self.reshape(token_ids, (-1,))))
-        return self.residual.write(self.dropout(x_TD, dropout_mask)), self.table
+    def construct(
+        self, token_ids: Tensor, dropout_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x_TD = self.lookup(self.table, self.reshape(token_ids, (-1,)))
+        if self.add_positions is not None:
+            x_TD = self.add_positions(x_TD, token_ids.shape[0], position_ids)
+        return self.residual.write(self.dropout(self.to_compute(x_TD), dropout_mask)), self.table
 
 
 class Unembed(nn.Cell):

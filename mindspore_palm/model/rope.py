@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.precision import ToCompute, ToFloat32
 from mindspore_palm.parallel.axes import shard
 
@@ -66,3 +67,39 @@ class Rope(nn.Cell):
             )
         )
         return self.to_compute(rotated_BSHK)
+
+
+class Unrotated(nn.Cell):
+    """``scale * x`` in place of the rotation, for networks that know positions in another way: [B, S, H, K].
+
+    Arguments and methods are those of ``Rope``.
+    """
+
+    def __init__(self, heads_axis: str, scale: float = 1.0) -> None:
+        super().__init__()
+        x = ("batch", "length", heads_axis, "per_head")
+        self.scale, self.times = scale, shard(ops.Mul(), x, ())
+        self.to_float32, self.to_compute = ToFloat32(x), ToCompute(x)
+
+    def construct(self, x_BSHK: Tensor) -> Tensor:
+        if self.scale == 1.0:
+            return x_BSHK
+        return self.to_compute(self.times(self.to_float32(x_BSHK), self.scale))
+
+    def rotate(self, x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The same; there is nothing to rotate."""
+        return self.construct(x_BSHK)
+
+
+def make_rotation(config: PaLMConfig, heads_axis: str, scale: float = 1.0, inverse: bool = False) -> Rope | Unrotated:
+    """The Cell that queries or keys go through before their matmul.
+
+    Args:
+        config: of the network.
+        heads_axis: as for ``Rope``.
+        scale: as for ``Rope``.
+        inverse: whether xPos decays the other way, as for keys.
+    """
+    if config.position != "rope":
+        return Unrotated(heads_axis, scale)
+    return Rope(heads_axis, scale, -config.xpos_base if inverse else config.xpos_base)

@@ -15,6 +15,7 @@ from mindspore_palm.config import PaLMConfig
 from mindspore_palm.parallel.axes import Axes, Layout
 from mindspore_palm.parallel.placement import Placement
 
+POSITIONS = "positions"  # the table of learned positions, if the network has one
 KERNELS = ("q_wi", "kv", "o_wo")  # the matrices of a block, which LoRA adapts
 
 
@@ -89,6 +90,9 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
         return Weight(f"{name}.scale", (d,), ("embed",), constant=neutral, fully_sharded=False, layer=layer)
 
     yield Weight("embedding", (config.padded_vocab, d), ("vocab", "embed"), (FanIn(config.padded_vocab, 1),), tied=True)
+    if config.longest:
+        rows = config.longest
+        yield Weight(POSITIONS, (rows, d), ("one", "embed"), (FanIn(rows, 1),), fully_sharded=False)
     if config.final_norm_scale:
         yield scale("final_norm", config.layers - 1)
     for i in range(config.layers):

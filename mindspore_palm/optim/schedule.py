@@ -27,11 +27,15 @@ class Schedule(nn.Cell):
 
     def construct(self, k: Tensor) -> Tensor:
         if self.schedule == "palm":
-            return self.minimum(self.rsqrt(k), Tensor(self.peak, ms.float32))
-        rate = Tensor(self.peak, ms.float32)
+            return self.minimum(self.rsqrt(k), self.peak_rate())
+        rate = self.peak_rate()
         if self.schedule == "cosine":
             progress = self.minimum(self.maximum(k - self.warmup, 0.0) / self.decay_steps, 1.0)
             rate = rate * (self.final + (1.0 - self.final) * 0.5 * (1.0 + self.cos(progress * math.pi)))
         if self.warmup > 0:
             rate = rate * self.minimum(k / self.warmup, 1.0)
         return rate
+
+    def peak_rate(self) -> Tensor:
+        """The peak, float32 []: a constant of the graph."""
+        return Tensor(self.peak, ms.float32)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.checkpoint.model_folder import find_model, load_tokenizer, read_config, weight_reader
-from mindspore_palm.config import PaLMConfig, Settings
+from mindspore_palm.config import PaLMConfig, Settings, check_length
 from mindspore_palm.data import Prepared, prepare_text, read_pairs
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
+from mindspore_palm.fields import Contradiction
 from mindspore_palm.file_names import CONFIG, TOKENIZER
 from mindspore_palm.model.dropout import draw_dropout_mask
 from mindspore_palm.model.lora import adapt
@@ -64,6 +65,10 @@ def with_model_of_checkpoint(settings: Settings, written: Collection[str] = ()) 
     multiple = settings.model.vocab_multiple
     if f"model.{PADDING}" in written or multiple != PaLMConfig.model_fields[PADDING].default:
         model = model.model_copy(update={PADDING: multiple})
+    try:
+        check_length(model, settings.data.seq_len)
+    except Contradiction as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
     return settings.model_copy(update={"model": model})
 
 

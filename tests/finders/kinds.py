@@ -34,6 +34,7 @@ SIZES = ("layers", "d_model", "heads", "head_dim", "d_ff", "vocab_size")
 SAMPLES = {
     "model.preset": ["palm_tiny"],
     "model.vocab_size": [301, 320],
+    "model.position_rows": [0, 16],
     "data.path": ["text.txt", "documents.jsonl", "*.txt"],
     "data.mixture": [[{"path": "text.txt", "weight": 3.0}, {"path": "documents.jsonl", "weight": 1.0}]],
     "data.text_field": ["text"],

@@ -32,7 +32,14 @@ def decay(length: int, head_dim: int, base: float):
     return zeta ** (distance[..., None] / base)
 
 
-def block_output(x, weights, shape: Shape, block: str, attention: str, mlp: str, norms, xpos_base: float):
+def alibi(length: int, heads: int):
+    """Press et al. (arXiv 2108.12409, section 3): -m (q - t) for query q and key t, m = 2^(-8/n), 2^(-16/n), ...."""
+    slopes = jnp.array([2 ** (-8 * (i + 1) / heads) for i in range(heads)])
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+    return -slopes[:, None, None] * distance
+
+
+def block_output(x, weights, shape: Shape, block: str, attention: str, mlp: str, norms, xpos_base: float, position):
     batch, length, d_model = x.shape
     inputs = 2 if mlp in ("swiglu", "geglu") else 1
     w_in = weights["q_wi"].reshape(d_model, shape.heads, -1)
@@ -42,14 +49,16 @@ def block_output(x, weights, shape: Shape, block: str, attention: str, mlp: str,
     kv_heads = shape.heads if attention == "multi_head" else 1
 
     y = normalised(x, weights["norm.scale"], *norms)
-    q = rope(jnp.einsum("bsd,dhk->bshk", y, w_q, precision=HIGHEST))
+    rotated = rope if position == "rope" else lambda x: x
+    q = rotated(jnp.einsum("bsd,dhk->bshk", y, w_q, precision=HIGHEST))
     kv = jnp.einsum("bsd,dc->bsc", y, weights["kv"], precision=HIGHEST).reshape(batch, length, 2, kv_heads, -1)
-    k, v = rope(kv[:, :, 0]), kv[:, :, 1]
+    k, v = rotated(kv[:, :, 0]), kv[:, :, 1]
     k, v = (jnp.repeat(t, shape.heads // kv_heads, axis=2) for t in (k, v))
     factors = decay(length, shape.head_dim, xpos_base) if xpos_base else jnp.ones((length, length, shape.head_dim // 2))
     factors = jnp.concatenate([factors, factors], axis=-1)
     scores = jnp.einsum("bqhk,bthk,qtk->bhqt", q, k, factors, precision=HIGHEST)
     scores = scores / jnp.sqrt(jnp.float32(shape.head_dim))
+    scores = scores + alibi(length, shape.heads) if position == "alibi" else scores
     seen = jnp.tril(jnp.ones((length, length), bool))
     probabilities = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     attended = jnp.einsum("bhqt,bthk->bqhk", probabilities, v, precision=HIGHEST)
@@ -75,13 +84,18 @@ def logits(
     final_norm_scale: bool = False,
     scaled_logits: bool = True,
     xpos_base: float = 0.0,
+    position: str = "rope",
+    position_rows: int = 0,
 ):
     norms = (norm, norm_epsilon, norm_scale)
     x = params["embedding"][token_ids]
+    if position == "learned":
+        assert params["positions"].shape[0] == position_rows
+        x = x + params["positions"][: token_ids.shape[1]]
     for i in range(shape.layers):
         prefix = f"blocks.{i}."
         weights = {name.removeprefix(prefix): w for name, w in params.items() if name.startswith(prefix)}
-        x = block_output(x, weights, shape, block, attention, mlp, norms, xpos_base)
+        x = block_output(x, weights, shape, block, attention, mlp, norms, xpos_base, position)
     y = normalised(x, params["final_norm.scale"] if final_norm_scale else None, *norms)
     z = jnp.einsum("bsd,vd->bsv", y, params["embedding"], precision=HIGHEST)
     return z / jnp.sqrt(jnp.float32(shape.d_model)) if scaled_logits else z

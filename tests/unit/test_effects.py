@@ -25,6 +25,7 @@ CASES = [
         "model.layers=2 model.d_model=64 model.heads=2 model.head_dim=16 model.d_ff=128 model.vocab_size=300",
         "model.layers=2",
     ),
+    ("model.position_rows=300", "", "model.position=learned"),
     ("optimizer.learning_rate=3", "", "optimizer.schedule=constant"),
     ("optimizer.warmup_steps=10", "optimizer.schedule=palm", "optimizer.schedule=constant"),
     ("optimizer.warmup_steps=101", "optimizer.schedule=cosine train.steps=100", "optimizer.schedule=cosine"),

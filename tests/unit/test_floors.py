@@ -18,6 +18,7 @@ FLOORS = (
     ("train.log",),
     ("convert", "generate", "plan", "train"),
     ("dry_run", "evaluate"),
+    ("study",),
     ("cli",),
     ("__main__", "mindspore_palm", "mindspore_hub_conf", "run"),  # what users import and call
 )

@@ -1,0 +1,33 @@
+"""``palm study``: trains variants of a network alike, and compares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindspore_palm.errors import UserError
+from mindspore_palm.options import Parser
+from mindspore_palm.parallel.workers import refuse_workers
+
+EXAMPLES = ("yaml/studies/article.yaml --quick", "yaml/studies/article.yaml", "--page docs/results/results.json")
+
+
+def main() -> None:
+    """Runs a study, or makes the results page of one."""
+    description = "Trains variants of a network alike, with several seeds, and compares them."
+    parser = Parser(description=description, examples=EXAMPLES)
+    parser.add_argument("study", nargs="?", metavar="FILE", help="YAML file of the study; see yaml/studies/")
+    parser.add_argument("--quick", action="store_true", help="the smaller study that the file's section quick names")
+    parser.add_argument("--output", metavar="FOLDER", help="folder of the results; default runs/study/NAME")
+    parser.add_argument("--page", metavar="FILE", help="only make the results page from a results.json")
+    arguments = parser.parse_args()
+    refuse_workers("the study")
+    if bool(arguments.study) == bool(arguments.page):
+        raise UserError("name a study, such as yaml/studies/article.yaml, or a results.json with --page")
+    if arguments.page and (arguments.quick or arguments.output):
+        raise UserError("--page takes no other option; leave out --quick and --output")
+    from mindspore_palm.study import command  # starts MindSpore, which nothing above needs
+
+    if arguments.page:
+        print(command.publish(Path(arguments.page)))
+        return
+    command.run(Path(arguments.study), arguments.quick, Path(arguments.output) if arguments.output else None)
