@@ -248,8 +248,6 @@ def _pipeline(settings: Settings) -> str:
 
 def _strategy(settings: Settings) -> str:
     parallel = settings.parallel
-    if parallel.devices == 1:
-        return "no effect on one device"
     if parallel.strategy == "data" and parallel.model == 1:
         return "no effect, as palm is the same where parallel.model = 1"
     if parallel.strategy == "model" and parallel.pods * parallel.data == 1:
@@ -259,8 +257,6 @@ def _strategy(settings: Settings) -> str:
 
 def _shard_weights(settings: Settings) -> str:
     parallel = settings.parallel
-    if parallel.devices == 1:
-        return "no effect on one device"
     in_pod = parallel.data * (parallel.model if parallel.strategy == "data" else 1)
     if parallel.strategy == "model":
         return "no effect, as parallel.strategy = model has no data shards"
@@ -275,8 +271,6 @@ def _reduce_gradients(settings: Settings) -> str:
     parallel, train = settings.parallel, settings.train
     if parallel.reduce_gradients == "auto":
         return ""
-    if parallel.devices == 1:
-        return "no effect on one device"
     if parallel.strategy == "model" or (
         parallel.devices == parallel.stages * parallel.model and parallel.strategy == "palm"
     ):
@@ -285,7 +279,7 @@ def _reduce_gradients(settings: Settings) -> str:
     return "" if several else "no effect, as each step is one micro-batch"
 
 
-def _reduce_dtype(settings: Settings) -> str:
+def _one_device(settings: Settings) -> str:
     return "no effect on one device" if settings.parallel.devices == 1 else ""
 
 
@@ -374,11 +368,11 @@ USELESS: dict[str, Why | None] = {
     "parallel.interleave": _pipeline,
     "parallel.schedule": _pipeline,
     "parallel.stage_layers": _pipeline,
-    "parallel.strategy": _strategy,
-    "parallel.shard_weights": _shard_weights,
+    "parallel.strategy": _either(_one_device, _strategy),
+    "parallel.shard_weights": _either(_one_device, _shard_weights),
     "parallel.recompute": None,
-    "parallel.reduce_gradients": _reduce_gradients,
-    "parallel.reduce_dtype": _either(_reduce_dtype, _only("train", "compute_dtype", "auto", "bfloat16", "float16")),
+    "parallel.reduce_gradients": _either(_one_device, _reduce_gradients),
+    "parallel.reduce_dtype": _either(_one_device, _only("train", "compute_dtype", "auto", "bfloat16", "float16")),
 }
 """Why each setting has no effect, or less than it says; closed: a test asks for an entry for every setting."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore_palm.config import PaLMConfig, Recompute
+from mindspore_palm.config import PaLMConfig
 from mindspore_palm.devices import DEVICES
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.parallel.axes import Layout
 
 FLOAT, HALF = 4, 2  # bytes

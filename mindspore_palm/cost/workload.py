@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from mindspore_palm.config import OptimizerConfig, PaLMConfig, Recompute, Settings
+from mindspore_palm.config import OptimizerConfig, PaLMConfig, Settings
 from mindspore_palm.model.weights import POSITIONS, placements
 from mindspore_palm.optim import optimizer_class
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP, Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.placement import Placement

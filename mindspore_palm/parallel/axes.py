@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from mindspore.parallel import Layout as DeviceLayout
 
-from mindspore_palm.config import Recompute
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.parallel.mesh import DATA, MODEL, POD, Mesh
 
 Axes = tuple[str, ...]

@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from mindspore_palm.config import Recompute
 from mindspore_palm.figures import make_figure, save_figure
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.plan.pods import PODS, Span
 from mindspore_palm.plan.schedules import BACKWARD, BOTH, FORWARD, WEIGHTS
 from mindspore_palm.plan.step_time import PARTS, StepTime

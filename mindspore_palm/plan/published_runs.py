@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import lru_cache
 from statistics import linear_regression
 
-from mindspore_palm.config import PaLMConfig, Recompute, Settings
+from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.cost.workload import Workload
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan.machines import TERA, Machine, load_machine

@@ -8,11 +8,12 @@ from itertools import product
 from math import prod
 from typing import get_args
 
-from mindspore_palm.config import Recompute, Settings
+from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.weights import placements
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.parallel.axes import PER_MICRO_BATCH, PER_STEP, PODS_PER_STEP, Layout
 from mindspore_palm.parallel.check import SERVER, check_layout, find_misfit, partitions_for
 from mindspore_palm.parallel.mesh import DATA, MODEL

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import get_args
 
-from mindspore_palm.config import Recompute, Settings
+from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
+from mindspore_palm.palm_config import Recompute
 from mindspore_palm.parallel.check import partitions_for
 from mindspore_palm.plan.machines import Machine
 from mindspore_palm.plan.pipeline import Pipeline, memory_by_stage

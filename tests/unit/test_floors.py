@@ -9,6 +9,7 @@ FLOORS = (
     ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables"),
     ("console", "fields", "files", "native", "options", "preflight"),
     ("cuda", "figures", "graph_cache", "palm_config"),
+    ("parallel_config",),
     ("config",),
     ("data", "parallel"),
     ("effects",),
