@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TOKENIZER
 from mindspore_palm.options import Parser, add_device, naming_options
 from mindspore_palm.parallel.workers import refuse_workers
 
@@ -14,7 +15,7 @@ FORMATS += "huggingface-safetensors, mindir"
 
 
 EXAMPLES = (
-    "--from lucidrains palm.pt --to runs/imported --tokenizer tokenizer.model",
+    f"--from lucidrains palm.pt --to runs/imported --tokenizer {TOKENIZER}",
     "--from runs/palm_tiny --to huggingface-safetensors exported",
 )
 

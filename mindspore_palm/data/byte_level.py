@@ -13,6 +13,7 @@ from typing import Any
 
 from mindspore_palm.data.train_tokenizer import EOD
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TOKENIZER_JSON
 
 ENDS = (EOD, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 """Names of the token that ends a document, the likeliest first."""
@@ -48,7 +49,7 @@ class ByteLevelModel:
             special = {token["content"] for token in described.get("added_tokens") or () if token["special"]}
             texts = {token["content"] for token in described.get("added_tokens") or () if not token["special"]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{name}: this is not a tokenizer.json of Hugging Face's tokenizers") from None
+            raise UserError(f"{name}: this is not a {TOKENIZER_JSON} of Hugging Face's tokenizers") from None
         if problems:
             raise UserError(
                 f"{name}: the tokenizer loses text: {'; '.join(problems)}. Use a byte-level BPE without normalizer"
@@ -57,12 +58,12 @@ class ByteLevelModel:
             import tokenizers
         except ImportError:
             raise UserError(
-                f"{name}: reading a tokenizer.json needs the library tokenizers; pip install 'tokenizers>=0.21'"
+                f"{name}: reading a {TOKENIZER_JSON} needs the library tokenizers; pip install 'tokenizers>=0.21'"
             ) from None
         try:
             self._model = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises Exception itself
-            raise UserError(f"{name}: this is not a tokenizer.json that tokenizers reads ({error})") from None
+            raise UserError(f"{name}: this is not a {TOKENIZER_JSON} that tokenizers reads ({error})") from None
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True  # "<|endoftext|>" in a text is text

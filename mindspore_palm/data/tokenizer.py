@@ -20,6 +20,7 @@ from mindspore_palm.data.files import printable, read_bytes
 from mindspore_palm.data.model_proto import read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import TOKENIZER_JSON
 from mindspore_palm.files import write_atomically
 from mindspore_palm.machine import processors
 
@@ -67,7 +68,7 @@ class Tokenizer:
             self._bytes = [self._bytes_of(token) for token in range(self._model.vocab_size())]
             properties = read_properties(self.serialized)
         except (RuntimeError, ValueError):
-            raise UserError(f"{self._name}: this is not a SentencePiece model or a tokenizer.json") from None
+            raise UserError(f"{self._name}: this is not a SentencePiece model or a {TOKENIZER_JSON}") from None
         self.eod = self._find_eod()
         self._check_lossless(properties.losses())
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mindspore_palm.data import Prepared
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import LOCK
 from mindspore_palm.files import check_links, try_lock, write_json
 from mindspore_palm.machine import processors
 from mindspore_palm.study.runs import Task
@@ -22,12 +23,20 @@ from mindspore_palm.study.runs import Task
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
     *("model", "optim", "data", "parallel/*.py", "generate", "cost", "plan", "dry_run"),
-    *("train/step.py", "train/evaluate.py", "config.py", "palm_config.py", "presets.py", "random.py"),
+    *(
+        "train/step.py",
+        "train/evaluate.py",
+        "config.py",
+        "palm_config.py",
+        "parallel_config.py",
+        "presets.py",
+        "random.py",
+    ),
     *("study/trainer.py", "study/turns.py", "study/equal.py"),
 )
 """Files and folders of the package that decide a result: other code only reads and shows results."""
 SUFFIXES = (".py", ".cc", ".h", ".yaml")
-HEADER, RUNS, LOCK = "fingerprint.json", "runs", "lock"
+HEADER, RUNS = "fingerprint.json", "runs"
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:

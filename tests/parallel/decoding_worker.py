@@ -59,6 +59,7 @@ def main(folder: Path) -> None:
     with layout(Layout(mesh, MODEL_AXES, "off")):
         results = decode("padded") | decode("even")
     np.savez(folder / f"{rank}.npz", **results)
+    (folder / f"done_{rank}").touch()
     group.unlink(missing_ok=True)
 
 

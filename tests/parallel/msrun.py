@@ -38,19 +38,22 @@ def train_cases(cases: Sequence[Case], folder: Path) -> None:
     if devices == 1:
         run_python(HERE / "worker.py", folder, len(cases))
         return
-    try:
-        run_workers("worker.py", devices, folder, len(cases))
-    except AssertionError:  # MS-54: what MindSpore does while workers exit is no result
-        if not all((folder / f"done_{rank}").exists() for rank in range(devices)):
-            raise
+    run_workers("worker.py", devices, folder, len(cases))
 
 
 def run_workers(script: str, devices: int, folder: Path, jobs: int) -> None:
-    """Has workers run ``script FOLDER``, a script of this folder with ``jobs`` jobs; as ``run``."""
+    """Has workers run ``script FOLDER``, a script of this folder with ``jobs`` jobs; as ``run``.
+
+    A worker that has done its work writes the file done_RANK. It may crash while it exits, which is no failure (MS-54).
+    """
     from mindspore_palm.parallel.host import build
 
     build.extension()  # before the clock of the workers starts
-    run(msrun_command(devices, folder / "log", HERE / script, folder), folder, START + EACH * jobs)
+    try:
+        run(msrun_command(devices, folder / "log", HERE / script, folder), folder, START + EACH * jobs)
+    except AssertionError:
+        if not all((folder / f"done_{rank}").exists() for rank in range(devices)):
+            raise
 
 
 def msrun_command(workers: int, logs: Path, *command: Path | str) -> list[str]:
