@@ -247,6 +247,11 @@ class TrainConfig(Section):
         """Sequences per forward pass of a step with ``batch`` sequences."""
         return self.micro_batch or batch
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step has several micro-batches, at any batch size of the run."""
+        return any(size > self.micro_batch_of(size) for _, size in self.batch_ramp())
+
 
 class FinetuneConfig(Section):
     """Fine-tuning of a trained PaLM on pairs of prompt and target; in effect if ``checkpoint`` is set.

@@ -268,15 +268,11 @@ def _shard_weights(settings: Settings) -> str:
 
 
 def _reduce_gradients(settings: Settings) -> str:
-    parallel, train = settings.parallel, settings.train
-    if parallel.reduce_gradients == "auto":
+    if settings.parallel.reduce_gradients == "auto":
         return ""
-    if parallel.strategy == "model" or (
-        parallel.devices == parallel.stages * parallel.model and parallel.strategy == "palm"
-    ):
+    if settings.parallel.data_shards == 1:
         return "no effect without data shards"
-    several = any(size > train.micro_batch_of(size) for size in train.sizes_from(0))
-    return "" if several else "no effect, as each step is one micro-batch"
+    return "" if settings.train.accumulates else "no effect, as each step is one micro-batch"
 
 
 def _one_device(settings: Settings) -> str:

@@ -169,7 +169,11 @@ class PaLMConfig(Section):
         multiplied with anything: they are not in N.
         """
         multiplied = self.parameter_count() - self.parameters_by_kind().get("positions", 0)
-        return 6 * multiplied + 12 * self.layers * self.heads * self.head_dim * length
+        return 6 * multiplied + self.score_flops_per_token(length)
+
+    def score_flops_per_token(self, length: int) -> int:
+        """FLOPs/token of both passes of attention's matmuls without weights, scores and mix: 12*L*H*Q*T."""
+        return 12 * self.layers * self.heads * self.head_dim * length
 
     def recomputed_flops_per_token(self, length: int, recompute: Recompute) -> float:
         """FLOPs/token that the backward pass recomputes, as the paper counts them (appendix B).
@@ -177,7 +181,7 @@ class PaLMConfig(Section):
         attention: both matmuls of every head, 4*L*H*Q*T (palm_8b and palm_62b). block: those, and three quarters of the
         forward pass of all weights, 0.75*2N (palm_540b).
         """
-        attention = 4 * self.layers * self.heads * self.head_dim * length
+        attention = self.score_flops_per_token(length) // 3
         of_weights = 0.75 * 2 * self.parameter_count()
         return {"none": 0, "attention": attention, "block": of_weights + attention}[recompute]
 

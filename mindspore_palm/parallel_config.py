@@ -46,6 +46,11 @@ class ParallelConfig(Section):
         return off_is_a_word(value)
 
     @property
+    def data_shards(self) -> int:
+        """Shards of a batch."""
+        return {"palm": self.pods * self.data, "data": self.pods * self.data * self.model, "model": 1}[self.strategy]
+
+    @property
     def runs(self) -> int:
         """Runs of layers in a pipeline."""
         return self.stages * self.interleave

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from mindspore_palm.errors import UserError
@@ -29,15 +28,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example parallel.recompute=none")
     arguments = parser.parse_intermixed_args()
     refuse_workers("the dry run")
-    from mindspore_palm.effects import print_notes
-    from mindspore_palm.settings import load_settings
+    from mindspore_palm.cli.settings import settings_to_look_at
 
-    settings, origins = load_settings(arguments.config, arguments.overrides)
-    if settings.finetune.checkpoint:
-        from mindspore_palm.train.finetune import with_model_of_checkpoint
-
-        settings = with_model_of_checkpoint(settings, origins)
-    print_notes(settings, origins, arguments.overrides, sys.stderr)
+    settings = settings_to_look_at(arguments.config, arguments.overrides)
     from mindspore_palm.dry_run.compile import dry_run, layer_ledger
     from mindspore_palm.dry_run.ledger import show_ledger
     from mindspore_palm.dry_run.report import describe_dry_run, write_dry_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from mindspore_palm.errors import UserError
@@ -62,15 +61,9 @@ def main() -> None:
         devices, micro_batches = arguments.schedules
         print(commands.schedules(devices, micro_batches, charts))
         return
-    from mindspore_palm.effects import print_notes
-    from mindspore_palm.settings import load_settings
+    from mindspore_palm.cli.settings import settings_to_look_at
 
-    settings, origins = load_settings(arguments.config or "palm_540b", arguments.overrides)
-    if settings.finetune.checkpoint:
-        from mindspore_palm.train.finetune import with_model_of_checkpoint
-
-        settings = with_model_of_checkpoint(settings, origins)
-    print_notes(settings, origins, arguments.overrides, sys.stderr)
+    settings = settings_to_look_at(arguments.config or "palm_540b", arguments.overrides)
     machine = arguments.machine or "tpu-v4"
     if arguments.pods:
         print(commands.pods(settings, machine, charts))

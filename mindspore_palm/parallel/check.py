@@ -81,11 +81,10 @@ def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) ->
 
 def _reductions(settings: Settings) -> str:
     """How often a step reduces gradients, where auto is resolved, and what makes no difference is per micro-batch."""
-    parallel, train = settings.parallel, settings.train
+    parallel = settings.parallel
     if parallel.stages > 1:
         return PER_STEP
-    several = any(size > train.micro_batch_of(size) for _, size in train.batch_ramp())
-    if parallel.reduce_gradients == "auto" or parallel.devices == 1 or not several:
+    if parallel.reduce_gradients == "auto" or parallel.devices == 1 or not settings.train.accumulates:
         return PER_MICRO_BATCH
     return parallel.reduce_gradients
 

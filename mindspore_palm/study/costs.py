@@ -27,12 +27,11 @@ def quantity(measure: str, settings: Settings, case: tuple[int, ...] = ()) -> in
     """
     model, length = settings.model, settings.data.seq_len
     attention = model.parameters_by_kind()["attention"]
-    scores = 12 * model.layers * model.heads * model.head_dim * length
     values = {
         "parameters": model.parameter_count(),
         "flops": model.flops_per_token(length),
         "attention_parameters": attention,
-        "attention_flops": FORWARD_AND_BACKWARD * attention + scores,
+        "attention_flops": FORWARD_AND_BACKWARD * attention + model.score_flops_per_token(length),
         "kv_flops": FORWARD_AND_BACKWARD * model.layers * model.d_model * kv_features(model),
     }
     if measure == "state_bytes":

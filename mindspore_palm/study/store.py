@@ -22,16 +22,8 @@ from mindspore_palm.study.runs import Task
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
-    *("model", "optim", "data", "parallel/*.py", "generate", "cost", "plan", "dry_run"),
-    *(
-        "train/step.py",
-        "train/evaluate.py",
-        "config.py",
-        "palm_config.py",
-        "parallel_config.py",
-        "presets.py",
-        "random.py",
-    ),
+    *("model", "optim", "data", "parallel/*.py", "generate", "cost", "plan", "dry_run", "train/step.py"),
+    *("train/evaluate.py", "config.py", "palm_config.py", "parallel_config.py", "presets.py", "random.py"),
     *("study/trainer.py", "study/turns.py", "study/equal.py"),
 )
 """Files and folders of the package that decide a result: other code only reads and shows results."""
@@ -110,11 +102,6 @@ class Store:
         """Keeps a result; after a kill it is there, or not at all."""
         what = {"what": task.describe(), "key": task.key, "fingerprint": self.now, "seconds": round(seconds, 1)}
         write_json(self._file(task), {**what, "result": result})
-
-    def seconds(self, task: Task) -> float | None:
-        """How long a finished task took."""
-        file = self._file(task)
-        return float(_read(file).get("seconds", 0.0)) if file.exists() else None
 
     def _file(self, task: Task) -> Path:
         return self._runs / f"{task.name}-{task.key}.json"

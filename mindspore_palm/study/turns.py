@@ -56,18 +56,14 @@ def in_turns(contenders: Sequence[Callable[[], Any]], rounds: int, steps: int) -
 def ledger(task: Task) -> dict[str, dict[str, int]]:
     """All-reduces of activations that a layer has over model, in the forward and in the backward pass, by variant.
 
-    Each network is compiled in a process of its own, for the mesh of the file that the task names.
+    Each network is compiled in a process of its own, for the mesh of the file that the task names: layers of another
+    kind, not of another size.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return {
-            variant: pool.apply(_all_reduces, (task.extras[0], dict(_block_of(settings))))
+            variant: pool.apply(_all_reduces, (task.extras[0], settings.model.departures()))
             for variant, settings in zip(task.variants, task.settings, strict=True)
         }
-
-
-def _block_of(settings: Settings) -> dict[str, Any]:
-    """Switches of a network: what makes its layers another kind, not another size."""
-    return settings.model.departures()
 
 
 def _all_reduces(config: str, switches: dict[str, Any]) -> dict[str, int]:

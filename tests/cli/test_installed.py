@@ -90,7 +90,7 @@ def test_palm_trains_generates_and_plans_in_an_empty_folder(installed, tmp_path)
 def test_workers_and_watched_processes_repeat_palm(installed, tmp_path):
     """Two workers by msrun, of an environment that is not activated, and a process that is restarted when it dies."""
     (tmp_path / "text.txt").write_text("".join(f"line {i} of {i * i} things\n" for i in range(2000)))
-    cache = {"MINDSPORE_PALM_CACHE": str(tmp_path / "cache")}  # built anew, from the sources of the wheel
+    cache = {"MINDSPORE_PALM_CACHE": str(tmp_path / "cache")}  # compiled here, from the sources of the wheel
     for name, more in (("two", ["parallel.data=2"]), ("watched", ["--max-restarts", "1"])):
         output = f"train.output={name}"
         run(installed / "palm", "train", *TINY, output, *more, folder=tmp_path, **cache)

@@ -1,4 +1,4 @@
-"""What needs no network does not wait for MindSpore, whose import takes seconds."""
+"""Commands that need no network do not wait for MindSpore, whose import takes seconds."""
 
 from __future__ import annotations
 
