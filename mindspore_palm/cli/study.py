@@ -8,7 +8,11 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.options import Parser
 from mindspore_palm.parallel.workers import refuse_workers
 
-EXAMPLES = ("yaml/studies/article.yaml --quick", "yaml/studies/article.yaml", "--page docs/results/results.json")
+EXAMPLES = (
+    "yaml/studies/article.yaml --quick",
+    "yaml/studies/article.yaml --jobs 2",
+    "--page docs/results/results.json",
+)
 
 
 def main() -> None:
@@ -18,16 +22,18 @@ def main() -> None:
     parser.add_argument("study", nargs="?", metavar="FILE", help="YAML file of the study; see yaml/studies/")
     parser.add_argument("--quick", action="store_true", help="the smaller study that the file's section quick names")
     parser.add_argument("--output", metavar="FOLDER", help="folder of the results; default runs/study/NAME")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs that are trained side by side; default 1")
     parser.add_argument("--page", metavar="FILE", help="only make the results page from a results.json")
     arguments = parser.parse_args()
     refuse_workers("the study")
     if bool(arguments.study) == bool(arguments.page):
         raise UserError("name a study, such as yaml/studies/article.yaml, or a results.json with --page")
-    if arguments.page and (arguments.quick or arguments.output):
-        raise UserError("--page takes no other option; leave out --quick and --output")
+    if arguments.page and (arguments.quick or arguments.output or arguments.jobs):
+        raise UserError("--page takes no other option; leave out --quick, --output and --jobs")
     from mindspore_palm.study import command  # starts MindSpore, which nothing above needs
 
     if arguments.page:
         print(command.publish(Path(arguments.page)))
         return
-    command.run(Path(arguments.study), arguments.quick, Path(arguments.output) if arguments.output else None)
+    output = Path(arguments.output) if arguments.output else None
+    command.run(Path(arguments.study), arguments.quick, output, 1 if arguments.jobs is None else arguments.jobs)

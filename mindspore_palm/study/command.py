@@ -11,6 +11,7 @@ from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.files import expanded, write_atomically, write_json
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.study.file import read_study
+from mindspore_palm.study.jobs import Jobs
 from mindspore_palm.study.page import page
 from mindspore_palm.study.pictures import draw
 from mindspore_palm.study.report import report
@@ -25,28 +26,31 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / RESULTS
 """results.json of the page in the documentation."""
 
 
-def run(file: Path, quick: bool = False, output: Path | None = None) -> Path:
+def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int = 1) -> Path:
     """Runs what is missing of a study, and writes results.json, report.md and pictures; returns their folder.
 
     Args:
         file: of the study.
         quick: whether to run the smaller study of its section quick.
         output: folder of the results; by default runs/study/NAME, or NAME-quick.
+        jobs: processes that train side by side.
 
     Raises:
-        UserError: the study is wrong, or the folder holds other results.
+        UserError: the study is wrong, there are fewer processors than jobs, or the folder holds other results.
         Interrupted: Ctrl-C; what is finished is kept.
     """
     study = read_study(file)
     study = study.quickly() if quick else study
     folder = expanded(output or Path("runs/study") / f"{file.stem}{'-quick' if quick else ''}", "--output")
+    settings = study.settings_of(study.base, next(iter(study.sizes)))
+    side_by_side = Jobs(jobs, settings) if jobs != 1 else None
     with locked_study(folder):
         open_device("CPU")
-        prepared = open_text(study.settings_of(study.base, next(iter(study.sizes))))
+        prepared = open_text(settings)
         store = Store(folder, fingerprint(prepared))
         say(f"{study.title}: {describe_counts(study)}; results in {folder}")
         try:
-            parts = Runner(study, store, prepared).run()
+            parts = Runner(study, store, prepared, side_by_side).run()
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; what is finished is in {folder}, and the same command resumes") from None
         found = results(study, quick, store.now, prepared, *parts)

@@ -6,12 +6,13 @@ import dataclasses
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
 from mindspore_palm.study.file import Study
+from mindspore_palm.study.jobs import Jobs
 from mindspore_palm.study.runs import Task, comparing, measuring, tuning
 from mindspore_palm.study.store import Store
 from mindspore_palm.study.trainer import Trainer
@@ -35,12 +36,12 @@ class Runner:
         study: the study.
         store: of its results.
         prepared: its text.
+        jobs: processes that train; without them, this one does.
     """
 
-    def __init__(self, study: Study, store: Store, prepared: Prepared) -> None:
-        self.study, self.store, self.prepared = study, store, prepared
+    def __init__(self, study: Study, store: Store, prepared: Prepared, jobs: Jobs | None = None) -> None:
+        self.study, self.store, self.prepared, self.jobs = study, store, prepared, jobs
         self._trainers: OrderedDict[str, Trainer] = OrderedDict()
-        self._spent, self._work = 0.0, 0.0
 
     def run(self) -> tuple[list[Finished], list[Finished], list[Finished]]:
         """Runs all that is missing; returns the results of tuning, comparison and measurements."""
@@ -54,17 +55,26 @@ class Runner:
         missing = [task for task in tasks if self.store.read(task) is None]
         if done := len(tasks) - len(missing):
             say(f"{stage}: {done} of {len(tasks)} are finished already")
-        self._spent, self._work = 0.0, 0.0
-        for number, task in enumerate(missing):
-            start = time.monotonic()
-            result = self._one(task)
-            seconds = time.monotonic() - start
+        start, work, done_work = time.monotonic(), sum(map(work_of, missing)), 0.0
+        for number, (task, result, seconds) in enumerate(self._results(missing), len(tasks) - len(missing) + 1):
             self.store.write(task, result, seconds)
-            self._spent, self._work = self._spent + seconds, self._work + work_of(task)
-            left = self._spent / self._work * sum(map(work_of, missing[number + 1 :]))
-            position = f"{stage} {len(tasks) - len(missing) + number + 1} of {len(tasks)}"
+            done_work += work_of(task)
+            left = (time.monotonic() - start) * (work / done_work - 1)
+            position = f"{stage} {number} of {len(tasks)}"
             say(f"{position}, {_outcome(task, result)}, {seconds:.1f} s; {_minutes(left)} left of this stage")
         return [Finished(task, self.store.read(task)) for task in tasks]
+
+    def _results(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any, float]]:
+        """Tasks as they are finished, with result and seconds. Nothing is measured while jobs train."""
+        trained = [task for task in tasks if task.kind == "train"]
+        if self.jobs and trained:
+            with self.jobs as jobs:
+                yield from jobs.results(trained)
+            tasks = [task for task in tasks if task.kind != "train"]
+        for task in tasks:
+            start = time.monotonic()
+            result = self._one(task)
+            yield task, result, time.monotonic() - start
 
     def _one(self, task: Task) -> Any:
         if task.kind == "ledger":
@@ -76,7 +86,7 @@ class Runner:
 
     def _trainer(self, task: Task) -> Trainer:
         """The compiled network of a run."""
-        name = f"{task.variant} {task.size}"
+        name = task.network
         if name not in self._trainers:
             while len(self._trainers) >= COMPILED:
                 self._trainers.popitem(last=False)

@@ -38,6 +38,11 @@ class Task:
         return self.variants[0]
 
     @property
+    def network(self) -> str:
+        """Name of the network: its runs differ in seed and learning rate alone, and share a compilation."""
+        return f"{self.variant} {self.size}"
+
+    @property
     def seed(self) -> int:
         """Of a run."""
         return self.settings[0].train.seed

@@ -31,7 +31,7 @@ def call(monkeypatch):
     [
         ([], "name a study, such as yaml/studies/article.yaml, or a results.json with --page"),
         (["a.yaml", "--page", "b.json"], "name a study, such as yaml/studies/article.yaml, or a results.json"),
-        (["--page", "b.json", "--quick"], "--page takes no other option; leave out --quick and --output"),
+        (["--page", "b.json", "--quick"], "--page takes no other option; leave out --quick, --output and --jobs"),
         (["nowhere.yaml"], "there is no study nowhere.yaml; those of the project are in yaml/studies/"),
         (["--page", "nowhere.json"], "nowhere.json: No such file or directory; run a study first, whose folder has a"),
     ],
