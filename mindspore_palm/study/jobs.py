@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
@@ -73,8 +73,7 @@ class Jobs:
                 running[connection], networks[connection] = task, task.network
                 with contextlib.suppress(OSError):  # it ended: the next lines find that
                     connection.send(task)
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
+            for connection in cast("list[Connection]", wait(list(running))):
                 task = running.pop(connection)
                 try:
                     refusal, result, seconds = connection.recv()

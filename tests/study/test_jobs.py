@@ -60,7 +60,7 @@ def test_a_process_that_is_killed_ends_the_study_in_a_sentence_and_keeps_what_is
         os.kill(psutil.Process().children()[-1].pid, signal.SIGKILL)
 
     monkeypatch.setattr(store, "write", write_and_kill)
-    with pytest.raises(UserError, match="a job ended in the middle of tuning: .* the same command resumes$"):
+    with pytest.raises(UserError, match=r"a job ended in the middle of tuning: .* the same command resumes$"):
         Runner(study, store, prepared, Jobs(2, settings)).run()
     assert 1 <= finished(tmp_path / "out") < len(list(tuning(study)))
     assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
