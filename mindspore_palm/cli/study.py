@@ -23,17 +23,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the smaller study that the file's section quick names")
     parser.add_argument("--output", metavar="FOLDER", help="folder of the results; default runs/study/NAME")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs that are trained side by side; default 1")
+    parser.add_argument(
+        "--only-times", action="store_true", help="measure times here, of networks that were trained on another machine"
+    )
     parser.add_argument("--page", metavar="FILE", help="only make the results page from a results.json")
     arguments = parser.parse_args()
     refuse_workers("the study")
     if bool(arguments.study) == bool(arguments.page):
         raise UserError("name a study, such as yaml/studies/article.yaml, or a results.json with --page")
-    if arguments.page and (arguments.quick or arguments.output or arguments.jobs):
-        raise UserError("--page takes no other option; leave out --quick, --output and --jobs")
+    if arguments.page and (arguments.quick or arguments.output or arguments.jobs or arguments.only_times):
+        raise UserError("--page takes no other option; leave out all others")
+    if arguments.only_times and arguments.jobs:
+        raise UserError("--only-times trains nothing; leave out --jobs")
     from mindspore_palm.study import command  # starts MindSpore, which nothing above needs
 
     if arguments.page:
         print(command.publish(Path(arguments.page)))
         return
     output = Path(arguments.output) if arguments.output else None
-    command.run(Path(arguments.study), arguments.quick, output, 1 if arguments.jobs is None else arguments.jobs)
+    command.run(
+        Path(arguments.study),
+        arguments.quick,
+        output,
+        1 if arguments.jobs is None else arguments.jobs,
+        arguments.only_times,
+    )

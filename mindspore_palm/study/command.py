@@ -18,7 +18,7 @@ from mindspore_palm.study.report import report
 from mindspore_palm.study.results import results
 from mindspore_palm.study.runner import Runner
 from mindspore_palm.study.runs import describe_counts
-from mindspore_palm.study.store import Store, fingerprint, locked_study
+from mindspore_palm.study.store import Store, fingerprint, locked_study, tokens_of
 from mindspore_palm.study.trainer import open_text
 
 RESULTS, REPORT = "results.json", "report.md"
@@ -26,7 +26,7 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / RESULTS
 """results.json of the page in the documentation."""
 
 
-def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int = 1) -> Path:
+def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int = 1, only_times: bool = False) -> Path:
     """Runs what is missing of a study, and writes results.json, report.md and pictures; returns their folder.
 
     Args:
@@ -34,6 +34,7 @@ def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int =
         quick: whether to run the smaller study of its section quick.
         output: folder of the results; by default runs/study/NAME, or NAME-quick.
         jobs: processes that train side by side.
+        only_times: whether the folder's networks were trained on another machine, and times are measured on this one.
 
     Raises:
         UserError: the study is wrong, there are fewer processors than jobs, or the folder holds other results.
@@ -47,13 +48,13 @@ def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int =
     with locked_study(folder):
         open_device("CPU")
         prepared = open_text(settings)
-        store = Store(folder, fingerprint(prepared))
+        store = Store(folder, fingerprint(prepared), tokens_of(prepared), only_times)
         say(f"{study.title}: {describe_counts(study)}; results in {folder}")
         try:
             parts = Runner(study, store, prepared, side_by_side).run()
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; what is finished is in {folder}, and the same command resumes") from None
-        found = results(study, quick, store.now, prepared, *parts)
+        found = results(study, quick, store, *parts)
         write_json(folder / RESULTS, found)
         published = read_results(PUBLISHED) if quick and PUBLISHED.exists() else None
         _write(folder / REPORT, report(found, published))

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, cast
+from unittest import mock
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import processors
 from mindspore_palm.study.runs import Task
+
+RUNTIME = {"MS_DEV_RUNTIME_CONF": "pipeline:False"}
+"""Of a process with one processor, which the threads of MindSpore's pipeline of launches would only take turns on."""
 
 
 class Jobs:
@@ -41,8 +45,9 @@ class Jobs:
         spawn = multiprocessing.get_context("spawn")
         for share in self._shares:
             here, there = spawn.Pipe()
-            process = spawn.Process(target=_work, args=(there, self._settings, share), daemon=True)
-            process.start()
+            process = spawn.Process(target=_work, args=(there, self._settings), daemon=True)
+            with _on(share):
+                process.start()
             there.close()
             self._processes[here] = process
         return self
@@ -105,11 +110,25 @@ def _processors() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def _work(connection: Connection, settings: Settings, share: list[int]) -> None:
-    """A process: trains the tasks that it is sent, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is waited for; it ends this one
+@contextlib.contextmanager
+def _on(share: list[int]) -> Iterator[None]:
+    """Processes that start here may use these processors only; libraries count them while they are imported."""
+    all_of_them = _processors()
     if share:
         os.sched_setaffinity(0, share)
+    try:
+        with mock.patch.dict(os.environ, RUNTIME if len(share) == 1 else {}):
+            yield
+    finally:
+        if share:
+            os.sched_setaffinity(0, all_of_them)
+
+
+def _work(connection: Connection, settings: Settings) -> None:
+    """A process: trains the tasks that it is sent, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is waited for; it ends this one
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)  # MindSpore prints RUNTIME for every network
     from mindspore_palm.parallel.context import open_device
     from mindspore_palm.study.trainer import Trainer, open_text
 

@@ -44,7 +44,7 @@ def method(found: Mapping[str, Any]) -> str:
         f"their number: of twenty differences that are not there, about one is seen. {_rates(found)}\n\n"
         f"Text: {text['corpus']}, {text['train_tokens']:,} tokens to train on; a run takes "
         f"{text['tokens_of_a_run']:,}, {repeats}. Held out: {text['held_out_tokens']:,} tokens, all of which are "
-        f"scored. Machine: {fingerprint['machine']}; {fingerprint['libraries']}."
+        f"scored. Machine of the training: {fingerprint['machine']}; {fingerprint['libraries']}."
     )
 
 
@@ -178,7 +178,11 @@ def _times(found: Mapping[str, Any]) -> Iterator[str]:
     if not found["times"]["seconds"]:
         return
     yield "## Times, measured in turns"
-    yield "Medians of the turns, in milliseconds, and the fastest and slowest turn."
+    where = found["times"]["fingerprint"]
+    yield (
+        f"Medians of the turns, in milliseconds, and the fastest and slowest turn. Machine: {where['machine']}; "
+        f"{where['libraries']}."
+    )
     yield table(
         ["measure", "size", "batch and context", "network", "median", "fastest to slowest", "tokens/s"],
         [

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import Settings
-from mindspore_palm.data import Prepared
 from mindspore_palm.study.costs import predicted_seconds, quantity
 from mindspore_palm.study.file import COUNTS, TIMES, Comparison, Study, sizes_of
 from mindspore_palm.study.runner import Finished, best_rates
@@ -25,6 +24,7 @@ from mindspore_palm.study.statistics import (
     resampled,
     resampled_slopes,
 )
+from mindspore_palm.study.store import Store
 
 HOLDS, NOT_SEEN, DOES_NOT_FOLLOW, DIVERGED, MEASURED = (
     "holds",
@@ -41,8 +41,7 @@ Losses = dict[tuple[str, str], list[dict[str, Any]]]
 def results(
     study: Study,
     quick: bool,
-    fingerprint: Mapping[str, str],
-    prepared: Prepared,
+    store: Store,
     tuned: Sequence[Finished],
     compared: Sequence[Finished],
     measured: Sequence[Finished],
@@ -52,8 +51,7 @@ def results(
     Args:
         study: the study as it was run, quickly or in full.
         quick: whether it was run quickly.
-        fingerprint: of code, text and machine.
-        prepared: its text.
+        store: of its results.
         tuned: results of the learning rates.
         compared: results of the runs that are compared.
         measured: results of the measurements.
@@ -73,15 +71,16 @@ def results(
         "confidence": study.confidence,
         "seeds": study.seeds,
         "rates": study.rates.grid,
-        "fingerprint": dict(fingerprint),
+        "fingerprint": store.trained,
         "claims": {name: claim.model_dump() for name, claim in study.claims.items()},
-        "text": _text(study, prepared),
+        "text": _text(study, store.tokens),
         "networks": _networks(study),
         "tuning": _tuning(study, tuned),
         "losses": _losses(losses),
         "fit": line,
         "comparisons": [row for row in rows if row["measure"] not in TIMES],
         "times": {
+            "fingerprint": store.measured,
             "comparisons": by_clock,
             "seconds": [
                 {"measure": o.task.role, "size": o.task.size, "case": list(o.task.extras[:-2]), "turns": o.result}
@@ -244,15 +243,15 @@ def _fit(study: Study, losses: Losses) -> dict[str, Any] | None:
     }
 
 
-def _text(study: Study, prepared: Prepared) -> dict[str, Any]:
+def _text(study: Study, held: Mapping[str, int]) -> dict[str, Any]:
     settings = study.settings_of(study.base, next(iter(study.sizes)))
     tokens = max(run_tokens(study.settings_of(v, s)) for v in study.variants for s in trained_sizes(study, v))
     return {
         "corpus": settings.data.path,
-        "train_tokens": len(prepared.train),
-        "held_out_tokens": len(prepared.validation),
+        "train_tokens": held["train"],
+        "held_out_tokens": held["held_out"],
         "tokens_of_a_run": tokens,
-        "repeats": tokens > len(prepared.train),
+        "repeats": tokens > held["train"],
     }
 
 

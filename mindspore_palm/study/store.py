@@ -32,7 +32,10 @@ HEADER, RUNS = "fingerprint.json", "runs"
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """All that results depend on beside their settings: code, text, machine and libraries."""
+    """All that a trained network depends on beside its settings: code, text, machine and libraries.
+
+    The number of processors is no part of it: sums do not depend on it, bit by bit.
+    """
     text = hashlib.blake2b(digest_size=10)
     for split in ("train", "validation"):
         text.update(prepared.meta[split]["sha256"].encode())
@@ -40,9 +43,14 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
     return {
         "code": code_of(PACKAGE),
         "text": text.hexdigest(),
-        "machine": f"{_processor()}, {processors()} processors",
+        "machine": _processor(),
         "libraries": f"Python {platform.python_version()}, MindSpore {ms.__version__}, NumPy {np.__version__}",
     }
+
+
+def tokens_of(prepared: Prepared) -> dict[str, int]:
+    """Tokens of the text, by split."""
+    return {"train": len(prepared.train), "held_out": len(prepared.validation)}
 
 
 def code_of(package: Path) -> str:
@@ -66,50 +74,69 @@ class Store:
     Args:
         folder: of the study; created if it is missing.
         now: the fingerprint of this version, text and machine.
+        tokens: of this text, by split.
+        elsewhere: whether the networks were trained on another machine, and only times are measured on this one.
 
     Raises:
-        UserError: the folder holds results of another fingerprint, or files that are no study's.
+        UserError: the folder holds results of another fingerprint, or files that are no study's; networks that should
+            be trained already are not there at all.
     """
 
-    def __init__(self, folder: Path, now: dict[str, str]) -> None:
-        self.folder, self.now = folder, now
+    def __init__(self, folder: Path, now: dict[str, str], tokens: dict[str, int], elsewhere: bool = False) -> None:
+        self.folder, self.elsewhere = folder, elsewhere
+        self.trained, self.tokens = now, tokens
+        """Fingerprint of the networks, and tokens of their text."""
+        self.measured = {name: value for name, value in now.items() if name != "text"}
+        """Fingerprint of what is measured."""
+        self.measured["machine"] += f", {processors()} processors"
         self._runs = folder / RUNS
         header = folder / HEADER
         if header.exists():
-            self._check(header, _read(header))
+            stored = _read(header)
+            self._check(header, stored, {"code": now["code"]} if elsewhere else now)
+            if elsewhere:
+                self.trained, self.tokens = {name: stored[name] for name in now}, stored["tokens"]
+        elif elsewhere:
+            raise UserError(f"{folder} holds no study; leave out --only-times to train its networks here")
         elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"{folder} holds files that are not a study's; choose another --output")
         self._runs.mkdir(parents=True, exist_ok=True)
         if not header.exists():
-            write_json(header, now)
+            write_json(header, {**now, "tokens": tokens})
 
     def read(self, task: Task) -> Any | None:
         """The result of a task; None if it is not finished.
 
         Raises:
-            UserError: it is of another fingerprint, or its file was changed.
+            UserError: it is of another fingerprint, or its file was changed; it is a network that was to be trained
+                elsewhere.
         """
         file = self._file(task)
         if not file.exists():
+            if self.elsewhere and task.kind == "train":
+                raise UserError(f"{task.describe()} is not trained; finish the study on the machine where it began")
             return None
         stored = _read(file)
-        self._check(file, stored.get("fingerprint", {}))
+        self._check(file, stored.get("fingerprint", {}), self._of(task))
         if stored.get("key") != task.key or "result" not in stored:
             raise UserError(f"{file} is not the result that its name says; delete it, and it is computed again")
         return stored["result"]
 
     def write(self, task: Task, result: Any, seconds: float) -> None:
         """Keeps a result; after a kill it is there, or not at all."""
-        what = {"what": task.describe(), "key": task.key, "fingerprint": self.now, "seconds": round(seconds, 1)}
+        what = {"what": task.describe(), "key": task.key, "fingerprint": self._of(task), "seconds": round(seconds, 1)}
         write_json(self._file(task), {**what, "result": result})
 
     def _file(self, task: Task) -> Path:
         return self._runs / f"{task.name}-{task.key}.json"
 
-    def _check(self, file: Path, stored: dict[str, str]) -> None:
-        other = [name for name, value in self.now.items() if stored.get(name) != value]
+    def _of(self, task: Task) -> dict[str, str]:
+        return self.trained if task.kind == "train" else self.measured
+
+    def _check(self, file: Path, stored: dict[str, str], expected: dict[str, str]) -> None:
+        other = [name for name, value in expected.items() if stored.get(name) != value]
         if other:
-            was, here = stored.get(other[0], "nothing"), self.now[other[0]]
+            was, here = stored.get(other[0], "nothing"), expected[other[0]]
             raise UserError(
                 f"{file} is of other {' and '.join(other)} ({was} there, {here} here), and a study never mixes two; "
                 f"choose another --output, or delete {self.folder}"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from study.small import write_study
-from study.test_runner import NOW, Text
+from study.test_runner import NOW, TOKENS, Text
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.study import command
@@ -31,7 +31,8 @@ def call(monkeypatch):
     [
         ([], "name a study, such as yaml/studies/article.yaml, or a results.json with --page"),
         (["a.yaml", "--page", "b.json"], "name a study, such as yaml/studies/article.yaml, or a results.json"),
-        (["--page", "b.json", "--quick"], "--page takes no other option; leave out --quick, --output and --jobs"),
+        (["--page", "b.json", "--quick"], "--page takes no other option; leave out all others"),
+        (["a.yaml", "--only-times", "--jobs", "2"], "--only-times trains nothing; leave out --jobs"),
         (["nowhere.yaml"], "there is no study nowhere.yaml; those of the project are in yaml/studies/"),
         (["--page", "nowhere.json"], "nowhere.json: No such file or directory; run a study first, whose folder has a"),
     ],
@@ -61,10 +62,11 @@ def test_the_page_is_beside_the_folder_of_its_results(tmp_path, monkeypatch, cal
     monkeypatch.setattr(module, "Trainer", FakeTrainer)
     monkeypatch.setattr(module, "measure", lambda task, _: {name: [1.0, 1.5] for name in task.variants})
     study = read_study(write_study(tmp_path))
-    parts = module.Runner(study, Store(tmp_path / "out", NOW), Text()).run()
+    store = Store(tmp_path / "out", NOW, TOKENS)
+    parts = module.Runner(study, store, Text()).run()
     file = tmp_path / "docs" / "results" / "results.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(results(study, False, NOW, Text(), *parts)))
+    file.write_text(json.dumps(results(study, False, store, *parts)))
     call("--page", file)
     assert (tmp_path / "docs" / "results.md").read_text() == page(json.loads(file.read_text()))
     assert {path.name for path in file.parent.iterdir()} >= {"results.json", "differences.png", "compute.png"}

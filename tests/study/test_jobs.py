@@ -10,6 +10,7 @@ import psutil
 import pytest
 from study.small import small, write_study
 from study.test_kill import command, finished, results_of
+from study.test_runner import NOW, TOKENS
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import processors
@@ -52,7 +53,7 @@ def two(tmp_path, monkeypatch):
 @pytest.mark.skipif(processors() < 2, reason="one processor")
 def test_a_process_that_is_killed_ends_the_study_in_a_sentence_and_keeps_what_is_finished(two, tmp_path, monkeypatch):
     study, prepared, settings = two
-    store = Store(tmp_path / "out", {"code": "c"})
+    store = Store(tmp_path / "out", NOW, TOKENS)
     write = store.write
 
     def write_and_kill(*arguments):

@@ -26,6 +26,9 @@ class Stop(BaseException):
     """A process that ends."""
 
 
+TOKENS = {"train": 10_000, "held_out": 500}
+
+
 class Text:
     train, validation = range(10_000), range(500)
 
@@ -39,7 +42,7 @@ def study(tmp_path, monkeypatch):
 
 def run(study, folder, stop_after=None):
     """results.json of a study that is run in a folder; stops after so many results."""
-    store, left = Store(folder, NOW), stop_after
+    store, left = Store(folder, NOW, TOKENS), stop_after
     write = store.write
 
     def write_and_stop(*arguments):
@@ -51,7 +54,7 @@ def run(study, folder, stop_after=None):
 
     store.write = write_and_stop
     parts = Runner(study, store, Text()).run()
-    return json.loads(json.dumps(results(study, False, NOW, Text(), *parts)))
+    return json.loads(json.dumps(results(study, False, store, *parts)))
 
 
 def test_stopped_after_any_result_it_resumes_to_the_same_results_and_does_nothing_twice(study, tmp_path):
@@ -84,8 +87,41 @@ def test_results_of_another_fingerprint_are_refused(study, tmp_path, what):
     with pytest.raises(
         UserError, match=rf"is of other {what} \({what[0]} there, x here\), and a study never mixes two"
     ):
-        Store(tmp_path / "out", {**NOW, what: "x"})
+        Store(tmp_path / "out", {**NOW, what: "x"}, TOKENS)
     assert before == {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.json")}
+
+
+def elsewhere(study, folder, **changes):
+    """results.json of a study whose networks were trained before, with times of another machine, text and Python."""
+    now = {**NOW, "machine": "laptop", "text": "another", "libraries": "newer", **changes}
+    store = Store(folder, now, {"train": 1, "held_out": 1}, elsewhere=True)
+    return results(study, False, store, *Runner(study, store, Text()).run())
+
+
+def test_times_of_networks_that_were_trained_on_another_machine(study, tmp_path, monkeypatch):
+    expected = run(study, tmp_path / "out")
+    for file in (tmp_path / "out" / RUNS).glob("step_time*"):
+        file.unlink()
+    monkeypatch.setattr(module, "measure", lambda task, _: {name: [2.0, 2.5] for name in task.variants})
+    monkeypatch.setattr(module, "Trainer", None)  # nothing is trained
+    found = json.loads(json.dumps(elsewhere(study, tmp_path / "out")))
+    times, before = found.pop("times"), expected.pop("times")
+    assert found == expected and times["seconds"][0]["turns"]["palm"] == [2.0, 2.5]
+    assert times["fingerprint"]["libraries"] == "newer" and times["fingerprint"]["machine"].startswith("laptop, ")
+    assert before["fingerprint"]["machine"].startswith("m, ") and "text" not in times["fingerprint"]
+    with pytest.raises(UserError, match="is of other machine"):  # these times are of the laptop
+        elsewhere(study, tmp_path / "out", machine="desk")
+
+
+def test_only_times_needs_all_networks_of_the_same_code(study, tmp_path):
+    with pytest.raises(UserError, match=r"holds no study; leave out --only-times to train its networks here$"):
+        elsewhere(study, tmp_path / "nothing")
+    run(study, tmp_path / "out")
+    with pytest.raises(UserError, match="is of other code"):
+        elsewhere(study, tmp_path / "out", code="x")
+    next((tmp_path / "out" / RUNS).glob("gelu-a-seed1*")).unlink()
+    with pytest.raises(UserError, match=r"gelu, a, seed 1, rate 0\.05 is not trained; finish the study on the machine"):
+        elsewhere(study, tmp_path / "out")
 
 
 def test_a_single_result_of_another_fingerprint_is_refused(study, tmp_path):
@@ -116,7 +152,7 @@ def test_a_result_under_the_name_of_another_is_refused(study, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds files that are not a study's; choose another --output"):
-        Store(tmp_path, NOW)
+        Store(tmp_path, NOW, TOKENS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="this is a file, not a folder"), locked_study(tmp_path / "thesis.txt"):
         pass
@@ -237,4 +273,4 @@ def test_the_verdict_of_a_claim(verdicts, claim):
 
 def test_the_header_names_code_text_machine_and_libraries(study, tmp_path):
     run(study, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / HEADER).read_text()) == NOW
+    assert json.loads((tmp_path / "out" / HEADER).read_text()) == {**NOW, "tokens": TOKENS}
