@@ -104,7 +104,7 @@ def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
         fields = schema["$defs"][value["$ref"].rpartition("/")[2]]["properties"]
         return f"{{{', '.join(f'`{name}`' for name in fields)}}}"
     if "enum" in value or "const" in value:
-        return ", ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
+        return ", ".join(f"`{one}`" if one != "" else "empty" for one in value.get("enum", [value.get("const")]))
     if value.get("type") == "array":
         return f"list of ({_type(value['items'], schema)})" if value.get("items") else "list"
     if value.get("type") == "object":
@@ -116,7 +116,7 @@ def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
     ]
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     for key, word in limits.items():
-        if key in value and abs(value[key]) < 2**53:
+        if key in value and abs(value[key]) < 10**9:  # larger ones only keep out nonsense
             words.append(f"{word} {value[key]:,}")
     return ", ".join(words)
 

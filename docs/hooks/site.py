@@ -79,11 +79,19 @@ def _file(path: str) -> str:
 
 
 def _folder(path: str) -> str:
-    rows = []
-    for file in sorted((ROOT / path).iterdir()):
-        if file.suffix in LANGUAGES:
-            about = (ast.get_docstring(ast.parse(_read(f"{path}/{file.name}"))) or "") if file.suffix == ".py" else ""
-            rows.append(
-                f"| [`{file.name}`]({posixpath.basename(path)}/{file.name}.md) | {about.partition(chr(10))[0]} |"
-            )
-    return f"# {path}\n\n| file | |\n|---|---|\n" + "\n".join(rows) + "\n"
+    rows = [
+        f"| [`{file.name}`]({posixpath.basename(path)}/{file.name}.md) | {_about(f'{path}/{file.name}')} |"
+        for file in sorted((ROOT / path).iterdir())
+        if file.suffix in LANGUAGES
+    ]
+    return "\n".join([f"# {path}", "", "| file | |", "|---|---|", *rows, ""])
+
+
+def _about(path: str) -> str:
+    """First line of a docstring, or of a comment at the start."""
+    text = _read(path)
+    if path.endswith(".py"):
+        text = ast.get_docstring(ast.parse(text)) or ""
+    elif not text.startswith(("# ", "// ")):
+        text = ""
+    return text.partition("\n")[0].lstrip("#/ ")

@@ -191,3 +191,11 @@ def test_the_page_of_the_format_is_the_format(device, tmp_path):
     assert list(manifest) == [name for name in named if "." not in name]
     assert f"`{manifest['format']}`" in page
     assert f"`{file_names.GONE}`" in page and f"`{file_names.DAMAGED}`" in page
+
+
+def test_the_table_of_axes_is_palms():
+    from mindspore_palm.parallel.axes import PALM_AXES
+
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|$", TEXTS["docs/design/sharding.md"], re.MULTILINE)
+    table = {axis: () if mesh == "replicated" else tuple(mesh.split(", ")) for axis, mesh in rows}
+    assert table == dict(PALM_AXES) and len(rows) == len(table)

@@ -81,6 +81,7 @@ def test_every_setting_is_on_the_page_of_the_configuration():
         "| `data.validation_fraction` | number, above 0, below 1 | `0.02` |",
         "| `optimizer.factored` | true or false | `false` |",
         "| `data.tokenizer` | text | empty |",
+        "| `model.preset` | empty, `palm_tiny`, ",
     ):
         assert row in page
     assert "any |" not in page
