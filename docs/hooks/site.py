@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from docs.hooks.links import links, relinked  # noqa: E402 the folder of the repository is no package
+from docs.hooks.links import links, relinked  # noqa: E402
 from docs.hooks.outside import OUTSIDE  # noqa: E402
 from docs.hooks.reference import filled  # noqa: E402
 
