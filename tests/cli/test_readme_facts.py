@@ -160,12 +160,15 @@ def test_the_table_of_devices_has_the_dtypes_of_each():
     assert {name: tuple(dtypes.split(", ")) for name, dtypes in rows} == {d.name: d.dtypes for d in DEVICES.values()}
 
 
-def test_the_block_of_the_front_page_is_the_block():
+def test_the_blocks_of_the_front_page_are_the_blocks():
+    from reference import palm as jax_palm
+
     from mindspore_palm.model.block import Block
 
-    (block,) = re.findall(r"```text\n(y_TD.*?)```", TEXTS["README.md"], re.DOTALL)
+    ours, in_jax = re.findall(r"```text\n(.*?)```", TEXTS["README.md"], re.DOTALL)
     source = textwrap.dedent(inspect.getsource(Block)).partition("def construct(")[2].partition(":\n")[2]
-    assert textwrap.dedent(source) == block
+    assert textwrap.dedent(source) == ours
+    assert textwrap.dedent(inspect.getsource(jax_palm.block).rpartition('"""\n')[2]) == in_jax
 
 
 def test_the_page_of_the_format_is_the_format(device, tmp_path):
