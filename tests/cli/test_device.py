@@ -12,7 +12,7 @@ MODEL = ["--checkpoint", "{run}"]
 COMMANDS = {
     "train": ["--config", "yaml/palm_tiny.yaml", "train.device=Ascend", "train.output={run}"],
     "generate": [*MODEL, "--device", "Ascend", "a"],
-    "evaluate": [*MODEL, "--device", "Ascend", "--data", "README.md"],
+    "evaluate": [*MODEL, "--device", "Ascend", "--data", "LICENSE"],
     "convert": ["--from", "{run}", "--to", "huggingface-safetensors", "{run}/elsewhere", "--device", "Ascend"],
 }
 

@@ -113,7 +113,7 @@ def test_schedules_of_a_pipeline(tmp_path):
     done = plan("--schedules", 8, 24, "--charts", tmp_path)
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("\n\n")[0]
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "docs" / "pipelines.md").read_text()
     assert (tmp_path / "schedules.png").read_bytes().startswith(PNG)
     few = plan("--schedules", 3, 5)
     assert few.returncode == 0 and "No dualpipe: 3 devices and 5 micro-batches must both be even" in few.stdout

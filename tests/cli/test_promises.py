@@ -1,6 +1,6 @@
-"""Each sentence of the README that promises something names the tests that show it: tests/promises/readme/*.yaml.
+"""Each sentence of the README and its pages that promises something names its tests: tests/promises/**/*.yaml.
 
-After the README changed: ``python tests/promises/check.py --update``, then fill in what it marks.
+After a page changed: ``python tests/promises/check.py --update``, then fill in what it marks.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from dataclasses import replace
 
 import pytest
 from promises.ledger import (
+    PAGES,
     README,
     ROOT,
     Entry,
+    classified,
+    classified_texts,
     file_name,
     marked_tests,
     marks_of,
     problems,
     read_ledger,
+    sections_of,
     updated,
     written,
 )
 
-MARKDOWN = README.read_text(encoding="utf-8")
+TEXTS = classified_texts()
 UNTESTED = 14
 """Promises of which a part is shown by nothing. It may fall, not rise."""
 HERE = "tests/cli/test_promises.py"
@@ -40,7 +44,7 @@ def ledger():
 
 
 def test_each_sentence_is_classified_and_its_evidence_is_there():
-    found = problems(MARKDOWN, read_ledger())
+    found = problems(classified(TEXTS), read_ledger())
     assert not found, "\n".join([*found, "python tests/promises/check.py --update brings the ledger up to date"])
 
 
@@ -52,23 +56,33 @@ def test_most_promises_have_tests():
 
 
 def test_a_changed_word_is_seen():
-    """In the README as it is: of any sentence."""
+    """On the pages as they are: of any sentence."""
     ledger = read_ledger()
-    for old, new in (("bitwise reproducibility", "exact reproducibility"), ("exit code 130", "exit code 0")):
-        assert old in MARKDOWN
-        found = problems(MARKDOWN.replace(old, new), ledger)
+    for page, old, new in (
+        ("README.md", "no accelerator needed", "an accelerator needed"),
+        ("docs/checkpoints.md", "bitwise reproducibility", "exact reproducibility"),
+        ("docs/getting-started.md", "exit code 130", "exit code 0"),
+    ):
+        assert old in TEXTS[page]
+        found = problems(classified({**TEXTS, page: TEXTS[page].replace(old, new)}), ledger)
         assert any("unclassified" in problem and new in problem for problem in found), found
-        assert any("not in the README" in problem and old in problem for problem in found), found
+        assert any("not on the page" in problem and old in problem for problem in found), found
+
+
+def test_readme_and_pages_are_in_the_ledger():
+    files = classified(TEXTS).keys()
+    assert {f"docs/{page}" for page in PAGES} <= files and len(PAGES) > 20
+    assert sum(file.startswith("readme/") for file in files) > 5 and all(classified(TEXTS).values())
 
 
 def test_what_is_right_is_right(ledger):
-    assert problems(SMALL, ledger) == []
+    assert problems(sections_of(SMALL), ledger) == []
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"says": "It works always."}, ["unclassified: It works.", "not in the README"]),
+        ({"says": "It works always."}, ["unclassified: It works.", "not on the page"]),
         ({"tests": ()}, ["a promise without any of tests, measured, source, untested"]),
         ({"tests": ("tests/cli/test_promises.py::test_nowhere",)}, ["there is no test test_nowhere"]),
         ({"tests": ("tests/cli/test_none.py::test_x",)}, ["there is no file of tests tests/cli/test_none.py"]),
@@ -82,16 +96,18 @@ def test_what_is_right_is_right(ledger):
 )
 def test_what_is_wrong_is_said(ledger, change, said):
     ledger["a_b"][0] = replace(ledger["a_b"][0], **change)
-    found = "\n".join(problems(SMALL, ledger))
+    found = "\n".join(problems(sections_of(SMALL), ledger))
     for part in said:
         assert part in found, found
 
 
 def test_sections_twice_and_order(ledger):
-    assert "classified twice" in problems(SMALL, {**ledger, "c": ledger["c"] * 2})[0]
-    assert problems(SMALL, {**ledger, "a_b": ledger["a_b"][::-1]}) == ["a_b.yaml: not in the order of the README"]
-    assert problems(SMALL, {**ledger, "d": []}) == ["d.yaml: there is no such section"]
-    assert "unclassified: That means so." in problems(SMALL, {"a_b": ledger["a_b"]})[0]
+    assert "classified twice" in problems(sections_of(SMALL), {**ledger, "c": ledger["c"] * 2})[0]
+    assert problems(sections_of(SMALL), {**ledger, "a_b": ledger["a_b"][::-1]}) == [
+        "a_b.yaml: not in the order of the page"
+    ]
+    assert problems(sections_of(SMALL), {**ledger, "d": []}) == ["d.yaml: there is no such section or page"]
+    assert "unclassified: That means so." in problems(sections_of(SMALL), {"a_b": ledger["a_b"]})[0]
 
 
 def test_marks_and_skips_are_read_from_the_source(tmp_path, monkeypatch):
@@ -117,12 +133,12 @@ def test_an_update_keeps_what_is_there_and_marks_what_is_not(ledger):
     markdown = (
         "## C\n\nThat means so. Quite another sentence, and a new one.\n\n## A b\n\nIt works at once. It is fast.\n"
     )
-    after = updated(markdown, ledger)
+    after = updated(sections_of(markdown), ledger)
     assert list(after) == ["c", "a_b"] and after["a_b"][1] == ledger["a_b"][1]
     assert after["c"][1].kind == "unclassified" and after["c"][1].says.startswith("Quite another")
     assert (after["a_b"][0].was, after["a_b"][0].tests) == ("It works.", (TEST,))
-    assert len(problems(markdown, after)) == 2
-    assert updated(SMALL, ledger) == ledger
+    assert len(problems(sections_of(markdown), after)) == 2
+    assert updated(sections_of(SMALL), ledger) == ledger
 
 
 def test_what_is_written_is_read(ledger, tmp_path):
@@ -138,7 +154,7 @@ def test_what_is_written_is_read(ledger, tmp_path):
 
 
 def test_files_of_sections_have_names_of_their_own():
-    names = [file_name(line[3:]) for line in MARKDOWN.splitlines() if line.startswith("## ")]
+    names = [file_name(line[3:]) for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
     assert len(names) == len(set(names)) and all(names)
 
 

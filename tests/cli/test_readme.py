@@ -1,20 +1,59 @@
-"""The README's Python runs as it stands, in an interpreter of its own."""
+"""README and pages as users follow them: their Python runs as it stands, and their commands are understood."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.checkpoint.model_folder import save_model, weights_of
+from mindspore_palm.cli.palm import COMMANDS
 from mindspore_palm.config import Settings
+from mindspore_palm.options import Parser
+from mindspore_palm.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+PYTHON = [page for page, text in PAGES.items() if "```python\n" in text]
+SCRIPTS = {
+    f"run/{path.name}": re.search(r'"([a-z-]+)"', path.read_text(encoding="utf-8").partition("alias")[2]).group(1)
+    for path in (ROOT / "run").glob("*.py")
+    if "alias" in path.read_text(encoding="utf-8")
+}
+REFUSED = {"train.stpes=50"}  # slips that a page shows with the answer
+
+
+def shell_lines(page):
+    """Lines of a page's shell, continued ones joined, without prompts, and code within its sentences."""
+    text = re.sub(r"\\\n", " ", PAGES[page])
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    rows = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()] + rows
+
+
+def commands_of(page):
+    """Name of the command and its arguments, for each call of palm or of a script of run/."""
+    for line in shell_lines(page):
+        for part in line.split("&&"):
+            words = part.split()
+            script = next((word for word in words if word in SCRIPTS), None)
+            if script and words[0] in ("python", "python3", "msrun"):
+                yield SCRIPTS[script], part.partition(script)[2]
+            elif words[:1] == ["palm"] and len(words) > 1 and words[1] in COMMANDS:
+                yield words[1], part.partition(words[1])[2]
+
+
+COMMANDED = {page: found for page in PAGES if (found := list(commands_of(page)))}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +68,9 @@ def final(device, tmp_path_factory):
     return folder / "final"
 
 
-def test_python_of_the_readme(final):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_of_a_page(page, final):
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
     assert blocks
     for block in blocks:
         code = block.replace("runs/palm_tiny/final", str(final))
@@ -43,3 +83,38 @@ def test_python_of_the_readme(final):
         assert run.stdout
         assert not shows_logits or re.fullmatch(r"\(1, \d+, 320\) Float32\n", run.stdout), run.stdout
         assert "Traceback" not in run.stderr
+
+
+class Understood(Exception):
+    """The arguments of a command were parsed."""
+
+
+@pytest.mark.parametrize("page", COMMANDED)
+def test_commands_of_a_page_are_understood(page, monkeypatch):
+    """Options and overrides, by the parser of the command itself; configurations and settings are loaded."""
+
+    def stopping(parse):
+        def parsed(self, *args, **kwargs):
+            raise Understood(parse(self, *args, **kwargs))
+
+        return parsed
+
+    for method in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(Parser, method, stopping(getattr(Parser, method)))
+    for name, arguments in COMMANDED[page]:
+        words = shlex.split(arguments.replace("...", ""), comments=True)
+        if name == "harness" or not words or REFUSED & set(words):
+            continue  # the harness has options of its own
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(Understood) as understood:
+            import_module(f"mindspore_palm.cli.{COMMANDS[name].module}").main()
+        (namespace,) = understood.value.args
+        config = getattr(namespace, "config", None)
+        if config and (ROOT / config).exists() and "finetune" not in config:
+            load_settings(ROOT / config, namespace.overrides)
+
+
+def test_commands_and_python_are_found():
+    assert sum(map(len, COMMANDED.values())) > 60 and {"README.md", "docs/getting-started.md"} <= COMMANDED.keys()
+    assert {"docs/getting-started.md", "docs/generation.md", "docs/reference/api.md"} <= set(PYTHON)
+    assert {name for found in COMMANDED.values() for name, _ in found} == COMMANDS.keys()

@@ -1,19 +1,25 @@
-"""Names, numbers and answers of the README, compared with the code that they are of."""
+"""Names, numbers and answers of the README and its pages, compared with the code that they are of."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
 import re
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from promises.ledger import classified_texts
 
+from mindspore_palm import file_names
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXT = " ".join(README.split())
+TEXTS = classified_texts()
+TEXT = " ".join(" ".join(TEXTS.values()).split())
 OTHERS = {  # options of other programs
     "--dist",  # pytest
     "--worker_num",  # msrun
@@ -28,19 +34,16 @@ OTHERS = {  # options of other programs
 
 
 def number(pattern: str) -> float:
-    """The one number that a pattern finds in the README."""
+    """The one number that a pattern finds on the pages."""
     (found,) = re.findall(pattern, TEXT)
     return float(found.replace(",", ""))
 
 
 def test_files_that_the_readme_names_are_there():
-    linked = re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT)
     folders = "run|yaml|tests|benchmarks|docs|mindspore_palm"
     named = re.findall(rf"(?<![\w/])((?:{folders})/[\w./]*\w\.(?:py|yaml|txt|png|md|json))\b", TEXT)
-    assert len(linked) > 8 and len(named) > 60
-    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    assert not [name for name in {*linked, *named} if name not in anchors and not (ROOT / name).exists()]
+    assert len(named) > 60
+    assert not [name for name in {*named} if not (ROOT / name).exists()]
 
 
 def test_settings_that_the_readme_names_are_there():
@@ -48,7 +51,7 @@ def test_settings_that_the_readme_names_are_there():
 
     sections = "|".join(Settings.model_fields)
     named = set(re.findall(rf"(?<![\w/.])({sections})\.([a-z_]+)\b(?!/)", TEXT))
-    named = {(s, n) for s, n in named if n not in ("py", "yaml", "safetensors", "jsonl", "txt")}
+    named = {(s, n) for s, n in named if n not in ("py", "yaml", "safetensors", "jsonl", "txt", "md")}
     fields = {(s, name) for s, group in Settings.model_fields.items() for name in group.annotation.model_fields}
     assert len(named & fields) > 25
     accepted = tuple(CONTENT.split("."))  # of --accept alone
@@ -71,8 +74,8 @@ def test_options_that_the_readme_names_are_there():
 def test_the_columns_of_metrics_csv_are_those_that_are_written():
     from mindspore_palm.train.log.metrics import MetricsRow
 
-    (cell,) = re.findall(r"^\| `metrics\.csv` \| (.*) \|$", README, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", cell) == [field.name for field in dataclasses.fields(MetricsRow)]
+    columns = re.findall(r"^\| `(\w+)` \|", TEXTS["docs/reference/metrics.md"], re.MULTILINE)
+    assert columns == [field.name for field in dataclasses.fields(MetricsRow)]
 
 
 def test_numbers_are_those_of_the_code():
@@ -128,7 +131,7 @@ def test_the_table_of_weights_is_that_of_the_network():
 
     config = PaLMConfig(layers=2, d_model=36, heads=3, head_dim=8, d_ff=144, vocab_size=61, vocab_multiple=8)
     sizes = {"V": config.padded_vocab, "d_model": 36, "H": 3, "K": 8, "F": 144}
-    rows = re.findall(r"^\| `([\w.{}]+)` \| \[([^]]+)\] \| [^|]+ \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.{}]+)` \| \[([^]]+)\] \| [^|]+ \|$", TEXTS["docs/reference/weights.md"], re.MULTILINE)
     assert len(rows) == 5
     documented = {}
     for name, axes in rows:
@@ -141,7 +144,7 @@ def test_the_table_of_weights_is_that_of_the_network():
 def test_the_answer_about_pathways_is_what_the_command_prints():
     from mindspore_palm.plan import commands
 
-    quoted = " ".join(line[1:].strip() for line in README.splitlines() if line.startswith(">"))
+    quoted = " ".join(line[1:].strip() for line in TEXTS["docs/pathways.md"].splitlines() if line.startswith(">"))
     answer = commands.pods(load_settings(ROOT / "yaml" / "palm_540b.yaml")[0], "tpu-v4").rpartition("\n\n")[2]
     assert " ".join(answer.split()) == quoted
     alone, both = (float(x) for x in re.findall(r"(?:alone takes|program each, take) ([\d.]+) s", quoted))
@@ -153,5 +156,49 @@ def test_the_answer_about_pathways_is_what_the_command_prints():
 def test_the_table_of_devices_has_the_dtypes_of_each():
     from mindspore_palm.devices import DEVICES
 
-    rows = re.findall(r"^\| (CPU|GPU|Ascend) \|.*\| ([\w, ]+) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (CPU|GPU|Ascend) \|.*\| ([\w, ]+) \|$", TEXTS["docs/accelerators.md"], re.MULTILINE)
     assert {name: tuple(dtypes.split(", ")) for name, dtypes in rows} == {d.name: d.dtypes for d in DEVICES.values()}
+
+
+def test_the_blocks_of_the_front_page_are_the_blocks():
+    from reference import palm as jax_palm
+
+    from mindspore_palm.model.block import Block
+
+    ours, in_jax = re.findall(r"```text\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    source = textwrap.dedent(inspect.getsource(Block)).partition("def construct(")[2].partition(":\n")[2]
+    assert textwrap.dedent(source) == ours
+    assert textwrap.dedent(inspect.getsource(jax_palm.block).rpartition('"""\n')[2]) == in_jax
+
+
+def test_the_page_of_the_format_is_the_format(device, tmp_path):
+    """Its tables have the entries of a checkpoint that was written, and the names of its files."""
+    from mindspore_palm.checkpoint import format as checkpoint_format
+    from mindspore_palm.checkpoint.format import publish, write_shards
+    from mindspore_palm.model.weights import placements
+    from mindspore_palm.parallel.axes import Layout
+
+    page = TEXTS["docs/reference/checkpoint-format.md"]
+    small = PaLMConfig(layers=1, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=32)
+    stored = {place.name: place for place in placements(small, Layout())}
+    temporary = tmp_path / f"{checkpoint_format.folder_name(200)}{file_names.TEMPORARY}"
+    write_shards(temporary, 0, {name: np.zeros(place.shape, np.float32) for name, place in stored.items()})
+    others = {name: b"{}" for name in (file_names.STATE, file_names.CONFIG, file_names.TOKENIZER)}
+    dtypes = dict.fromkeys(stored, "float32")
+    folder = publish(temporary, checkpoint_format.shardings(stored), dtypes, 200, others)
+    rows = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+)", page, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([\w.]+)`", row)]
+    assert f"`checkpoints/{folder.name}`" in page and f"`{temporary.name}`" in page
+    assert {path.name for path in folder.iterdir()} == {name for name in named if "." in name} - {"rank_1.safetensors"}
+    manifest = json.loads((folder / file_names.MANIFEST).read_text(encoding="utf-8"))
+    assert list(manifest) == [name for name in named if "." not in name]
+    assert f"`{manifest['format']}`" in page
+    assert f"`{file_names.GONE}`" in page and f"`{file_names.DAMAGED}`" in page
+
+
+def test_the_table_of_axes_is_palms():
+    from mindspore_palm.parallel.axes import PALM_AXES
+
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|$", TEXTS["docs/design/sharding.md"], re.MULTILINE)
+    table = {axis: () if mesh == "replicated" else tuple(mesh.split(", ")) for axis, mesh in rows}
+    assert table == dict(PALM_AXES) and len(rows) == len(table)

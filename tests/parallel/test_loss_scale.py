@@ -11,7 +11,7 @@ import pytest
 from checkpoints.in_process import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = [*SIZES, "data.path=README.md", "train.steps=8", "train.compute_dtype=float16"]
+WORDS = [*SIZES, "data.path=LICENSE", "train.steps=8", "train.compute_dtype=float16"]
 WORDS += ["optimizer.name=adamw", "optimizer.learning_rate=0.001"]
 WORDS += ["train.loss_scale=8388608", "train.loss_scale_window=2"]  # overflows first, and doubles later
 

@@ -1,9 +1,9 @@
-"""The README's promises from the command line.
+"""The promises of the README and its pages, from the command line.
 
 python tests/promises/check.py                  what is wrong: unclassified and stale sentences, evidence that is gone
 python tests/promises/check.py --list           every promise, its tests, and marks that keep them out by default
 python tests/promises/check.py --untested       what no test shows
-python tests/promises/check.py --update         writes the ledger in the order of the README, after the README changed
+python tests/promises/check.py --update         writes the ledger in the order of the pages, after one changed
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from promises.ledger import FOLDER, README, marks_of, problems, read_ledger, updated, written
+from promises.ledger import FOLDER, classified, classified_texts, marks_of, problems, read_ledger, updated, written
 
 
 def main() -> int:
@@ -25,18 +25,19 @@ def main() -> int:
     for name in ("--list", "--untested", "--update"):
         action.add_argument(name, action="store_true")
     arguments = parser.parse_args()
-    markdown, ledger = README.read_text(encoding="utf-8"), read_ledger()
+    sections, ledger = classified(classified_texts()), read_ledger()
     if arguments.update:
-        ledger = updated(markdown, ledger)
-        FOLDER.mkdir(exist_ok=True)
-        for file in FOLDER.glob("*.yaml"):
+        ledger = updated(sections, ledger)
+        for file in FOLDER.rglob("*.yaml"):
             file.unlink()
         for name, entries in ledger.items():
-            (FOLDER / f"{name}.yaml").write_text(written(entries), encoding="utf-8")
+            file = FOLDER / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(written(entries), encoding="utf-8")
     if arguments.list or arguments.untested:
         describe(ledger, arguments.untested)
         return 0
-    found = problems(markdown, ledger)
+    found = problems(sections, ledger)
     print("\n".join([*found, summary(ledger)]))
     return bool(found)
 

@@ -1,6 +1,7 @@
-"""The ledger: for each sentence of the README, the tests that show what it promises, or that it promises nothing.
+"""The ledger: for each sentence of the README and its pages, the tests that show it, or that it promises nothing.
 
-One YAML file per section of the README, with its sentences in their order. Each entry is one of
+One YAML file per section of the README (``readme/``) and per page of PAGES (``docs/``), with its sentences in their
+order. Each entry is one of
 
     - promises: a sentence              and at least one of
       tests: [path::test_name, ...]     tests that fail if the promise is broken
@@ -9,7 +10,7 @@ One YAML file per section of the README, with its sentences in their order. Each
       untested: what, and why           the part of it that no test shows
     - explains: a sentence              that promises nothing: what things mean, what to type, what comes next
 
-The checker writes two more kinds when the README changes, and the tests refuse both: ``unclassified`` (a new sentence)
+The checker writes two more kinds when a page changes, and the tests refuse both: ``unclassified`` (a new sentence)
 and an entry with ``was`` (a changed sentence, with the evidence of the old one; read it again, then delete ``was``).
 """
 
@@ -30,8 +31,39 @@ import yaml
 from promises.sentences import normal, sentences_of
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(__file__).resolve().parent / "readme"
+FOLDER = Path(__file__).resolve().parent
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = (
+    "getting-started",
+    "own-text",
+    "generation",
+    "fine-tuning",
+    "evaluation",
+    "conversion",
+    "checkpoints",
+    "loss-spikes",
+    "many-devices",
+    "pipelines",
+    "accelerators",
+    "dry-run",
+    "cost-model",
+    "machines",
+    "pathways",
+    "tpu-v4",
+    "verification",
+    "benchmarks",
+    "reference/api",
+    "reference/checkpoint-format",
+    "reference/metrics",
+    "reference/weights",
+    "design/architecture",
+    "design/cpu-back-end",
+    "design/decoding",
+    "design/numerics",
+    "design/sharding",
+)
+"""Pages of docs/ whose sentences are classified, as those of the README are."""
 KINDS = ("promises", "explains", "unclassified")
 EVIDENCE = ("tests", "measured", "source", "untested")
 MARKS = ("slow", "tpu", "torch", "harness")  # tests that do not run by default
@@ -52,8 +84,9 @@ class Entry:
 
 
 def read_ledger(folder: Path = FOLDER) -> dict[str, list[Entry]]:
-    """Names of files, without their ending, to entries. Raises ValueError for what is no entry."""
-    return {file.stem: [_entry(raw, file) for raw in _raw(file)] for file in sorted(folder.glob("*.yaml"))}
+    """Files below a folder, without their ending, to entries. Raises ValueError for what is no entry."""
+    files = sorted(folder.rglob("*.yaml"))
+    return {str(file.relative_to(folder).with_suffix("")): [_entry(raw, file) for raw in _raw(file)] for file in files}
 
 
 def file_name(section: str) -> str:
@@ -61,17 +94,43 @@ def file_name(section: str) -> str:
     return re.sub(r"\W+", "_", section.lower()).strip("_")
 
 
-def problems(markdown: str, ledger: dict[str, list[Entry]]) -> list[str]:
+def sections_of(markdown: str) -> dict[str, list[str]]:
+    """Sentences of a text by the names of its sections' files."""
+    return {file_name(name): sentences for name, sentences in sentences_of(markdown).items()}
+
+
+def classified_texts() -> dict[str, str]:
+    """README and PAGES, by their paths: what users may take for promises."""
+    files = [README, *(DOCS / f"{page}.md" for page in PAGES)]
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+
+
+def classified(texts: dict[str, str]) -> dict[str, list[str]]:
+    """Sentences by the file of the ledger that classifies them.
+
+    Args:
+        texts: as of ``classified_texts``.
+    """
+    found = {}
+    for path, markdown in texts.items():
+        sections = sections_of(markdown)
+        if path == README.name:
+            found |= {f"readme/{name}": sentences for name, sentences in sections.items()}
+        else:
+            found[path.removesuffix(".md")] = [sentence for sentences in sections.values() for sentence in sentences]
+    return found
+
+
+def problems(sections: dict[str, list[str]], ledger: dict[str, list[Entry]]) -> list[str]:
     """Sentences that are unclassified, stale, classified twice or out of place, and evidence that is not there."""
-    sections = {file_name(name): sentences for name, sentences in sentences_of(markdown).items()}
-    found = [f"{name}.yaml: there is no such section" for name in ledger.keys() - sections.keys()]
+    found = [f"{name}.yaml: there is no such section or page" for name in ledger.keys() - sections.keys()]
     for name, sentences in sections.items():
         entries = ledger.get(name, [])
         wanted, there = Counter(sentences), Counter(entry.says for entry in entries)
         found += [f"{name}: unclassified: {sentence}" for sentence in wanted - there]
-        found += [f"{name}: not in the README (or classified twice): {sentence}" for sentence in there - wanted]
+        found += [f"{name}: not on the page (or classified twice): {sentence}" for sentence in there - wanted]
         if wanted == there and sentences != [entry.says for entry in entries]:
-            found.append(f"{name}.yaml: not in the order of the README")
+            found.append(f"{name}.yaml: not in the order of the page")
         for entry in entries:
             found += [f"{name}: {problem}: {entry.says[:80]}" for problem in _problems_of(entry)]
     return found
@@ -151,16 +210,15 @@ def marks_of(test: str) -> list[str]:
     return [mark for mark in MARKS if mark in marked_tests(path).get(name, ())]
 
 
-def updated(markdown: str, ledger: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
-    """The ledger in the order of the README; new sentences are unclassified, changed ones keep evidence and ``was``."""
+def updated(sections: dict[str, list[str]], ledger: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
+    """The ledger in the order of the pages; new sentences are unclassified, changed ones keep evidence and ``was``."""
     unused = Counter({entry: 1 for entries in ledger.values() for entry in entries})
     by_text = {entry.says: entry for entry in unused}
-    sections = sentences_of(markdown)
     known = {sentence for sentences in sections.values() for sentence in sentences}
     stale = [entry for entry in unused if entry.says not in known]
     result = {}
-    for section, sentences in sections.items():
-        entries = result[file_name(section)] = []
+    for name, sentences in sections.items():
+        entries = result[name] = []
         for sentence in sentences:
             if sentence in by_text:
                 entries.append(by_text[sentence])

@@ -1,6 +1,7 @@
 """The sentences of a Markdown text, by section: what a reader may take for a promise.
 
-Code blocks, headings, headers of tables and images are no sentences. A row of a table is one.
+Code blocks, headings, headers of tables, images, comments, and directives with their options (``::: module``) are no
+sentences. A row of a table is one.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def sentences_of(markdown: str) -> dict[str, list[str]]:
 
 def _blocks(markdown: str) -> Iterator[tuple[str, str]]:
     """Paragraphs, list items and rows of tables, each with its section."""
-    section, block, fence = TITLE, [], ""
+    section, block, fence, directive = TITLE, [], "", False
     lines = markdown.splitlines()
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         bare = re.sub(r"^(\s*>)+ ?", "", line).strip()
+        directive = bool(bare) and (bare.startswith(":::") or (directive and line.startswith("    ")))
+        if directive or re.fullmatch(r"<!--.*-->", bare):
+            bare = ""
         opened = re.match(r"(```+|~~~+)", bare)
         row = bare.startswith("|")
         item = ITEM.match(re.sub(r"^(\s*>)+ ?", "", line))

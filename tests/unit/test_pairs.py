@@ -69,8 +69,8 @@ def test_held_out_pairs_are_no_training_pairs(tokenizer, tmp_path):
     assert sum(int((targets >= 0).sum()) for targets in scored) == len(prepared.validation)
 
 
-def test_the_numbers_that_the_readme_asks_for_are_held_out(tokenizer, tmp_path):
-    """The README's pairs count to 2,000, and it says of 1409 and 293: "Neither number was trained on"."""
+def test_the_numbers_that_the_guide_asks_for_are_held_out(tokenizer, tmp_path):
+    """The pairs of docs/fine-tuning.md count to 2,000, and it says of 1409 and 293: "Neither number was trained on"."""
     file = write(tmp_path, [{"prompt": f"after {n} comes ", "target": f"{n + 1}"} for n in range(2000)])
     fraction = load_settings(ROOT / "yaml" / "finetune_lora.yaml")[0].data.validation_fraction
     prepared = read(file, tokenizer, validation_fraction=fraction, seq_len=64)
@@ -79,7 +79,7 @@ def test_the_numbers_that_the_readme_asks_for_are_held_out(tokenizer, tmp_path):
     trained = {tokenizer.decode(pair.prompt) for pair in prepared.train.pairs}
     for asked in ("after 1409 comes ", "after 293 comes "):
         prompt = asked.rstrip()  # the space at its end is learned with the target
-        assert prompt in held and prompt not in trained and asked in (ROOT / "README.md").read_text()
+        assert prompt in held and prompt not in trained and asked in (ROOT / "docs" / "fine-tuning.md").read_text()
 
 
 def test_the_last_of_a_few_pairs_is_held_out(tokenizer, tmp_path):

@@ -33,6 +33,8 @@ def one_section(markdown):
         ("~~~~\nnone\n~~~\nnone\n~~~~\nsome", ["some"]),
         ("| head | er |\n|---|---:|\n| a. b | c |\n| d | |", ["| a. b | c |", "| d | |"]),
         ("text\n\n| a row alone | 1 |\n", ["text", "| a row alone | 1 |"]),
+        ("one\n<!-- a comment. here -->\ntwo", ["one", "two"]),
+        ("one\n\n::: a.b\n    options: x. y\n\ntwo\n    more", ["one", "two more"]),
         ("![a picture. of](x.png)\n\n### heading. here\n\ntext", ["text"]),
     ],
 )
