@@ -46,12 +46,13 @@ def go_around(home, ring, *departures):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ring", "departures"),
     [
         pytest.param([(2, 1, 1, 2), (1, 1, 1, 1)], [], id="sample"),
-        pytest.param([*RING, (1, 1, 1, 1)], [], id="8 meshes", marks=pytest.mark.slow),
-        pytest.param([*RING, (1, 1, 1, 1)], GPT3, id="8 meshes, another network", marks=pytest.mark.slow),
+        pytest.param([*RING, (1, 1, 1, 1)], [], id="8 meshes"),
+        pytest.param([*RING, (1, 1, 1, 1)], GPT3, id="8 meshes, another network"),
     ],
 )
 def test_losses_are_those_of_one_process(ring, departures, tmp_path, request):

@@ -148,6 +148,7 @@ def test_the_last_row_is_the_evaluation_of_all_held_out_text(home, door):
     assert rows[1]["validation_loss"] and rows[1]["validation_loss"] != rows[-1]["validation_loss"]
 
 
+@pytest.mark.slow
 def test_pairs_that_end_in_white_space_are_answered_as_they_are_chosen(home, door):
     """Training, generation and choice split prompt and target alike: exact match and multiple choice agree."""
     asked = [(f"{a} {b}> ", LETTERS[(i + 1) % 16]) for a in LETTERS for i, b in enumerate(LETTERS)]

@@ -66,6 +66,7 @@ def test_meshes_that_fit(tmp_path):
     assert len(json.loads((tmp_path / "meshes.json").read_text())["layouts"]) > 10
 
 
+@pytest.mark.slow
 def test_spmd_or_pathways(tmp_path):
     done = plan("--pods", "--charts", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -91,6 +92,7 @@ def test_schedules_of_a_network_with_memory_by_stage():
     assert activations[0] == pytest.approx(8 * activations[1], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_planner_s_page_prints_what_the_commands_print():
     page = (ROOT / "docs" / "planner.md").read_text()
     for line in plan("--published").stdout.partition("runs with pipelines")[2].splitlines()[1:]:
@@ -102,6 +104,7 @@ def test_the_planner_s_page_prints_what_the_commands_print():
         assert line in page, line
 
 
+@pytest.mark.slow
 def test_where_a_pipeline_overtakes_a_mesh():
     small = ("train.batch_size=16", "train.micro_batch=0")
     done = plan("--crossover", "--config", "yaml/palm_8b.yaml", "--devices", 16, *small)
@@ -109,6 +112,7 @@ def test_where_a_pipeline_overtakes_a_mesh():
     assert "16 devices, 16 sequences" in done.stdout and "links at 1/4 of their bandwidth" in done.stdout
 
 
+@pytest.mark.slow
 def test_schedules_of_a_pipeline(tmp_path):
     done = plan("--schedules", 8, 24, "--charts", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,14 @@ def test_a_log_without_a_terminal_gets_lines_and_no_bar(home):
     assert b"\r" not in text and b"step 1 of 20: loss " in text
 
 
-@pytest.mark.parametrize("more", [[], ["--max-restarts", "1"], ["parallel.data=2"]], ids=["one", "restarts", "workers"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], id="one"),
+        pytest.param(["--max-restarts", "1"], id="restarts"),
+        pytest.param(["parallel.data=2"], id="workers", marks=pytest.mark.slow),
+    ],
+)
 def test_head_after_a_run_does_not_end_it(more, home, straight):
     output = f"head-{'-'.join(more)}"
     line = f"{' '.join(words_of(home, output, *more))} 2>&1 | head -2; exit ${{PIPESTATUS[0]}}"
@@ -102,6 +109,7 @@ def test_rows_that_could_not_be_written_are_written_later(home, straight):
     assert not same_bits(home / "rows", straight)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_interrupted_at_once_and_repeated(home):
     """Each evaluation scores all held-out text. It stops between two batches, and the row gets its loss later."""
     more = ["train.steps=9", "train.eval_every=4", "train.checkpoint_every=0"]
@@ -179,6 +187,7 @@ def test_a_second_launch_into_one_folder_is_refused(home):
     assert [path.name for path in (home / "twice" / "workers").iterdir()] == ["attempt_1"]
 
 
+@pytest.mark.slow
 def test_attempts_keep_their_logs(home):
     """The message names the log of the attempt that died, and the log still exists after the next attempt."""
     process = start(home, "attempts", *FOREVER, "parallel.data=2", "--max-restarts", "1")

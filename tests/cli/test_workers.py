@@ -140,7 +140,10 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(home):
     assert not psutil.wait_procs(members, timeout=10)[1]
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["before they train", "while they train"])
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param(False, id="before they train", marks=pytest.mark.slow), pytest.param(True, id="while they train")],
+)
 def test_workers_end_with_a_command_that_is_killed(home, training):
     output = f"orphans-{training}"
     process = start(home, output, "train.steps=100000", "parallel.data=2", "train.eval_every=0")
@@ -171,6 +174,7 @@ def test_sigterm_to_all_processes_saves_and_ends(home):
     assert not psutil.wait_procs(members, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_once_and_ends(home):
     more = ["train.eval_every=0", "train.checkpoint_every=0"]
     process = start(home, "stopped", "train.steps=100000", "parallel.model=2", *more)
@@ -207,6 +211,7 @@ def test_print_sharding_of_palm_540b():
     assert "18,432 x 159,744" in q_wi and "72 x 13,312" in q_wi
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_by_all_workers(home):
     """A learning rate that drives every weight out of range: later steps change nothing, on all workers, to the end."""
     rate = ["optimizer.name=adamw", "optimizer.schedule=constant", "optimizer.learning_rate=1e30"]

@@ -282,6 +282,7 @@ def faults_of(pairs: list[tuple[str, str]], home: Path, expected, counts: Counte
 PAIRS = [(name, environment) for environment in CASES for name in COMMANDS]
 
 
+@pytest.mark.slow
 def test_a_sample_of_commands_works_or_refuses_in_odd_environments(home, expected, counts):
     assert not faults_of(random.Random(SEED).sample(PAIRS, SAMPLE), home, expected, counts)
 

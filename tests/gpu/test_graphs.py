@@ -13,7 +13,7 @@ EXPECTED = {"train adafactor", "train factored", "train adamw", "train lion", "a
 EXPECTED |= {"generate", "peak", "recompute attention", "recompute block", *(f"switch {name_of(s)}" for s in SWITCHES)}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16"])
 def test_every_graph_launches(gpu, dtype):
     assert dtype in DEVICES["GPU"].dtypes
     ended = gpu("tests/gpu/graphs.py", dtype)

@@ -1,4 +1,4 @@
-"""The cases that run: a few always, the rest of the table on request, and planted errors."""
+"""The cases that run: a few by default, the rest of the table on request, and planted errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ MUTANTS = [replace(HEALTHY, mutation=name, gradients=False) for name in MUTATION
 MUTANTS_OF_PIPELINE = [replace(PIPELINE, mutation=name, gradients=False) for name in MUTATIONS_OF_PIPELINES]
 MUTANT_OF_REDUCTIONS = replace(QUICK_REDUCTIONS[1], mutation="micro-batch lost", gradients=False)
 MUTANTS_OF_GPT3 = [replace(GPT3, mutation=name, gradients=False) for name in MUTATIONS_OF_DEPARTURES]
-"""The first of them always, the others on request."""
+
+DEFAULT = [QUICK[0], QUICK[1], QUICK[3], QUICK[4], QUICK[5], GPT3, PIPELINE, QUICK_REDUCTIONS[0]]
+DEFAULT_MUTANTS = [MUTANTS[0], MUTANTS_OF_PIPELINE[-1]]
+"""Those that run by default: each axis, both together, stages and a reduction; the rest of the quick ones is slow."""
 
 
 def distinct_shardings(mesh: tuple[int, int, int]) -> Sequence[str]:

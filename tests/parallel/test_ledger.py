@@ -64,6 +64,7 @@ def test_palm_540b_on_two_pods(device):
     assert gathered == {"BFloat16"} and summed == {"Float32"}
 
 
+@pytest.mark.slow
 def test_palm_540b_that_keeps_activations(device):
     assert layer_of("palm_540b", "GPU", "parallel.recompute=none")[0] == expected(**PALM_540B)
 
@@ -96,6 +97,7 @@ def standard(data, model, d, sequences, gathered):
     return ledger
 
 
+@pytest.mark.slow
 def test_gpt3_175b(device):
     ledger, kinds = layer_of("gpt3_175b")
     assert ledger == standard(128, 8, d=12288, sequences=4, gathered=True)

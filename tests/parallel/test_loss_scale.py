@@ -24,6 +24,7 @@ def rows(home: Path, name: str, *mesh: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_mesh_has_the_same_scales(tmp_path):
     """Losses to 1e-3: 2^-11 for each rounding, summed in another order."""
     one, several = rows(tmp_path, "one"), rows(tmp_path, "several", "parallel.model=2")

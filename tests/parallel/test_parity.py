@@ -15,6 +15,8 @@ from parallel.cases import OPTIMIZERS, Case
 from parallel.compare import TOLERANCES, differences, exceeded, relative
 from parallel.runs import ONE, Runs, twins_of
 from parallel.suite import (
+    DEFAULT,
+    DEFAULT_MUTANTS,
     DEPARTURES,
     GPT3,
     MESHES,
@@ -35,8 +37,10 @@ from parallel.suite import (
 )
 
 FAST = [*QUICK, *QUICK_DEPARTURES, *QUICK_PIPELINES, *QUICK_REDUCTIONS]
-CASES = [pytest.param(case, id=case.name) for case in FAST]
-ON_REQUEST = [case for case in [*SLOW, *DEPARTURES, *PIPELINES, *REDUCTIONS] if case not in FAST]
+CASES = [pytest.param(case, id=case.name) for case in DEFAULT]
+ON_REQUEST = [
+    case for case in dict.fromkeys([*FAST, *SLOW, *DEPARTURES, *PIPELINES, *REDUCTIONS]) if case not in DEFAULT
+]
 CASES += [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in ON_REQUEST]
 FAST_MUTANTS = [*MUTANTS, MUTANTS_OF_GPT3[0], MUTANTS_OF_PIPELINE[-1], MUTANT_OF_REDUCTIONS]
 WITH_GRADIENTS = [param for param in CASES if param.values[0].gradients]
@@ -56,6 +60,11 @@ def with_twins(params):
 SHOWS = {"no reduction": "gradient norm", "mean for sum": "gradient norm", "local rms": "loss"}
 SHOWS |= {"micro-batch lost": "loss", "micro-batch twice": "loss", "no gradient from the logits": "gradient norm"}
 SHOWS |= {"local means": "loss", "values with other heads": "loss"}
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("default"), [*DEFAULT, *DEFAULT_MUTANTS])
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +94,8 @@ def reductions(tmp_path_factory):
 
 @pytest.fixture
 def runs(request, case: Case) -> Runs:
+    if case in DEFAULT:
+        return request.getfixturevalue("default")
     if case in FAST:
         return request.getfixturevalue("quick")
     if case in REDUCTIONS:
@@ -134,9 +145,17 @@ def test_table_is_complete():
         assert covered >= set(product(distinct_shardings(mesh), OPTIMIZERS, (1, 2)))
 
 
-@pytest.mark.parametrize("mutant", FAST_MUTANTS, ids=lambda case: case.mutation)
-def test_planted_errors_are_seen(quick, mutant):
+@pytest.mark.parametrize("mutant", DEFAULT_MUTANTS, ids=lambda case: case.mutation)
+def test_planted_errors_are_seen(default, mutant):
     """By the comparison that passes in the same case without them."""
+    check_that_it_shows(default, mutant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutant", [case for case in FAST_MUTANTS if case not in DEFAULT_MUTANTS], ids=lambda case: case.mutation
+)
+def test_other_planted_errors_are_seen(quick, mutant):
     check_that_it_shows(quick, mutant)
 
 

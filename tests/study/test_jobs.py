@@ -50,6 +50,7 @@ def two(tmp_path, monkeypatch):
     return study, open_text(settings), settings
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(processors() < 2, reason="one processor")
 def test_a_process_that_is_killed_ends_the_study_in_a_sentence_and_keeps_what_is_finished(two, tmp_path, monkeypatch):
     study, prepared, settings = two
