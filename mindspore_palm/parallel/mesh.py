@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -26,12 +27,12 @@ class Mesh:
     stages: int = 1
     """Pipeline parallelism: runs of layers, each on devices of its own."""
 
-    @property
+    @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Devices along each axis, slowest axis first."""
         return {STAGE: self.stages, POD: self.pods, DATA: self.data, MODEL: self.model}
 
-    @property
+    @cached_property
     def devices(self) -> int:
         """The number of devices."""
         return prod(self.sizes.values())

@@ -7,6 +7,7 @@ lets a device draw only its own shard of the initial weights, and lets the layou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from mindspore_palm.parallel.axes import Axes, Layout
@@ -34,19 +35,19 @@ class Placement:
     stage: int = 0
     """The stage whose devices hold it."""
 
-    @property
+    @cached_property
     def table_shards(self) -> tuple[int, ...]:
         """The number of shards of each dimension by the table alone."""
         return self.layout.strategy(self.axes)[0]
 
-    @property
+    @cached_property
     def data_shards(self) -> int:
         """The number of shards of the first dimension beyond the table; 1 where it does not divide (MS-08)."""
         count, rows = self.layout.weight_shards, self.shape[0] // self.table_shards[0]
         holders = self.layout.mesh.stage_devices // prod(self.table_shards)
         return count if self.fully_sharded and rows % count == 0 and holders % count == 0 else 1
 
-    @property
+    @cached_property
     def shard_shape(self) -> tuple[int, ...]:
         """Shape of the shard that one device holds."""
         rows, *rest = (size // count for size, count in zip(self.shape, self.table_shards, strict=True))
