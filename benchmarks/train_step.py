@@ -1,11 +1,13 @@
 """The training step compared with alternatives: the same shapes, Adam on all sides, alternating runs.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/train_step.py [--shapes 0,1,2,3] [--rounds 5] [--steps 5] [--json FILE]
+    python benchmarks/train_step.py [--shapes 0,1,2,3,4,5] [--rounds 5] [--steps 5] [--json FILE]
 
 Contenders are this package, the JAX reference of the tests under jit, and PaLM-pytorch, eager and under torch.compile.
 Each runs in its own process, compiles and warms up. Then they take turns, a few steps each, so that a machine that
-slows down slows all of them. The output has the median step of each and the median of its ratios by round.
+slows down slows all of them. So does a matmul of 2048 x 2048, before and after each turn: its fastest run is the peak
+that this turn is compared with. The output has the median step of each, the median of its ratios by round, and its
+median share of the peak. ``benchmarks/page.py`` makes the table of docs/benchmarks.md of the JSON.
 
 All compute the full step in float32: forward, backward and Adam's update. This package also adds the z-loss and checks
 that loss and gradients are finite, which PaLM-pytorch does not do. No side clips gradients.
@@ -16,15 +18,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import statistics
+import subprocess
 import sys
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from turns import Contender, in_new_process  # noqa: E402 - found by the path above
+from turns import Contender  # noqa: E402 - found by the path above
 
 SCALE = 1024.0  # of the loss, in float16
 SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
@@ -32,7 +38,10 @@ SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (256, 4, 8, 32, 4096, 256, 8),
     (512, 6, 8, 64, 8192, 512, 4),
     (1024, 2, 8, 128, 8192, 1024, 1),
+    (64, 2, 4, 16, 512, 64, 16),
+    (768, 12, 12, 64, 32768, 512, 2),
 )
+MATMUL, MATMULS = 2048, 4  # size, and how many before and after a turn
 
 
 def model_config(shape):
@@ -143,13 +152,17 @@ def torch_step(shape, compiled, device="cpu", dtype="float32"):
     return run
 
 
-def peak_flops():
+def matmul_step():
+    """A matmul of this package's backend."""
+    import numpy as np
+
     from mindspore_palm.parallel.context import open_device
 
     open_device("CPU")
-    from mindspore_palm.train.log.peak import measure_peak
+    from mindspore import Tensor, ops
 
-    return statistics.median(measure_peak() for _ in range(3))
+    a, matmul = Tensor(np.random.default_rng(0).standard_normal((MATMUL, MATMUL), np.float32)), ops.MatMul()
+    return lambda: matmul(a, a).asnumpy()
 
 
 CONTENDERS = {
@@ -161,30 +174,58 @@ CONTENDERS = {
 
 
 def race(shape, names, rounds, steps):
-    """Median ms/step of each contender, its median ratio to the first, and its share of the measured peak FLOP/s."""
-    flops_peak = in_new_process(peak_flops)
+    """Peak FLOP/s; for each contender median ms/step, median ratio to the first, and median share of the peak."""
     contenders = {name: Contender(CONTENDERS[name], shape).wait() for name in names}
-    times = {name: [] for name in names}
+    matmul = Contender(matmul_step).wait()
+    times, peaks = {name: [] for name in names}, {name: [] for name in names}
     for _ in range(rounds):
+        before = matmul.steps(MATMULS)
         for name, contender in contenders.items():
             times[name].append(statistics.median(contender.steps(steps)))
-    for contender in contenders.values():
+            after = matmul.steps(MATMULS)
+            peaks[name].append(2 * MATMUL**3 / min(before + after))
+            before = after
+    for contender in (matmul, *contenders.values()):
         contender.close()
     first = times[names[0]]
     flops = model_config(shape).flops_per_token(shape[5]) * shape[5] * shape[6]
-    return {
+    figures = {
         name: {
             "ms": 1e3 * statistics.median(times[name]),
             "times_ours": statistics.median(own / base for own, base in zip(times[name], first, strict=True)),
-            "of_peak": flops / statistics.median(times[name]) / flops_peak,
+            "of_peak": statistics.median(flops / t / peak for t, peak in zip(times[name], peaks[name], strict=True)),
         }
         for name in names
+    }
+    return statistics.median(peak for one in peaks.values() for peak in one), figures
+
+
+def measured_on():
+    """Host, date, commit and versions, for the JSON."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mindspore_palm.machine import processors
+
+    def version_of(package):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "processor": found[1] if found else platform.machine(),
+        "processors": processors(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit.stdout.strip() or None,
+        "versions": {name: version_of(name) for name in ("mindspore", "jax", "torch")},
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="0,1,2,3", help="numbers of the four shapes")
+    parser.add_argument("--shapes", default="0,1,2,3,4,5", help="numbers of the shapes")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="the others are compared with the first")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps per turn")
@@ -192,16 +233,19 @@ def main():
     arguments = parser.parse_args()
     names = arguments.contenders.split(",")
     print("d_model, layers, heads, head_dim, vocab, length, batch: contender, ms/step, time over the first, of peak")
-    results = []
+    results = {**measured_on(), "rounds": arguments.rounds, "steps": arguments.steps, "shapes": []}
     for index in arguments.shapes.split(","):
         shape = SHAPES[int(index)]
-        rows = race(shape, names, arguments.rounds, arguments.steps)
-        results.append({"shape": shape, "figures": rows})
-        print(", ".join(str(size) for size in shape), flush=True)
+        peak, rows = race(shape, names, arguments.rounds, arguments.steps)
+        results["shapes"].append({"shape": shape, "peak_gflops": peak / 1e9, "figures": rows})
+        print(f"{', '.join(str(size) for size in shape)}; peak {peak / 1e9:.1f} GFLOP/s", flush=True)
         for name, row in rows.items():
             print(f"  {name:<16}{row['ms']:9.1f} ms{row['times_ours']:8.2f}x{row['of_peak']:8.1%}", flush=True)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+    for name in names[1:]:
+        ratios = [one["figures"][name]["times_ours"] for one in results["shapes"]]
+        print(f"geometric mean of {name}: {statistics.geometric_mean(ratios):.2f}x, least {min(ratios):.2f}x")
 
 
 if __name__ == "__main__":
