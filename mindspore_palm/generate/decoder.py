@@ -117,7 +117,7 @@ class Decoder:
                 f"one; set the context to at most {palm.config.longest}"
             )
         self._vocab_size = vocabulary.vocab_size
-        self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
+        self.sequences, self.context, self.chunk = sequences, -(-context // CHUNK) * CHUNK, CHUNK
         self._kv_heads, self._alibi_heads = palm.config.kv_heads, palm.config.alibi_heads
         self._longest = palm.config.longest
         self._by_head = palm.config.attention == "multi_head"
@@ -143,14 +143,29 @@ class Decoder:
         """
         results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
         for sequence, tokens in enumerate(contexts):
-            if tokens is None:
-                continue
-            padded = np.zeros((1, self.context), np.int32)
-            padded[0, : len(tokens)] = tokens
-            for start in range(0, len(tokens), CHUNK):
-                last = np.array([min(len(tokens) - 1 - start, CHUNK - 1)])
-                results[sequence] = self._run(padded[:, start : start + CHUNK], np.array([start]), last, sequence)
+            for start in range(0, len(tokens or ()), CHUNK):
+                results[sequence] = self._run_chunk(sequence, tokens or (), start)
         return self._stack(results)
+
+    def read_chunk(self, sequence: int, tokens: Sequence[int], start: int) -> tuple[np.ndarray, float]:
+        """Reads one chunk of a sequence, as ``read`` does one after another.
+
+        Args:
+            sequence: its number.
+            tokens: all of its tokens.
+            start: position of the chunk's first token, a multiple of ``chunk``.
+
+        Returns:
+            float32 [vocab_size] and log(Z): the logits after the chunk's last token.
+        """
+        logits, log_z = self._run_chunk(sequence, tokens, start)
+        return logits.asnumpy()[0, : self._vocab_size], float(log_z.asnumpy()[0])
+
+    def _run_chunk(self, sequence: int, tokens: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        padded = np.zeros((1, CHUNK), np.int32)
+        chunk = tokens[start : start + CHUNK]
+        padded[0, : len(chunk)] = chunk
+        return self._run(padded, np.array([start]), np.array([len(chunk) - 1]), sequence)
 
     def write(
         self, tokens: np.ndarray, positions: np.ndarray, wanted: Sequence[bool] | None = None
