@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Sequence
+
 from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary

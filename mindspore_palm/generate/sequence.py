@@ -66,6 +66,8 @@ class GrowingSequence:
         self.token_ids: list[int] = []
         self.log_probs: list[float] = []
         self.opening: list[int] = []
+        self.repeated = 0
+        """Bytes at the beginning of ``token_ids`` that repeat white space from the end of the prompt."""
         self.alternatives: list[list[tuple[int, float]]] = []
         """For each of ``token_ids``, the likeliest tokens and their log-probabilities, the likeliest first."""
         self._tokenizer, self._openings = tokenizer, openings
@@ -95,6 +97,8 @@ class GrowingSequence:
         if given and len(new) <= len(given):
             self.opening.append(token)
             return
+        if not self.token_ids:
+            self.repeated = len(given)
         self.token_ids.append(token)
         self.log_probs.append(float(logits[token]) - log_z)
         if self._alternatives:
