@@ -117,16 +117,22 @@ class _LogProbs:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        offsets = []
-        for token in tokens:
-            offsets.append(self.offset)
-            self.offset += len(self._characters.decode(self.tokenizer.decode_bytes([token.number])[token.repeated :]))
+        offsets = [self._offset_of(self.tokenizer.decode_bytes([token.number])[token.repeated :]) for token in tokens]
         return {
             "tokens": [self._name(token.number) for token in tokens],
             "token_logprobs": [token.log_prob for token in tokens],
             "top_logprobs": [self._likeliest(token) for token in tokens] if self.count else None,
             "text_offset": offsets,
         }
+
+    def _offset_of(self, data: bytes) -> int:
+        """Where the bytes of the next token begin: in the middle of a character, where that character does."""
+        waiting = self._characters.getstate()[0]
+        if data and waiting and data[0] & 0xC0 != 0x80:  # the other bytes of that character never come
+            self.offset += len(waiting.decode("utf-8", "replace"))
+            self._characters.reset()
+        before, self.offset = self.offset, self.offset + len(self._characters.decode(data))
+        return before
 
     def _likeliest(self, token: Token) -> dict[str, float]:
         """By name; of two tokens of one name the likelier, and the chosen one in any case."""
