@@ -33,7 +33,7 @@ MAX_BODY = 8 << 20  # bytes of a request
 ROUTES = "GET /v1/models, POST /v1/completions, GET /health and the page at /"
 PAGE_HEADERS = {  # the page loads nothing, and talks to this server alone
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
 
