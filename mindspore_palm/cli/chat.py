@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.launch.interrupts import Interrupts
 from mindspore_palm.options import Parser, add_device, naming_options
 from mindspore_palm.parallel.workers import refuse_workers
 
@@ -43,6 +44,8 @@ def main() -> None:
     refuse_workers("the chat")
     if arguments.template and "{}" not in arguments.template:
         raise UserError(f"--template {arguments.template!r}: write {{}} where the message goes")
+    interrupts = Interrupts()
+    interrupts.listen()
     from mindspore_palm.files import existing_folder
     from mindspore_palm.generate.sampling import Sampling
 
@@ -53,4 +56,4 @@ def main() -> None:
     from mindspore_palm.generate.chat import ChatOptions, run  # starts MindSpore, which nothing above needs
 
     folder, context, device = Path(arguments.model), arguments.context, arguments.device
-    run(ChatOptions(folder, sampling, arguments.style, arguments.template, context, device))
+    run(ChatOptions(folder, sampling, arguments.style, arguments.template, context, device), interrupts)

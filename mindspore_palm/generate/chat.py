@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 from mindspore_palm.config import Settings
 from mindspore_palm.data.prompt import Prompt
 from mindspore_palm.data.prompt_file import prompt_of
-from mindspore_palm.errors import Interrupted, UserError
+from mindspore_palm.errors import UserError
 from mindspore_palm.generate.command import open_generator
 from mindspore_palm.generate.generator import Generator
 from mindspore_palm.generate.sampling import Sampling
 from mindspore_palm.generate.transcript import Transcript
+from mindspore_palm.launch import stop
+from mindspore_palm.launch.interrupts import Interrupts
 
 PAIRS, TEXT = "pairs", "text"
 SLOT = "{}"  # in a template: what the user types
@@ -59,21 +58,17 @@ class ChatOptions:
     device: str
 
 
-def run(options: ChatOptions) -> None:
+def run(options: ChatOptions, interrupts: Interrupts) -> None:
     """Talks until the end of input.
 
     Raises:
         UserError: the model or an option does not fit.
-        Interrupted: Ctrl-C before the chat began.
     """
-    try:
-        with open_generator(options.model, options.device, options.context, 1) as (generator, settings):
-            style = style_of(settings) if options.style == "auto" else options.style
-            if options.template and style == TEXT:
-                raise UserError("--template is for models that were fine-tuned on pairs; leave it out")
-            Chat(generator, options.sampling, style, options.template).talk()
-    except KeyboardInterrupt:
-        raise Interrupted("\nstopped") from None
+    with open_generator(options.model, options.device, options.context, 1) as (generator, settings):
+        style = style_of(settings) if options.style == "auto" else options.style
+        if options.template and style == TEXT:
+            raise UserError("--template is for models that were fine-tuned on pairs; leave it out")
+        Chat(generator, options.sampling, style, options.template, interrupts).talk()
 
 
 def style_of(settings: Settings) -> str:
@@ -89,10 +84,14 @@ class Chat:
         sampling: the settings. The seed changes with every answer.
         style: pairs or text.
         template: of a prompt, for pairs.
+        interrupts: Ctrl-C.
     """
 
-    def __init__(self, generator: Generator, sampling: Sampling, style: str, template: str = "") -> None:
+    def __init__(
+        self, generator: Generator, sampling: Sampling, style: str, template: str, interrupts: Interrupts
+    ) -> None:
         self._generator, self._sampling, self._style, self._template = generator, sampling, style, template
+        self._interrupts = interrupts
         self._transcript, self._answers = Transcript(generator.tokenizer, generator.context), 0
         self._terminal = sys.stdin.isatty() and sys.stdout.isatty()
         for stream in (sys.stdin, sys.stdout):
@@ -101,20 +100,18 @@ class Chat:
     def talk(self) -> None:
         """Answers lines until the end of input."""
         _hint(f"{ABOUT[self._style]} /help shows commands.")
-        while True:
-            try:
-                line = self._read_line()
-            except EOFError:
-                if self._terminal:
-                    print(file=sys.stderr)
-                return
-            except KeyboardInterrupt:
-                _hint("\nCtrl-D ends the chat")
-                continue
-            try:
-                self._obey(line) if line.startswith("/") else self._answer(line)
-            except UserError as error:
-                _hint(f"error: {error}")
+        with self._interrupts.have(lambda: stop.write(2, "\nCtrl-D ends the chat\n> ")):
+            while True:
+                try:
+                    line = self._read_line()
+                except EOFError:
+                    if self._terminal:
+                        print(file=sys.stderr)
+                    return
+                try:
+                    self._obey(line) if line.startswith("/") else self._answer(line)
+                except UserError as error:
+                    _hint(f"error: {error}")
 
     def _read_line(self) -> str:
         """A line without its end; of a terminal, with a prompt and editing."""
@@ -144,11 +141,12 @@ class Chat:
         prompt = self._prompt(line)
         sequence = self._generator.begin(prompt, self._sampling, self._answers)
         self._answers += 1
-        with _interruptible() as interrupted:
+        interrupted = threading.Event()
+        with self._interrupts.have(interrupted.set):
             for _ in self._generator.run([sequence]):
                 sys.stdout.write(sequence.piece())
                 sys.stdout.flush()
-                if interrupted:
+                if interrupted.is_set():
                     break
         print(flush=True)
         if self._style == TEXT:
@@ -159,21 +157,6 @@ class Chat:
         if self._style == TEXT:
             return self._transcript.add_text(text)
         return self._generator.read_prompt(self._template.replace(SLOT, text) if self._template else text, "the line")
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """A list that gets an element at Ctrl-C. An exception could reach MindSpore in the middle of a call."""
-    interrupted: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        interrupted.append(number)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _hint(text: str) -> None:
