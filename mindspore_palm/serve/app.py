@@ -55,7 +55,8 @@ class Service:
     max_tokens: int
 
     def __post_init__(self) -> None:
-        self._created, self._page = int(time.time()), files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        self._created = int(time.time())
+        self._page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
     def app(self) -> Starlette:
         """The application."""
