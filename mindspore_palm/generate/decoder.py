@@ -23,6 +23,7 @@ from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.generate.cpu import step as cpu_step
+from mindspore_palm.generate.cpu.step import IDLE
 from mindspore_palm.model.attention import cached_mask
 from mindspore_palm.model.factory import make_block
 from mindspore_palm.model.lora import adapters_of
@@ -175,13 +176,15 @@ class Decoder:
         Args:
             tokens: int32 [B], the new tokens.
             positions: int32 [B], their positions.
-            wanted: which results are needed, by default all; the others may be zero.
+            wanted: which sequences are meant, at least one, by default all. The results of the others may be zero, and
+                their tokens may be appended or not.
         """
         if len(tokens) != self.sequences or len(positions) != self.sequences:
             raise ValueError(f"{len(tokens)} tokens at {len(positions)} positions for {self.sequences} sequences")
         token_ids = tokens[:, None].astype(np.int32)
         if self._cpu_step is not None:
-            logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(positions.astype(np.int32)))
+            written = positions if wanted is None else np.where(wanted, positions, IDLE)
+            logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(written.astype(np.int32)))
         elif self._one_by_one:
             results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
             for row, is_wanted in enumerate([True] * self.sequences if wanted is None else wanted):

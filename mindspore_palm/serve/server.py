@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
@@ -75,6 +76,8 @@ def run(options: ServeOptions, listener: socket.socket) -> None:
                     f"serving {name} at {url_of(listener)}: {options.places} places, {options.queue} more may wait; "
                     "Ctrl-C stops"
                 )
+                if is_exposed(listener):
+                    console.say("note: who reaches this address can use the model; there is no password")
                 engine.run()
     except KeyboardInterrupt:
         pass
@@ -91,6 +94,11 @@ def url_of(listener: socket.socket) -> str:
     """Address of the server for a browser."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_exposed(listener: socket.socket) -> bool:
+    """Whether other machines may reach the server."""
+    return not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 @contextmanager

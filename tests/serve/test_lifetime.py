@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from serve.client import INTERRUPT, ROOT, TERMINATE, joined, serving, stopped
@@ -71,6 +73,31 @@ def test_without_its_libraries_one_sentence_says_how_to_get_them(tmp_path):
     message = refusal(tmp_path, PYTHONPATH=path)
     assert "palm serve needs starlette and uvicorn, which are not installed; pip install" in message
     assert "'mindspore_palm[serve]'" in message
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "exposed"),
+    [
+        (("127.0.0.1", 80), "http://127.0.0.1:80", False),
+        (("0.0.0.0", 81), "http://0.0.0.0:81", True),
+        (("::1", 82, 0, 0), "http://[::1]:82", False),
+        (("fe80::1%eth0", 83, 0, 2), "http://[fe80::1%eth0]:83", True),
+    ],
+)
+def test_addresses_are_written_for_a_browser_and_known_to_be_exposed(address, url, exposed):
+    from mindspore_palm.serve.server import is_exposed, url_of
+
+    listener = SimpleNamespace(getsockname=lambda: address)
+    assert (url_of(listener), is_exposed(listener)) == (url, exposed)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("runs/a", "a"), ("runs/a/final", "a"), ("runs/a/checkpoints/s_1", "s_1")]
+)
+def test_a_model_has_the_name_of_its_run(folder, name):
+    from mindspore_palm.serve.server import name_of
+
+    assert name_of(Path(folder)) == name
 
 
 @pytest.mark.parametrize("number", [INTERRUPT, TERMINATE])
