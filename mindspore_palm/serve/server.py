@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -22,6 +23,7 @@ from mindspore_palm.file_names import FINAL
 from mindspore_palm.generate.command import open_generator
 from mindspore_palm.generate.sampling import Sampling
 from mindspore_palm.launch import stop
+from mindspore_palm.launch.interrupts import end_process
 from mindspore_palm.serve.app import Service
 from mindspore_palm.serve.engine import Engine
 from mindspore_palm.serve.scheduler import Scheduler
@@ -63,24 +65,23 @@ def run(options: ServeOptions, listener: socket.socket) -> None:
         UserError: the model does not fit the options.
         Interrupted: a signal.
     """
-    try:
-        with open_generator(options.model, options.device, options.context, options.places) as (generator, _):
-            console.say("compiling")
-            warm_up = [Prompt((generator.tokenizer.eod,))]
-            generator(warm_up, Sampling(max_tokens=2))  # the first request does not wait for a compiler
-            engine = Engine(Scheduler(generator.places()), options.places + options.queue)
-            name = options.name or name_of(options.model)
-            service = Service(generator, engine, name, options.max_tokens)
-            with _served(service, listener), _stopped_by_signals(engine, options.grace):
-                console.say(
-                    f"serving {name} at {url_of(listener)}: {options.places} places, {options.queue} more may wait; "
-                    "Ctrl-C stops"
-                )
-                if is_exposed(listener):
-                    console.say("note: who reaches this address can use the model; there is no password")
-                engine.run()
-    except KeyboardInterrupt:
-        pass
+    with (
+        _Signals(options.grace) as signals,
+        open_generator(options.model, options.device, options.context, options.places) as (generator, _),
+    ):
+        console.say("compiling")
+        warm_up = [Prompt((generator.tokenizer.eod,))]
+        generator(warm_up, Sampling(max_tokens=2))  # the first request does not wait for a compiler
+        engine = signals.engine = Engine(Scheduler(generator.places()), options.places + options.queue)
+        name = options.name or name_of(options.model)
+        with _served(Service(generator, engine, name, options.max_tokens), listener):
+            console.say(
+                f"serving {name} at {url_of(listener)}: {options.places} places, {options.queue} more may wait; "
+                "Ctrl-C stops"
+            )
+            if is_exposed(listener):
+                console.say("note: who reaches this address can use the model; there is no password")
+            engine.run()
     raise Interrupted("\nstopped")
 
 
@@ -136,28 +137,38 @@ def _served(service: Service, listener: socket.socket) -> Iterator[None]:
         thread.join(2 * CLOSE)
 
 
-@contextmanager
-def _stopped_by_signals(engine: Engine, grace: float) -> Iterator[None]:
-    """Lets a signal stop the engine; a second one, later than what may be the first one forwarded, stops it now."""
-    first: list[float] = []
+class _Signals:
+    """Lets a signal stop the engine, or end the process while there is none yet.
 
-    def handle(_: int, __: FrameType | None) -> None:
-        now = time.monotonic()
-        if not first:
-            first.append(now)
-            engine.stop(grace)
-            stop.write(2, f"\nstopping: running requests have {grace:g} s to finish; Ctrl-C again cancels them\n")
-        elif now - first[0] > stop.FORCE_AFTER:
-            engine.stop(0)
+    A second signal, later than what may be the first one forwarded, stops the engine now. MindSpore turns Ctrl-C into
+    SIGTERM (MS-68), which has the same effect.
 
-    before = {}
-    for number in stop.SIGNALS:
-        handler = signal.getsignal(number)
-        if number == getattr(signal, "SIGHUP", None) and handler == signal.SIG_IGN:
-            continue
-        before[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    Args:
+        grace: seconds that running requests have to finish.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self.engine: Engine | None = None
+        self._grace, self._first, self._before = grace, 0.0, dict[int, Any]()
+
+    def __enter__(self) -> _Signals:
+        for number in stop.SIGNALS:
+            handler = signal.getsignal(number)
+            if number != getattr(signal, "SIGHUP", None) or handler != signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, _: int, __: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.engine is None:
+            end_process()
+        elif not self._first:
+            self._first = now
+            self.engine.stop(self._grace)
+            stop.write(2, f"\nstopping: running requests have {self._grace:g} s to finish; Ctrl-C again cancels them\n")
+        elif now - self._first > stop.FORCE_AFTER:
+            self.engine.stop(0)

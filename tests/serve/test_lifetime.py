@@ -91,9 +91,7 @@ def test_addresses_are_written_for_a_browser_and_known_to_be_exposed(address, ur
     assert (url_of(listener), is_exposed(listener)) == (url, exposed)
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"), [("runs/a", "a"), ("runs/a/final", "a"), ("runs/a/checkpoints/s_1", "s_1")]
-)
+@pytest.mark.parametrize(("folder", "name"), [("runs/a", "a"), ("runs/a/final", "a"), ("runs/a/step_1", "step_1")])
 def test_a_model_has_the_name_of_its_run(folder, name):
     from mindspore_palm.serve.server import name_of
 
@@ -105,6 +103,17 @@ def test_a_signal_ends_an_idle_server(model_folder, number):
     with serving(model_folder) as server:
         code, said = stopped(server, number)
         assert code == 130 and said.endswith("\nstopped\n") and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [INTERRUPT, TERMINATE])
+def test_a_signal_before_the_server_is_ready_ends_it(model_folder, number):
+    """While its graphs are compiled."""
+    line = [sys.executable, str(ROOT / "run" / "serve.py"), str(model_folder), "--port", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, said, out, err) == (130, "compiling\n", "", "\nstopped\n")
 
 
 def test_running_requests_finish_and_waiting_ones_are_refused(model_folder):
