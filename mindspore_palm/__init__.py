@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from mindspore_palm.checkpoint.model_folder import load
     from mindspore_palm.config import PaLMConfig
     from mindspore_palm.data.tokenizer import Tokenizer
-    from mindspore_palm.generate.generator import Generation, Generator
+    from mindspore_palm.generate.generator import Generator
     from mindspore_palm.generate.sampling import Sampling
+    from mindspore_palm.generate.sequence import Generation
     from mindspore_palm.model.palm import PaLM
     from mindspore_palm.zoo import create_model, list_models
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Generation": "mindspore_palm.generate.generator",
+    "Generation": "mindspore_palm.generate.sequence",
     "Generator": "mindspore_palm.generate.generator",
     "PaLM": "mindspore_palm.model.palm",
     "PaLMConfig": "mindspore_palm.config",

@@ -33,6 +33,8 @@ COMMANDS = {
     "train": Command("train", "train a PaLM from text, or fine-tune one on pairs", trains=True),
     "study": Command("study", "train variants alike with several seeds, and compare them"),
     "generate": Command("generate", "continue prompts with a trained model", results=True),
+    "chat": Command("chat", "talk with a trained model in the terminal", results=True),
+    "serve": Command("serve", "answer requests over HTTP, in the format of OpenAI's completions"),
     "evaluate": Command("evaluate", "score a trained model on text and on questions", results=True),
     "harness": Command("harness", "evaluate in EleutherAI's lm-evaluation-harness", results=True),
     "convert": Command("convert", "convert weights from and to other PaLMs"),

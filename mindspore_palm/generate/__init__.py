@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mindspore_palm.generate.generator import Generation, Generator
+    from mindspore_palm.generate.generator import Generator
     from mindspore_palm.generate.sampling import Sampling
+    from mindspore_palm.generate.sequence import Generation
 
 __all__ = ["Generation", "Generator", "Sampling"]
 
@@ -15,5 +16,5 @@ __all__ = ["Generation", "Generator", "Sampling"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "sampling" if name == "Sampling" else "generator"
+    home = {"Generation": "sequence", "Generator": "generator", "Sampling": "sampling"}[name]
     return getattr(import_module(f"{__name__}.{home}"), name)

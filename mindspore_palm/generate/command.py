@@ -8,21 +8,24 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from mindspore_palm.checkpoint.model_folder import find_model, load, load_tokenizer
 from mindspore_palm.config import ParallelConfig, Settings
-from mindspore_palm.data.prompt import Prompt, encode_prompt
+from mindspore_palm.data.prompt import Prompt
 from mindspore_palm.data.prompt_file import prompt_of
 from mindspore_palm.data.vocabulary import padding_note
 from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.file_names import CONFIG, WORKERS
 from mindspore_palm.generate.cpu import step as cpu_step
-from mindspore_palm.generate.generator import Generation, Generator
+from mindspore_palm.generate.generator import Generator
 from mindspore_palm.generate.sampling import Sampling
+from mindspore_palm.generate.sequence import Generation
+from mindspore_palm.generate.transcript import Transcript
 from mindspore_palm.launch.workers import Workers
 from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
@@ -142,6 +145,44 @@ def _start_workers(devices: int, target: str, command: Sequence[str]) -> None:
 
 
 def _generate(options: GenerateOptions, settings: Settings, current: Layout) -> None:
+    batch = min(MAX_BATCH, max(1, len(options.prompts)))
+    with _opened(options, settings, current, batch) as (generator, rank):
+        terminal = Terminal(generator, options.sampling, options.log_probs, rank)
+        if options.interactive:
+            terminal.converse(options.prompts)
+        elif len(options.prompts) == 1:
+            terminal.write(options.prompts[0])
+        else:
+            terminal.write_all(options.prompts)
+
+
+@contextmanager
+def open_generator(checkpoint: Path, device: str, context: int, batch: int) -> Iterator[tuple[Generator, Settings]]:
+    """A model that decodes on one device, with its settings, for commands other than this one.
+
+    Args:
+        checkpoint: a run's folder, or a folder in it that holds a model.
+        device: the value of --device.
+        context: maximum number of tokens that the model sees; 0: as many as it was trained on.
+        batch: number of sequences that are decoded together.
+
+    Raises:
+        UserError: the checkpoint or an option does not fit.
+    """
+    options = GenerateOptions(checkpoint, (), Sampling(), context, device=device)
+    settings = _settings_of(options)
+    target = choose_device(device, "--device")[0]
+    current = dataclasses.replace(layout_of(settings, target), table=MODEL_AXES)
+    check_layout(settings, current, placements)
+    with _opened(options, settings, current, batch) as (generator, _):
+        yield generator, settings
+
+
+@contextmanager
+def _opened(
+    options: GenerateOptions, settings: Settings, current: Layout, batch: int
+) -> Iterator[tuple[Generator, int]]:
+    """The generator, and the rank of this worker."""
     tokenizer = load_tokenizer(options.checkpoint)
     if note := padding_note(settings.model, tokenizer.vocab_size, tokenizer.model_file):
         print(f"note: {note}", file=sys.stderr)
@@ -151,17 +192,8 @@ def _generate(options: GenerateOptions, settings: Settings, current: Layout) -> 
         palm = load(options.checkpoint)
         if cpu_step.wanted(palm.config) and not cpu_step.usable(palm.config):
             print("note: no working g++ was found; MindSpore's own ops decode instead, slower", file=sys.stderr)
-        batch = min(MAX_BATCH, max(1, len(options.prompts)))
-        generator = Generator(
-            palm, tokenizer, options.context or settings.data.seq_len, batch, str(find_model(options.checkpoint))
-        )
-        terminal = Terminal(generator, options.sampling, options.log_probs, rank)
-        if options.interactive:
-            terminal.converse(options.prompts)
-        elif len(options.prompts) == 1:
-            terminal.write(options.prompts[0])
-        else:
-            terminal.write_all(options.prompts)
+        context = options.context or settings.data.seq_len
+        yield Generator(palm, tokenizer, context, batch, str(find_model(options.checkpoint))), rank
 
 
 class Terminal:
@@ -216,27 +248,19 @@ class Terminal:
 
         An empty line continues without new text. The beginning of a text that no longer fits the context is dropped.
         """
-        tokenizer, context = self._generator.tokenizer, self._generator.context
         print("type how the text continues, then Enter; Enter alone: the model continues; Ctrl-D ends", file=sys.stderr)
-        tokens, waiting = [tokenizer.eod], list(prompts)
+        transcript, waiting = Transcript(self._generator.tokenizer, self._generator.context), list(prompts)
         while True:
             try:
                 line = waiting.pop(0) if waiting else input("> ")
-                new = encode_prompt(tokenizer, prompt_of(os.fsencode(line), "the line") if line else "")
-                count = len(new.context) + len(tokenizer.encode(new.white_space))
-                if count >= context // 2:
-                    raise UserError(f"the line has {count:,} tokens; at most {context // 2 - 1:,} fit")
+                prompt = transcript.add_text(prompt_of(os.fsencode(line), "the line") if line else "")
             except EOFError:
                 print(file=sys.stderr)
                 return
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 continue
-            tokens += new.context
-            if len(tokens) + count - len(new.context) >= context:
-                tokens = tokens[-(context // 2) :]
-            tokens += self.write(line, Prompt(tuple(tokens), new.white_space))
-            tokens = tokens if len(tokens) < context else tokens[-(context // 2) :]
+            transcript.add_tokens(self.write(line, prompt))
 
     def _report(self, generations: Sequence[Generation], seconds: float) -> None:
         if self._log_probs:

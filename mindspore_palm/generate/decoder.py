@@ -23,6 +23,7 @@ from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate.cache import CachedAttention
 from mindspore_palm.generate.cpu import step as cpu_step
+from mindspore_palm.generate.cpu.step import IDLE
 from mindspore_palm.model.attention import cached_mask
 from mindspore_palm.model.factory import make_block
 from mindspore_palm.model.lora import adapters_of
@@ -117,7 +118,7 @@ class Decoder:
                 f"one; set the context to at most {palm.config.longest}"
             )
         self._vocab_size = vocabulary.vocab_size
-        self.sequences, self.context = sequences, -(-context // CHUNK) * CHUNK
+        self.sequences, self.context, self.chunk = sequences, -(-context // CHUNK) * CHUNK, CHUNK
         self._kv_heads, self._alibi_heads = palm.config.kv_heads, palm.config.alibi_heads
         self._longest = palm.config.longest
         self._by_head = palm.config.attention == "multi_head"
@@ -143,14 +144,29 @@ class Decoder:
         """
         results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
         for sequence, tokens in enumerate(contexts):
-            if tokens is None:
-                continue
-            padded = np.zeros((1, self.context), np.int32)
-            padded[0, : len(tokens)] = tokens
-            for start in range(0, len(tokens), CHUNK):
-                last = np.array([min(len(tokens) - 1 - start, CHUNK - 1)])
-                results[sequence] = self._run(padded[:, start : start + CHUNK], np.array([start]), last, sequence)
+            for start in range(0, len(tokens or ()), CHUNK):
+                results[sequence] = self._run_chunk(sequence, tokens or (), start)
         return self._stack(results)
+
+    def read_chunk(self, sequence: int, tokens: Sequence[int], start: int) -> tuple[np.ndarray, float]:
+        """Reads one chunk of a sequence, as ``read`` does one after another.
+
+        Args:
+            sequence: its number.
+            tokens: all of its tokens.
+            start: position of the chunk's first token, a multiple of ``chunk``.
+
+        Returns:
+            float32 [vocab_size] and log(Z): the logits after the chunk's last token.
+        """
+        logits, log_z = self._run_chunk(sequence, tokens, start)
+        return logits.asnumpy()[0, : self._vocab_size], float(log_z.asnumpy()[0])
+
+    def _run_chunk(self, sequence: int, tokens: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        padded = np.zeros((1, CHUNK), np.int32)
+        chunk = tokens[start : start + CHUNK]
+        padded[0, : len(chunk)] = chunk
+        return self._run(padded, np.array([start]), np.array([len(chunk) - 1]), sequence)
 
     def write(
         self, tokens: np.ndarray, positions: np.ndarray, wanted: Sequence[bool] | None = None
@@ -160,13 +176,15 @@ class Decoder:
         Args:
             tokens: int32 [B], the new tokens.
             positions: int32 [B], their positions.
-            wanted: which results are needed, by default all; the others may be zero.
+            wanted: which sequences are meant, at least one, by default all. The results of the others may be zero, and
+                their tokens may be appended or not.
         """
         if len(tokens) != self.sequences or len(positions) != self.sequences:
             raise ValueError(f"{len(tokens)} tokens at {len(positions)} positions for {self.sequences} sequences")
         token_ids = tokens[:, None].astype(np.int32)
         if self._cpu_step is not None:
-            logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(positions.astype(np.int32)))
+            written = positions if wanted is None else np.where(wanted, positions, IDLE)
+            logits, log_z = self._cpu_step(Tensor(token_ids), Tensor(written.astype(np.int32)))
         elif self._one_by_one:
             results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
             for row, is_wanted in enumerate([True] * self.sequences if wanted is None else wanted):

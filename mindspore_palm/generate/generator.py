@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
 
 from mindspore_palm.data.prompt import Prompt, encode_prompt
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
-from mindspore_palm.errors import UserError, not_finite
+from mindspore_palm.errors import UserError
 from mindspore_palm.generate.decoder import Decoder
 from mindspore_palm.generate.opening import Openings
-from mindspore_palm.generate.sampling import Sampler, Sampling, stream_number
-from mindspore_palm.generate.text import GrowingText
+from mindspore_palm.generate.places import Places
+from mindspore_palm.generate.sampling import Sampling
+from mindspore_palm.generate.sequence import Generation, GrowingSequence
 from mindspore_palm.model.palm import PaLM
 
 CONTEXT = 1024  # positions, by default
-
-Finished = Literal["", "eod", "stop", "length"]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The result for one prompt."""
-
-    text: str
-    """The generated text, without the prompt, the stop text and an incomplete character at the end."""
-    token_ids: list[int]
-    """All generated tokens, including an [eod] and those of a stop text. The first one may begin with the prompt's
-    trailing white space."""
-    log_probs: list[float]
-    """Natural log-probability of each token by the model itself: at temperature 1, without penalty, top-k and top-p."""
-    finished: Finished
-    """Why it ended: eod (the model ended the document), stop (a stop text occurred) or length (max_tokens)."""
-    opening: list[int] = field(default_factory=list)
-    """Tokens before ``token_ids`` that only repeat white space from the end of the prompt."""
 
 
 class Generator:
@@ -80,16 +58,15 @@ class Generator:
         Raises:
             UserError: a prompt is empty, too long, not text or has invalid tokens; or the logits are not finite.
         """
-        sequences: list[_Sequence] = []
+        sequences: list[GrowingSequence] = []
         seen: Counter[Prompt] = Counter()
         for number, prompt in enumerate(prompts):
             name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
-            read = self._read(prompt, name)
-            sequences.append(_Sequence(read, sampling, seen[read], self, name))
+            read = self.read_prompt(prompt, name)
+            sequences.append(self.begin(read, sampling, seen[read], name))
             seen[read] += 1
-        for start in range(0, len(sequences), self.batch):
-            for _ in self._run(sequences[start : start + self.batch]):
-                pass
+        for _ in self.run(sequences):
+            pass
         return [sequence.result() for sequence in sequences]
 
     def stream(self, prompt: str | Prompt | Sequence[int], sampling: Sampling) -> PyGenerator[str, None, Generation]:
@@ -101,16 +78,47 @@ class Generator:
         Raises:
             UserError: as ``__call__``.
         """
-        return self._pieces(_Sequence(self._read(prompt, "the prompt"), sampling, 0, self, "the prompt"))
+        return self._pieces(self.begin(self.read_prompt(prompt), sampling))
 
-    def _pieces(self, sequence: _Sequence) -> PyGenerator[str, None, Generation]:
-        for _ in self._run([sequence]):
-            if piece := sequence.text.piece(last=bool(sequence.finished)):
+    def _pieces(self, sequence: GrowingSequence) -> PyGenerator[str, None, Generation]:
+        for _ in self.run([sequence]):
+            if piece := sequence.piece():
                 yield piece
         return sequence.result()
 
-    def _read(self, prompt: str | Prompt | Sequence[int], name: str) -> Prompt:
-        """A prompt as the network reads it; a text gets an [eod] before it."""
+    def begin(
+        self, prompt: Prompt, sampling: Sampling, repetition: int = 0, name: str = "the prompt", alternatives: int = 0
+    ) -> GrowingSequence:
+        """A sequence that has not grown yet; the arguments are those of ``GrowingSequence``."""
+        return GrowingSequence(
+            prompt, sampling, repetition, self.tokenizer, self.openings, name, self.model, alternatives
+        )
+
+    def places(self) -> Places:
+        """The ``batch`` places of its decoder. Only one user at a time may have them."""
+        return Places(self._decoder, self.context, self.tokenizer.eod)
+
+    def run(self, sequences: Sequence[GrowingSequence]) -> Iterator[None]:
+        """Generates until all sequences are finished; yields after every step. One that ends makes room for the next.
+
+        A sequence gets the same bits alone and in any batch: a window that slides is re-read without the others.
+        """
+        places, waiting = self.places(), deque(sequences)
+        while waiting or places.sequences:
+            while waiting and places.free:
+                places.enter(waiting.popleft())
+            for sequence, logits, log_z in places.step():
+                sequence.append_token(logits, log_z)
+                if sequence.finished:
+                    places.leave(sequence)
+            yield
+
+    def read_prompt(self, prompt: str | Prompt | Sequence[int], name: str = "the prompt") -> Prompt:
+        """A prompt as the network reads it; a text gets an [eod] before it.
+
+        Raises:
+            UserError: it is empty, too long, not text or has invalid tokens.
+        """
         if isinstance(prompt, str):
             if not prompt:
                 raise UserError(f"{name} is empty; write the beginning of a text")
@@ -131,90 +139,3 @@ class Generator:
         if count >= self.context:
             raise UserError(f"{name} has {count:,} tokens, {self._too_long}")
         return prompt
-
-    def _run(self, sequences: list[_Sequence]) -> Iterator[None]:
-        """Generates until all sequences are finished; yields after every token.
-
-        A sequence gets the same bits alone and in any batch: a window that slides is re-read without the others.
-        """
-        logits, log_z = self._decoder.read([sequence.window for sequence in sequences])
-        while True:
-            for sequence, row, z in zip(sequences, logits, log_z, strict=False):
-                if not sequence.finished:
-                    sequence.append_token(row, float(z))
-            yield
-            growing = [not sequence.finished for sequence in sequences]
-            if not any(growing):
-                return
-            slid = [one.window if not one.finished and one.slide(self.context) else None for one in sequences]
-            last, positions = np.full(self.batch, self.tokenizer.eod), np.zeros(self.batch, np.int64)
-            for i, sequence in enumerate(sequences):
-                if growing[i]:  # one that slid is re-read below: here it writes to the slot of its next token
-                    last[i] = sequence.window[-1]
-                    positions[i] = len(sequence.window) - (slid[i] is None)
-            wanted = [grows and window is None for grows, window in zip(growing, slid, strict=True)]
-            if any(wanted):
-                logits, log_z = self._decoder.write(last, positions, wanted)
-            if any(slid):
-                reread, reread_z = self._decoder.read(slid)
-                is_reread = np.array([window is not None for window in slid] + [False] * (self.batch - len(sequences)))
-                logits, log_z = np.where(is_reread[:, None], reread, logits), np.where(is_reread, reread_z, log_z)
-
-
-class _Sequence:
-    """One sequence while it is generated.
-
-    Args:
-        prompt: its beginning.
-        sampling: the settings.
-        repetition: the number of equal prompts before it.
-        generator: the generator that it belongs to.
-        name: the prompt's name in messages.
-    """
-
-    def __init__(self, prompt: Prompt, sampling: Sampling, repetition: int, generator: Generator, name: str) -> None:
-        self.window = list(prompt.context)
-        """The tokens that the network sees."""
-        self.text = GrowingText(sampling.stop)
-        self.finished: Literal["", "eod", "stop", "length"] = ""
-        self._tokenizer, self._openings = generator.tokenizer, generator.openings
-        self._model, self._name = generator.model, name
-        self._given = prompt.white_space.encode()  # bytes that the next tokens must begin with
-        self._opening: list[int] = []
-        self._tokens: list[int] = []
-        self._log_probs: list[float] = []
-        self._seen = set(prompt.context) - {self._tokenizer.eod}  # no penalty for ending: [eod] is before every prompt
-        self._sampling, self._sampler = sampling, Sampler(sampling, stream_number(prompt, repetition))
-
-    def append_token(self, logits: np.ndarray, log_z: float) -> None:
-        """Samples the next token and appends it."""
-        if not (np.isfinite(log_z) and np.isfinite(logits).all()):
-            raise not_finite(self._model, f"token {1 + len(self._opening) + len(self._tokens)} after {self._name}")
-        token = self._sampler(logits, self._seen, self._openings(self._given) if self._given else None)
-        self.window.append(token)
-        if token != self._tokenizer.eod:
-            self._seen.add(token)
-        new = self._tokenizer.decode_bytes([token])
-        given, self._given = self._given, self._given[len(new) :]
-        if given and len(new) <= len(given):
-            self._opening.append(token)
-            return
-        self._tokens.append(token)
-        self._log_probs.append(float(logits[token]) - log_z)
-        self.text.add(new[len(given) :])
-        if token == self._tokenizer.eod:
-            self.finished = "eod"
-        elif self.text.stopped:
-            self.finished = "stop"
-        elif len(self._tokens) == self._sampling.max_tokens:
-            self.finished = "length"
-
-    def slide(self, context: int) -> bool:
-        """Drops all but the last half of the context if the window is longer than it; returns whether it was."""
-        if len(self.window) <= context:
-            return False
-        self.window = self.window[-(context // 2) :]
-        return True
-
-    def result(self) -> Generation:
-        return Generation(self.text.whole, self._tokens, self._log_probs, self.finished, self._opening)

@@ -162,3 +162,28 @@ def build(builder) -> None:
     """Builds, or not: an empty source makes no module."""
     with contextlib.suppress(Exception):
         builder.build()
+
+
+HANDLED = """
+import os, signal, time
+import numpy as np
+import mindspore as ms
+from mindspore import Tensor, nn
+
+class Double(nn.Cell):
+    def construct(self, x):
+        return x + x
+
+ms.set_context(mode=ms.GRAPH_MODE)
+signal.signal(signal.SIGINT, lambda *_: os._exit(7))
+Double()(Tensor(np.zeros(3, np.float32)))
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(5)
+"""
+
+
+def test_ms_68_a_graph_takes_the_place_of_the_handler_of_ctrl_c(tmp_path):
+    """The process ends by SIGTERM, where the handler of the program would have ended it with 7."""
+    (tmp_path / "handled.py").write_text(HANDLED)
+    done = subprocess.run([sys.executable, tmp_path / "handled.py"], capture_output=True, text=True, timeout=120)
+    still("MS-68", done.returncode == -signal.SIGTERM, done)

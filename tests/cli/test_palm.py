@@ -111,7 +111,7 @@ def test_help_and_wrong_arguments_answer_at_once(words):
 
 
 def test_scripts_are_aliases_from_any_folder(tmp_path):
-    assert len(SCRIPTS) == 9
+    assert len(SCRIPTS) == 11
     for path in SCRIPTS:
         code = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] not in '"#']
         assert len(code) == 3 and code[2].endswith('", __name__)') and "sys" not in "".join(code)

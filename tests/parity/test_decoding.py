@@ -209,6 +209,25 @@ def test_tokens_and_positions_out_of_range_are_not_read_in_cpp(device, rng, toke
         decoder.write(np.array([token]), np.array([position]))
 
 
+@pytest.mark.parametrize("wanted", [[0], [4], [1, 3], [0, 2, 3, 4]], ids=str)
+def test_sequences_without_a_token_change_nothing(device, rng, wanted):
+    """The others get the bits of a step of all five, theirs are zeros, and their caches stay as they are."""
+    palm, mask = network(rng, **ODD), np.isin(np.arange(5), wanted)
+    prompts = [list(rng.integers(0, palm.config.vocab_size, n)) for n in (3, 66, 1, 20, 9)]
+    lengths, tokens = np.array([len(prompt) for prompt in prompts]), rng.integers(0, palm.config.vocab_size, 5)
+    full, some = Decoder(palm, 5, 128), Decoder(palm, 5, 128)
+    assert full._cpu_step is not None
+    for decoder in (full, some):
+        decoder.read(prompts)
+    expected = full.write(tokens, lengths)
+    actual = some.write(tokens, np.where(mask, lengths, 0), mask)  # a position of 0 would overwrite the first token
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(ours[mask], theirs[mask])
+        assert not ours[~mask].any()
+    later = [decoder.write(tokens, lengths)[0] for decoder in (full, some)]
+    np.testing.assert_array_equal(*later)
+
+
 COMING_AND_GOING = """
 import numpy as np
 from mindspore_palm import PaLM, PaLMConfig

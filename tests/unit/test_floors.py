@@ -18,14 +18,14 @@ FLOORS = (
     ("checkpoint", "cost", "zoo"),
     ("train.log",),
     ("convert", "generate", "plan", "train"),
-    ("dry_run", "evaluate"),
+    ("dry_run", "evaluate", "serve"),
     ("study",),
     ("cli",),
     ("__main__", "mindspore_palm", "mindspore_hub_conf", "run"),  # what users import and call
 )
 """From the ground up. A module imports its own room and the floors below it, nothing else."""
 
-WITHOUT_TRAIN = ("convert", "evaluate", "generate", "plan")
+WITHOUT_TRAIN = ("convert", "evaluate", "generate", "plan", "serve")
 """Rooms that open what a run has written, or ask what it costs, and need nothing that trains."""
 
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA_SUFFIXES = (".cc", ".h", ".yaml")  # of files that the package reads
+DATA_SUFFIXES = (".cc", ".h", ".html", ".yaml")  # of files that the package reads
 
 
 def test_the_wheel_holds_the_package(tmp_path):

@@ -19,7 +19,7 @@
 namespace {
 
 struct Sizes {
-  int64_t batch, d_model, heads, kv_heads, head_dim, mlp_per_head, context, vocabulary;
+  int64_t sequences, batch, d_model, heads, kv_heads, head_dim, mlp_per_head, context, vocabulary;
   // Columns of the weights of that name; rows of o_wo.
   int64_t q_wi() const { return heads * (head_dim + 2 * mlp_per_head); }
   int64_t kv() const { return 2 * kv_heads * head_dim; }
@@ -73,13 +73,20 @@ float LogSumExp(const float *x, int64_t count) {
   return std::log(sum) + largest;
 }
 
+constexpr int32_t kIdle = INT32_MIN;  // IDLE of step.py
 constexpr int64_t kMaxGroup = 4;  // query heads that share one read of each key and value
 
 // The network at one step.
 class Network {
  public:
-  Network(const Sizes &sizes, const Switches &switches, const Rotation &rotation, const int32_t *positions)
-      : s_(sizes), switches_(switches), rotation_(rotation), positions_(positions), pool_(ThreadPool::Get()) {
+  Network(const Sizes &sizes, const Switches &switches, const Rotation &rotation, const int32_t *positions,
+          const std::vector<int64_t> &rows)
+      : s_(sizes),
+        switches_(switches),
+        rotation_(rotation),
+        positions_(positions),
+        rows_(rows),
+        pool_(ThreadPool::Get()) {
     partials_ = pool_.threads() == 1 ? 1 : std::min(2 * pool_.threads(), 16);
     const int64_t per_key = s_.heads / s_.kv_heads, wanted = std::max<int64_t>(1, 2 * pool_.threads() / s_.batch);
     group_size_ = std::min({per_key, kMaxGroup, (s_.heads + wanted - 1) / wanted});
@@ -93,11 +100,11 @@ class Network {
     o_wo_.Resize(partials_ * s_.batch * s_.d_model);
   }
 
-  // tokens [B] to logits [B, vocabulary] and log_z [B].
+  // tokens [B] to logits [B, vocabulary] and log_z [B]. Those of idle sequences are zeros.
   void Run(const int32_t *tokens, const float *embedding, const std::vector<Block> &blocks, const float *final_scale,
            float *logits, float *log_z) {
     for (int64_t b = 0; b < s_.batch; ++b) {
-      std::copy_n(embedding + tokens[b] * s_.d_model, s_.d_model, x_.data() + b * s_.d_model);
+      std::copy_n(embedding + tokens[rows_[b]] * s_.d_model, s_.d_model, x_.data() + b * s_.d_model);
     }
     for (const Block &block : blocks) RunBlock(block);
     for (int64_t b = 0; b < s_.batch; ++b) {
@@ -111,6 +118,19 @@ class Network {
                        (part + 1) * s_.vocabulary / parts);
     });
     pool_.Run(s_.batch, [&](int64_t b) { log_z[b] = LogSumExp(logits + b * s_.vocabulary, s_.vocabulary); });
+    for (int64_t row = s_.sequences - 1, b = s_.batch - 1; row >= 0; --row) {  // from the back: no row is lost
+      float *to = logits + row * s_.vocabulary;
+      if (b < 0 || rows_[b] != row) {
+        std::fill_n(to, s_.vocabulary, 0.0f);
+        log_z[row] = 0;
+        continue;
+      }
+      if (b != row) {
+        std::copy_n(logits + b * s_.vocabulary, s_.vocabulary, to);
+        log_z[row] = log_z[b];
+      }
+      --b;
+    }
   }
 
  private:
@@ -147,9 +167,9 @@ class Network {
 
   // Appends the key and value of sequence b's new token to the cache.
   void AppendKv(const Block &block, int64_t b) {
-    const int64_t K = s_.head_dim, position = positions_[b];
+    const int64_t K = s_.head_dim, position = positions_[rows_[b]];
     for (int64_t g = 0; g < s_.kv_heads; ++g) {
-      const int64_t slot = ((b * s_.kv_heads + g) * s_.context + position) * K, column = b * s_.kv() + g * K;
+      const int64_t slot = ((rows_[b] * s_.kv_heads + g) * s_.context + position) * K, column = b * s_.kv() + g * K;
       ReducePartials(kv_, s_.kv(), column, block.keys + slot, K);
       RotatePairs(block.keys + slot, rotation_.cos_k + position * K / 2, rotation_.sin_k + position * K / 2, K);
       ReducePartials(kv_, s_.kv(), column + s_.kv_heads * K, block.values + slot, K);
@@ -158,7 +178,7 @@ class Network {
 
   // Attention and mlp of heads first .. first + count of sequence b, which share a key and value head.
   void AttendHeads(const Block &block, int64_t b, int64_t first, int64_t count, float *scratch) {
-    const int64_t K = s_.head_dim, F = s_.mlp_per_head, position = positions_[b];
+    const int64_t K = s_.head_dim, F = s_.mlp_per_head, position = positions_[rows_[b]];
     float *q = scratch, *mlp = q + group_size_ * K, *weights = mlp + 2 * F;
     for (int64_t h = 0; h < count; ++h) {
       const int64_t column = b * s_.q_wi() + (first + h) * (K + 2 * F);
@@ -167,7 +187,7 @@ class Network {
       ReducePartials(q_wi_, s_.q_wi(), column + K, mlp, 2 * F);
       SwiGLU(mlp, mlp + F, attended_.data() + b * s_.o_wo() + (first + h) * (K + F) + K, F);
     }
-    const int64_t cache = (b * s_.kv_heads + first / (s_.heads / s_.kv_heads)) * s_.context * K;
+    const int64_t cache = (rows_[b] * s_.kv_heads + first / (s_.heads / s_.kv_heads)) * s_.context * K;
     float *out = attended_.data() + b * s_.o_wo() + first * (K + F);
     constexpr decltype(&Attend<1>) kAttend[] = {Attend<1>, Attend<2>, Attend<3>, Attend<4>};
     kAttend[count - 1](q, block.keys + cache, block.values + cache, out, K + F, position + 1, K, weights);
@@ -191,6 +211,7 @@ class Network {
   const Switches switches_;
   const Rotation rotation_;
   const int32_t *positions_;
+  const std::vector<int64_t> &rows_;  // the sequences that write, of which matmuls have one row each
   ThreadPool &pool_;
   int64_t partials_;             // of each matmul: shares of its rows, each with a result of its own
   int64_t group_size_, groups_;  // query heads that share reads of the cache, and the number of such groups
@@ -206,15 +227,16 @@ std::mutex in_use;  // guards the buffers: one step at a time
 
 // Inputs: tokens int32 [B, 1], positions int32 [B], switches [4], four rotation tables [C, K/2], embedding [V, D],
 // scale of the final norm [D]; then for each block scale [D], q_wi, kv, o_wo, and the caches of keys and values, to
-// which the token's are appended. Outputs: logits [B, rows of V without padding], log(Z) [B]. Returns 0; or 1 if a
-// token or position is out of range, or memory does not suffice.
+// which the token's are appended. A sequence at position kIdle appends nothing, and its results are zeros. Outputs:
+// logits [B, rows of V without padding], log(Z) [B]. Returns 0; or 1 if a token or position is out of range, all
+// sequences are idle, or memory does not suffice.
 extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, const char **, void *, void *) {
   constexpr int kFirstBlock = 9, kPerBlock = 6, kOutputs = 2;
   const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
   const auto *tokens = static_cast<int32_t *>(params[0]), *positions = static_cast<int32_t *>(params[1]);
   const int end = count - kOutputs;
   Sizes sizes;
-  sizes.batch = shapes[0][0];
+  sizes.sequences = shapes[0][0];
   sizes.context = shapes[3][0];
   sizes.head_dim = 2 * shapes[3][1];
   sizes.d_model = shapes[7][1];
@@ -223,9 +245,16 @@ extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, con
   sizes.kv_heads = shapes[kFirstBlock + 2][1] / (2 * sizes.head_dim);
   sizes.mlp_per_head = o_wo / sizes.heads - sizes.head_dim;
   sizes.vocabulary = shapes[end][1];
-  for (int64_t b = 0; b < sizes.batch; ++b) {
-    if (tokens[b] < 0 || tokens[b] >= sizes.vocabulary || positions[b] < 0 || positions[b] >= sizes.context) return 1;
+  std::vector<int64_t> rows;
+  for (int64_t row = 0; row < sizes.sequences; ++row) {
+    if (positions[row] == kIdle) continue;
+    if (tokens[row] < 0 || tokens[row] >= sizes.vocabulary || positions[row] < 0 || positions[row] >= sizes.context) {
+      return 1;
+    }
+    rows.push_back(row);
   }
+  if (rows.empty()) return 1;
+  sizes.batch = static_cast<int64_t>(rows.size());
   const float *values = floats(2);
   const Switches switches = {values[0], values[1], values[2], values[3]};
   const Rotation rotation = {floats(3), floats(4), floats(5), floats(6)};
@@ -235,7 +264,7 @@ extern "C" int DecodeStep(int count, void **params, int *, int64_t **shapes, con
     for (int i = kFirstBlock; i < end; i += kPerBlock) {
       blocks.push_back({floats(i), floats(i + 1), floats(i + 2), floats(i + 3), floats(i + 4), floats(i + 5)});
     }
-    Network(sizes, switches, rotation, positions)
+    Network(sizes, switches, rotation, positions, rows)
         .Run(tokens, floats(7), blocks, floats(8), floats(end), floats(end + 1));
   } catch (const std::exception &) {  // all memory is allocated before threads start
     return 1;

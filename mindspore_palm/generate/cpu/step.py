@@ -33,6 +33,7 @@ FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
 FLAGS += ["-Wl,-z,nodelete"]
 SUPPORTED = ("attention", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
 """Departures from PaLM that the function computes."""
+IDLE = -(2**31)  # position of a sequence that has no token in a step; its row of the matmuls is left out
 PROCESSORS = "MINDSPORE_PALM_PROCESSORS"  # tells the library how many processors it may use
 
 
@@ -121,7 +122,7 @@ class CpuStep(nn.Cell):
         self.step = ops.Custom(f"{library()}:DecodeStep", shapes, (ms.float32, ms.float32), func_type="aot")
 
     def construct(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """int32 [B, 1] and [B]; always the same B."""
+        """int32 [B, 1] and [B]; always the same B. At least one position is not ``IDLE``."""
         return self.step(token_ids, positions, *self.constants, self.embedding, self.final_scale, *self.blocks)
 
 

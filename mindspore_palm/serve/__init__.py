@@ -1,0 +1,1 @@
+"""A server for trained models, in the format of OpenAI's completions."""
