@@ -51,8 +51,7 @@ def model_card(config: PaLMConfig, training: Training | None, seq_len: int | Non
     parts = [
         f"---\n{yaml.safe_dump(FRONT, sort_keys=False)}---",
         f"# {_name(config)}, {config.parameter_count():,} parameters",
-        "A decoder-only language model with the architecture of PaLM (arXiv 2204.02311). It is not one of Google's "
-        "models, and has none of their weights.",
+        "A decoder-only language model with the architecture of PaLM (arXiv 2204.02311).",
         "## Architecture",
         _table(_architecture(config, seq_len)),
         "## Training",
@@ -127,6 +126,8 @@ def _training(training: Training | None) -> list[str]:
     rows: dict[str, object] = {"Optimizer steps": f"{training.step:,}", "Tokens trained on": f"{training.tokens:,}"}
     if training.loss:
         rows["Training loss of the last step"] = f"{training.loss} nats/token"
+    if training.base:
+        rows["Fine-tuned from"] = f"weights with the identity `{training.base}`"
     rows |= {f"`{name}`": _cell(value) for name, value in training.settings.items()}
     texts = []
     for part in ("train", "validation"):

@@ -40,6 +40,8 @@ class Training:
     """Versions of Python, MindSpore and NumPy that trained it, as in state.json."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the run that the card of the model shows, by ``section.key``."""
+    base: str = ""
+    """Identity of the weights that fine-tuning started from; empty if it started from initial weights."""
     held_out: HeldOut | None = None
     """None if it was not measured."""
 
@@ -58,6 +60,7 @@ class Training:
             state.get("corpus", {}),
             state.get("versions", {}),
             _recorded(settings),
+            progress.get("base", ""),
             held_out,
         )
 
