@@ -76,7 +76,8 @@ stopped=false
 trap 'stopped=true' TERM INT
 while kill -0 "$msrun" 2>/dev/null; do
   if [[ $stopped == true ]]; then # again and again: one that has just started does not listen yet
-    read -ra children 2>/dev/null <"/proc/$msrun/task/$msrun/children" || children=()
+    children=()
+    read -ra children 2>/dev/null <"/proc/$msrun/task/$msrun/children" || true # false, as no newline ends it
     for process in "${children[@]}"; do
       if grep -qzx MS_ROLE=MS_WORKER "/proc/$process/environ" 2>/dev/null; then
         kill -TERM "$process" 2>/dev/null || true

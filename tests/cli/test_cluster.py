@@ -97,7 +97,8 @@ def test_a_stop_of_one_host_saves_and_stops_both(home):
     process = hosts.start(f"set -- {words}\n{BOTH}", home, LOGS="logs", **settings)
     try:
         end = time.monotonic() + LIMIT
-        while not (home / "run" / "metrics.csv").exists() and time.monotonic() < end:
+        metrics = home / "run" / "metrics.csv"
+        while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < end:
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
         psutil.Process(int((home / "host1.pid").read_text())).terminate()
