@@ -4,7 +4,7 @@
 #   docker run --rm mindspore_palm plan --config palm_540b --machine tpu-v4
 #   docker run --rm -v "$PWD":/work --user "$(id -u):$(id -g)" mindspore_palm train --config palm_tiny
 #
-# Run so far: hadolint, and the commands of the build without a container. Not run: docker build.
+# Run so far: hadolint; pip install of the files below, outside of a container, and palm from there. Not run: docker build.
 FROM python:3.11-slim-bookworm
 
 # g++: decoding in C++ and the collectives of CPU workers are built at first use. libgomp1: MindSpore.

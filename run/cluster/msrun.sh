@@ -13,10 +13,11 @@
 # MASTER_PORT       a free port of host 0 (8118)
 # PYTHON            Python with MindSpore and this package (python)
 # LOGS              folder for the logs of this host's workers (runs/logs)
+# STOP_CODE         exit code after a stop (130)
 #
 # train.output and data.prepared must be folders that all hosts share: every worker writes its own shards there.
 #
-# SIGTERM asks the workers of all hosts to save and stop, and gives exit code 130. The same command resumes.
+# SIGTERM on one host asks the workers of all hosts to save and stop. The same command resumes.
 #
 # Run so far: as two hosts on one machine, each with a network of its own and one CPU worker (tests/cli/test_cluster.py).
 # Not run: on several machines, on Ascend or on GPUs. CPU workers share memory, so they cannot be on several machines.
@@ -38,6 +39,7 @@ MASTER_ADDR=${MASTER_ADDR:-}
 MASTER_PORT=${MASTER_PORT:-8118}
 PYTHON=${PYTHON:-python}
 LOGS=${LOGS:-runs/logs}
+STOP_CODE=${STOP_CODE:-130}
 
 is_count "$NODES" || fail "NODES = $NODES is not a number of hosts; set it, such as NODES=2"
 is_count "$DEVICES_PER_NODE" || fail "DEVICES_PER_NODE = $DEVICES_PER_NODE is not a number of devices; set it, such as 8"
@@ -91,7 +93,7 @@ wait "$msrun" && code=0 || code=$?
 wait "$shown" || true
 
 if [[ $stopped == true ]]; then
-  exit 130
+  exit "$STOP_CODE"
 fi
 if ((code)) && error=$(grep -hm 1 '^error: ' "$logs"/worker_*.log); then
   echo "${error%%$'\n'*}" >&2

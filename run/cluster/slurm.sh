@@ -7,7 +7,8 @@
 # cluster: they ask for hosts of 8 GPUs. Ascend: replace --gpus-per-node by your cluster's --gres, and set DEVICES_PER_NODE.
 # Activate the environment of the package before you submit, or set PYTHON.
 #
-# Five minutes before the time limit, Slurm sends SIGTERM: the run saves and stops. The same command resumes it.
+# Five minutes before the time limit, Slurm sends SIGTERM: the run saves and stops, and the job ends with exit code 130.
+# The same command resumes it. scancel --signal=TERM JOB does the same at any time; scancel JOB alone leaves 30 seconds.
 #
 # Run so far: by Slurm 22.05 with two nodes on one machine, each with a network of its own and one CPU worker; and with
 # stand-ins for srun and scontrol (tests/cli/test_cluster.py). Not run: on a cluster, on Ascend or on GPUs.
@@ -38,4 +39,9 @@ export DEVICES_PER_NODE=${DEVICES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 export LOGS=${LOGS:-runs/logs/job_$SLURM_JOB_ID}
 unset NODE_RANK # each host takes Slurm's SLURM_NODEID
 
-exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 run/cluster/msrun.sh "$@"
+# A host that fails ends the others. One that has saved and stopped must not: they may still be saving.
+export STOP_CODE=0
+srun --ntasks-per-node=1 --kill-on-bad-exit=1 run/cluster/msrun.sh "$@"
+if grep -q '^stopped ' "$LOGS/host_0/worker_0.log"; then
+  exit 130
+fi
