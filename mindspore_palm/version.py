@@ -36,4 +36,5 @@ def commit(root: Path = ROOT) -> str:
 
 def _git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout.strip()  # noqa: S603
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=TIMEOUT, check=True)  # noqa: S603
+    return done.stdout.strip()

@@ -86,7 +86,7 @@ def create_model(
 
     Args:
         name: one of ``list_models()``.
-        seed: decides the initial weights, together with their names.
+        seed: decides the initial weights, together with their names; without effect on a trained model.
         pretrained: a trained model: the folder of a run, of a checkpoint or of a model that this package has written,
             in its own format or as huggingface-safetensors; or the model.safetensors in it. False for initial weights.
         checkpoint_path: the same, by the name that MindCV gives it.
