@@ -15,8 +15,9 @@ from pathlib import Path
 import yaml
 
 from mindspore_palm.checkpoint.cleanup import free_name
-from mindspore_palm.checkpoint.training import Training
+from mindspore_palm.checkpoint.training import UNITS, Training
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.data.split import SPLITS
 from mindspore_palm.file_names import OTHER
 from mindspore_palm.presets import PRESETS
 from mindspore_palm.version import PACKAGE, commit, version
@@ -81,7 +82,7 @@ def is_unedited(card: Path) -> bool:
 
 
 def keep_edited(card: Path, folder: Path | None = None) -> None:
-    """Renames a card that is about to be replaced, if somebody has written or edited it; else does nothing.
+    """Renames a card that is about to be replaced, if somebody has written, linked or edited it; else does nothing.
 
     Args:
         card: the path of the new card.
@@ -90,7 +91,7 @@ def keep_edited(card: Path, folder: Path | None = None) -> None:
     Raises:
         OSError: it could not be renamed.
     """
-    if card.is_file() and not card.is_symlink() and not is_unedited(card):
+    if card.is_symlink() or (card.is_file() and not is_unedited(card)):
         aside = free_name((folder or card.parent) / f"{card.name}{OTHER}")
         os.replace(card, aside)
         print(f"{card} was edited: it is kept as {aside.name}", file=sys.stderr)
@@ -130,9 +131,9 @@ def _training(training: Training | None) -> list[str]:
         rows["Fine-tuned from"] = f"weights with the identity `{training.base}`"
     rows |= {f"`{name}`": _cell(value) for name, value in training.settings.items()}
     texts = []
-    for part in ("train", "validation"):
+    for part in SPLITS:
         facts = training.corpus.get(part, {})
-        sizes = ", ".join(f"{facts[unit]:,} {unit}" for unit in ("documents", "bytes", "tokens") if unit in facts)
+        sizes = ", ".join(f"{facts[unit]:,} {unit}" for unit in UNITS if unit in facts)
         texts.append((f"{part} text", sizes or "unknown", facts.get("sha256", "unknown")))
     texts.append(("tokenizer", "", training.corpus.get("tokenizer", "unknown")))
     digests = [f"| {name} | {sizes} | `{digest}` |" for name, sizes, digest in texts]

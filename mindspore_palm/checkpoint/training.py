@@ -10,8 +10,10 @@ from typing import Any
 
 from mindspore_palm.checkpoint.format import Checkpoint
 from mindspore_palm.config import Settings
+from mindspore_palm.data.split import SPLITS
 
 TRAINING = "training"  # key in the metadata of a model's file
+UNITS = ("documents", "bytes", "tokens")  # in which a fingerprint counts a text
 HUB = "hf://"
 
 
@@ -64,6 +66,22 @@ class Training:
             held_out,
         )
 
+    def is_sound(self) -> bool:
+        """Whether all values have their types: anybody can write the header of a file."""
+        texts = [self.corpus.get(part, {}) for part in SPLITS] if isinstance(self.corpus, dict) else [None]
+        numbers = [self.held_out.nats_per_token, self.held_out.bits_per_byte] if self.held_out else []
+        counts = [self.step, self.tokens, *([self.held_out.tokens] if self.held_out else [])]
+        if not all(isinstance(group, dict) for group in (*texts, self.versions, self.settings)):
+            return False
+        counts += [text[unit] for text in texts for unit in UNITS if unit in text]
+        numbers += [value for value in [self.corpus.get("gzip9_bits_per_byte")] if value is not None]
+        words = [self.loss, self.base, *self.versions.values(), *(text.get("sha256", "") for text in texts)]
+        return (
+            all(type(count) is int for count in counts)
+            and all(isinstance(number, int | float) for number in numbers)
+            and all(isinstance(word, str) for word in words)
+        )
+
     def to_header(self) -> str:
         """Text for the header of a safetensors file."""
         return json.dumps(asdict(self))
@@ -75,7 +93,8 @@ class Training:
             values = json.loads(header[TRAINING])
             known = {name: values[name] for name in Training.__dataclass_fields__ if name in values}
             held_out = known.pop("held_out", None)
-            return Training(**known, held_out=HeldOut(**held_out) if held_out else None)
+            training = Training(**known, held_out=HeldOut(**held_out) if held_out else None)
+            return training if training.is_sound() else None
         except (KeyError, ValueError, TypeError):
             return None
 

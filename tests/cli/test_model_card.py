@@ -108,6 +108,36 @@ def test_nothing_is_invented_about_a_model_whose_training_is_unknown(run, home, 
     assert cells.keys().isdisjoint({"Optimizer steps", "Tokens trained on", "Held-out loss", "Trained with"})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "3"},
+        {"tokens": None},
+        {"loss": 6.1},
+        {"corpus": "text"},
+        {"corpus": {"train": ["text"]}},
+        {"corpus": {"train": {"tokens": "many"}}},
+        {"corpus": {"gzip9_bits_per_byte": "2"}},
+        {"versions": []},
+        {"versions": {"python": 3}},
+        {"settings": [1]},
+        {"held_out": {"tokens": 1, "nats_per_token": "low", "bits_per_byte": 1.0}},
+        {"held_out": {"tokens": 1}},
+        {"held_out": 1},
+    ],
+    ids=str,
+)
+def test_an_altered_header_makes_the_training_unknown(run, change):
+    from mindspore_palm.checkpoint.identity import header_of
+    from mindspore_palm.checkpoint.training import TRAINING, Training
+
+    header = header_of(run / "final" / "model.safetensors")
+    recorded = json.loads(header[TRAINING])
+    assert Training.from_header(header).step == 3
+    assert Training.from_header({TRAINING: json.dumps({**recorded, **change})}) is None
+    assert Training.from_header({TRAINING: "{"}) is None and Training.from_header({TRAINING: "[1]"}) is None
+
+
 def test_an_edited_card_is_kept(run, home, convert, door):
     for name, target in (("mindspore_palm", "edited"), ("flaxformer", "edited.safetensors")):
         convert("run", "--to", name, target)
@@ -132,6 +162,17 @@ def test_an_edited_card_outlives_the_run(run, home, door):
     code, _, err = door("train", home, *arguments, "--overwrite")
     assert code == 0, err
     assert "My own words." in card.with_name("README.md.other").read_text()
+
+
+def test_a_card_that_is_a_link_is_kept(run, home, convert):
+    (home / "mine.md").write_text("My own words.\n")
+    convert("run", "--to", "linked")
+    card = home / "linked" / "README.md"
+    card.unlink()
+    card.symlink_to(home / "mine.md")
+    convert("run", "--to", "linked", "--overwrite")
+    assert card.with_name("README.md.other").readlink() == home / "mine.md"
+    assert not card.is_symlink() and (home / "mine.md").read_text() == "My own words.\n"
 
 
 def test_a_folder_in_the_place_of_a_card_is_refused_and_nothing_is_written(run, home, door):
