@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mindspore_palm.generate.sampling import Sampling
     from mindspore_palm.generate.sequence import Generation
     from mindspore_palm.model.palm import PaLM
-    from mindspore_palm.zoo import create_model, list_models
+    from mindspore_palm.zoo import create_model, is_model, is_model_pretrained, list_models, model_entrypoint
 
 __all__ = [
     "Generation",
@@ -29,8 +29,11 @@ __all__ = [
     "Sampling",
     "Tokenizer",
     "create_model",
+    "is_model",
+    "is_model_pretrained",
     "list_models",
     "load",
+    "model_entrypoint",
 ]
 
 _HOMES = {
@@ -41,8 +44,11 @@ _HOMES = {
     "Sampling": "mindspore_palm.generate.sampling",
     "Tokenizer": "mindspore_palm.data.tokenizer",
     "create_model": "mindspore_palm.zoo",
+    "is_model": "mindspore_palm.zoo",
+    "is_model_pretrained": "mindspore_palm.zoo",
     "list_models": "mindspore_palm.zoo",
     "load": "mindspore_palm.checkpoint.model_folder",
+    "model_entrypoint": "mindspore_palm.zoo",
 }
 
 

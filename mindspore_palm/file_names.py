@@ -15,7 +15,7 @@ The folder of a run, ``train.output``::
 
 A checkpoint holds manifest.json, state.json, config.yaml, tokenizer.model, and the shards in rank_0.safetensors and so
 on.
-A model holds model.safetensors, config.yaml and tokenizer.model.
+A model holds model.safetensors, config.yaml, tokenizer.model and README.md, its card.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"  # of either kind: a tokenizer.json is known by its content
 TOKENIZER_JSON = "tokenizer.json"  # the same in a folder in Hugging Face style
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 

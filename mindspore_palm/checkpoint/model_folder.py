@@ -1,4 +1,4 @@
-"""A trained model as a self-contained folder: model.safetensors, tokenizer.model, config.yaml."""
+"""A trained model as a self-contained folder: model.safetensors, tokenizer.model, config.yaml and its card."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from mindspore_palm.checkpoint.cleanup import delete_own_files, move_into
 from mindspore_palm.checkpoint.format import Checkpoint, StoredTensor, folder_name, steps_in
 from mindspore_palm.checkpoint.identity import SOURCE_CHECKPOINT, header_of, is_model_of
 from mindspore_palm.checkpoint.merged import Merged, model_weights
+from mindspore_palm.checkpoint.model_card import keep_edited, model_card
 from mindspore_palm.checkpoint.padding import Repadded, with_padding
 from mindspore_palm.checkpoint.safetensors_stream import FileTensor, Source, file_tensors, write_tensors
 from mindspore_palm.checkpoint.timeline import current_checkpoint
+from mindspore_palm.checkpoint.training import TRAINING, HeldOut, Training
 from mindspore_palm.config import PaLMConfig, Settings
 from mindspore_palm.data.tokenizer import Tokenizer
 from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError
-from mindspore_palm.file_names import CHECKPOINTS, CONFIG, FINAL, MANIFEST, TEMPORARY, TOKENIZER, WEIGHTS
+from mindspore_palm.file_names import CARD, CHECKPOINTS, CONFIG, FINAL, MANIFEST, TEMPORARY, TOKENIZER, WEIGHTS
 from mindspore_palm.files import existing_folder, names_pattern, write_atomically
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.weights import weight_shapes
@@ -37,7 +39,9 @@ from mindspore_palm.parallel.weights import deferred_init
 from mindspore_palm.settings import model_config, read_yaml, settings_to_yaml
 
 MODEL_FILES = names_pattern(*map(re.escape, (WEIGHTS, TOKENIZER, CONFIG)))
-"""Names of a model's files: no other is ever deleted."""
+"""Names of the files that make a model."""
+OWN_FILES = names_pattern(*map(re.escape, (WEIGHTS, TOKENIZER, CONFIG, CARD)))
+"""Names of the files that are deleted with a model, and no others."""
 UNSUPPORTED_DTYPES = ("F8", "F6", "F4")  # prefixes of safetensors dtypes that NumPy lacks
 
 
@@ -48,6 +52,7 @@ def save_model(
     settings: Settings,
     step: int,
     checkpoint: str = "",
+    training: Training | None = None,
 ) -> None:
     """Writes a model's folder, under a temporary name first: it is complete, or it does not exist.
 
@@ -58,33 +63,58 @@ def save_model(
         settings: of the run.
         step: of the weights.
         checkpoint: identity of the checkpoint that the weights are of; empty if there is none.
+        training: for the card and the header of the weights; None if it is unknown.
 
     Raises:
         OSError: a file could not be written; no temporary file is left.
     """
     about = {"format": "mindspore_palm", "step": str(step)} | ({SOURCE_CHECKPOINT: checkpoint} if checkpoint else {})
+    if training:
+        about[TRAINING] = training.to_header()
+    card = model_card(settings.model, training, settings.data.seq_len).encode()
     temporary = folder.with_name(f"{folder.name}{TEMPORARY}")
-    delete_own_files(temporary, MODEL_FILES)
+    delete_model(temporary)
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         with write_atomically(temporary / WEIGHTS) as file:
             write_tensors(file, weights, about)
-        for name, content in {TOKENIZER: tokenizer, CONFIG: settings_to_yaml(settings).encode()}.items():
+        contents = {TOKENIZER: tokenizer, CONFIG: settings_to_yaml(settings).encode(), CARD: card}
+        for name, content in contents.items():
             if content is None:
                 continue
             with write_atomically(temporary / name) as file:
                 file.write(content)
-        if folder.is_dir() and not delete_own_files(folder, MODEL_FILES):
+        if folder.is_dir() and not delete_model(folder):
             move_into(folder, temporary)
         os.replace(temporary, folder)
     except BaseException:
         with contextlib.suppress(OSError):
-            delete_own_files(temporary, MODEL_FILES)
+            delete_model(temporary)
         raise
 
 
-def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
+def delete_model(folder: Path) -> bool:
+    """Deletes the files of a model, and then the folder if it is empty. Users' own files stay, and an edited card too.
+
+    Returns:
+        Whether the folder is gone.
+
+    Raises:
+        OSError: a file could not be deleted or renamed.
+    """
+    if folder.is_dir() and not folder.is_symlink():
+        keep_edited(folder / CARD)
+    return delete_own_files(folder, OWN_FILES)
+
+
+def export(checkpoint: Checkpoint, folder: Path, settings: Settings, held_out: HeldOut | None = None) -> None:
     """Exports the weights of a checkpoint as a self-contained folder, without holding a full weight in memory.
+
+    Args:
+        checkpoint: of the run.
+        folder: to write.
+        settings: of the run.
+        held_out: loss of these weights on all held-out text; None if it was not measured.
 
     Raises:
         OSError: a file could not be written; no temporary file is left.
@@ -95,7 +125,8 @@ def export(checkpoint: Checkpoint, folder: Path, settings: Settings) -> None:
     shapes = weight_shapes(settings.model)
     for name in weights.keys() & shapes.keys():
         weights[name] = with_padding(name, weights[name], shapes[name])
-    save_model(folder, weights, tokenizer, settings, checkpoint.step, checkpoint.identity)
+    training = Training.of(checkpoint, settings, held_out)
+    save_model(folder, weights, tokenizer, settings, checkpoint.step, checkpoint.identity, training)
 
 
 def load(folder: str | Path) -> PaLM:

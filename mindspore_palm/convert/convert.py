@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from mindspore import Tensor
 
 from mindspore_palm.checkpoint.model_folder import set_weights
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.convert.card import move_into_place, write_card
 from mindspore_palm.convert.conceptofmind import CONCEPTOFMIND
 from mindspore_palm.convert.flaxformer import Flaxformer
 from mindspore_palm.convert.forward import NUMPY
@@ -117,9 +117,8 @@ def convert(
             )
         if writer.is_read:
             _check_bits(model, writer.read(unchecked, known), target_path)
-        if target_path.exists():
-            os.replace(target_path, Path(folder) / "replaced")
-        os.replace(unchecked, target_path)
+        write_card(unchecked, target_name, model)
+        move_into_place(unchecked, target_path, Path(folder) / "replaced")
     also = "; and, as both are by NumPy, the network of this package" if len(sides) > 2 else ""
     say(f"compared: {source_path} by {expected.by}; {target_path} by {converted.by}{also}")
     say(f"{target_path}: logits of both on {tokens.shape[0]} x {tokens.shape[1]} random tokens: {result}")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mindspore_palm.checkpoint.training import Training
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.errors import UserError
 
@@ -28,6 +29,8 @@ class Model:
     """Training sequence length in tokens; None if unknown."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: what was assumed because the source leaves it open, and what was left out."""
+    training: Training | None = None
+    """As its run recorded it; None if the source does not say."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mindspore_palm.checkpoint.adapter import save_adapter
 from mindspore_palm.checkpoint.format import steps_in
 from mindspore_palm.checkpoint.model_folder import export
+from mindspore_palm.checkpoint.training import HeldOut
 from mindspore_palm.console import say
 from mindspore_palm.data.mixture import reached
 from mindspore_palm.data.prepare_mixture import PreparedMixture
@@ -51,7 +52,8 @@ def finish(run: Run) -> Evaluation:
     if this_rank() == 0:
         if settings.finetune.lora_rank:
             save_adapter(run.manager.newest(), run.folder / ADAPTER, settings.model, settings.finetune)
-        export(run.manager.newest(), run.folder / FINAL, settings)
+        held_out = HeldOut(evaluation.tokens, evaluation.nats_per_token, evaluation.bits_per_byte)
+        export(run.manager.newest(), run.folder / FINAL, settings, held_out)
         run.manager.prune(step, step)
     stop.mark_done(everywhere=this_rank() == 0)
     if run.recorder:

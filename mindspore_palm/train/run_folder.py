@@ -22,7 +22,7 @@ from mindspore_palm.checkpoint.format import (
 )
 from mindspore_palm.checkpoint.identity import is_model_of
 from mindspore_palm.checkpoint.manager import delete_incomplete
-from mindspore_palm.checkpoint.model_folder import MODEL_FILES
+from mindspore_palm.checkpoint.model_folder import MODEL_FILES, delete_model
 from mindspore_palm.checkpoint.timeline import current_checkpoint
 from mindspore_palm.config import Settings
 from mindspore_palm.console import say
@@ -159,7 +159,7 @@ def start_run_folder(folder: Path, settings: Settings, state: RunFolderState) ->
                 (folder / name).unlink(missing_ok=True)
         for name in EVENT_FOLDERS:
             delete_own_files(folder / name, EVENT_FILES)
-        delete_own_files(folder / FINAL, MODEL_FILES)
+        delete_model(folder / FINAL)
         delete_checkpoints(folder / CHECKPOINTS)
     else:
         back_up_edited_settings(folder, settings)

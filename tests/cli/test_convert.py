@@ -37,8 +37,12 @@ def test_there_and_back(command, home):
     code, out, err = command("--from", "flaxformer", "made/tree.safetensors", "--to", "made/back", "--length", 8)
     assert code == 0, err
     assert "note: made/tree.safetensors does not record its training sequence length; 2,048 is used" in out
-    assert {path.name for path in (home / "made" / "back").iterdir()} == {"model.safetensors", "config.yaml"}
-    assert {path.name for path in (home / "made").iterdir()} == {"tree.safetensors", "back"}
+    assert {path.name for path in (home / "made" / "back").iterdir()} == {
+        "README.md",
+        "model.safetensors",
+        "config.yaml",
+    }
+    assert {path.name for path in (home / "made").iterdir()} == {"tree.safetensors", "tree.safetensors.md", "back"}
 
 
 def test_bad_input(command, home, monkeypatch):

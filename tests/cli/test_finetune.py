@@ -83,8 +83,11 @@ def test_all_weights_learn_a_toy_task(home, door):
     loss, right = learned(home / "full")
     assert loss < BLIND / 4 and right >= 31
     assert sorted(path.name for path in (home / "full" / "final").iterdir()) == [
-        "config.yaml", "model.safetensors", "tokenizer.model"
+        "README.md", "config.yaml", "model.safetensors", "tokenizer.model"
     ]  # fmt: skip
+    base = json.loads(next((home / "full" / "checkpoints").glob("*/state.json")).read_text())["progress"]["base"]
+    card = (home / "full" / "final" / "README.md").read_text()
+    assert base and f"| Fine-tuned from | weights with the identity `{base}` |" in card
     code, out, _ = door("train", home, *FULL)
     assert code == 0 and "is finished" in out
 

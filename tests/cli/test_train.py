@@ -124,6 +124,7 @@ def test_the_folder_of_a_run(finished):
         "lock",
     }
     assert {path.name for path in (folder / "final").iterdir()} == {
+        "README.md",
         "model.safetensors",
         "tokenizer.model",
         "config.yaml",

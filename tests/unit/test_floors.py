@@ -6,7 +6,7 @@ import pytest
 from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 
 FLOORS = (
-    ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables"),
+    ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables", "version"),
     ("console", "fields", "files", "native", "options", "preflight"),
     ("cuda", "figures", "graph_cache", "palm_config"),
     ("parallel_config",),
@@ -15,10 +15,10 @@ FLOORS = (
     ("effects",),
     ("settings",),
     ("launch", "model", "optim"),
-    ("checkpoint", "cost", "zoo"),
+    ("checkpoint", "cost"),
     ("train.log",),
     ("convert", "generate", "plan", "train"),
-    ("dry_run", "evaluate", "serve"),
+    ("dry_run", "evaluate", "serve", "zoo"),
     ("study",),
     ("cli",),
     ("__main__", "mindspore_palm", "mindspore_hub_conf", "run"),  # what users import and call

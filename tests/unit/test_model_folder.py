@@ -51,7 +51,9 @@ def test_round_trip_is_exact(folder, palm, tokenizer, settings):
 
     from mindspore_palm import Tokenizer, load
 
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.safetensors", "tokenizer.model"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "config.yaml", "model.safetensors", "tokenizer.model")
+    ]
     again = load(folder)
     assert again.config == settings.model
     before, after = ({p.name: p.asnumpy() for p in net.trainable_params()} for net in (palm, again))
@@ -110,7 +112,8 @@ def test_a_checkpoint_becomes_a_model(run, palm, settings, tmp_path):
     save_model(tmp_path / "other", {name: weights[name] for name in sorted(weights)}, tokenizer, settings, 7)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (run / "final", tmp_path / "other"))
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
-    assert {path.name for path in (run / "final").iterdir()} == {"config.yaml", "model.safetensors", "tokenizer.model"}
+    names = {"README.md", "config.yaml", "model.safetensors", "tokenizer.model"}
+    assert {path.name for path in (run / "final").iterdir()} == names
 
 
 def test_fine_tuning_starts_from_a_run_a_checkpoint_or_a_final(run, folder, palm, tmp_path):
@@ -141,7 +144,7 @@ def test_public_imports():
     ]
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_midway_leaves_nothing(number, error, palm, settings, tmp_path, monkeypatch):
     from mindspore_palm.checkpoint import model_folder as saved

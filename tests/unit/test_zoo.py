@@ -34,6 +34,72 @@ def test_names():
     assert list_models("bert*") == []
 
 
+def test_names_as_in_mindcv():
+    from mindspore_palm import is_model, is_model_pretrained, list_models, model_entrypoint
+
+    assert list_models(filter="palm_*b") == ["palm_8b", "palm_62b", "palm_540b"]
+    assert list_models(["*tiny", "*540b"]) == ["palm_tiny", "palm_540b"]
+    assert list_models(exclude_filters=["*b", "*small"]) == ["palm_tiny"]
+    assert list_models(pretrained=True) == []
+    assert is_model("palm_8b") and not is_model("resnet50") and not is_model_pretrained("palm_8b")
+    assert model_entrypoint("palm_8b")(layers=2).config.layers == 2
+    with pytest.raises(UserError, match="did you mean palm_8b"):
+        model_entrypoint("palm_8")
+    with pytest.raises(UserError, match="give one of them"):
+        list_models("a", filter="b")
+
+
+@pytest.fixture(scope="module")
+def trained(device, tokenizer, tmp_path_factory):
+    """A run with a model, and the same model as other folders hold it."""
+    from mindspore_palm import PaLM, PaLMConfig
+    from mindspore_palm.checkpoint.model_folder import save_model, weights_of
+    from mindspore_palm.config import Settings
+    from mindspore_palm.convert.huggingface import HuggingFace
+    from mindspore_palm.convert.model import Model, Options
+
+    palm = PaLM(PaLMConfig(**SMALL), seed=7)
+    home = tmp_path_factory.mktemp("trained")
+    save_model(home / "run" / "final", weights_of(palm), tokenizer.serialized, Settings(model=palm.config), step=1)
+    HuggingFace().write(Model(palm.config, weights_of(palm)), home / "exported", Options())
+    return palm, home
+
+
+@pytest.mark.parametrize("argument", ["pretrained", "checkpoint_path"])
+@pytest.mark.parametrize("path", ["run", "run/final", "run/final/model.safetensors", "exported"])
+def test_a_trained_model_opens_by_its_name_and_sizes(trained, argument, path):
+    from mindspore_palm import create_model
+
+    palm, home = trained
+    again = create_model("palm_tiny", **SMALL, **{argument: home / path})
+    for expected, weight in zip(palm.trainable_params(), again.trainable_params(), strict=True):
+        np.testing.assert_array_equal(weight.asnumpy(), expected.asnumpy(), strict=True)
+
+
+def test_weights_that_are_not_there_or_do_not_fit_are_one_sentence(trained, tmp_path):
+    from mindspore_palm import create_model
+
+    home = trained[1]
+    (tmp_path / "palm.ckpt").write_bytes(b"1")
+    for arguments, problem in (
+        ({"pretrained": True}, "there are no published weights of palm_tiny; name the folder of a run"),
+        ({"checkpoint_path": "palm_540b"}, "there are no published weights of palm_540b"),
+        ({"pretrained": "nowhere"}, "there is no folder nowhere"),
+        ({"pretrained": True, "checkpoint_path": "run"}, "give one of them"),
+        ({"checkpoint_path": tmp_path / "palm.ckpt"}, "a trained model is the file model.safetensors beside its"),
+        ({"checkpoint_path": home / "run"}, "it has layers=1, d_model=16, heads=2, head_dim=4, d_ff=24, vocab_size=61"),
+        (
+            {"checkpoint_path": home / "run", **SMALL, "block": "serial"},
+            "it has block='parallel', and here it would be",
+        ),
+        ({"checkpoint_path": home / "exported", **SMALL, "heads": 4}, "it has heads=2, and here it would be 4"),
+    ):
+        with pytest.raises(UserError) as caught:
+            create_model("palm_tiny", **arguments)
+        assert problem in str(caught.value), caught.value
+        assert "\n" not in str(caught.value)
+
+
 def test_the_largest_takes_no_memory_until_weights_are_needed():
     result = subprocess.run(
         [sys.executable, "-c", LARGEST], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
@@ -150,3 +216,9 @@ def test_mindspore_hub(hub):
         hub.create_network("gpt")
     with pytest.raises(TypeError):
         hub.create_network("palm_8b", 2)
+
+
+def test_mindspore_hub_opens_a_trained_model(hub, trained):
+    palm, home = trained
+    again = hub.create_network("palm_tiny", **SMALL, checkpoint_path=str(home / "run"))
+    np.testing.assert_array_equal(again.embedding.asnumpy(), palm.embedding.asnumpy())
