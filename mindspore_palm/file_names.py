@@ -6,6 +6,8 @@ The folder of a run, ``train.output``::
     metrics.csv           one row per step
     loss.png              those rows, drawn
     tensorboard/          the same for TensorBoard; tensorboard.tmp while it is rewritten
+    trackers.json         which runs of wandb and trackio are this one, and how far they are
+    wandb/                files of wandb, if it is used
     rewinds.json          decisions to go back, and batches left out
     checkpoints/          one folder per checkpoint, such as step_000200
     final/                the trained model
@@ -30,6 +32,7 @@ STATE = "state.json"
 METRICS = "metrics.csv"
 LOSS_CHART = "loss.png"
 TENSORBOARD = "tensorboard"
+TRACKERS = "trackers.json"
 REWINDS = "rewinds.json"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"

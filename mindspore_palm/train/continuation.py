@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "train.output",
     "train.device",
     "train.peak_tflops",
+    "train.trackers",
     "train.checkpoint_*",
     "train.keep_*",
     "train.spike*",

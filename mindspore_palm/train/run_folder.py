@@ -39,6 +39,7 @@ from mindspore_palm.file_names import (
     REWINDS,
     TEMPORARY,
     TENSORBOARD,
+    TRACKERS,
 )
 from mindspore_palm.files import check_links, try_lock, write_atomically
 from mindspore_palm.settings import load_settings, settings_to_yaml
@@ -47,7 +48,7 @@ from mindspore_palm.train.finetune import check_text
 from mindspore_palm.train.log.metrics import count_unreadable_lines, has_other_losses
 from mindspore_palm.train.log.tensorboard import EVENT_FILES
 
-FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
+FILES = (METRICS, LOSS_CHART, TRACKERS, REWINDS, ADAPTER)
 EVENT_FOLDERS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")  # earlier versions left the second one
 TRACES = (*FILES, *EVENT_FOLDERS, CHECKPOINTS)  # of a run that has started
 LOCK_TIMEOUT = 20.0  # seconds for the processes of a killed command to end
