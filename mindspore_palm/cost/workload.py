@@ -90,6 +90,11 @@ class Workload:
         return self.layout.devices * self.pipeline
 
     @property
+    def item(self) -> int:
+        """Bytes of a number in activations and matmuls."""
+        return FLOAT if self.layout.compute_dtype == "float32" else HALF
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches per step."""
         return self.batch // self.micro_batch
@@ -160,9 +165,10 @@ class Workload:
     def block_traffic(self, fused_attention: bool) -> int:
         """Bytes that a block's forward pass reads and writes outside of matmuls.
 
-        Each op reads and writes its activations in full, in 16 bits. A norm reads its input twice and writes once. RoPE
-        reads and writes q. Softmax reads the scores for the maximum, reads and writes the exponentials, and reads and
-        writes the weights. SwiGLU reads gate and up and writes one result. The residual add reads two and writes one.
+        Each op reads and writes its activations in full, in the compute dtype. A norm reads its input twice and writes
+        once. RoPE reads and writes q. Softmax reads the scores for the maximum, reads and writes the exponentials, and
+        reads and writes the weights. SwiGLU reads gate and up and writes one result. The residual add reads two and
+        writes one.
         """
         model, shards = self.model, self.layout.shards("heads")
         norms = 1 if model.block == "parallel" else 2
@@ -170,7 +176,7 @@ class Workload:
         rotation = 2 * model.heads * model.head_dim // shards
         softmax = 0 if fused_attention else 5 * model.heads * self.length // shards
         gate = (model.mlp_inputs + 1) * model.d_ff // shards
-        return HALF * self.tokens * (residual + rotation + softmax + gate)
+        return self.item * self.tokens * (residual + rotation + softmax + gate)
 
     def loss_traffic(self) -> int:
         """Bytes that the loss and its gradient read and write: the float32 logits six times."""
@@ -184,7 +190,7 @@ class Workload:
     @property
     def activation_bytes(self) -> int:
         """Bytes of an activation [T, D]."""
-        return HALF * self.tokens * self.model.d_model
+        return self.item * self.tokens * self.model.d_model
 
     @cached_property
     def block_weights(self) -> list[Placement]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -36,12 +37,15 @@ from mindspore_palm.file_names import (
     LOSS_CHART,
     METRICS,
     OTHER,
+    PROFILE,
+    PROFILE_REPORT,
     REWINDS,
     TEMPORARY,
     TENSORBOARD,
+    TRACE,
     TRACKERS,
 )
-from mindspore_palm.files import check_links, try_lock, write_atomically
+from mindspore_palm.files import check_links, names_pattern, try_lock, write_atomically
 from mindspore_palm.settings import load_settings, settings_to_yaml
 from mindspore_palm.train.continuation import TEXT_SETTINGS, StartOptions, check_unchanged, differences
 from mindspore_palm.train.finetune import check_text
@@ -160,6 +164,7 @@ def start_run_folder(folder: Path, settings: Settings, state: RunFolderState) ->
                 (folder / name).unlink(missing_ok=True)
         for name in EVENT_FOLDERS:
             delete_own_files(folder / name, EVENT_FILES)
+        delete_own_files(folder / PROFILE, names_pattern(re.escape(TRACE), re.escape(PROFILE_REPORT)))
         delete_own_files(folder / FINAL, MODEL_FILES)
         delete_checkpoints(folder / CHECKPOINTS)
     else:

@@ -25,6 +25,7 @@ from mindspore_palm.train.continuation import StartOptions, check_corpus, may_ch
 from mindspore_palm.train.evaluate import Evaluator
 from mindspore_palm.train.log.recorder import UNWRITTEN, Recorder
 from mindspore_palm.train.log.trackers import Trackers, check_trackers
+from mindspore_palm.train.profile_options import check_profile
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import check_paths, set_foreign_metrics_aside
 from mindspore_palm.train.state import fingerprint
@@ -52,6 +53,8 @@ def check_settings(settings: Settings, device: str, start: StartOptions | None =
     start = start or StartOptions()
     resumes = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
     step = resume_step(folder, start.overwrite, start.rewind_to)
+    if start.profile:
+        check_profile(start.profile, step, settings.train.steps, device)
     check_layout(settings, layout, placements, step, may_change=may_change if resumes else lambda _: True)
     return layout
 
