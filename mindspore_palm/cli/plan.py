@@ -127,8 +127,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if value not in (None, False, [])}
     if not given.keys() & {"config", "crossover", "published", "pods", "schedules", "from_run"}:
         raise UserError(
-            "nothing to plan: give --config FILE, --published, --crossover, --pods, --schedules or --from-run FOLDER; "
-            "--help has examples"
+            "nothing to plan: give --config FILE, --published, --crossover, --pods or --schedules, or --from-run "
+            "FOLDER; --help has examples"
         )
     if "from_run" in given and (others := sorted(given.keys() - {"from_run", "machine"})):
         raise UserError(f"--from-run takes no other option than --machine; leave out {others[0]}")

@@ -74,6 +74,8 @@ class Workload:
     sharded_sends: bool = False
     """Pipelines: each model rank sends its shard of the activations to the next stage, which gathers them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    item: int = HALF
+    """Bytes of a number in activations and matmuls; a CPU is planned in float32, and all others in 16 bits."""
 
     @classmethod
     def of(cls, settings: Settings, target: str = "GPU") -> Workload:
@@ -82,17 +84,13 @@ class Workload:
         micro_batch = settings.train.micro_batch_of(batch)
         layout, length = layout_of(settings, target, planned=True), settings.data.seq_len
         layout = replace(layout, mesh=replace(layout.mesh, stages=1), stage_layers=())
-        return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer)
+        item = FLOAT if target == "CPU" else HALF
+        return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer, item=item)
 
     @property
     def devices(self) -> int:
         """Devices of all stages."""
         return self.layout.devices * self.pipeline
-
-    @property
-    def item(self) -> int:
-        """Bytes of a number in activations and matmuls."""
-        return FLOAT if self.layout.compute_dtype == "float32" else HALF
 
     @property
     def micro_batches(self) -> int:

@@ -15,6 +15,7 @@ import yaml
 from mindspore_palm.config import Settings
 from mindspore_palm.cost.workload import Workload
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import METRICS
 from mindspore_palm.plan.host import host_machine
 from mindspore_palm.plan.machines import TERA, Machine
 from mindspore_palm.plan.pipeline import Pipeline
@@ -121,7 +122,7 @@ def measured_sizes(where: str, steps: Sequence[MeasuredStep]) -> list[MeasuredSi
         UserError: there are none.
     """
     if not steps:
-        raise UserError(f"{where}: metrics.csv has no step with a time; a machine is fitted to a run that has trained")
+        raise UserError(f"{where}: {METRICS} has no step with a time; a machine is fitted to a run that has trained")
     sizes: dict[int, list[float]] = {}
     for step in steps:
         sizes.setdefault(step.sequences, []).append(step.seconds)

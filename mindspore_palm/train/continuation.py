@@ -105,7 +105,8 @@ def parse_start_options(arguments: argparse.Namespace) -> StartOptions:
         batches = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
         if batches[0] >= batches[1]:
             raise UserError(f"--skip-batches {arguments.skip_batches}: write FROM:TO, for example 200:400")
-    profile = parse_profile(arguments.profile) if arguments.profile is not None else None
+    asked = getattr(arguments, "profile", None)
+    profile = parse_profile(asked) if asked is not None else None
     return StartOptions(
         arguments.overwrite, tuple(arguments.accept), arguments.rewind_to, batches, arguments.max_restarts, profile
     )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import METRICS
 
 MOST_STEPS = 100  # of a profile, which is kept in memory
-EXAMPLE = "write FROM:TO, for example 5:8 for the steps 5 to 8 of metrics.csv"
+EXAMPLE = f"write FROM:TO, for example 5:8 for the steps 5 to 8 of {METRICS}"
 
 Planner = Callable[[Settings, float], tuple[Mapping[str, float], str]]
 """Predicts seconds of a step by kind, and names the machine in words, from settings and a device's peak FLOP/s."""

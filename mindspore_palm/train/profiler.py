@@ -86,7 +86,8 @@ class Profiler:
         profiler.stop()
         with folder or nullcontext():
             runs = read_op_times(Path(folder.name if folder else ""))
-        profile = StepProfile(self._steps, runs, now, self._before[1:])  # the first one has compiled
+        vocab = run.settings.model.padded_vocab // current_layout().shards("vocab")
+        profile = StepProfile(self._steps, runs, now, vocab, self._before[1:])  # the first one has compiled
         options, planned, machine = self._options, None, ""
         if options.planner:
             try:

@@ -30,10 +30,10 @@ BLOCK = f"{PALM}/blocks-CellList/0-Block"
         (f"{BLOCK}/project_in-ProjectIn/matmul-MatmulThenSplit/MatMul-op2", "projections"),
         (f"{BLOCK}/attention-MultiQueryAttention/rotate_k-Rope/Mul-op3", "attention"),
         ("Expand/_SoftmaxBackward/Mul-op3", "attention"),
-        (f"Gradients/{BLOCK}/swiglu-SwiGLU/Grad_Sigmoid/SigmoidGrad-op0", "mlp"),
+        (f"{BLOCK}/swiglu-SwiGLU/Sigmoid-op0", "mlp"),
         (f"{BLOCK}/residual-Residual/Add-op3", "rest of the blocks"),
         (f"{PALM}/unembed-Unembed/norm-RMSNorm/Mul-op3", "logits"),
-        ("Gradients/Default/objective-Objective/loss-Loss/token_loss-TokenLoss/Grad_Mul/Mul-op1", "loss"),
+        ("Default/objective-Objective/loss-Loss/token_loss-TokenLoss/Mul-op1", "loss"),
         ("Default/update-Update/norm-GlobalNorm/ReduceSum-op2", "gradient norm and clipping"),
         ("Default/update-Update/optimizer-Adafactor/Assign-op9", "optimizer"),
         ("Expand/_SplitWithSize/Slice-op3", "ops without a Cell"),
@@ -42,8 +42,26 @@ BLOCK = f"{PALM}/blocks-CellList/0-Block"
 )
 def test_an_op_belongs_to_the_part_of_its_cells(name, part):
     run = OpRun(name, 0.0, 1.0)
-    assert run.part == part and part in ALL_PARTS
+    assert run.part(vocab=300) == part and part in ALL_PARTS
     assert re.fullmatch(r"[A-Z]\w+", run.type)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "part"),
+    [
+        ("project_kv-ProjectKv/Grad_MatMul/MatMul-op1", ((64, 300), (300, 16)), "logits"),
+        ("unembed-Unembed/Grad_MatMul/MatMul-op1", ((64, 32), (32, 16)), "projections"),
+        ("token_loss-TokenLoss/Grad_Mul/Mul-op1", ((64, 300), (64, 1)), "loss"),
+        ("token_loss-TokenLoss/Grad_Mul/Mul-op2", ((64, 32), (64, 32)), "gradients of elementwise ops"),
+        ("attention-A/Grad_BatchMatMul/BatchMatMul-op2", ((4, 16, 16), (4, 16, 8)), "attention"),
+        ("embed-Embed/lookup-Lookup/Grad_Gather/UnsortedSegmentSum-op0", ((4, 16),), "embedding"),
+        ("unembed-Unembed/Grad_MatMul/AllReduce-op0", ((300, 16),), "collectives"),
+    ],
+)
+def test_a_gradient_belongs_to_the_part_of_its_shapes(name, shapes, part):
+    """MindSpore gives all uses of an op the gradient of one, with its name."""
+    run = OpRun(f"Gradients/{PALM}/{name}", 0.0, 1.0, 0, shapes)
+    assert run.part(vocab=300) == part and part in ALL_PARTS
 
 
 def test_recomputed_ops_are_those_after_the_logits():
@@ -58,10 +76,16 @@ def test_times_are_read_as_the_profiler_writes_them(tmp_path):
     (tmp_path / "x" / "FRAMEWORK").mkdir(parents=True)
     file = tmp_path / "x" / "FRAMEWORK" / "cpu_op_execute_timestamp_0.txt"
     file.write_text("Default/b/Add-op1;HostCpuOps;2000000000,500.0,0 \nDefault/a/Mul-op0;HostCpuOps;1000000000,0.25,7 ")
+    shapes = file.with_name("cpu_framework_0.txt")
+    lines = ["Mul;Mul-op0;7;input_1:[512, 1];input_2:[];", "Add;Add-op1;7;input_1:[4, 8];input_2:TupleShape(NoShape);"]
+    shapes.write_text("\n".join(lines))
     assert read_op_times(tmp_path) == [
-        OpRun("Default/a/Mul-op0", 1.0, 0.00025, 7),
-        OpRun("Default/b/Add-op1", 2.0, 0.5, 0),
+        OpRun("Default/a/Mul-op0", 1.0, 0.00025, 7, ((512, 1), ())),
+        OpRun("Default/b/Add-op1", 2.0, 0.5, 0, ((4, 8),)),
     ]
+    shapes.write_text("\n".join(reversed(lines)))
+    with pytest.raises(ValueError, match="shapes of other ops"):
+        read_op_times(tmp_path)
     file.write_text("")
     with pytest.raises(ValueError, match="no times of ops"):
         read_op_times(tmp_path)
@@ -80,7 +104,7 @@ def profile():
         runs.append(OpRun(f"Gradients/{BLOCK}/project_in-ProjectIn/Grad_MatMul/MatMul-op1", start + 0.4, 0.3))
         runs.append(OpRun("Default/update-Update/optimizer-Adafactor/Mul-op1", start + 0.75, 0.2))
         runs.append(OpRun(f"{PALM}/embed-Embed/Gather-op0", start + 1.2, 0.1))  # of an evaluation
-    return StepProfile(steps, runs, stopped=102.8, before=[2.0, 1.0, 1.0])
+    return StepProfile(steps, runs, stopped=102.8, vocab=300, before=[2.0, 1.0, 1.0])
 
 
 def test_the_parts_of_a_step_and_the_time_between_them_are_the_step():
@@ -180,6 +204,10 @@ def test_a_profiled_run_has_the_bits_of_one_that_is_not(tmp_path, monkeypatch, c
     ops = [e for e in spans if "cat" in e]
     assert {e["cat"] for e in ops} == set(ALL_PARTS) - {"collectives"}
     assert sum(e["cat"] == "ops without a Cell" for e in ops) < 0.2 * len(ops)
+    # two for the logits, and two for each of q, k with v, o, gate, up and the mlp's output, in each of three steps
+    backward = [e for e in ops if e["name"] == "MatMul" and e["args"]["op"].startswith("Gradients/")]
+    assert sum(e["cat"] == "logits" for e in backward) == 3 * 2
+    assert sum(e["cat"] == "projections" for e in backward) == 3 * 2 * 6
     # each op is inside a step, and the table's parts with the time between ops are the step
     steps = [(e["ts"], e["ts"] + e["dur"]) for e in spans if e["name"] == "graph"]
     assert all(any(a - 1 <= e["ts"] and e["ts"] + e["dur"] <= b + 1 for a, b in steps) for e in ops)

@@ -70,7 +70,7 @@ def last_step(file: Path) -> int:
 
 
 def scalars_of(row: MetricsRow) -> dict[str, float]:
-    """What trackers log for a step: each number of its row by name, as far as it was measured."""
+    """Values of a step for trackers: each number of its row by name, as far as it was measured."""
     return {name: value for name, value in asdict(row).items() if name != "step" and value is not None}
 
 

@@ -1,21 +1,26 @@
 """Times of single ops from MindSpore's profiler on a CPU, and which part of a step each op belongs to.
 
-The profiler writes a line per op: its full name, its type, and start, duration and thread of each run. The full name
-is the path of Cells in which the op stands, which tells its part. The graph of a cache has no such paths, so a profiled
-process compiles its graphs.
+The profiler writes a line per op: its full name, its type, and start, duration and thread of each run. Another file has
+the shapes of the inputs, a line per run in the order of their starts.
+
+In the forward pass, the full name is the path of Cells in which the op stands, which tells its part. In the backward
+pass it is not: MindSpore differentiates an op once, and all its uses share the path of one. So the part of a gradient
+comes from its type and shapes: batched matmuls are of attention, and what has the size of the vocabulary is of the
+logits or the loss. The graph of a cache has no paths at all, so a profiled process compiles its graphs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-FILE = "cpu_op_execute_timestamp_*.txt"
+TIMES, SHAPES = "cpu_op_execute_timestamp_*.txt", "cpu_framework_*.txt"
 TYPE = re.compile(r"-op\d+$")
 COLLECTIVE = re.compile(r"All(Reduce|Gather|ToAll)|ReduceScatter|Broadcast$|^_?Mirror|Send$|Receive$")
 MATMULS = ("MatMul", "BatchMatMul")
+SHAPE = re.compile(r"input_\d+:\[([\d, ]*)\]")
 
 OPTIMIZER, UPDATE = "optimizer", "gradient norm and clipping"
 UNNAMED = "ops without a Cell"
@@ -37,9 +42,10 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("loss", r"/loss-"),
     )
 )
-"""Parts of a step by the Cells in an op's name; the first that fits. q and the mlp's input are one matmul in PaLM's
+"""Parts of a step by the Cells in an op's name; the first that fits. q and the mlp's input are one Cell in PaLM's
 parallel block, and so are o and the mlp's output: they are "projections"."""
-NETWORK = ("embedding", "norms", "projections", "attention", "mlp", "rest of the blocks", "logits", "loss")
+GRADIENTS = "gradients of elementwise ops"
+NETWORK = ("embedding", "norms", "projections", "attention", "mlp", "rest of the blocks", "logits", "loss", GRADIENTS)
 """Parts that have a forward and a backward pass."""
 ALL_PARTS = (*NETWORK, UPDATE, OPTIMIZER, COLLECTIVES, UNNAMED)
 
@@ -54,6 +60,8 @@ class OpRun:
     """Seconds since 1970."""
     seconds: float
     thread: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of the inputs that are tensors."""
 
     @property
     def end(self) -> float:
@@ -65,11 +73,30 @@ class OpRun:
         return TYPE.sub("", self.name.rpartition("/")[2])
 
     @property
-    def part(self) -> str:
-        """Part of the step, one of ``ALL_PARTS``."""
+    def cell(self) -> str:
+        """Part of the step by the Cells in the op's name; of a gradient, those of another op of its type."""
         if COLLECTIVE.search(self.type):
             return COLLECTIVES
         return next((part for part, pattern in PARTS if pattern.search(self.name)), UNNAMED)
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether its name is that of a gradient."""
+        return self.name.startswith(("Gradients/", "Expand/_SoftmaxBackward"))
+
+    def part(self, vocab: int) -> str:
+        """Part of the step, one of ``ALL_PARTS``.
+
+        Args:
+            vocab: rows of the embedding on this device, which tell gradients of logits and loss.
+        """
+        if not self.is_gradient or self.cell in ("embedding", COLLECTIVES):
+            return self.cell
+        if self.type == "BatchMatMul" or self.name.startswith("Expand/"):
+            return "attention"
+        if any(vocab in shape for shape in self.shapes):
+            return "logits" if self.type in MATMULS else "loss"
+        return "projections" if self.type in MATMULS else GRADIENTS
 
 
 def in_backward(runs: Iterable[OpRun]) -> list[bool]:
@@ -81,12 +108,12 @@ def in_backward(runs: Iterable[OpRun]) -> list[bool]:
     result, after_logits = [], False
     for run in runs:
         forward = run.name.startswith("Default/")
-        if forward and run.part == "embedding":
+        if forward and run.cell == "embedding":
             after_logits = False
-        if forward and run.part == "logits" and run.type in MATMULS:
+        if forward and run.cell == "logits" and run.type in MATMULS:
             after_logits = True
         recomputed = run.name.startswith("recompute_") and after_logits
-        result.append(recomputed or run.name.startswith(("Gradients/", "Expand/_SoftmaxBackward")))
+        result.append(recomputed or run.is_gradient)
     return result
 
 
@@ -94,12 +121,25 @@ def read_op_times(folder: Path) -> list[OpRun]:
     """The op runs that the profiler has written somewhere below a folder, first to last.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or their shapes are those of other ops.
     """
-    runs = [run for file in sorted(folder.rglob(FILE)) for run in _runs(file.read_text(encoding="utf-8").splitlines())]
+    runs = sorted(_runs(_lines(folder, TIMES)), key=lambda run: run.start)
+    shapes = [line.split(";") for line in _lines(folder, SHAPES)]
     if not runs:
         raise ValueError("MindSpore's profiler has written no times of ops")
-    return sorted(runs, key=lambda run: run.start)
+    if [run.name.rpartition("/")[2] for run in runs] != [words[1] for words in shapes]:
+        raise ValueError("MindSpore's profiler has written shapes of other ops than it has timed")
+    return [replace(run, shapes=_shapes(words)) for run, words in zip(runs, shapes, strict=True)]
+
+
+def _lines(folder: Path, pattern: str) -> list[str]:
+    lines = (line for file in sorted(folder.rglob(pattern)) for line in file.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line.strip()]
+
+
+def _shapes(words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    found = (SHAPE.fullmatch(word) for word in words)
+    return tuple(tuple(int(size) for size in match[1].split(",") if size.strip()) for match in found if match)
 
 
 def _runs(lines: Iterable[str]) -> Iterator[OpRun]:

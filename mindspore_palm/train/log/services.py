@@ -7,13 +7,14 @@ import importlib
 import io
 import netrc
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 PROJECT = "mindspore_palm"
+HOST = re.compile(r"\w+://([^/:]+).*")
 STEP = "step"  # the x-axis of all charts
 
 
@@ -120,7 +121,7 @@ def wandb_mode(settings: Any) -> str | None:
     if os.environ.get("WANDB_MODE") or settings.mode != "online":
         return None
     has_token = settings.api_key or getattr(settings, "identity_token_file", None)
-    return None if has_token or _is_in_netrc(urlsplit(settings.base_url).hostname or "") else "offline"
+    return None if has_token or _is_in_netrc(HOST.sub(r"\1", settings.base_url)) else "offline"
 
 
 def _is_in_netrc(host: str) -> bool:

@@ -53,6 +53,8 @@ class StepProfile:
     runs: Sequence[OpRun]
     stopped: float
     """When the profiler stopped, in seconds since 1970."""
+    vocab: int
+    """Rows of the embedding on this device."""
     before: Sequence[float] = ()
     """Seconds of steps that were not profiled, to compare with."""
 
@@ -73,7 +75,7 @@ class StepProfile:
         sums: dict[str, list[float]] = {part: [0.0, 0.0] for part in ALL_PARTS}
         for runs in self.inside():
             for run, backward in zip(runs, in_backward(runs), strict=True):
-                sums[run.part][backward] += run.seconds / len(self.steps)
+                sums[run.part(self.vocab)][backward] += run.seconds / len(self.steps)
         return {part: (forward, backward) for part, (forward, backward) in sums.items() if forward + backward}
 
     def types(self) -> dict[str, tuple[float, float]]:
@@ -100,7 +102,7 @@ class StepProfile:
         for runs in self.inside():
             for run in runs:
                 kind = "matmuls" if run.type in MATMULS else "memory traffic"
-                kind = {COLLECTIVES: COLLECTIVES, OPTIMIZER: OPTIMIZER}.get(run.part, kind)
+                kind = {COLLECTIVES: COLLECTIVES, OPTIMIZER: OPTIMIZER}.get(run.part(self.vocab), kind)
                 sums[kind] += run.seconds / len(self.steps)
         return sums
 
@@ -128,7 +130,8 @@ def write_trace(file: Path, profile: StepProfile) -> None:
         events.append(span("graph", step.read, step.end, 0, 0))
     for run in profile.runs:
         if run.start >= first:
-            details = {"cat": run.part, "args": {"op": run.name, "part": run.part}}
+            part = run.part(profile.vocab)
+            details = {"cat": part, "args": {"op": run.name, "part": part, "shapes": str(run.shapes)}}
             events.append(span(run.type, run.start, run.end, 1, run.thread, **details))
     with write_atomically(file) as content:
         content.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
@@ -149,7 +152,7 @@ def describe_profile(profile: StepProfile, planned: Mapping[str, float] | None =
     host = profile.host()
     rows = []
     for part, (a, b) in profile.parts().items():
-        passes = (_ms(a), _ms(b)) if part in NETWORK else ("", "")
+        passes = (_ms(a) if a else "", _ms(b) if b else "") if part in NETWORK else ("", "")
         rows.append((part, *passes, _ms(a + b), f"{(a + b) / total:.1%}"))
     rows += [(name, "", "", _ms(host[name]), f"{host[name] / total:.1%}") for name in (BETWEEN, DATA)]
     rows.append((f"{AFTER}: evaluation, records, checkpoints", "", "", _ms(host[AFTER]), "not in it"))
