@@ -68,7 +68,7 @@ class Profiler:
             self._steps.append(StepTimes(info.step, start, read, end))
             if info.step == self._options.last or info.is_final:
                 self._finish(run, time.time())
-        elif info.step == self._options.first - 1:
+        elif info.step == self._options.first - 1 and not info.is_final:
             self._start()
         elif info.step < self._options.first:
             self._before.append(info.end - info.start)
