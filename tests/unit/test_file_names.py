@@ -17,6 +17,7 @@ OF_OTHERS = {
     "mindspore_palm/convert/huggingface.py": {"model.safetensors"},  # the name in the format of Hugging Face
     "mindspore_palm/convert/shards.py": {"model.safetensors"},  # the same
     "mindspore_palm/native.py": {"lock"},  # of a build
+    "mindspore_palm/train/continuation.py": {"profile"},  # an option of the command
 }
 """Names of other formats and folders that are spelled alike."""
 
