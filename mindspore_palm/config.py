@@ -174,6 +174,9 @@ class TrainConfig(Section):
     """float16: steps without overflow after which the loss scale doubles. Default 2000."""
     peak_tflops: NonNegative = 0.0
     """Peak of the machine in TFLOP/s, for MFU; 0 times a matmul at the start. Default 0."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
+    """Trackers that get every row of metrics.csv. TensorBoard's files are always written, whether or not it is named;
+    wandb and trackio are extras to install. Default []."""
 
     def batch_ramp(self) -> list[tuple[int, int]]:
         """The batch size as a list of (first step, sequences)."""
@@ -183,6 +186,13 @@ class TrainConfig(Section):
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
         return off_is_a_word(value)
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_differ(cls, value: list[str]) -> list[str]:
+        if twice := next((name for name in value if value.count(name) > 1), None):
+            raise ValueError(f"must name each tracker once: {twice} is there twice")
+        return value
 
     @field_validator("loss_scale")
     @classmethod

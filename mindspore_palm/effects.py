@@ -351,6 +351,7 @@ USELESS: dict[str, Why | None] = {
     "train.loss_scale": _SCALED,
     "train.loss_scale_window": _either(_SCALED, _scale_window),
     "train.peak_tflops": None,
+    "train.trackers": None,  # what it names beside TensorBoard; the banner says that TensorBoard is always written
     "finetune.checkpoint": None,
     "finetune.prompt_field": _without_checkpoint,
     "finetune.target_field": _without_checkpoint,

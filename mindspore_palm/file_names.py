@@ -6,6 +6,9 @@ The folder of a run, ``train.output``::
     metrics.csv           one row per step
     loss.png              those rows, drawn
     tensorboard/          the same for TensorBoard; tensorboard.tmp while it is rewritten
+    trackers.json         which runs of wandb and trackio are this one, and how far they are
+    wandb/                files of wandb, if it is used
+    profile/              trace and tables of --profile
     rewinds.json          decisions to go back, and batches left out
     checkpoints/          one folder per checkpoint, such as step_000200
     final/                the trained model
@@ -31,6 +34,10 @@ STATE = "state.json"
 METRICS = "metrics.csv"
 LOSS_CHART = "loss.png"
 TENSORBOARD = "tensorboard"
+TRACKERS = "trackers.json"
+PROFILE = "profile"
+TRACE = "trace.json"
+PROFILE_REPORT = "report.txt"
 REWINDS = "rewinds.json"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"

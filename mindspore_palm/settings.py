@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -268,7 +268,8 @@ def _explain(error: ValidationError, values: dict[str, dict[str, Any]], origins:
     field = settings_of(section)[path[1]]
     where = origins.get(key, "defaults")
     if first["type"] == "literal_error":
-        choices = [str(choice) for choice in get_args(field.annotation) if choice != ""]
+        kind = get_args(field.annotation)[0] if get_origin(field.annotation) is list else field.annotation
+        choices = [str(choice) for choice in get_args(kind) if choice != ""]
         near = difflib.get_close_matches(str(first["input"]), choices, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
         return f"{where}: {key} = {_short(first['input'])} is not known; {fix}"

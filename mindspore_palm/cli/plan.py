@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mindspore_palm.errors import UserError
+from mindspore_palm.file_names import CONFIG, METRICS
 from mindspore_palm.options import Parser, check_output
 from mindspore_palm.parallel.workers import refuse_workers
 
@@ -16,6 +17,7 @@ EXAMPLES = (
     "--crossover",
     "--pods --charts runs/plan",
     "--schedules 8 24 --charts runs/plan",
+    "--from-run runs/palm_tiny",
     "--schedules 8 24 --config yaml/palm_62b.yaml --machine a100 parallel.data=8",
 )
 
@@ -36,6 +38,9 @@ def main() -> None:
         action="store_true",
         help="where a pipeline overtakes meshes without one, by devices, links and batch; default PaLM 540B",
     )
+    question.add_argument(
+        "--from-run", metavar="FOLDER", help="fit a machine to a run's measured steps, and print its YAML file"
+    )
     question.add_argument("--published", action="store_true", help="the paper's table, published beside computed")
     question.add_argument("--pods", action="store_true", help="SPMD or Pathways, by pods and links; default PaLM 540B")
     question.add_argument(
@@ -55,6 +60,9 @@ def main() -> None:
 
     if arguments.published:
         print(commands.published())
+        return
+    if arguments.from_run:
+        print(fit_to_run(Path(arguments.from_run), arguments.machine))
         return
     charts, json = (Path(name) if name else None for name in (arguments.charts, arguments.json))
     if arguments.schedules and not arguments.config:
@@ -77,6 +85,39 @@ def main() -> None:
         print(commands.plan(settings, machine, charts, json))
 
 
+def fit_to_run(folder: Path, machine: str | None) -> str:
+    """A machine file that predicts the steps of a run.
+
+    Args:
+        folder: of the run.
+        machine: to take over all but the efficiencies from; None for a CPU.
+
+    Raises:
+        UserError: there is no run, or its steps cannot be used.
+    """
+    from mindspore_palm.cli.settings import settings_to_look_at
+    from mindspore_palm.plan import commands
+    from mindspore_palm.plan.fit import MeasuredStep
+    from mindspore_palm.train.log.metrics import read_rows
+
+    config = folder / CONFIG
+    if not config.is_file():
+        raise UserError(f"--from-run {folder}: there is no run, as it has no {CONFIG}; name the folder of train.output")
+    settings = settings_to_look_at(str(config), [])
+    length, devices = settings.data.seq_len, settings.parallel.devices
+    flops = settings.model.flops_per_token(length)
+    steps = [
+        MeasuredStep(
+            round(row.tokens_per_second * row.seconds / length),
+            row.seconds,
+            row.tokens_per_second * flops / row.mfu / devices,
+        )
+        for row in read_rows(folder / METRICS)
+        if not row.skipped and all(0 < value < float("inf") for value in (row.seconds, row.tokens_per_second, row.mfu))
+    ]
+    return commands.fit_machine(str(folder), settings, steps, machine)
+
+
 def check_options(arguments: argparse.Namespace) -> None:
     """Checks that every option that is given has an effect.
 
@@ -84,10 +125,13 @@ def check_options(arguments: argparse.Namespace) -> None:
         UserError: names one that has none.
     """
     given = {name: value for name, value in vars(arguments).items() if value not in (None, False, [])}
-    if not given.keys() & {"config", "crossover", "published", "pods", "schedules"}:
+    if not given.keys() & {"config", "crossover", "published", "pods", "schedules", "from_run"}:
         raise UserError(
-            "nothing to plan: give --config FILE, --published, --crossover, --pods or --schedules; --help has examples"
+            "nothing to plan: give --config FILE, --published, --crossover, --pods or --schedules, or --from-run "
+            "FOLDER; --help has examples"
         )
+    if "from_run" in given and (others := sorted(given.keys() - {"from_run", "machine"})):
+        raise UserError(f"--from-run takes no other option than --machine; leave out {others[0]}")
     if "published" in given and (others := sorted(given.keys() - {"published"})):
         raise UserError(f"--published takes no other option; leave out {others[0]}")
     allowed = {"schedules", "config", "machine", "overrides"} if "config" in given else {"schedules", "charts"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mindspore_palm import invocation
 from mindspore_palm.console import results_follow
 from mindspore_palm.options import Parser
@@ -11,6 +13,7 @@ EXAMPLES = (
     "--config yaml/palm_tiny.yaml data.path=my_texts train.output=runs/mine",
     "--config yaml/finetune_lora.yaml data.path=pairs.jsonl",
     "--config yaml/palm_tiny.yaml parallel.data=2 parallel.model=2",
+    "--config yaml/palm_tiny.yaml --profile 5:8 train.steps=8",
     "--config yaml/palm_540b.yaml --print-config",
 )
 
@@ -29,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--rewind-to", type=int, metavar="STEP", help="go back to the last checkpoint up to this step")
     parser.add_argument("--skip-batches", metavar="FROM:TO", help="skip batches FROM up to TO, counted from 0")
+    parser.add_argument("--profile", metavar="FROM:TO", help="print where the time of these steps goes, with a trace")
     parser.add_argument(
         "--max-restarts",
         type=int,
@@ -63,4 +67,9 @@ def main() -> None:
     from mindspore_palm.train.command import run  # starts MindSpore, which nothing above needs
     from mindspore_palm.train.continuation import parse_start_options
 
-    run(settings, parse_start_options(arguments), invocation.script_and_arguments())
+    start = parse_start_options(arguments)
+    if start.profile:
+        from mindspore_palm.plan.host import planned_step
+
+        start = replace(start, profile=replace(start.profile, planner=planned_step))
+    run(settings, start, invocation.script_and_arguments())

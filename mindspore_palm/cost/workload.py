@@ -74,6 +74,8 @@ class Workload:
     sharded_sends: bool = False
     """Pipelines: each model rank sends its shard of the activations to the next stage, which gathers them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    item: int = HALF
+    """Bytes of a number in activations and matmuls; a CPU is planned in float32, and all others in 16 bits."""
 
     @classmethod
     def of(cls, settings: Settings, target: str = "GPU") -> Workload:
@@ -82,7 +84,8 @@ class Workload:
         micro_batch = settings.train.micro_batch_of(batch)
         layout, length = layout_of(settings, target, planned=True), settings.data.seq_len
         layout = replace(layout, mesh=replace(layout.mesh, stages=1), stage_layers=())
-        return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer)
+        item = FLOAT if target == "CPU" else HALF
+        return cls(settings.model, layout, length, batch, micro_batch, optimizer=settings.optimizer, item=item)
 
     @property
     def devices(self) -> int:
@@ -160,9 +163,10 @@ class Workload:
     def block_traffic(self, fused_attention: bool) -> int:
         """Bytes that a block's forward pass reads and writes outside of matmuls.
 
-        Each op reads and writes its activations in full, in 16 bits. A norm reads its input twice and writes once. RoPE
-        reads and writes q. Softmax reads the scores for the maximum, reads and writes the exponentials, and reads and
-        writes the weights. SwiGLU reads gate and up and writes one result. The residual add reads two and writes one.
+        Each op reads and writes its activations in full, in the compute dtype. A norm reads its input twice and writes
+        once. RoPE reads and writes q. Softmax reads the scores for the maximum, reads and writes the exponentials, and
+        reads and writes the weights. SwiGLU reads gate and up and writes one result. The residual add reads two and
+        writes one.
         """
         model, shards = self.model, self.layout.shards("heads")
         norms = 1 if model.block == "parallel" else 2
@@ -170,7 +174,7 @@ class Workload:
         rotation = 2 * model.heads * model.head_dim // shards
         softmax = 0 if fused_attention else 5 * model.heads * self.length // shards
         gate = (model.mlp_inputs + 1) * model.d_ff // shards
-        return HALF * self.tokens * (residual + rotation + softmax + gate)
+        return self.item * self.tokens * (residual + rotation + softmax + gate)
 
     def loss_traffic(self) -> int:
         """Bytes that the loss and its gradient read and write: the float32 logits six times."""
@@ -184,7 +188,7 @@ class Workload:
     @property
     def activation_bytes(self) -> int:
         """Bytes of an activation [T, D]."""
-        return HALF * self.tokens * self.model.d_model
+        return self.item * self.tokens * self.model.d_model
 
     @cached_property
     def block_weights(self) -> list[Placement]:

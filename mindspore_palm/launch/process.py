@@ -16,7 +16,7 @@ from mindspore_palm.errors import OVERWRITES, STOPPED, Interrupted, UserError, s
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import GRACE, LAUNCHER, PR_SET_PDEATHSIG, prctl
 
-OVERWRITE = "--overwrite"
+OVERWRITE, PROFILE = "--overwrite", "--profile"
 POLL_SECONDS = 0.1  # between two checks of a process
 
 
@@ -54,10 +54,19 @@ def with_restarts(
                 raise
             say(f"{died}; starting again from the last checkpoint ({number + 1} of {restarts})")
             if flags.started:  # else the earlier run still exists, and would be taken for this one
-                command = [word for word in command if word != OVERWRITE]
+                command = once_done(command)
                 stop.mark_started()
         finally:
             flags.close()
+
+
+def once_done(command: Sequence[str]) -> list[str]:
+    """The command without what only its first process does: deleting an earlier run, and profiling."""
+    words = [word for word in command if word != OVERWRITE and not word.startswith(f"{PROFILE}=")]
+    if PROFILE in words:
+        at = words.index(PROFILE)
+        del words[at : at + 2]
+    return words
 
 
 def stopped_message() -> str:

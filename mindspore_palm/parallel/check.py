@@ -61,7 +61,7 @@ def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) ->
     Args:
         settings: all of them.
         target: CPU, GPU or Ascend.
-        planned: for a plan or a dry run, which computes nothing: any dtype will do, and auto is bfloat16.
+        planned: for a plan or a dry run, which computes nothing: any dtype will do, and auto is bfloat16 but on a CPU.
     """
     parallel, dtype = settings.parallel, settings.train.compute_dtype
     return Layout(
@@ -69,7 +69,7 @@ def layout_of(settings: Settings, target: str = "CPU", planned: bool = False) ->
         TABLES[parallel.strategy],
         parallel.shard_weights,
         parallel.recompute,
-        PLANNED_DTYPE if planned and dtype == "auto" else DEVICES[target].dtype(dtype),
+        PLANNED_DTYPE if planned and dtype == "auto" and target != "CPU" else DEVICES[target].dtype(dtype),
         target,
         stage_layers(settings),
         parallel.schedule,

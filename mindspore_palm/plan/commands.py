@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.plan import charts as drawn
 from mindspore_palm.plan.crossover import crossings
+from mindspore_palm.plan.fit import MeasuredStep, describe_fit, fit
+from mindspore_palm.plan.host import measure_bandwidth
 from mindspore_palm.plan.machines import GB, load_machine
 from mindspore_palm.plan.pipeline import Pipeline, memory_by_stage
 from mindspore_palm.plan.pods import LINKS, PODS, dispatch_seconds, host_bytes, one_pod, span
@@ -62,6 +65,23 @@ def plan(settings: Settings, machine_name: str, charts: Path | None = None, json
     if json:
         write_plan(json, machine, [one])
     return describe_plan(settings, machine, one, hidden, work)
+
+
+def fit_machine(where: str, settings: Settings, steps: Sequence[MeasuredStep], machine_name: str | None) -> str:
+    """A machine file that predicts a run, with what was fitted and how well as comments.
+
+    Args:
+        where: the run, for messages.
+        settings: of the run.
+        steps: that it took.
+        machine_name: to take over all but the efficiencies from; None for the CPU of this machine.
+
+    Raises:
+        UserError: there is no such machine, or the steps cannot be used.
+    """
+    base = load_machine(machine_name) if machine_name else None
+    bandwidth = 0.0 if base else measure_bandwidth()
+    return describe_fit(where, settings, fit(where, settings, steps, base, bandwidth), machine_name)
 
 
 def search_meshes(

@@ -23,10 +23,10 @@ class Machine(Section):
 
     title: str
     """Device and topology, in words."""
-    target: Literal["GPU", "Ascend"] = "GPU"
+    target: Literal["CPU", "GPU", "Ascend"] = "GPU"
     """Target whose rules for process groups apply. MindSpore does not compile for TPUs, so they are planned as GPU."""
     peak_tflops: Number
-    """Peak of 16-bit matmuls, TFLOP/s."""
+    """Peak of 16-bit matmuls, TFLOP/s; on a CPU, of float32 matmuls."""
     memory_gib: Number
     """Memory per device, GiB."""
     memory_gb_s: Number
@@ -84,8 +84,8 @@ class Machine(Section):
         """Bytes of memory per device."""
         return self.memory_gib * GIB
 
-    def matmul_seconds(self, m: int, k: int, n: int, count: int = 1) -> float:
-        """Time of ``count`` 16-bit matmuls [m, k] x [k, n]: the longer of arithmetic and memory.
+    def matmul_seconds(self, m: int, k: int, n: int, count: int = 1, item: int = 2) -> float:
+        """Time of ``count`` matmuls [m, k] x [k, n] of numbers of ``item`` bytes: the longer of arithmetic and memory.
 
         Arithmetic: full tiles in full waves, over all ``count`` matmuls together. If there are fewer tiles than a wave
         holds, each is split along its depth. Memory: every operand and result once.
@@ -94,7 +94,7 @@ class Machine(Section):
         waves = count * ceil(m / rows) * ceil(n / columns) / self.tiles_at_once
         waves = ceil(waves) if waves > 1 else waves
         work = 2 * waves * self.tiles_at_once * rows * columns * ceil(k / depth) * depth
-        moved = self.stream_seconds(2 * count * (m * k + k * n + m * n))
+        moved = self.stream_seconds(item * count * (m * k + k * n + m * n))
         return max(work / (self.peak * self.matmul_efficiency), moved)
 
     def stream_seconds(self, size: float) -> float:

@@ -127,7 +127,9 @@ def problem(settings: Settings, machine: Machine) -> str:
 
 
 def _machine_problem(layout: Layout, machine: Machine) -> str:
-    if layout.compute_dtype == "float32":
+    if machine.target == "CPU" and layout.compute_dtype != "float32":
+        return f"train.compute_dtype = {layout.compute_dtype}: a CPU's peak is for float32 matmuls; set float32 or auto"
+    if machine.target != "CPU" and layout.compute_dtype == "float32":
         return "train.compute_dtype = float32: a machine's peak is for 16-bit matmuls; set bfloat16 or float16"
     in_pod = layout.mesh.sizes[DATA] * layout.mesh.sizes[MODEL]
     if machine.torus and in_pod > prod(machine.torus):

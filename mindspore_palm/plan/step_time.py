@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from mindspore_palm.cost.workload import FLOAT, HALF, Matmul, Workload, gathered_size
+from mindspore_palm.cost.workload import FLOAT, Matmul, Workload, gathered_size
 from mindspore_palm.parallel.mesh import POD
 from mindspore_palm.plan.links import all_gather, all_reduce, reduce_scatter, send_bandwidth, without_stages
 from mindspore_palm.plan.machines import Machine
@@ -129,7 +129,7 @@ class StageCosts:
     @cached_property
     def first(self) -> dict[str, StageTimes]:
         """Seconds of the embedding: its lookup is all-reduced in float32."""
-        return {"model axis": StageTimes(self._all_reduce(FLOAT / HALF), 0.0, 0.0)}
+        return {"model axis": StageTimes(self._all_reduce(FLOAT / self.work.item), 0.0, 0.0)}
 
     @cached_property
     def last(self) -> dict[str, StageTimes]:
@@ -139,7 +139,7 @@ class StageCosts:
         return {
             "matmuls": StageTimes(self._seconds(matmul), self._seconds(left), self._seconds(right)),
             "memory traffic": StageTimes(loss / 3, 2 * loss / 3, 0.0),
-            "model axis": StageTimes(0.0, self._all_reduce(FLOAT / HALF), 0.0),
+            "model axis": StageTimes(0.0, self._all_reduce(FLOAT / self.work.item), 0.0),
         }
 
     @cached_property
@@ -183,7 +183,7 @@ class StageCosts:
     def _seconds(self, matmul: Matmul) -> float:
         if not matmul.weight and self.machine.fused_attention:  # scores stay on chip: limited by arithmetic alone
             return matmul.flops / (self.machine.peak * self.machine.matmul_efficiency)
-        return self.machine.matmul_seconds(matmul.m, matmul.k, matmul.n, matmul.count)
+        return self.machine.matmul_seconds(matmul.m, matmul.k, matmul.n, matmul.count, self.work.item)
 
     def traffic(self) -> StageTimes:
         """Memory traffic of a layer outside of matmuls. The backward pass of an op moves twice the bytes."""
@@ -250,9 +250,9 @@ class StageCosts:
             collectives: tuple[tuple[dict[str, float], int], ...]
             elements = count * gathered_size(weight)
             halved = layout.reduce_dtype != "float32" and len(weight.shape) > 1 and weight.name != "embedding"
-            size = (HALF if halved else machine.gradient_bytes) * elements
+            size = (work.item if halved else machine.gradient_bytes) * elements
             if weight.data_shards > 1:
-                item = FLOAT if weight.name == "embedding" else HALF
+                item = FLOAT if weight.name == "embedding" else work.item
                 gathered = all_gather(machine, layout, inside, item * elements)
                 scattered = reduce_scatter(machine, layout, inside, size)
                 summed = all_reduce(machine, layout, outside, size / weight.data_shards)

@@ -47,7 +47,7 @@ def run(settings: Settings, start: StartOptions, command: Sequence[str]) -> None
     elif devices == 1 and (not restarts or LAUNCHER in os.environ):
         train(settings, start)
     elif devices == 1:
-        check_memory(settings, check_settings(settings, choose_device(settings.train.device)[0]))
+        check_memory(settings, check_settings(settings, choose_device(settings.train.device)[0], start))
         with locked_run_folder(Path(settings.train.output)):
             with_restarts(lambda again, flags: ChildProcess(again, flags).join(), command, restarts)
     elif (device := choose_device(settings.train.device)[0]) != "CPU":

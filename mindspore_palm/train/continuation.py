@@ -31,6 +31,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import CHECKPOINTS, TOKENIZER
 from mindspore_palm.settings import RENAMED
 from mindspore_palm.train.base_model import has_moved
+from mindspore_palm.train.profile_options import ProfileOptions, parse_profile
 from mindspore_palm.train.state import fingerprint
 
 MAY_CHANGE = (
@@ -43,6 +44,7 @@ MAY_CHANGE = (
     "train.output",
     "train.device",
     "train.peak_tflops",
+    "train.trackers",
     "train.checkpoint_*",
     "train.keep_*",
     "train.spike*",
@@ -69,6 +71,8 @@ class StartOptions:
     """Skip these batches: from, and up to. Batch k is what step k + 1 takes if none is skipped."""
     max_restarts: int = 0
     """How often the workers are restarted after one has died."""
+    profile: ProfileOptions | None = None
+    """Steps to profile."""
 
     @property
     def asked(self) -> str:
@@ -101,8 +105,10 @@ def parse_start_options(arguments: argparse.Namespace) -> StartOptions:
         batches = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
         if batches[0] >= batches[1]:
             raise UserError(f"--skip-batches {arguments.skip_batches}: write FROM:TO, for example 200:400")
+    asked = getattr(arguments, "profile", None)
+    profile = parse_profile(asked) if asked is not None else None
     return StartOptions(
-        arguments.overwrite, tuple(arguments.accept), arguments.rewind_to, batches, arguments.max_restarts
+        arguments.overwrite, tuple(arguments.accept), arguments.rewind_to, batches, arguments.max_restarts, profile
     )
 
 

@@ -25,6 +25,12 @@ class StepInfo:
     result: StepResult
     row: MetricsRow
     """Its row of metrics.csv, to which ``evaluate`` adds the held-out loss."""
+    start: float = 0.0
+    """When the step began to read its batch, by ``time.perf_counter``."""
+    read: float = 0.0
+    """When the batch was read."""
+    end: float = 0.0
+    """When the results were there."""
     spike: Spike | None = None
     """The loss spike that this step completes, from ``watch_for_spikes``."""
     stopped: bool = False

@@ -32,6 +32,8 @@ from mindspore_palm.train.log.banner import banner
 from mindspore_palm.train.log.metrics import MetricsRow
 from mindspore_palm.train.log.peak import measure_peak
 from mindspore_palm.train.loss_scale import current_scale, overflowed, update_scale
+from mindspore_palm.train.profile_options import ProfileOptions
+from mindspore_palm.train.profiler import Profiler, compiled_graphs
 from mindspore_palm.train.rewinding import decide_rewind
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import (
@@ -102,18 +104,19 @@ def _train(
     votes()
     stop.mark_started()
     stop.set_exit_message(lambda: f"stopped at once; {where_it_resumes(folder)}")
-    with stop.handlers():
+    with stop.handlers(), compiled_graphs(start.profile):
         try:
-            return train_with_rewinds(partial(build_run, settings, start, folder, prepared, votes, peak))
+            return train_with_rewinds(partial(build_run, settings, start, folder, prepared, votes, peak), start.profile)
         except KeyboardInterrupt:  # only in a process that is not the command's own, such as a notebook's
             raise Interrupted(f"stopped at once; {where_it_resumes(folder)}") from None
 
 
-def train_with_rewinds(build: Callable[[], Run]) -> Evaluation:
+def train_with_rewinds(build: Callable[[], Run], profile: ProfileOptions | None = None) -> Evaluation:
     """Trains to the end, and goes back to a checkpoint after each loss spike.
 
     Args:
         build: builds the run from its newest checkpoint.
+        profile: steps to profile.
 
     Raises:
         UserError, Interrupted: as ``train``.
@@ -121,7 +124,7 @@ def train_with_rewinds(build: Callable[[], Run]) -> Evaluation:
     while True:
         run = build()
         with run.recorder or nullcontext():
-            spike = run_steps(run)
+            spike = run_steps(run, profile)
             if spike is None:
                 return finish(run)
         decide_rewind(run, spike)
@@ -131,8 +134,8 @@ def train_with_rewinds(build: Callable[[], Run]) -> Evaluation:
         gc.collect()  # frees its network before the next one is built
 
 
-def run_steps(run: Run) -> Spike | None:
-    """Takes all steps up to the last one, a request to stop or a loss spike; returns the spike."""
+def run_steps(run: Run, profile: ProfileOptions | None = None) -> Spike | None:
+    """Takes all steps up to the last one, a request to stop or a loss spike; returns the spike. Profiles some."""
     if not hooks.evaluate_last_row(run):
         return None
     train = run.settings.train
@@ -147,6 +150,8 @@ def run_steps(run: Run) -> Spike | None:
         run_hooks.add(hooks.check_divergence)
         run_hooks.add(hooks.ProgressHook(bar))
         run_hooks.add(hooks.save_checkpoint, every=train.checkpoint_every, at_end=False)  # finish saves the last step
+        if profile and run.recorder:
+            run_hooks.add(Profiler(profile))
         for info in training_steps(run):
             run_hooks(info)
             if info.is_final:
@@ -166,6 +171,7 @@ def training_steps(run: Run) -> Iterator[StepInfo]:
         rows = current_layout().rows(this_rank(), size)
         inputs, targets = batches.slice(progress.step, rows.start, rows.stop - rows.start)
         mask = dropout_mask(settings, progress.step, range(rows.start, rows.stop))
+        read = time.perf_counter()
         result = run.step(inputs, targets, tokens, mask, current_scale(progress, settings.train))
         stop.mark_unsaved()
         seconds = time.perf_counter() - start
@@ -191,4 +197,4 @@ def training_steps(run: Run) -> Iterator[StepInfo]:
             hfu=rate * hardware_flops / run.peak,
             loss_scale=result.loss_scale,
         )
-        yield StepInfo(progress.step, result, row)
+        yield StepInfo(progress.step, result, row, start, read, start + seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -36,18 +37,22 @@ from mindspore_palm.file_names import (
     LOSS_CHART,
     METRICS,
     OTHER,
+    PROFILE,
+    PROFILE_REPORT,
     REWINDS,
     TEMPORARY,
     TENSORBOARD,
+    TRACE,
+    TRACKERS,
 )
-from mindspore_palm.files import check_links, try_lock, write_atomically
+from mindspore_palm.files import check_links, names_pattern, try_lock, write_atomically
 from mindspore_palm.settings import load_settings, settings_to_yaml
 from mindspore_palm.train.continuation import TEXT_SETTINGS, StartOptions, check_unchanged, differences
 from mindspore_palm.train.finetune import check_text
 from mindspore_palm.train.log.metrics import count_unreadable_lines, has_other_losses
 from mindspore_palm.train.log.tensorboard import EVENT_FILES
 
-FILES = (METRICS, LOSS_CHART, REWINDS, ADAPTER)
+FILES = (METRICS, LOSS_CHART, TRACKERS, REWINDS, ADAPTER)
 EVENT_FOLDERS = (TENSORBOARD, f"{TENSORBOARD}{TEMPORARY}")  # earlier versions left the second one
 TRACES = (*FILES, *EVENT_FOLDERS, CHECKPOINTS)  # of a run that has started
 LOCK_TIMEOUT = 20.0  # seconds for the processes of a killed command to end
@@ -159,6 +164,7 @@ def start_run_folder(folder: Path, settings: Settings, state: RunFolderState) ->
                 (folder / name).unlink(missing_ok=True)
         for name in EVENT_FOLDERS:
             delete_own_files(folder / name, EVENT_FILES)
+        delete_own_files(folder / PROFILE, names_pattern(re.escape(TRACE), re.escape(PROFILE_REPORT)))
         delete_model(folder / FINAL)
         delete_checkpoints(folder / CHECKPOINTS)
     else:

@@ -24,6 +24,8 @@ from mindspore_palm.train.build import build_step
 from mindspore_palm.train.continuation import StartOptions, check_corpus, may_change
 from mindspore_palm.train.evaluate import Evaluator
 from mindspore_palm.train.log.recorder import UNWRITTEN, Recorder
+from mindspore_palm.train.log.trackers import Trackers, check_trackers
+from mindspore_palm.train.profile_options import check_profile
 from mindspore_palm.train.run import Run
 from mindspore_palm.train.run_folder import check_paths, set_foreign_metrics_aside
 from mindspore_palm.train.state import fingerprint
@@ -41,15 +43,18 @@ def check_settings(settings: Settings, device: str, start: StartOptions | None =
         start: how the run starts.
 
     Raises:
-        UserError: names setting, sizes and what to change; or a path that leads nowhere.
+        UserError: names setting, sizes and what to change; a path that leads nowhere; or a package that is missing.
     """
     folder = Path(settings.train.output)
     check_paths(folder)
     check_links(Path(settings.data.prepared), "data.prepared")
+    check_trackers(settings)
     layout = layout_of(settings, device)
     start = start or StartOptions()
     resumes = not start.overwrite and bool(steps_in(folder / CHECKPOINTS))
     step = resume_step(folder, start.overwrite, start.rewind_to)
+    if start.profile:
+        check_profile(start.profile, step, settings.train.steps, device)
     check_layout(settings, layout, placements, step, may_change=may_change if resumes else lambda _: True)
     return layout
 
@@ -87,7 +92,8 @@ def build_run(
         set_foreign_metrics_aside(folder, state.get("losses", ()))
         marks = [(rewind.to, f"from step {rewind.at:,} back to {rewind.to:,}") for rewind in progress.rewinds]
         gzip9 = prepared.meta["gzip9_bits_per_byte"]
-        recorder = Recorder(folder, gzip9, marks, until=progress.step, unwritten=state.get(UNWRITTEN, []))
+        trackers = Trackers(settings, folder, progress.step, len(progress.rewinds)).all  # before rows are removed
+        recorder = Recorder(folder, gzip9, marks, progress.step, state.get(UNWRITTEN, []), trackers)
     if progress.step:
         say(f"resuming from step {progress.step}")
         if recorder and len(recorder.rows) < progress.step:

@@ -45,6 +45,7 @@ SAMPLES = {
     "train.batch_size": [2, [[0, 2], [2, 4]], [[0, 4]]],
     "train.loss_scale": [1.0, 2.0**40],
     "train.output": ["a b/c"],
+    "train.trackers": [["tensorboard"]],  # the others are extras
     "finetune.prompt_field": ["q"],
     "finetune.target_field": ["a"],
     "parallel.stages": [2],

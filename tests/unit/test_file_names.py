@@ -13,9 +13,11 @@ from mindspore_palm import file_names
 HOME = ROOT / PACKAGE / "file_names.py"
 NAMES = {name: value for name, value in vars(file_names).items() if name.isupper()}
 OF_OTHERS = {
+    "mindspore_palm/config.py": {"tensorboard"},  # the name of a tracker
     "mindspore_palm/convert/huggingface.py": {"model.safetensors"},  # the name in the format of Hugging Face
     "mindspore_palm/convert/shards.py": {"model.safetensors"},  # the same
     "mindspore_palm/native.py": {"lock"},  # of a build
+    "mindspore_palm/train/continuation.py": {"profile"},  # an option of the command
 }
 """Names of other formats and folders that are spelled alike."""
 

@@ -8,6 +8,7 @@ from mindspore_palm.config import Settings
 from mindspore_palm.cost.memory import readable
 from mindspore_palm.data import Prepared
 from mindspore_palm.devices import DEVICES
+from mindspore_palm.file_names import TENSORBOARD
 from mindspore_palm.model.lora import adapter_shapes
 from mindspore_palm.parallel.axes import Layout, current_layout
 from mindspore_palm.parallel.context import Device, parallel_settings
@@ -39,6 +40,7 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
         "memory": f"about {readable(sum(memory.values()))} ({parts})",
         "optimizer": f"{optimizer.name}, schedule {optimizer.schedule}, peak learning rate {optimizer.learning_rate:g}",
         "output": train.output,
+        **({"trackers": ", ".join(dict.fromkeys([TENSORBOARD, *train.trackers]))} if train.trackers else {}),
     }
     if settings.finetune.checkpoint:
         lines = {"fine-tunes": _finetuning(settings), **lines}

@@ -63,6 +63,17 @@ def read_rows(file: Path) -> list[MetricsRow]:
     return rows
 
 
+def last_step(file: Path) -> int:
+    """The last step in metrics.csv; 0 if it has none."""
+    rows = read_rows(file)
+    return rows[-1].step if rows else 0
+
+
+def scalars_of(row: MetricsRow) -> dict[str, float]:
+    """Values of a step for trackers: each number of its row by name, as far as it was measured."""
+    return {name: value for name, value in asdict(row).items() if name != "step" and value is not None}
+
+
 def line_of(row: MetricsRow) -> str:
     """A row as a line of metrics.csv, with the line end of csv."""
     return ",".join(map(_format, asdict(row).values())) + "\r\n"

@@ -1,4 +1,4 @@
-"""Records of a run while it trains: metrics.csv, TensorBoard's event files and loss.png."""
+"""Records of a run while it trains: metrics.csv, TensorBoard's event files, other trackers and loss.png."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from mindspore_palm.file_names import LOSS_CHART, METRICS, TENSORBOARD
 from mindspore_palm.train.log.clock import SteadyClock
 from mindspore_palm.train.log.growing_file import GrowingFile
 from mindspore_palm.train.log.loss_chart import draw_loss
-from mindspore_palm.train.log.metrics import HEADER, MetricsRow, line_of, read_rows, truncate_metrics
+from mindspore_palm.train.log.metrics import HEADER, MetricsRow, line_of, read_rows, scalars_of, truncate_metrics
 from mindspore_palm.train.log.tensorboard import EventWriter, truncate_events
+from mindspore_palm.train.log.trackers import Tracker
 
 UNWRITTEN = "rows_not_in_metrics"  # in a checkpoint's state: the rows that could not be written to the file
 
 
 class Recorder:
-    """Appends rows to metrics.csv and TensorBoard, and draws them; a context that closes both.
+    """Appends rows to metrics.csv, TensorBoard and other trackers, and draws them; a context that closes all of them.
 
     A failing record does not end the run: what cannot be written is logged once, training continues, and the rows are
     written as soon as there is room again.
@@ -30,6 +31,7 @@ class Recorder:
         rewinds: where the run went back, to be drawn: steps gone back to, and why.
         until: the step that the run resumes from: later rows are removed; None keeps all.
         unwritten: rows that metrics.csv may lack, as ``unwritten`` returned them when that step was saved.
+        trackers: that get the same rows as TensorBoard.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Recorder:
         rewinds: Sequence[tuple[int, str]] = (),
         until: int | None = None,
         unwritten: Sequence[Mapping[str, Any]] = (),
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.folder, self.reference, self.rewinds, self.clock = folder, reference, list(rewinds), SteadyClock()
         self._failing: set[str] = set()
+        self._trackers = trackers
         self._events = EventWriter(folder, self.clock)
         file = folder / METRICS
         truncated = until is None or self._try(METRICS, lambda: truncate_records(folder, until))
@@ -79,6 +83,8 @@ class Recorder:
         self._write()
         values = {"validation_loss": validation_loss, "validation_bits_per_byte": validation_bits_per_byte}
         self._try(TENSORBOARD, lambda: self._events.add(row.step, values))
+        for tracker in self._trackers:
+            tracker.add(row.step, values)
 
     def unwritten(self) -> list[dict[str, Any]]:
         """The last rows, as far as metrics.csv lacks them."""
@@ -101,10 +107,14 @@ class Recorder:
         self.draw()
         self._metrics.close()
         self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write(self) -> None:
         self._try(METRICS, self._metrics.write)
         self._try(TENSORBOARD, self._write_events)
+        for tracker in self._trackers:
+            tracker.follow(self.rows)
 
     def _try(self, name: str, write: Callable[[], None]) -> bool:
         """Whether a file could be written; a failure is logged once, until the file can be written again."""
@@ -122,7 +132,7 @@ class Recorder:
     def _write_events(self) -> None:
         while self._in_tensorboard < len(self.rows):
             row = self.rows[self._in_tensorboard]
-            self._events.add(row.step, {name: value for name, value in asdict(row).items() if name != "step"})
+            self._events.add(row.step, scalars_of(row))
             self._in_tensorboard += 1
 
 
