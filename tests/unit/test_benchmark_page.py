@@ -36,7 +36,8 @@ def test_a_row_has_peak_time_share_and_ratios():
 
 
 def test_only_the_table_of_a_page_is_replaced():
-    first = with_table("before\n<!-- training steps: benchmarks/page.py -->old<!-- end of training steps -->\nafter", FOUND)
+    page = "before\n<!-- training steps: benchmarks/page.py -->old<!-- end of training steps -->\nafter"
+    first = with_table(page, FOUND)
     assert first.startswith("before\n") and first.endswith("\nafter") and "old" not in first
     assert with_table(first, FOUND) == first
 
