@@ -198,7 +198,7 @@ def test_a_real_run_is_predicted_within_its_scatter(tmp_path):
 
 @pytest.mark.slow
 def test_another_width_is_predicted_within_a_factor_of_three(tmp_path):
-    """Fitted to one width, the model predicts twice the width; medians of a busy machine are themselves that far off."""
+    """Fitted to one width, the model predicts twice the width; a busy machine is itself that far off."""
     write_text(tmp_path)
     sizes = "model.layers=2 model.heads=4 model.head_dim=32 model.vocab_size=512 data.seq_len=128 train.batch_size=8"
     sizes += " train.device=CPU train.eval_every=0 train.checkpoint_every=0 train.steps=20 data.path=text.txt"
