@@ -194,3 +194,24 @@ def test_a_real_run_is_predicted_within_its_scatter(tmp_path):
     assert odd.returncode == 2
     odd = palm(tmp_path, "plan", "--from-run", "run", "--json", "x.json")
     assert odd.returncode == 2 and "--from-run takes no other option than --machine" in odd.stderr
+
+
+@pytest.mark.slow
+def test_another_width_is_predicted_within_a_factor_of_three(tmp_path):
+    """Fitted to one width, the model predicts twice the width; a busy machine is itself that far off."""
+    write_text(tmp_path)
+    sizes = "model.layers=2 model.heads=4 model.head_dim=32 model.vocab_size=512 data.seq_len=128 train.batch_size=8"
+    sizes += " train.device=CPU train.eval_every=0 train.checkpoint_every=0 train.steps=20 data.path=text.txt"
+    sizes += " data.prepared=prepared"
+    for width in (64, 128):
+        widths = [f"model.d_model={width}", f"model.d_ff={4 * width}", f"train.output=w{width}"]
+        trained = palm(tmp_path, "train", *sizes.split(), *widths)
+        assert trained.returncode == 0, trained.stderr
+    fitted = palm(tmp_path, "plan", "--from-run", "w64")
+    (tmp_path / "mine.yaml").write_text(fitted.stdout)
+    predicted = predicted_seconds(
+        load_settings(tmp_path / "w128" / "config.yaml")[0], 8, load_machine(str(tmp_path / "mine.yaml"))
+    )
+    measured = median(row.seconds for row in read_rows(tmp_path / "w128" / "metrics.csv")[1:])
+    print(f"width 128: {1e3 * predicted:.1f} ms predicted from width 64, {1e3 * measured:.1f} ms measured")
+    assert measured / 3 < predicted < 3 * measured
