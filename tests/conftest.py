@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import pytest
 
+EXTENDED = Path(__file__).with_name("extended.txt")
 GRAPHS = "MINDSPORE_PALM_GRAPHS"  # not imported: some tests set variables before they import the package
 
 for number in (signal.SIGHUP, signal.SIGINT):  # nohup and the background of a shell leave them ignored, to children too
@@ -33,6 +35,14 @@ def pytest_unconfigure(config):
     if graphs := getattr(config, "graphs", None):
         del os.environ[GRAPHS]
         shutil.rmtree(graphs, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is applied
+def pytest_collection_modifyitems(items):
+    extended = set(EXTENDED.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in extended:
+            item.add_marker(pytest.mark.extended)
 
 
 @pytest.fixture(scope="session")
