@@ -66,7 +66,8 @@ PAGES = (
 """Pages of docs/ whose sentences are classified, as those of the README are."""
 KINDS = ("promises", "explains", "unclassified")
 EVIDENCE = ("tests", "measured", "source", "untested")
-MARKS = ("slow", "tpu", "torch", "harness")  # tests that do not run by default
+MARKS = ("slow", "tpu", "torch", "harness", "package", "browser", "trackers")  # tests that do not run by default
+EXTENDED = ROOT / "tests" / "extended.txt"  # nor do these
 ALIKE = 0.6  # of two sentences, so that one counts as the other one changed
 
 
@@ -205,9 +206,10 @@ def _skips(statement: ast.stmt) -> bool:
 
 
 def marks_of(test: str) -> list[str]:
-    """Those of MARKS that keep a test out of the default suite."""
+    """Those of MARKS that keep a test out of the default suite; ``extended`` for one that only CI runs."""
     path, _, name = test.partition("::")
-    return [mark for mark in MARKS if mark in marked_tests(path).get(name, ())]
+    extended = test in EXTENDED.read_text(encoding="utf-8").splitlines()
+    return [mark for mark in MARKS if mark in marked_tests(path).get(name, ())] + ["extended"] * extended
 
 
 def updated(sections: dict[str, list[str]], ledger: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
