@@ -33,7 +33,7 @@ def method(found: Mapping[str, Any]) -> str:
     seeds, text, percent = found["seeds"], found["text"], 100 * found["confidence"]
     repeats = "so a run sees some of it again" if text["repeats"] else "so no run sees any of it twice"
     expecting = sum(row["expects"] != "anything" for claim in found["claims"] for row in rows_of(found, claim))
-    fingerprint = found["fingerprint"]
+    fingerprint, times = found["fingerprint"], found["times"]["fingerprint"]
     return (
         f"Every network was trained with seeds {', '.join(map(str, seeds))}. A seed decides the initial weights and "
         "the order of the text, the same for every network, so differences are taken seed by seed. The interval is "
@@ -44,7 +44,8 @@ def method(found: Mapping[str, Any]) -> str:
         f"their number: of twenty differences that are not there, about one is seen. {_rates(found)}\n\n"
         f"Text: {text['corpus']}, {text['train_tokens']:,} tokens to train on; a run takes "
         f"{text['tokens_of_a_run']:,}, {repeats}. Held out: {text['held_out_tokens']:,} tokens, all of which are "
-        f"scored. Machine of the training: {fingerprint['machine']}; {fingerprint['libraries']}."
+        f"scored. Machine of the training: {fingerprint['machine']}; {fingerprint['libraries']}. "
+        f"Machine of the times: {times['machine']}; {times['libraries']}."
     )
 
 
@@ -52,7 +53,9 @@ def _rates(found: Mapping[str, Any]) -> str:
     if len(found["rates"]) == 1:
         return f"Every network has the same peak learning rate, {found['rates'][0]:g}: none was tuned."
     rates = ", ".join(f"{rate:g}" for rate in sorted(found["rates"]))
-    return f"Learning rates were tuned for every network alike, over {rates}, with other seeds."
+    ends = ", ".join(f"{row['variant']} at {row['size']}" for row in found["tuning"] if row["at_edge"])
+    caution = f" An end of the grid was the best for {ends}, so another rate may be better there." if ends else ""
+    return f"Learning rates were tuned for every network alike, over {rates}, with other seeds.{caution}"
 
 
 def _sections(found: Mapping[str, Any], page: Mapping[str, Any] | None) -> Iterator[str]:
