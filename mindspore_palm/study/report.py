@@ -71,8 +71,11 @@ def _sections(found: Mapping[str, Any], page: Mapping[str, Any] | None) -> Itera
     if page is not None:
         yield "## Beside the published page"
         lines = agreement(found, page)
-        agreeing = sum(line[-1] == "yes" for line in lines)
-        yield f"{agreeing} of the {len(lines)} effects that the page shows have the same direction here."
+        here = [line[-1] for line in lines if line[-1]]
+        yield (
+            f"{here.count('yes')} of the {len(here)} effects that the page shows and that are made here have the same "
+            "direction."
+        )
         yield table(["effect", "on the page", "here", "same direction"], lines)
     for name, one in claims.items():
         yield f"## {one['title']}"

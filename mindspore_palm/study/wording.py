@@ -115,7 +115,8 @@ def agreement(found: Mapping[str, Any], page: Mapping[str, Any]) -> list[list[st
     """Each effect that a page shows beside the same difference found here: what, there, here, whether it agrees.
 
     An effect is shown where its interval, or its exact value, lies on one side of zero. Here its value counts, at the
-    largest size that both have, or else at the largest size here.
+    largest size at which the page shows it. If there is none, it is the largest size that the page does not have; at
+    sizes where the page has it and does not show it, there is nothing to agree with.
     """
     lines = []
     ours = _by_kind(all_rows(found))
@@ -124,10 +125,11 @@ def agreement(found: Mapping[str, Any], page: Mapping[str, Any]) -> list[list[st
         if not shown or len({row["value"] > 0 for row in shown}) > 1:
             continue
         here = [row for row in ours.get(key, []) if row.get("value") is not None]
-        same = [row for row in here if row["size"] in {one["size"] for one in shown}] or here
+        same = [row for row in here if row["size"] in {one["size"] for one in shown}]
+        same = same or [row for row in here if row["size"] not in {one["size"] for one in rows}]
         there = shown[-1]
         if not same:
-            lines.append([subject(there, page["base"]), difference(there), "not made here", "no"])
+            lines.append([subject(there, page["base"]), difference(there), "not made here", ""])
             continue
         agrees = (same[-1]["value"] > 0) == (there["value"] > 0)
         line = [subject(there, page["base"]), difference(there), f"{same[-1]['size']}: {difference(same[-1])}"]

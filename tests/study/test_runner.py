@@ -252,7 +252,16 @@ class TestWhatIsSaid:
                 row["value"] = -row["value"]
         assert [line[-1] for line in agreement(other, found)].count("NO") == 1
         other["comparisons"] = []
-        assert {line[-1] for line in agreement(other, found)} == {"no"}
+        assert {line[2:] == ["not made here", ""] for line in map(list, agreement(other, found))} == {True}
+
+    def test_a_size_at_which_the_page_sees_nothing_says_nothing(self, found):
+        """The effect is shown at b alone, and a run of a cannot repeat it; one of a size that the page lacks can."""
+        other = json.loads(json.dumps(found))
+        self.row(found, "loss", size="a").update(low=-1.0, high=1.0)
+        other["comparisons"] = [row for row in other["comparisons"] if (row["measure"], row["size"]) == ("loss", "a")]
+        assert [line[2:] for line in agreement(other, found) if "held-out loss" in line[0]] == [["not made here", ""]]
+        other["comparisons"][0]["size"] = "z"
+        assert [line[-1] for line in agreement(other, found) if "held-out loss" in line[0]] == ["yes"]
 
 
 @pytest.mark.parametrize(
