@@ -144,8 +144,10 @@ class Decoder:
         """
         results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
         for sequence, tokens in enumerate(contexts):
-            for start in range(0, len(tokens or ()), CHUNK):
-                results[sequence] = self._run_chunk(sequence, tokens or (), start)
+            if tokens is None:
+                continue
+            for start in range(0, len(tokens), CHUNK):
+                results[sequence] = self._run_chunk(sequence, tokens, start)
         return self._stack(results)
 
     def read_chunk(self, sequence: int, tokens: Sequence[int], start: int) -> tuple[np.ndarray, float]:
