@@ -18,10 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 from datetime import datetime, timezone
 from functools import partial
@@ -204,7 +201,8 @@ def measured_on():
     """Host, date, commit and versions, for the JSON."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from mindspore_palm.machine import processors
+    from mindspore_palm.machine import processor_name, processors
+    from mindspore_palm.version import commit
 
     def version_of(package):
         try:
@@ -212,13 +210,11 @@ def measured_on():
         except PackageNotFoundError:
             return None
 
-    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "processor": found[1] if found else platform.machine(),
+        "processor": processor_name(),
         "processors": processors(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit()[:7] or None,
         "versions": {name: version_of(name) for name in ("mindspore", "jax", "torch")},
     }
 

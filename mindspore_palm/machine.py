@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,15 @@ def processors(root: Path = Path("/")) -> int:
         if quota > 0 < period:
             count = min(count, int(quota / period))
     return max(1, count)
+
+
+def processor_name(root: Path = Path("/")) -> str:
+    """Name of the processor's model; of its architecture where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def available_memory(root: Path = Path("/")) -> int:

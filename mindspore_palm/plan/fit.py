@@ -172,13 +172,13 @@ def _factor(where: str, settings: Settings, size: MeasuredSize, base: Machine) -
 
 def describe_fit(where: str, settings: Settings, result: Fit, base_name: str | None) -> str:
     """A machine file: what was fitted and how well it predicts as comments, then the machine as YAML."""
-    one, machine, size = result.machine, result.machine, result.fitted
+    machine, size = result.machine, result.fitted
     low, high = size.middle
     lines = [
         f"Fitted to {where}: {_measured(size)}, half of them from {_ms(low)} to {_ms(high)} ms",
         f"Predicted with this file: {_ms(result.predicted)} ms",
-        f"Fitted: matmul_efficiency = {one.matmul_efficiency:.4g} and memory_efficiency = {one.memory_efficiency:.4g}, "
-        f"both times {result.factor:.4g}; the rest is taken over from "
+        f"Fitted: matmul_efficiency = {machine.matmul_efficiency:.4g} and memory_efficiency = "
+        f"{machine.memory_efficiency:.4g}, both times {result.factor:.4g}; the rest is taken over from "
         + (f"the machine {base_name}" if base_name else "the run and from this machine"),
     ]
     if settings.parallel.devices > 1:

@@ -1,4 +1,4 @@
-"""``palm serve``: a trained model behind a socket, from its start to its end."""
+"""``palm serve``: a trained model that answers at a socket, from its start to its end."""
 
 from __future__ import annotations
 

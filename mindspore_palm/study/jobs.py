@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import processors
 from mindspore_palm.study.runs import Task
+
+if TYPE_CHECKING:
+    from mindspore_palm.study.trainer import Trainer  # starts MindSpore, before a process has its processors
 
 RUNTIME = {"MS_DEV_RUNTIME_CONF": "pipeline:False"}
 """Of a process with one processor, which the threads of MindSpore's pipeline of launches would only take turns on."""
@@ -93,6 +96,11 @@ class Jobs:
                 yield task, result, seconds
 
 
+def train(trainer: Trainer, task: Task) -> dict[str, Any]:
+    """The result of a task, as it is stored."""
+    return dataclasses.asdict(trainer.run(task.seed, task.rate, tuple(task.extras)))
+
+
 def _next(waiting: Sequence[Task], networks: dict[Connection, str], connection: Connection) -> Task:
     """The task that a process takes: of the network that it has, or of one that nobody has, or of the one most left."""
     left: dict[str, list[Task]] = {}
@@ -142,7 +150,7 @@ def _work(connection: Connection, settings: Settings) -> None:
             try:
                 if trainer is None or task.network != network:
                     network, trainer = task.network, Trainer(task.settings[0], prepared)
-                result = dataclasses.asdict(trainer.run(task.seed, task.rate, tuple(task.extras)))
+                result = train(trainer, task)
             except UserError as error:
                 connection.send((str(error), None, 0.0))
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 from mindspore_palm.console import say
 from mindspore_palm.data import Prepared
 from mindspore_palm.study.file import Study
-from mindspore_palm.study.jobs import Jobs
+from mindspore_palm.study.jobs import Jobs, train
 from mindspore_palm.study.runs import Task, comparing, measuring, tuning
 from mindspore_palm.study.store import Store
 from mindspore_palm.study.trainer import Trainer
@@ -81,8 +81,7 @@ class Runner:
             return ledger(task)
         if task.kind == "turns":
             return measure(task, self.prepared)
-        result = self._trainer(task).run(task.seed, task.rate, tuple(task.extras))
-        return dataclasses.asdict(result)
+        return train(self._trainer(task), task)
 
     def _trainer(self, task: Task) -> Trainer:
         """The compiled network of a run."""

@@ -17,7 +17,7 @@ from mindspore_palm.data import Prepared
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import LOCK
 from mindspore_palm.files import check_links, try_lock, write_json
-from mindspore_palm.machine import processors
+from mindspore_palm.machine import processor_name, processors
 from mindspore_palm.study.runs import Task
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
     return {
         "code": code_of(PACKAGE),
         "text": text.hexdigest(),
-        "machine": _processor(),
+        "machine": processor_name(),
         "libraries": f"Python {platform.python_version()}, MindSpore {ms.__version__}, NumPy {np.__version__}",
     }
 
@@ -168,12 +168,3 @@ def _read(file: Path) -> dict[str, Any]:
         return value
     except ValueError:
         raise UserError(f"{file} is damaged; delete it, and what it held is computed again") from None
-
-
-def _processor() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -54,7 +54,7 @@ def generator(base):
 
 @pytest.fixture
 def talk(monkeypatch, capsys, generator):
-    """What a chat prints for lines on standard input: answers and hints."""
+    """Output of a chat for lines on standard input: answers and hints."""
 
     def run_chat(text, style, sampling=FEW, template=""):
         data = text if isinstance(text, bytes) else text.encode()

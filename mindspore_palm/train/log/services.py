@@ -1,4 +1,4 @@
-"""wandb and trackio behind one interface. Each is imported when it is used."""
+"""wandb and trackio with one interface. Each is imported when it is used."""
 
 from __future__ import annotations
 
