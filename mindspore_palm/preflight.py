@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import sys
 import threading
 import warnings
 
@@ -108,8 +109,16 @@ def check_threads(count: int) -> None:
 
 
 def explain(error: Exception) -> str:
-    """Message for an error that means a limit of this process was hit; empty for any other error."""
+    """Message for an error that is not of the code: a limit of this process was hit, or a package is missing.
+
+    It is empty for any other error.
+    """
     message = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("mindspore_palm"):
+        return (
+            f"the package {error.name.partition('.')[0]} is not installed for {sys.executable}: use the Python of the "
+            "environment that has it, or pip install -r requirements.txt"
+        )
     if NO_THREADS.search(message):
         return FEW_THREADS
     if isinstance(error, MemoryError) or NO_MEMORY.search(message):

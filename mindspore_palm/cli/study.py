@@ -22,7 +22,12 @@ def main() -> None:
     parser.add_argument("study", nargs="?", metavar="FILE", help="YAML file of the study; see yaml/studies/")
     parser.add_argument("--quick", action="store_true", help="the smaller study that the file's section quick names")
     parser.add_argument("--output", metavar="FOLDER", help="folder of the results; default runs/study/NAME")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs that are trained side by side; default 1")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs that are trained side by side; default one for each processor, up to 16",
+    )
     parser.add_argument(
         "--only-times", action="store_true", help="measure times here, of networks that were trained on another machine"
     )
@@ -41,10 +46,4 @@ def main() -> None:
         print(command.publish(Path(arguments.page)))
         return
     output = Path(arguments.output) if arguments.output else None
-    command.run(
-        Path(arguments.study),
-        arguments.quick,
-        output,
-        1 if arguments.jobs is None else arguments.jobs,
-        arguments.only_times,
-    )
+    command.run(Path(arguments.study), arguments.quick, output, arguments.jobs, arguments.only_times)

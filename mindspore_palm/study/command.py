@@ -11,7 +11,7 @@ from mindspore_palm.errors import Interrupted, UserError
 from mindspore_palm.files import expanded, write_atomically, write_json
 from mindspore_palm.parallel.context import open_device
 from mindspore_palm.study.file import read_study
-from mindspore_palm.study.jobs import Jobs
+from mindspore_palm.study.jobs import Jobs, as_many_as_fit
 from mindspore_palm.study.page import page
 from mindspore_palm.study.pictures import draw
 from mindspore_palm.study.report import report
@@ -26,14 +26,16 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / RESULTS
 """results.json of the page in the documentation."""
 
 
-def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int = 1, only_times: bool = False) -> Path:
+def run(
+    file: Path, quick: bool = False, output: Path | None = None, jobs: int | None = None, only_times: bool = False
+) -> Path:
     """Runs what is missing of a study, and writes results.json, report.md and pictures; returns their folder.
 
     Args:
         file: of the study.
         quick: whether to run the smaller study of its section quick.
         output: folder of the results; by default runs/study/NAME, or NAME-quick.
-        jobs: processes that train side by side.
+        jobs: processes that train side by side; by default as many as processors and memory allow.
         only_times: whether the folder's networks were trained on another machine, and times are measured on this one.
 
     Raises:
@@ -44,7 +46,8 @@ def run(file: Path, quick: bool = False, output: Path | None = None, jobs: int =
     study = study.quickly() if quick else study
     folder = expanded(output or Path("runs/study") / f"{file.stem}{'-quick' if quick else ''}", "--output")
     settings = study.settings_of(study.base, next(iter(study.sizes)))
-    side_by_side = Jobs(jobs, settings) if jobs != 1 else None
+    count = as_many_as_fit() if jobs is None else jobs
+    side_by_side = Jobs(count, settings) if count != 1 else None
     with locked_study(folder):
         open_device("CPU")
         prepared = open_text(settings)

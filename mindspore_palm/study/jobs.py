@@ -16,7 +16,8 @@ from unittest import mock
 
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
-from mindspore_palm.machine import processors
+from mindspore_palm.launch.supervisor import PR_SET_PDEATHSIG, prctl
+from mindspore_palm.machine import available_memory, processors
 from mindspore_palm.study.runs import Task
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 RUNTIME = {"MS_DEV_RUNTIME_CONF": "pipeline:False"}
 """Of a process with one processor, which the threads of MindSpore's pipeline of launches would only take turns on."""
+
+MOST = 16
+"""Processes of a study whose user names no number."""
+MEMORY = 2 * 2**30
+"""Bytes that a process of a study may take: twice what one of the quick study takes."""
+
+
+def as_many_as_fit() -> int:
+    """Processes that train side by side if the user names no number: one for each processor, if memory suffices."""
+    return max(1, min(processors(), available_memory() // MEMORY, MOST))
 
 
 class Jobs:
@@ -134,6 +145,7 @@ def _on(share: list[int]) -> Iterator[None]:
 
 def _work(connection: Connection, settings: Settings) -> None:
     """A process: trains the tasks that it is sent, until the other end is closed."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a process that nobody waits for would take its processor from the next
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is waited for; it ends this one
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)  # MindSpore prints RUNTIME for every network

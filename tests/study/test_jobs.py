@@ -14,6 +14,7 @@ from study.test_runner import NOW, TOKENS
 
 from mindspore_palm.errors import UserError
 from mindspore_palm.machine import processors
+from mindspore_palm.study import jobs
 from mindspore_palm.study.file import read_study
 from mindspore_palm.study.jobs import Jobs, _next
 from mindspore_palm.study.runner import Runner
@@ -39,6 +40,15 @@ def test_a_process_takes_its_own_network_then_one_of_nobody_then_the_longest(wai
 def test_as_many_as_there_are_processors(count, tmp_path):
     with pytest.raises(UserError, match=rf"^--jobs {count}: from 1 to {processors()}, the processors that this"):
         Jobs(count, read_study(write_study(tmp_path)).settings_of("palm", "a"))
+
+
+@pytest.mark.parametrize(
+    ("cores", "gibibytes", "count"), [(2, 24, 2), (2, 3.9, 1), (16, 15.9, 7), (64, 256, 16), (1, 1, 1), (4, 0.5, 1)]
+)
+def test_by_default_as_many_as_processors_and_memory_allow(cores, gibibytes, count, monkeypatch):
+    monkeypatch.setattr(jobs, "processors", lambda: cores)
+    monkeypatch.setattr(jobs, "available_memory", lambda: int(gibibytes * 2**30))
+    assert jobs.as_many_as_fit() == count
 
 
 @pytest.fixture
@@ -74,7 +84,7 @@ def test_two_have_the_results_of_one_to_the_last_bit(tmp_path):
     import subprocess
 
     write_study(tmp_path, small(fit=None, seeds=[0, 1], comparisons=small()["comparisons"][:4]))
-    for output, more in ((tmp_path / "one", []), (tmp_path / "two", ["--jobs", "2"])):
+    for output, more in ((tmp_path / "one", ["--jobs", "1"]), (tmp_path / "two", ["--jobs", "2"])):
         done = subprocess.run([*command(tmp_path, output), *more], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert results_of(tmp_path / "one") == results_of(tmp_path / "two")

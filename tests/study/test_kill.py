@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from study.small import small, write_study
 
@@ -45,8 +46,10 @@ def test_killed_at_several_moments_it_ends_with_the_same_results(tmp_path):
         while finished(output) < count or not (output / "runs").is_dir():  # 0: while it compiles its first network
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
+        jobs = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        assert not psutil.wait_procs(jobs, timeout=20)[1]
         assert not (output / "results.json").exists()
     before = {file.name: file.stat().st_mtime_ns for file in (output / "runs").glob("*.json")}
     done = subprocess.run(command(tmp_path, output), cwd=tmp_path, capture_output=True, text=True)

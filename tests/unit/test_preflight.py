@@ -136,7 +136,10 @@ def test_warnings_stay_warnings(tmp_path):
         (RuntimeError("Resource temporarily unavailable"), "may not start as many threads"),
         (RuntimeError("can't start new thread"), "may not start as many threads"),
         (RuntimeError("the primitive Add wants two inputs, not enough of them are there"), ""),
-        (ImportError("No module named mindspore"), ""),
+        (ImportError("cannot import name Tensor from mindspore"), ""),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), "the package yaml is not installed for /"),
+        (ModuleNotFoundError("", name="mindspore.parallel"), "the package mindspore is not installed for /"),
+        (ModuleNotFoundError("", name="mindspore_palm.lost"), ""),
     ],
 )
 def test_errors_from_limits_are_recognized(error, message):
