@@ -34,12 +34,12 @@ void Attend(const float *q, const float *keys, const float *values, float *out, 
     Vector sums[4] = {};
     int64_t i = 0;
     for (; i + kLanes <= dim; i += kLanes) {
-      for (int h = 0; h < kHeads; ++h) sums[h] += Load(q + h * dim + i) * Load(key + i);
+      for (int h = 0; h < kHeads; ++h) sums[h] = MulAdd(Load(q + h * dim + i), Load(key + i), sums[h]);
     }
     float scores[4];
     SumFour(sums, scores);
     for (int h = 0; h < kHeads; ++h) {
-      for (int64_t k = i; k < dim; ++k) scores[h] += q[h * dim + k] * key[k];
+      for (int64_t k = i; k < dim; ++k) scores[h] = MulAdd(q[h * dim + k], key[k], scores[h]);
       weights[h * padded + c] = scores[h];
     }
   }
@@ -60,14 +60,14 @@ void Attend(const float *q, const float *keys, const float *values, float *out, 
     Vector sums[kHeads] = {};
     for (int64_t c = 0; c < seen; ++c) {
       const Vector value = Load(values + c * dim + i);
-      for (int h = 0; h < kHeads; ++h) sums[h] += Broadcast(weights[h * padded + c]) * value;
+      for (int h = 0; h < kHeads; ++h) sums[h] = MulAdd(Broadcast(weights[h * padded + c]), value, sums[h]);
     }
     for (int h = 0; h < kHeads; ++h) Store(out + h * width + i, sums[h]);
   }
   for (; i < dim; ++i) {
     for (int h = 0; h < kHeads; ++h) {
       float sum = 0;
-      for (int64_t c = 0; c < seen; ++c) sum += weights[h * padded + c] * values[c * dim + i];
+      for (int64_t c = 0; c < seen; ++c) sum = MulAdd(weights[h * padded + c], values[c * dim + i], sum);
       out[h * width + i] = sum;
     }
   }

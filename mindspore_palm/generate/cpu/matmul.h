@@ -32,7 +32,7 @@ inline void MatmulTile(const float *x, int64_t x_width, const float *w, float *y
     for (int m = 0; m < kM; ++m) {
       const Vector factor = Broadcast(x[m * x_width + r]);
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) sums[m][c] += factor * row[c];
+      for (int c = 0; c < kColumns; ++c) sums[m][c] = MulAdd(factor, row[c], sums[m][c]);
     }
   }
   for (int m = 0; m < kM; ++m) {
@@ -64,7 +64,7 @@ void AccumulateRows(const float *x, int64_t x_width, const float *w, float *y, i
   for (; n + kLanes <= end; n += kLanes) AccumulateTiles<1, kRows>(x, x_width, w + n, y + n, M, N);
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) {
-      for (int r = 0; r < kRows; ++r) y[m * N + n] += x[m * x_width + r] * w[r * N + n];
+      for (int r = 0; r < kRows; ++r) y[m * N + n] = MulAdd(x[m * x_width + r], w[r * N + n], y[m * N + n]);
     }
   }
 }
@@ -77,11 +77,11 @@ void AccumulateIntoOneRow(const float *x, const float *w, float *y, int64_t N) {
   int64_t n = 0;
   for (; n + kLanes <= N; n += kLanes) {
     Vector sum = Load(y + n);
-    for (int r = 0; r < kRows; ++r) sum += factors[r] * Load(w + r * N + n);
+    for (int r = 0; r < kRows; ++r) sum = MulAdd(factors[r], Load(w + r * N + n), sum);
     Store(y + n, sum);
   }
   for (; n < N; ++n) {
-    for (int r = 0; r < kRows; ++r) y[n] += x[r] * w[r * N + n];
+    for (int r = 0; r < kRows; ++r) y[n] = MulAdd(x[r], w[r * N + n], y[n]);
   }
 }
 
@@ -119,13 +119,13 @@ inline void TransposedTile(const float *x, const float *w, float *y, int64_t D, 
     for (int m = 0; m < kM; ++m) {
       const Vector factor = Load(x + m * D + d);
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) sums[m][r] += factor * row[r];
+      for (int r = 0; r < 4; ++r) sums[m][r] = MulAdd(factor, row[r], sums[m][r]);
     }
   }
   for (int m = 0; m < kM; ++m) {
     SumFour(sums[m], y + m * N);
     for (int r = 0; r < 4; ++r) {
-      for (int64_t i = d; i < D; ++i) y[m * N + r] += x[m * D + i] * w[r * D + i];
+      for (int64_t i = d; i < D; ++i) y[m * N + r] = MulAdd(x[m * D + i], w[r * D + i], y[m * N + r]);
     }
   }
 }

@@ -5,9 +5,15 @@
 #ifndef MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
 #define MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 namespace {
 
@@ -25,6 +31,30 @@ inline Vector Load(const float *from) { return *reinterpret_cast<const Vector *>
 inline void Store(float *to, Vector v) { *reinterpret_cast<Vector *>(to) = v; }
 // x in all lanes. x - 0 compiles to a bare broadcast; x + 0 would stay an addition, because -0 + 0 is 0.
 inline Vector Broadcast(float x) { return x - Vector{}; }
+
+// a b + c, rounded once where the processor can. Left to the compiler, that would differ from loop to loop: GCC does not
+// fuse long chains of additions for some processors, and a sequence had other bits beside others than alone.
+inline Vector MulAdd(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                                  reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+  return reinterpret_cast<Vector>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                                  reinterpret_cast<__m256>(c)));
+#elif defined(__ARM_NEON)
+  return reinterpret_cast<Vector>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
+                                            reinterpret_cast<float32x4_t>(b)));
+#else
+  return a * b + c;
+#endif
+}
+inline float MulAdd(float a, float b, float c) {
+#if defined(FP_FAST_FMAF)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // Horizontal sums of four vectors. Each step packs the halves of two vectors into one.
 inline void SumFour(const Vector *v, float *sums) {
@@ -59,10 +89,12 @@ inline Vector Exp(Vector x) {
   const Vector low = Broadcast(-87.0f), high = Broadcast(88.0f);
   x = x < low ? low : x;
   x = x > high ? high : x;
-  const Vector shifted = x * 1.44269504f + kRound, n = shifted - kRound;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  const Vector shifted = MulAdd(x, Broadcast(1.44269504f), Broadcast(kRound)), n = shifted - kRound;
+  const Vector r = MulAdd(n, Broadcast(2.12194440e-4f), MulAdd(n, Broadcast(-0.693359375f), x));
   Vector power = Broadcast(1.0f / 5040);
-  for (float factorial : {720.0f, 120.0f, 24.0f, 6.0f, 2.0f, 1.0f, 1.0f}) power = power * r + 1.0f / factorial;
+  for (float factorial : {720.0f, 120.0f, 24.0f, 6.0f, 2.0f, 1.0f, 1.0f}) {
+    power = MulAdd(power, r, Broadcast(1.0f / factorial));
+  }
   return power * reinterpret_cast<Vector>((reinterpret_cast<IntVector>(shifted) << 23) + (127 << 23));
 }
 
@@ -71,9 +103,9 @@ float Exp(float x) { return Exp(Broadcast(x))[0]; }
 float Dot(const float *a, const float *b, int64_t count) {
   Vector sums = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) sums += Load(a + i) * Load(b + i);
+  for (; i + kLanes <= count; i += kLanes) sums = MulAdd(Load(a + i), Load(b + i), sums);
   float sum = Sum(sums);
-  for (; i < count; ++i) sum += a[i] * b[i];
+  for (; i < count; ++i) sum = MulAdd(a[i], b[i], sum);
   return sum;
 }
 
