@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 EXTENDED = Path(__file__).with_name("extended.txt")
+APART = ("slow", "tpu", "torch", "harness", "package", "browser", "trackers")
 GRAPHS = "MINDSPORE_PALM_GRAPHS"  # not imported: some tests set variables before they import the package
 
 for number in (signal.SIGHUP, signal.SIGINT):  # nohup and the background of a shell leave them ignored, to children too
@@ -41,8 +42,14 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(items):
     extended = set(EXTENDED.read_text(encoding="utf-8").splitlines())
     for item in items:
-        if item.nodeid in extended:
+        file, _, test = item.nodeid.partition("::")
+        if not extended.isdisjoint((item.nodeid, f"{file}::{test.partition('[')[0]}", file)) and not is_apart(item):
             item.add_marker(pytest.mark.extended)
+
+
+def is_apart(item):
+    """Whether a test has a mark of its own, with which alone it runs, such as slow."""
+    return any(item.get_closest_marker(mark) for mark in APART)
 
 
 @pytest.fixture(scope="session")
