@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mindspore_palm import invocation
 from mindspore_palm.errors import UserError
+from mindspore_palm.launch.interrupts import Interrupts
 from mindspore_palm.options import Parser, add_device, naming_options
 
 EXAMPLES = (
@@ -44,6 +45,9 @@ def main() -> None:
     add_device(parser)
     parser.add_argument("--devices", type=int, default=1, help="shard heads and vocabulary over this many; 1")
     arguments = parser.parse_intermixed_args()
+    interrupts = Interrupts()
+    if arguments.devices == 1:  # workers would inherit that Ctrl-C is blocked
+        interrupts.listen()
     from mindspore_palm.data.prompt_file import prompt_of, read_prompt
     from mindspore_palm.files import existing_folder
     from mindspore_palm.generate.sampling import Sampling
@@ -73,4 +77,4 @@ def main() -> None:
         devices=arguments.devices,
     )
     with naming_options({"leave data.tokenizer empty": "copy the tokenizer that the model was trained with there"}):
-        run(options, invocation.script_and_arguments())
+        run(options, invocation.script_and_arguments(), interrupts)

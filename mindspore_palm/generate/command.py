@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from mindspore_palm.file_names import CONFIG, WORKERS
 from mindspore_palm.generate.cpu import step as cpu_step
 from mindspore_palm.generate.generator import Generator
 from mindspore_palm.generate.sampling import Sampling
-from mindspore_palm.generate.sequence import Generation
+from mindspore_palm.generate.sequence import Generation, GrowingSequence
 from mindspore_palm.generate.transcript import Transcript
+from mindspore_palm.launch.interrupts import Interrupts, end_process
 from mindspore_palm.launch.workers import Workers
 from mindspore_palm.model.weights import placements
 from mindspore_palm.parallel.axes import MODEL_AXES, Layout, layout
@@ -58,16 +60,17 @@ class GenerateOptions:
     """Devices over which heads and vocabulary are sharded."""
 
 
-def run(options: GenerateOptions, command: Sequence[str]) -> None:
+def run(options: GenerateOptions, command: Sequence[str], interrupts: Interrupts) -> None:
     """Continues the prompts in this process; for several devices on CPU, in workers that it starts.
 
     Args:
         options: the options.
         command: script and arguments to start workers with.
+        interrupts: Ctrl-C; it is listened to on one device.
 
     Raises:
         UserError: the checkpoint, a prompt or an option does not fit.
-        Interrupted: Ctrl-C.
+        Interrupted: Ctrl-C; what was generated until then is printed.
     """
     settings = _settings_of(options)
     if settings.parallel.devices > 1 and options.interactive:
@@ -81,7 +84,7 @@ def run(options: GenerateOptions, command: Sequence[str]) -> None:
         _start_workers(current.devices, target, command)
         return
     try:
-        _generate(options, settings, current)
+        _generate(options, settings, current, interrupts)
     except KeyboardInterrupt:
         raise Interrupted("\nstopped") from None
 
@@ -144,10 +147,10 @@ def _start_workers(devices: int, target: str, command: Sequence[str]) -> None:
             raise Interrupted("\nstopped") from None
 
 
-def _generate(options: GenerateOptions, settings: Settings, current: Layout) -> None:
+def _generate(options: GenerateOptions, settings: Settings, current: Layout, interrupts: Interrupts) -> None:
     batch = min(MAX_BATCH, max(1, len(options.prompts)))
     with _opened(options, settings, current, batch) as (generator, rank):
-        terminal = Terminal(generator, options.sampling, options.log_probs, rank)
+        terminal = Terminal(generator, options.sampling, options.log_probs, interrupts, rank)
         if options.interactive:
             terminal.converse(options.prompts)
         elif len(options.prompts) == 1:
@@ -203,11 +206,15 @@ class Terminal:
         generator: the generator.
         sampling: the settings.
         log_probs: whether to list every token with its log-probability.
+        interrupts: Ctrl-C. It ends a generation after the token at hand; a second one ends the process.
         rank: this worker's rank; only rank 0 prints.
     """
 
-    def __init__(self, generator: Generator, sampling: Sampling, log_probs: bool, rank: int = 0) -> None:
+    def __init__(
+        self, generator: Generator, sampling: Sampling, log_probs: bool, interrupts: Interrupts, rank: int = 0
+    ) -> None:
         self._generator, self._sampling, self._log_probs = generator, sampling, log_probs
+        self._interrupts, self._interrupted = interrupts, threading.Event()
         self._status = not is_worker()  # msrun joins both streams of a worker
         if rank > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
@@ -219,29 +226,51 @@ class Terminal:
         Args:
             prompt: the text to print.
             seen: the prompt that the model sees; None: ``prompt``.
+
+        Raises:
+            UserError: the prompt does not fit.
+            Interrupted: Ctrl-C.
         """
-        start, stream = time.perf_counter(), self._generator.stream(seen or prompt, self._sampling)
+        start = time.perf_counter()
+        sequence = self._generator.begin(self._generator.read_prompt(seen or prompt), self._sampling)
         sys.stdout.write(prompt)
         sys.stdout.flush()
-        generation = None
-        while generation is None:
-            try:
-                sys.stdout.write(next(stream))
-                sys.stdout.flush()
-            except StopIteration as end:
-                generation = end.value
+        for _ in self._grow([sequence]):
+            sys.stdout.write(sequence.piece())
+            sys.stdout.flush()
         print(flush=True)
-        self._report([generation], time.perf_counter() - start)
-        return generation.opening + generation.token_ids
+        self._report([sequence.result()], time.perf_counter() - start)
+        return sequence.opening + sequence.token_ids
 
     def write_all(self, prompts: Sequence[str]) -> None:
-        """Prints several prompts with their continuations."""
+        """Prints several prompts with their continuations.
+
+        Raises:
+            UserError: a prompt does not fit.
+            Interrupted: Ctrl-C.
+        """
         start = time.perf_counter()
-        generations = self._generator(prompts, self._sampling)
+        sequences = self._generator.begin_all(prompts, self._sampling)
+        for _ in self._grow(sequences):
+            pass
         seconds = time.perf_counter() - start
+        generations = [sequence.result() for sequence in sequences]
         for number, (prompt, generation) in enumerate(zip(prompts, generations, strict=True), 1):
             print(f"--- {number}\n{prompt}{generation.text}", flush=True)
         self._report(generations, seconds)
+
+    def _grow(self, sequences: Sequence[GrowingSequence]) -> Iterator[None]:
+        """Generates until all sequences are finished, or until Ctrl-C; yields after every step."""
+        with self._interrupts.have(self._interrupt):
+            for _ in self._generator.run(sequences):
+                yield
+                if self._interrupted.is_set():
+                    return
+
+    def _interrupt(self) -> None:
+        if self._interrupted.is_set():
+            end_process()
+        self._interrupted.set()
 
     def converse(self, prompts: Sequence[str]) -> None:
         """Appends what the user types to the text and continues it, until the end of input.
@@ -269,6 +298,8 @@ class Terminal:
                 for token, log_prob in zip(generation.token_ids, generation.log_probs, strict=True):
                     print(f"{log_prob:9.4f}  {self._generator.tokenizer.decode([token])!r}")
         count = sum(len(generation.token_ids) for generation in generations)
-        ends = ", ".join(generation.finished for generation in generations)
+        ends = ", ".join(generation.finished or "Ctrl-C" for generation in generations)
         if self._status:
             print(f"[{count} tokens in {seconds:.2f} s, compilation included; ended by {ends}]", file=sys.stderr)
+        if self._interrupted.is_set():
+            raise Interrupted("stopped")

@@ -58,13 +58,7 @@ class Generator:
         Raises:
             UserError: a prompt is empty, too long, not text or has invalid tokens; or the logits are not finite.
         """
-        sequences: list[GrowingSequence] = []
-        seen: Counter[Prompt] = Counter()
-        for number, prompt in enumerate(prompts):
-            name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
-            read = self.read_prompt(prompt, name)
-            sequences.append(self.begin(read, sampling, seen[read], name))
-            seen[read] += 1
+        sequences = self.begin_all(prompts, sampling)
         for _ in self.run(sequences):
             pass
         return [sequence.result() for sequence in sequences]
@@ -85,6 +79,21 @@ class Generator:
             if piece := sequence.piece():
                 yield piece
         return sequence.result()
+
+    def begin_all(self, prompts: Sequence[str | Prompt | Sequence[int]], sampling: Sampling) -> list[GrowingSequence]:
+        """A sequence for each prompt, none of which has grown yet; equal prompts get different draws.
+
+        Raises:
+            UserError: a prompt is empty, too long, not text or has invalid tokens.
+        """
+        sequences: list[GrowingSequence] = []
+        seen: Counter[Prompt] = Counter()
+        for number, prompt in enumerate(prompts):
+            name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
+            read = self.read_prompt(prompt, name)
+            sequences.append(self.begin(read, sampling, seen[read], name))
+            seen[read] += 1
+        return sequences
 
     def begin(
         self, prompt: Prompt, sampling: Sampling, repetition: int = 0, name: str = "the prompt", alternatives: int = 0

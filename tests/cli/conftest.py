@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm.errors import run_command
+from mindspore_palm.launch.interrupts import Interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def door(monkeypatch, capsys):
     """Runs run/{name}.py in a folder: gives exit code, standard output and standard error."""
+
+    monkeypatch.setattr(Interrupts, "listen", lambda _: None)  # Ctrl-C stays pytest's
 
     def run(name, folder, *arguments):
         spec = importlib.util.spec_from_file_location(f"run_{name}", ROOT / "run" / f"{name}.py")

@@ -13,12 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from cli.signals import blocks_interrupts
 
 from mindspore_palm import Generator, PaLM, Sampling, Tokenizer, load
 from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate.chat import PAIRS, TEXT, Chat, ChatOptions, run
+from mindspore_palm.generate.transcript import Transcript
 from mindspore_palm.launch.interrupts import Interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +107,14 @@ def test_reset_forgets(talk, generator):
     assert out.startswith(f"{first}\n") and out != f"{first}\n{second}\n"  # the second continues the first
 
 
+def test_a_text_that_outgrows_the_context_loses_its_beginning(generator):
+    """Half of the context stays, and what is typed comes after it."""
+    transcript, tokens = Transcript(generator.tokenizer, CONTEXT), list(range(10, 10 + CONTEXT))
+    transcript.add_tokens(tokens)
+    typed = generator.tokenizer.encode("import os1")
+    assert transcript.add_text("import os1").context == (*tokens[-CONTEXT // 2 :], *typed)
+
+
 def test_equal_messages_get_different_draws(talk):
     drawn = Sampling(max_tokens=12, temperature=1.2)
     lines = talk("def f\ndef f\n", PAIRS, drawn).out
@@ -143,12 +153,6 @@ def test_ctrl_c_before_the_chat_ends_the_command(base):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"\nstopped\n")
-
-
-def blocks_interrupts(pid):
-    """Whether it blocks Ctrl-C and nothing else; between fork and exec, a process blocks everything."""
-    blocked = Path(f"/proc/{pid}/status").read_text().partition("SigBlk:")[2].split()[0]
-    return int(blocked, 16) == 1 << (signal.SIGINT - 1)
 
 
 def test_the_style_follows_from_the_training(finetuned, base, generator):

@@ -6,18 +6,23 @@ import importlib.util
 import io
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cli.signals import blocks_interrupts
 from safetensors.numpy import load_file, save_file
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.checkpoint.model_folder import save_model, weights_of
 from mindspore_palm.config import Settings
 from mindspore_palm.errors import run_command
+from mindspore_palm.launch.interrupts import Interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "run" / "generate.py"
@@ -43,6 +48,7 @@ def command(run_folder, monkeypatch, capsys):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    monkeypatch.setattr(Interrupts, "listen", lambda _: None)  # Ctrl-C stays pytest's
 
     def run(*arguments, folder=run_folder, given=b""):
         standard_input = SimpleNamespace(buffer=io.BytesIO(given))
@@ -108,6 +114,79 @@ def test_bytes_that_come_together_make_a_character(run_folder):
 
 
 @pytest.mark.slow
+def test_ctrl_c_prints_what_was_generated_so_far(run_folder):
+    """It ends the command with exit code 130; MindSpore alone would end it by SIGTERM (MS-68)."""
+    line = [sys.executable, COMMAND, "--checkpoint", run_folder, "import os1", "--max-tokens", "1000000"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        streamed = process.stdout.read(100)  # while it streams
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    text, err = (streamed + out).decode(), err.decode()
+    assert process.returncode == 130, err
+    assert text.startswith("import os1") and text.endswith("\n")
+    assert re.search(r"\[\d+ tokens in .* ended by Ctrl-C\]\nstopped\n$", err) and "Traceback" not in err
+
+
+def test_ctrl_c_while_the_model_is_loaded(run_folder):
+    line = [sys.executable, COMMAND, "--checkpoint", run_folder, "import os1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        deadline = time.monotonic() + 60
+        while not blocks_interrupts(process.pid):
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"\nstopped\n")
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    """Has Ctrl-C come in the fifth step, so many times; a list of the times that it ended the process at once."""
+    from mindspore_palm.generate import Generator
+
+    def interrupt(times):
+        effects, ended, steps = [], [], Generator.run
+
+        def run(self, sequences):
+            for number, _ in enumerate(steps(self, sequences), 1):
+                for _ in range(times if number == 5 else 0):
+                    effects[-1]()
+                yield
+
+        @contextmanager
+        def have(self, effect):
+            effects.append(effect)
+            yield
+
+        monkeypatch.setattr(Interrupts, "have", have)
+        monkeypatch.setattr(Generator, "run", run)
+        monkeypatch.setattr("mindspore_palm.generate.command.end_process", lambda: ended.append(True))
+        return ended
+
+    return interrupt
+
+
+@pytest.mark.parametrize("prompts", [["import os1"], ["import os1", "def f"]])
+def test_ctrl_c_ends_after_the_token_at_hand(prompts, run_folder, command, interrupting):
+    """Of several prompts, each text so far is printed."""
+    from mindspore_palm import load
+    from mindspore_palm.generate import Generator, Sampling
+
+    tokenizer = Tokenizer(run_folder / "final" / "tokenizer.model")
+    expected = Generator(load(run_folder), tokenizer, 32, len(prompts))(prompts, Sampling(max_tokens=5))
+    ended = interrupting(1)
+    result = command(*prompts, "--temperature", "0")
+    texts = [prompt + one.text for prompt, one in zip(prompts, expected, strict=True)]
+    assert (result.code, ended) == (130, []) and result.err.endswith("\nstopped\n"), result.err
+    assert result.out == "".join(
+        f"--- {number}\n{text}\n" if len(prompts) > 1 else f"{text}\n" for number, text in enumerate(texts, 1)
+    )
+
+
+def test_a_second_ctrl_c_ends_at_once(command, interrupting):
+    ended = interrupting(2)
+    assert command("import os1").code == 130 and ended == [True]
+
+
 def test_two_devices_print_what_one_prints(run_folder):
     """With workers that the command starts; a sampled text, several windows long."""
     options = ["import os1", "--max-tokens", "70", "--seed", "5"]
