@@ -1,6 +1,7 @@
 """Profiles of steps: ops belong to their parts, the tables add up, the trace opens, and bits stay the same."""
 
 import json
+import math
 import os
 import re
 
@@ -132,14 +133,59 @@ def test_the_tables_say_what_was_measured_and_planned():
 
 def test_the_trace_is_in_the_format_of_chrome(tmp_path):
     write_trace(tmp_path / "trace.json", profile())
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    content = json.loads((tmp_path / "trace.json").read_text())
+    check_trace(content)
+    events = content["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
-    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"training loop", "ops"}
+    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {
+        "training loop",
+        "ops",
+        "steps",
+        "thread 1",
+    }
     assert all({"name", "ts", "dur", "pid", "tid"} <= set(event) for event in spans)
     (step,) = [event for event in spans if event["name"] == "step 6"]
     assert (step["ts"], step["dur"]) == pytest.approx((1.4e6, 1e6))  # microseconds
     matmul = next(event for event in spans if event["name"] == "MatMul")
     assert (matmul["ts"], matmul["dur"], matmul["cat"]) == pytest.approx((0.2e6, 0.2e6, "projections"))
+
+
+def check_trace(content):
+    """Rules of Chrome's trace event format, and those of Perfetto: spans of a thread nest, and no number is 0."""
+    assert content.keys() == {"traceEvents", "displayTimeUnit"} and content["displayTimeUnit"] in ("ms", "ns")
+    names, ends = set(), {}
+    for event in content["traceEvents"]:
+        thread = event["pid"], event["tid"]
+        assert all(type(number) is int and number > 0 for number in thread), event  # Perfetto takes 0 for idling
+        assert isinstance(event["name"], str) and event["name"] and isinstance(event.get("args", {}), dict)
+        if event["ph"] == "M":
+            assert event["name"] in ("process_name", "thread_name") and event["args"]["name"]
+            names |= {thread} if event["name"] == "thread_name" else {event["pid"]}
+        else:
+            assert event["ph"] == "X" and thread in names and event["pid"] in names
+            assert all(math.isfinite(event[time]) and event[time] >= 0 for time in ("ts", "dur"))
+            ends.setdefault(thread, []).append(event)
+    for events in ends.values():
+        opened = []
+        for event in sorted(
+            events, key=lambda event: event["ts"]
+        ):  # as viewers sort: those of equal times stay in order
+            start, end = (round(1000 * time) for time in (event["ts"], event["ts"] + event["dur"]))  # ns
+            while opened and opened[-1] <= start:
+                opened.pop()
+            assert not opened or end <= opened[-1], f"{event} ends after what it began in"
+            opened.append(end)
+
+
+def test_spans_of_a_thread_nest_whatever_is_rounded(tmp_path):
+    """Ops that follow each other without a gap, at times that are no multiples of a nanosecond."""
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(0.0, 3e-7, 2000)
+    starts = 1.7e9 + np.cumsum(seconds)
+    runs = [OpRun("a/Mul-op0", float(start), float(s), 7) for start, s in zip(starts[:-1], seconds[1:], strict=True)]
+    found = StepProfile([StepTimes(5, 1.7e9, 1.7e9 + 1e-7, 1.7e9 + 1.0)], runs, 1.7e9 + 1.0, 300)
+    write_trace(tmp_path / "trace.json", found)
+    check_trace(json.loads((tmp_path / "trace.json").read_text()))
 
 
 @pytest.mark.parametrize("text", ["5", "5:", ":5", "0:3", "8:5", "a:b", "5:6:7", "-1:3", "1.0:2", ""])

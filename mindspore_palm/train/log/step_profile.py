@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from mindspore_palm.train.log.op_times import (
 
 OP_TYPES = 12  # rows of the table by op type
 BETWEEN, DATA, AFTER = "between ops", "reading the batch", "after the step"
+LOOP, OPS = 1, 2  # processes of the trace; Perfetto takes 0 for idling
 
 
 @dataclass(frozen=True)
@@ -116,25 +117,46 @@ def write_trace(file: Path, profile: StepProfile) -> None:
     first = profile.steps[0].start
 
     def span(name: str, start: float, end: float, process: int, thread: int, **details: Any) -> dict[str, Any]:
-        at, length = 1e6 * (start - first), 1e6 * (end - start)
-        event = {"ph": "X", "name": name, "ts": round(at, 3), "dur": round(length, 3), "pid": process, "tid": thread}
+        at, until = (round(1e9 * (seconds - first)) for seconds in (start, end))  # ns
+        event = {"ph": "X", "name": name, "ts": at / 1e3, "dur": (until - at) / 1e3, "pid": process, "tid": thread}
         return {**event, **details}
 
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
-        for process, name in enumerate(("training loop", "ops"))
-    ]
+    def named(kind: str, name: str, process: int, thread: int) -> dict[str, Any]:
+        return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": name}}
+
+    runs = [run for run in profile.runs if run.start >= first]
+    threads = {thread: number for number, thread in enumerate(sorted({run.thread for run in runs}), 1)}
+    events = [named("process_name", name, process, 1) for process, name in ((LOOP, "training loop"), (OPS, "ops"))]
+    events.append(named("thread_name", "steps", LOOP, 1))
+    events += [named("thread_name", f"thread {number}", OPS, number) for number in threads.values()]
     for step in profile.steps:
-        events.append(span(f"step {step.step}", step.start, step.end, 0, 0))
-        events.append(span(DATA, step.start, step.read, 0, 0))
-        events.append(span("graph", step.read, step.end, 0, 0))
-    for run in profile.runs:
-        if run.start >= first:
-            part = run.part(profile.vocab)
-            details = {"cat": part, "args": {"op": run.name, "part": part, "shapes": str(run.shapes)}}
-            events.append(span(run.type, run.start, run.end, 1, run.thread, **details))
+        events.append(span(f"step {step.step}", step.start, step.end, LOOP, 1))
+        events.append(span(DATA, step.start, step.read, LOOP, 1))
+        events.append(span("graph", step.read, step.end, LOOP, 1))
+    for run, end in _without_overlaps(runs):
+        part = run.part(profile.vocab)
+        details = {"cat": part, "args": {"op": run.name, "part": part, "shapes": str(run.shapes)}}
+        events.append(span(run.type, run.start, end, OPS, threads[run.thread], **details))
     with write_atomically(file) as content:
         content.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
+
+
+def _without_overlaps(runs: Sequence[OpRun]) -> Iterator[tuple[OpRun, float]]:
+    """Runs and their ends, one thread after the other, so that those of a thread follow each other or nest.
+
+    Seconds since 1970 are float64, in steps of 0.2 us. So neighbours may overlap, and Perfetto drops spans that do. The
+    earlier one ends where the later one starts.
+    """
+    for thread in sorted({run.thread for run in runs}):
+        own = sorted((run for run in runs if run.thread == thread), key=lambda run: (run.start, -run.end))
+        ends = [run.end for run in own]
+        opened: list[int] = []
+        for number, run in enumerate(own):
+            while opened and ends[opened[-1]] < run.end:
+                earlier = opened.pop()
+                ends[earlier] = min(ends[earlier], run.start)
+            opened.append(number)
+        yield from zip(own, ends, strict=True)
 
 
 def describe_profile(profile: StepProfile, planned: Mapping[str, float] | None = None, machine: str = "") -> str:
