@@ -180,7 +180,7 @@ def check_trace(content):
 def test_spans_of_a_thread_nest_whatever_is_rounded(tmp_path):
     """Ops that follow each other without a gap, at times that are no multiples of a nanosecond."""
     rng = np.random.default_rng(0)
-    seconds = rng.uniform(0.0, 3e-7, 2000)
+    seconds = rng.uniform(0.0, 3e-6, 2000)
     starts = 1.7e9 + np.cumsum(seconds)
     runs = [OpRun("a/Mul-op0", float(start), float(s), 7) for start, s in zip(starts[:-1], seconds[1:], strict=True)]
     found = StepProfile([StepTimes(5, 1.7e9, 1.7e9 + 1e-7, 1.7e9 + 1.0)], runs, 1.7e9 + 1.0, 300)
@@ -245,7 +245,9 @@ def test_a_profiled_run_has_the_bits_of_one_that_is_not(tmp_path, monkeypatch, c
     assert {path.name for path in home.iterdir()} == {"trace.json", "report.txt"}
     report = (home / "report.txt").read_text()
     assert report in out and report.startswith("steps 4 to 6: ") and "planned for this CPU" in report
-    spans = [e for e in json.loads((home / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    trace = json.loads((home / "trace.json").read_text())
+    check_trace(trace)
+    spans = [e for e in trace["traceEvents"] if e["ph"] == "X"]
     assert [e["name"] for e in spans if e["name"].startswith("step ")] == ["step 4", "step 5", "step 6"]
     ops = [e for e in spans if "cat" in e]
     assert {e["cat"] for e in ops} == set(ALL_PARTS) - {"collectives"}
