@@ -146,8 +146,11 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--devices is for a search; add --search, or set parallel.pods, parallel.data and parallel.model"
         )
-    for option in ("json", "charts"):
-        if option in given and not Path(given[option]).resolve().parent.is_dir():
-            raise UserError(f"--{option} {given[option]}: there is no folder to write it into")
+    if "charts" in given:
+        path = Path(given["charts"]).resolve()
+        if not next(one for one in (path, *path.parents) if one.exists()).is_dir():
+            raise UserError(f"--charts {given['charts']}: a file is in the place of the folder")
     if "json" in given:
+        if not Path(given["json"]).resolve().parent.is_dir():
+            raise UserError(f"--json {given['json']}: there is no folder to write it into")
         check_output("--json", given["json"], [name for name in (given.get("config"), given.get("machine")) if name])

@@ -153,6 +153,21 @@ def test_a_wrong_environment_is_one_sentence(change, problem, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_page_has_the_defaults_of_the_script():
+    page, script = (ROOT / "docs" / "clusters.md").read_text(), MSRUN.read_text()
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) ?\|", page, re.MULTILINE))
+    defaults = {
+        name: f"`{value}`" for name, value in re.findall(r"^([A-Z_]+)=\$\{\1:-([\w/]+)\}$", script, re.MULTILINE)
+    }
+    assert rows == {name: "" for name in COMPLETE} | {
+        **{name: value.strip("`") if value.strip("`").isdigit() else value for name, value in defaults.items()},
+        "NODE_RANK": "Slurm's `SLURM_NODEID`",
+    }
+    assert "${NODE_RANK:-${SLURM_NODEID:-}}" in script
+    asked = re.findall(r"^#SBATCH --(\S+)$", SLURM.read_text(), re.MULTILINE)
+    assert {"gpus-per-node=8", "time=24:00:00", "signal=TERM@300"} <= set(asked)
+
+
 def test_slurm_refuses_another_folder(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}
     result = subprocess.run([str(SLURM)], env=environment, capture_output=True, text=True)

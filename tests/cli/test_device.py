@@ -12,6 +12,8 @@ MODEL = ["--checkpoint", "{run}"]
 COMMANDS = {
     "train": ["--config", "yaml/palm_tiny.yaml", "train.device=Ascend", "train.output={run}"],
     "generate": [*MODEL, "--device", "Ascend", "a"],
+    "chat": ["{run}", "--device", "Ascend"],
+    "serve": ["{run}", "--port", "0", "--device", "Ascend"],
     "evaluate": [*MODEL, "--device", "Ascend", "--data", "LICENSE"],
     "convert": ["--from", "{run}", "--to", "huggingface-safetensors", "{run}/elsewhere", "--device", "Ascend"],
 }

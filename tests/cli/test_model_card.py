@@ -55,6 +55,7 @@ def parts(file):
 def test_its_numbers_are_those_of_the_runs_files(run):
     front, cells = parts(run / "final" / "README.md")
     assert front["library_name"] == "mindspore_palm" and front["license"] == "unknown" and "palm" in front["tags"]
+    assert front["language"] == "und"
     assert cells["Parameters"].startswith(f"{PARAMETERS:,} (")
     assert [cells[name] for name in ("Layers", "d_model", "Query heads", "d_ff")] == ["1", "16", "2", "32"]
     with open(run / "metrics.csv", newline="") as lines:
@@ -73,6 +74,19 @@ def test_its_numbers_are_those_of_the_runs_files(run):
     assert cells["gzip -9 on the same text"] == f"{state['corpus']['gzip9_bits_per_byte']:.9g} bits/byte"
     assert cells["Trained with"] == ", ".join(f"{k} {v}" for k, v in state["versions"].items())
     assert cells["`data.path`"] == "text.txt" and cells["`optimizer.name`"] == "adafactor"
+
+
+def test_folders_above_the_text_are_not_published(run, home, convert):
+    """Of an absolute data.path, the card has the name; config.yaml has all of it."""
+    shutil.copytree(run, home / "absolute")
+    for config in (home / "absolute").rglob("config.yaml"):
+        text = config.read_text()
+        assert "path: text.txt" in text
+        config.write_text(text.replace("path: text.txt", "path: /home/me/secret/text.txt"))
+    convert("absolute/final", "--to", "published")
+    card = (home / "published" / "README.md").read_text()
+    assert parts(home / "published" / "README.md")[1]["`data.path`"].endswith("text.txt") and "secret" not in card
+    assert "path: /home/me/secret/text.txt" in (home / "published" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(

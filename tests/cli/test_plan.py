@@ -177,6 +177,7 @@ REFUSED = {
         "a pipeline of 64 layers has 2 to 64 devices",
     ),
     "json of pods": (["--pods", "--json", "x.json"], "--json is for a plan or a search"),
+    "a file for charts": (["--pods", "--charts", "README.md/charts"], "a file is in the place of the folder"),
     "no folder": (
         ["--config", "yaml/palm_8b.yaml", "--json", "no/such/plan.json"],
         "there is no folder to write",

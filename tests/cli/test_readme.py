@@ -1,4 +1,7 @@
-"""README and pages as users follow them: their Python runs as it stands, and their commands are understood."""
+"""README and pages as users follow them: their Python runs as it stands, and their commands are understood.
+
+``test_commands_of_pages.py`` runs the commands as well, in small.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from cli.pages import PAGES, ROOT, blocks, commands
 
 from mindspore_palm import PaLM, Tokenizer
 from mindspore_palm.checkpoint.model_folder import save_model, weights_of
@@ -19,32 +22,20 @@ from mindspore_palm.config import Settings
 from mindspore_palm.options import Parser
 from mindspore_palm.settings import load_settings
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = {
-    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-}
-PYTHON = [page for page, text in PAGES.items() if "```python\n" in text]
+PYTHON = [page for page, text in PAGES.items() if any(language == "python" for language, _ in blocks(text))]
 SCRIPTS = {
     f"run/{path.name}": re.search(r'"([a-z-]+)"', path.read_text(encoding="utf-8").partition("alias")[2]).group(1)
     for path in (ROOT / "run").glob("*.py")
     if "alias" in path.read_text(encoding="utf-8")
 }
 REFUSED = {"train.stpes=50"}  # slips that a page shows with the answer
-
-
-def shell_lines(page):
-    """Lines of a page's shell, continued ones joined, without prompts, and code within its sentences."""
-    text = re.sub(r"\\\n", " ", PAGES[page])
-    blocks = re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    rows = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
-    return [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()] + rows
+ADDED = {"model.mlp=relu2", "parallel.strategy=heads", "optimizer.name=sgd"}  # by a reader of CONTRIBUTING.md
 
 
 def commands_of(page):
     """Name of the command and its arguments, for each call of palm or of a script of run/."""
-    for line in shell_lines(page):
-        for part in line.split("&&"):
+    for command in commands(PAGES[page]):
+        for part in command.text.split("&&"):
             words = part.split()
             script = next((word for word in words if word in SCRIPTS), None)
             if script and words[0] in ("python", "python3", "msrun"):
@@ -70,9 +61,7 @@ def final(device, tmp_path_factory):
 
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_of_a_page(page, final):
-    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
-    assert blocks
-    for block in blocks:
+    for block in [code for language, code in blocks(PAGES[page]) if language == "python"]:
         code = block.replace("runs/palm_tiny/final", str(final))
         shows_logits = "logits = " in block
         if shows_logits:
@@ -102,8 +91,8 @@ def test_commands_of_a_page_are_understood(page, monkeypatch):
     for method in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(Parser, method, stopping(getattr(Parser, method)))
     for name, arguments in COMMANDED[page]:
-        words = shlex.split(arguments.replace("...", ""), comments=True)
-        if name == "harness" or not words or REFUSED & set(words):
+        words = shlex.split(arguments.partition(" > ")[0], comments=True)
+        if name == "harness" or not words or (REFUSED | ADDED) & set(words):
             continue  # the harness has options of its own
         monkeypatch.setattr(sys, "argv", [name, *words])
         with pytest.raises(Understood) as understood:

@@ -30,6 +30,12 @@ OTHERS = {  # options of other programs
     "--model_args",
     "--tasks",
     "--include_path",
+    "--project",  # trackio
+    "--rm",  # docker
+    "--user",
+    "--nodes",  # Slurm
+    "--gpus-per-node",
+    "--signal",
 }
 
 
@@ -165,10 +171,18 @@ def test_the_blocks_of_the_front_page_are_the_blocks():
 
     from mindspore_palm.model.block import Block
 
-    ours, in_jax = re.findall(r"```text\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    ours, in_jax = re.findall(r"```py\n(.*?)```", TEXTS["README.md"], re.DOTALL)
     source = textwrap.dedent(inspect.getsource(Block)).partition("def construct(")[2].partition(":\n")[2]
     assert textwrap.dedent(source) == ours
     assert textwrap.dedent(inspect.getsource(jax_palm.block).rpartition('"""\n')[2]) == in_jax
+
+
+def test_the_extras_are_those_of_the_project():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    said = re.search(r"^Extras: .*?\n\n", (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), re.M | re.S)[0]
+    named = re.findall(r"\.\[(\w+)\]", said)
+    assert sorted(named) == sorted(re.findall(r"^(\w+) = \[", extras, re.MULTILINE)) and len(named) > 5
 
 
 def test_the_page_of_the_format_is_the_format(device, tmp_path):

@@ -81,7 +81,7 @@ def home(tmp_path_factory):
 def both(home):
     """The same eight steps by one process and by four workers that the command starts itself."""
     for output, more in (("one", []), ("four", ["parallel.data=2", "parallel.model=2"])):
-        process = start(home, output, "train.steps=8", *more)
+        process = start(home, output, "train.steps=8", *more, *(["--profile", "4:5"] if more else []))
         out, err = finish(process)
         assert process.returncode == 0, err[-2000:] + out[-2000:]
     return home / "one", home / "four", out
@@ -122,6 +122,13 @@ def test_only_the_first_worker_prints(both):
     assert "1 pods x 2 data x 2 model" in out and "gradients_mean=False" in out
     assert out.count("bits/byte\n") and out.count("the run is in") == 1
     assert "[WARNING]" not in out and "[INFO]" not in out
+
+
+def test_a_profile_of_workers_is_of_the_first_one(both):
+    """Without a plan beside it: a machine that was measured has no links."""
+    *_, out = both
+    assert out.count("the profile of the first worker is in") == 1 and "steps 4 to 5: " in out
+    assert "measured ms  planned ms" not in out and "without a plan to compare with" in out
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(home):

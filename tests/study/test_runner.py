@@ -72,6 +72,34 @@ def test_stopped_after_any_result_it_resumes_to_the_same_results_and_does_nothin
     assert stops == tasks and FakeTrainer.calls == trained
 
 
+def test_times_are_measured_when_no_job_trains(study, tmp_path, monkeypatch):
+    events = []
+
+    class Serial:
+        """Jobs that train one after the other."""
+
+        def __enter__(self):
+            events.append("start")
+            return self
+
+        def __exit__(self, *_):
+            events.append("end")
+
+        def results(self, tasks):
+            for task in tasks:
+                yield task, module.train(FakeTrainer(task.settings[0], Text()), task), 1.0
+
+    def measure(task, _):
+        events.append("measure")
+        return {name: [1.0, 1.5] for name in task.variants}
+
+    monkeypatch.setattr(module, "measure", measure)
+    Runner(study, Store(tmp_path / "out", NOW, TOKENS), Text(), Serial()).run()
+    measured = events.index("measure")
+    assert events[:measured].count("start") == events[:measured].count("end") > 0
+    assert events[measured:] == ["measure"] * len(events[measured:])
+
+
 def test_an_unfinished_result_counts_as_none(study, tmp_path):
     expected = run(study, tmp_path / "out")
     kept = sorted((tmp_path / "out" / RUNS).iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -86,6 +87,11 @@ def test_it_is_read_once_and_never_again(tmp_path, library):
     library(rows=RuntimeError("the Hub is gone"))
     assert fetch("hf://a/b?config=en&revision=r&first=7", "text", tmp_path, "data.path") == file
     assert fetch("hf://a/b?first=7&revision=r&config=en", "text", tmp_path, "data.path") == file
+    shutil.rmtree(file.parent)
+    library(rows=ROWS[7:])  # without its folder, it is read again
+    again = fetch("hf://a/b?config=en&revision=r&first=7", "text", tmp_path, "data.path")
+    assert json.loads(again.read_text().splitlines()[0])["text"] == ROWS[7]["text"]
+    library(rows=RuntimeError("the Hub is gone"))
     with pytest.raises(UserError, match=r"hf://a/b\?first=8: the dataset cannot be read \(the Hub is gone\)"):
         fetch("hf://a/b?first=8", "text", tmp_path, "data.path")
 

@@ -134,6 +134,13 @@ def test_sources_share_a_tokenizer_and_are_known_by_content_and_weights(tmp_path
     assert passes > 1 and f"{passes:.1f} times in an epoch" in lines[1]
     counts = first.validation.counts
     assert counts[0] == pytest.approx(3 * counts[1], abs=3)
+    held_out = [part.meta["validation"] for part in first.sources]
+    assert f"{sum(counts):,} of the {sum(part['tokens'] for part in held_out):,} tokens that are held out" in "".join(
+        lines
+    )
+    sizes = [count * part["bytes"] / part["tokens"] for count, part in zip(counts, held_out, strict=True)]
+    gzip9 = [part.meta["gzip9_bits_per_byte"] for part in first.sources]
+    assert first.meta["gzip9_bits_per_byte"] == pytest.approx(np.average(gzip9, weights=sizes)) and gzip9[0] != gzip9[1]
     assert all(count <= len(part.validation) for count, part in zip(counts, first.sources, strict=True))
 
 

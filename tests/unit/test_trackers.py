@@ -247,6 +247,18 @@ def test_wandb_is_offline_without_an_account_and_says_so_once(tmp_path, calls, c
     assert capsys.readouterr().out.count("wandb: offline, as there is no account") == 1
 
 
+def test_wandb_gets_its_project_folder_and_axis(tmp_path, calls, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    for project in ("", "mine"):
+        monkeypatch.setenv("WANDB_PROJECT", project)
+        with opened(tmp_path, names=["wandb"]) as records:
+            records.add(row(1))
+    starts = [call[4] for call in calls() if call[2] == "init"]
+    assert [start["project"] for start in starts] == ["mindspore_palm", "mine"]
+    assert {start["dir"] for start in starts} == {str(tmp_path / "elsewhere")}
+    assert ["*", {"step_metric": "step"}] in [call[3:] for call in calls() if call[2] == "define"]
+
+
 @pytest.mark.parametrize("how", ["mode", "key", "set", "netrc"])
 def test_wandb_decides_where_somebody_has_an_account_or_set_a_mode(tmp_path, calls, monkeypatch, how):
     import wandb
