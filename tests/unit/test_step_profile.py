@@ -166,15 +166,19 @@ def check_trace(content):
             assert all(math.isfinite(event[time]) and event[time] >= 0 for time in ("ts", "dur"))
             ends.setdefault(thread, []).append(event)
     for events in ends.values():
-        opened = []
-        for event in sorted(
-            events, key=lambda event: event["ts"]
-        ):  # as viewers sort: those of equal times stay in order
-            start, end = (round(1000 * time) for time in (event["ts"], event["ts"] + event["dur"]))  # ns
-            while opened and opened[-1] <= start:
-                opened.pop()
-            assert not opened or end <= opened[-1], f"{event} ends after what it began in"
-            opened.append(end)
+        ordered = sorted(events, key=lambda event: event["ts"])  # as viewers sort: those of equal times stay in order
+        check_nesting([(event["ts"], event["ts"] + event["dur"]) for event in ordered])  # speedscope adds in float64
+        whole = [(int(1000 * event["ts"]), int(1000 * event["dur"])) for event in ordered]  # Perfetto rounds down to ns
+        check_nesting([(start, start + length) for start, length in whole])
+
+
+def check_nesting(spans):
+    opened = []
+    for start, end in spans:
+        while opened and opened[-1] <= start:
+            opened.pop()
+        assert not opened or end <= opened[-1], f"{start} to {end} ends after what it began in"
+        opened.append(end)
 
 
 def test_spans_of_a_thread_nest_whatever_is_rounded(tmp_path):

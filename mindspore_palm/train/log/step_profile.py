@@ -26,6 +26,7 @@ from mindspore_palm.train.log.op_times import (
 OP_TYPES = 12  # rows of the table by op type
 BETWEEN, DATA, AFTER = "between ops", "reading the batch", "after the step"
 LOOP, OPS = 1, 2  # processes of the trace; Perfetto takes 0 for idling
+GAP = 2  # ns between spans of the trace, which are rounded
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,9 @@ def write_trace(file: Path, profile: StepProfile) -> None:
     """
     first = profile.steps[0].start
 
-    def span(name: str, start: float, end: float, process: int, thread: int, **details: Any) -> dict[str, Any]:
-        at, until = (round(1e9 * (seconds - first)) for seconds in (start, end))  # ns
-        event = {"ph": "X", "name": name, "ts": at / 1e3, "dur": (until - at) / 1e3, "pid": process, "tid": thread}
-        return {**event, **details}
+    def span(name: str, start: float, end: float, process: int, thread: int, **details: Any) -> _Span:
+        at, until = (round(1e9 * (seconds - first)) for seconds in (start, end))
+        return _Span(at, until, {"ph": "X", "name": name, "pid": process, "tid": thread, **details})
 
     def named(kind: str, name: str, process: int, thread: int) -> dict[str, Any]:
         return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": name}}
@@ -129,34 +129,52 @@ def write_trace(file: Path, profile: StepProfile) -> None:
     events = [named("process_name", name, process, 1) for process, name in ((LOOP, "training loop"), (OPS, "ops"))]
     events.append(named("thread_name", "steps", LOOP, 1))
     events += [named("thread_name", f"thread {number}", OPS, number) for number in threads.values()]
+    spans = []
     for step in profile.steps:
-        events.append(span(f"step {step.step}", step.start, step.end, LOOP, 1))
-        events.append(span(DATA, step.start, step.read, LOOP, 1))
-        events.append(span("graph", step.read, step.end, LOOP, 1))
-    for run, end in _without_overlaps(runs):
-        part = run.part(profile.vocab)
-        details = {"cat": part, "args": {"op": run.name, "part": part, "shapes": str(run.shapes)}}
-        events.append(span(run.type, run.start, end, OPS, threads[run.thread], **details))
+        spans.append(span(f"step {step.step}", step.start, step.end, LOOP, 1))
+        spans.append(span(DATA, step.start, step.read, LOOP, 1))
+        spans.append(span("graph", step.read, step.end, LOOP, 1))
+    events += _nested(spans)
+    for thread, number in threads.items():
+        spans = []
+        for run in runs:
+            if run.thread == thread:
+                part = run.part(profile.vocab)
+                details = {"cat": part, "args": {"op": run.name, "part": part, "shapes": str(run.shapes)}}
+                spans.append(span(run.type, run.start, run.end, OPS, number, **details))
+        events += _nested(spans)
     with write_atomically(file) as content:
         content.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
 
 
-def _without_overlaps(runs: Sequence[OpRun]) -> Iterator[tuple[OpRun, float]]:
-    """Runs and their ends, one thread after the other, so that those of a thread follow each other or nest.
+@dataclass
+class _Span:
+    """A span of the trace; times are in ns."""
 
-    Seconds since 1970 are float64, in steps of 0.2 us. So neighbours may overlap, and Perfetto drops spans that do. The
-    earlier one ends where the later one starts.
+    start: int
+    end: int
+    event: dict[str, Any]
+
+
+def _nested(spans: Sequence[_Span]) -> Iterator[dict[str, Any]]:
+    """Events of a thread whose spans follow each other or nest, with a gap; viewers drop or misplace any others.
+
+    They overlap as given, because seconds since 1970 are in steps of 0.2 us. The earlier one then ends where the later
+    one starts. The gap is for viewers that add ``ts`` and ``dur`` in float64, or round both down.
     """
-    for thread in sorted({run.thread for run in runs}):
-        own = sorted((run for run in runs if run.thread == thread), key=lambda run: (run.start, -run.end))
-        ends = [run.end for run in own]
-        opened: list[int] = []
-        for number, run in enumerate(own):
-            while opened and ends[opened[-1]] < run.end:
-                earlier = opened.pop()
-                ends[earlier] = min(ends[earlier], run.start)
-            opened.append(number)
-        yield from zip(own, ends, strict=True)
+    opened: list[_Span] = []
+    ordered = sorted(spans, key=lambda span: (span.start, -span.end))
+    for span in ordered:
+        left = next((n for n, one in enumerate(opened) if one.end <= span.start or one.end < span.end), len(opened))
+        limit = span.start
+        for earlier in opened[left:]:  # the outer ones first
+            limit = earlier.end = max(earlier.start, min(earlier.end, limit - GAP))
+        del opened[left:]
+        if opened:
+            span.end = max(span.start, min(span.end, opened[-1].end - GAP))
+        opened.append(span)
+    for span in ordered:
+        yield {**span.event, "ts": span.start / 1e3, "dur": (span.end - span.start) / 1e3}
 
 
 def describe_profile(profile: StepProfile, planned: Mapping[str, float] | None = None, machine: str = "") -> str:
