@@ -55,7 +55,8 @@ def commands(text: str) -> list[Command]:
         found += _inline(text[after : fence.start()])
         found += _typed(fence.group(2).strip(), re.sub(r"\\\n\s*", "", fence.group(3)))
         after = fence.end()
-    return found + list(_inline(text[after:]))
+    found += _inline(text[after:])
+    return [one for number, one in enumerate(found) if not (one.inline and one in found[:number])]  # each once
 
 
 def _typed(language: str, code: str) -> Iterator[Command]:
