@@ -58,8 +58,8 @@ def reason(command):
 
 
 RUN = {page: found for page in COMMANDS if (found := [one for one in COMMANDS[page] if not reason(one)])}
-ANYWHERE = re.compile(r"python (run/(plan|dry_run)\.py|tests/)(?!.*(runs/|mine|--charts))")
-"""Commands that neither read nor write the folder: the same one is run once for all pages."""
+ANYWHERE = re.compile(r"python (run/(plan|dry_run)\.py|run/study\.py yaml/|tests/)(?!.*(runs/|mine|--charts))")
+"""Commands that need nothing of the folder, and whose results no other command needs: run once for all pages."""
 done = set()
 
 
