@@ -217,7 +217,8 @@ def _skips(statement: ast.stmt) -> bool:
 def marks_of(test: str) -> list[str]:
     """Those of MARKS that keep a test out of the default suite; ``extended`` for one that only CI runs."""
     path, _, name = test.partition("::")
-    extended = test in EXTENDED.read_text(encoding="utf-8").splitlines()
+    lines = EXTENDED.read_text(encoding="utf-8").splitlines()
+    extended = any(line in lines for line in (test, test.partition("[")[0], path))
     return [mark for mark in MARKS if mark in marked_tests(path).get(name, ())] + ["extended"] * extended
 
 
