@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
@@ -95,6 +96,9 @@ def check_threads(count: int) -> None:
         UserError: the threads cannot be started.
     """
     enough, threads = threading.Event(), []
+    # The system ends a thread some time after it was joined. Until then it would take, and die of, a signal that the
+    # main thread has blocked.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         for _ in range(count):
             thread = threading.Thread(target=enough.wait, daemon=True)
@@ -103,6 +107,7 @@ def check_threads(count: int) -> None:
     except RuntimeError:
         raise UserError(FEW_THREADS) from None
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         enough.set()
         for thread in threads:
             thread.join()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from mindspore_palm.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
+import threading
 sys.path.insert(0, {root!r})
 from mindspore_palm.launch.command import run_process
 def main():
@@ -146,3 +149,20 @@ def test_errors_from_limits_are_recognized(error, message):
     explained = preflight.explain(error)
     assert message in explained
     assert bool(explained) == bool(message)
+
+
+def test_threads_of_the_check_take_no_signal(monkeypatch):
+    """One that the system has not ended yet would be killed by a signal that the main thread has blocked."""
+    masks, wait = [], threading.Event.wait
+
+    def noting(event, timeout=None):
+        if threading.current_thread() is not threading.main_thread():
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return wait(event, timeout)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with monkeypatch.context() as context:
+        context.setattr(threading.Event, "wait", noting)
+        preflight.check_threads(2)
+    assert len(masks) == 2 and all({signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} <= mask for mask in masks)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
