@@ -28,6 +28,7 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import TOKENIZER, WEIGHTS
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.context import open_device
+from mindspore_palm.parallel.fused import portable
 from mindspore_palm.parallel.weights import deferred_init
 
 NATIVE = "mindspore_palm"
@@ -165,8 +166,8 @@ def _with_tokenizer(model: Model, file: Path | None, source: Path) -> Model:
 
 
 def _by_network(model: Model, tokens: np.ndarray) -> Computed:
-    """Logits of a model by this package's network."""
-    with deferred_init():  # never drawn: every weight is set
+    """Logits of a model by this package's network, in MindSpore's own ops: those of a MindIR have the same bits."""
+    with deferred_init(), portable():  # never drawn: every weight is set
         palm = PaLM(model.config)
     set_weights(palm, model.weights)
     return Computed(palm(Tensor(tokens)).asnumpy(), "the network of this package")

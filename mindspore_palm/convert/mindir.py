@@ -12,6 +12,7 @@ from mindspore_palm.checkpoint.model_folder import set_weights
 from mindspore_palm.convert.model import Computed, Model, Options
 from mindspore_palm.errors import UserError
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel.fused import portable
 from mindspore_palm.parallel.weights import deferred_init
 
 SUFFIX = ".mindir"
@@ -32,7 +33,7 @@ class MindIR:
         if (size := sum(array.nbytes for array in model.weights.values())) > MAX_BYTES:
             limit = f"{MAX_BYTES / 1e9:g} GB"
             raise UserError(f"{path}: {size / 1e9:.1f} GB of weights; one MindIR file holds at most {limit}")
-        with deferred_init():  # never drawn: every weight is set
+        with deferred_init(), portable():  # never drawn: every weight is set
             palm = PaLM(model.config)
         set_weights(palm, model.weights)
         palm.set_train(False)

@@ -14,6 +14,7 @@ from mindspore_palm.checkpoint.training import Training
 from mindspore_palm.config import Settings
 from mindspore_palm.convert.model import SEQ_LEN, Computed, Model, Options
 from mindspore_palm.file_names import CONFIG, MANIFEST, TOKENIZER, WEIGHTS
+from mindspore_palm.parallel.fused import portable
 from mindspore_palm.settings import load_settings
 
 
@@ -38,4 +39,6 @@ class Native:
         save_model(path, model.weights, model.tokenizer, settings, step=0, training=model.training)
 
     def logits(self, path: Path, tokens: np.ndarray, options: Options) -> Computed:
-        return Computed(load(path)(Tensor(tokens)).asnumpy(), "the network of this package")
+        with portable():  # as a MindIR, which then has the same bits
+            palm = load(path)
+        return Computed(palm(Tensor(tokens)).asnumpy(), "the network of this package")

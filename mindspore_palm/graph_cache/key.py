@@ -33,6 +33,8 @@ from mindspore._c_expression import ms_ctx_param, typing
 from mindspore.graph.jit_config import JitConfig
 from mindspore.ops.composite import base as composite
 
+from mindspore_palm import native
+
 PACKAGE = "mindspore_palm"
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("*.py", "*.cc", "*.h")
@@ -184,7 +186,7 @@ class _Walk:
             self.note("dtype", value)
         elif isinstance(value, nn.Cell):
             self._cell(value)
-        elif isinstance(value, ops.Custom):
+        elif isinstance(value, ops.Custom) and not _of_this_package(value):
             raise NoKeyError("an op of a library, whose content MindSpore does not look at")
         elif isinstance(value, (ops.Primitive, *COMPOSITES)):
             self.note("op", kind.__module__, kind.__qualname__)
@@ -291,6 +293,12 @@ def _member(owner: type, name: str) -> types.FunctionType | None:
     if isinstance(found, types.FunctionType) and not _is_mindspore(found.__module__):
         return inspect.unwrap(found)
     return None
+
+
+def _of_this_package(op: ops.Custom) -> bool:
+    """Whether an op is of a library that ``native`` has built: its folder is named by the digest of all it is made of."""
+    library = str(op.func).rpartition(":")[0]
+    return native.cache_root() in Path(library).parents
 
 
 def _is_mindspore(module: str | None) -> bool:

@@ -17,6 +17,7 @@ from mindspore_palm.model.attention import (
     PositionsFirstAttention,
 )
 from mindspore_palm.model.block import Block
+from mindspore_palm.model.fused import FusedBlock, usable
 from mindspore_palm.parallel.axes import current_layout
 
 
@@ -28,6 +29,8 @@ def make_block(config: PaLMConfig, weights: Mapping[str, Parameter], attention: 
         weights: the block's Parameters, by their names within the block, such as ``q_wi`` and ``norm.scale``.
         attention: None for attention over full sequences.
     """
+    if attention is None and usable(config):
+        return FusedBlock(config, weights, make_attention(config))
     attention = make_attention(config) if attention is None else attention
     if config.block == "serial":
         return SerialBlock(config, weights, attention)
@@ -40,9 +43,9 @@ def make_attention(config: PaLMConfig) -> nn.Cell:
     if config.attention == "multi_head":
         return MultiHeadAttention(config)
     here = current_layout()
-    fused = DEVICES[here.target].fuses_attention(here.compute_dtype, config.head_dim)
-    fused = fused and not config.alibi_heads  # whose mask is one for all heads
-    return MultiQueryAttention(config, FusedAttention(config) if fused else _plain_attention(config))
+    in_one_op = DEVICES[here.target].fuses_attention(here.compute_dtype, config.head_dim)
+    in_one_op = in_one_op and not config.alibi_heads  # whose mask is one for all heads
+    return MultiQueryAttention(config, FusedAttention(config) if in_one_op else _plain_attention(config))
 
 
 def make_cached_attention(config: PaLMConfig) -> MultiHeadAttention | PlainAttention:

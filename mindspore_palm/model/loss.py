@@ -7,12 +7,19 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
+from mindspore_palm.model.fused import FusedTokenLoss
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel import fused
 from mindspore_palm.parallel.axes import shard
 from mindspore_palm.parallel.cells import RowMax
 from mindspore_palm.parallel.stages import on_stage_of
 
 PADDING_LOGIT = -1e9  # logit of rows that only pad the table: they are not tokens and get zero probability
+
+
+def make_token_loss(config: PaLMConfig) -> nn.Cell:
+    """``TokenLoss``, or the C++ function in its place."""
+    return (FusedTokenLoss if fused.usable() else TokenLoss)(config)
 
 
 class TokenLoss(nn.Cell):
@@ -80,7 +87,7 @@ class Loss(nn.Cell):
     def __init__(self, palm: PaLM, z_weight: float = 1e-4) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.z_weight = palm, z_weight
-        self.token_loss = on_stage_of(palm.config.layers - 1, TokenLoss(palm.config))
+        self.token_loss = on_stage_of(palm.config.layers - 1, make_token_loss(palm.config))
         self.square = shard(ops.Square(), ("tokens",))
         self.sum = shard(ops.ReduceSum(), ("tokens",))
         self.reshape = ops.Reshape()

@@ -54,6 +54,10 @@ class Adafactor(Optimizer):
     def variant(cls, config: OptimizerConfig) -> type[Optimizer]:
         return FactoredAdafactor if config.factored else Adafactor
 
+    def fused_settings(self) -> tuple[float, ...]:
+        constants = MOMENTUM, DECAY_EXPONENT, TINY, SMALLEST_SCALE
+        return 1, self.update_clip, float(self.lr_squared_decay), *constants
+
     @staticmethod
     def moments(shape: Shape) -> dict[str, Shape]:
         return {"m": shape, "v": shape}
@@ -128,6 +132,9 @@ class FactoredAdafactor(Adafactor):
         self.shapes = tuple(tuple(p.shape) for p in self.parameters)
         self.along_sides = SumAlongSides([self.parameters[i] for i in matrices])
         self.v_column, self.mean, self.expand = self.zeros("v_column"), ops.ReduceMean(), ops.ExpandDims()
+
+    def fused_settings(self) -> tuple[float, ...]:
+        return ()
 
     @staticmethod
     def moments(shape: Shape) -> dict[str, Shape]:

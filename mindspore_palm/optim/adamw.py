@@ -22,10 +22,14 @@ class AdamW(Optimizer):
         super().__init__(parameters, config, schedule)
         self.beta1, self.beta2, self.eps = config.adamw_beta1, config.adamw_beta2, config.adamw_eps
         self.m, self.v = self.zeros("m"), self.zeros("v")
-        self.decays = tuple(config.adamw_weight_decay if p.ndim > 1 else 0.0 for p in self.parameters)
+        self.decay = config.adamw_weight_decay
+        self.decays = tuple(self.decay if p.ndim > 1 else 0.0 for p in self.parameters)
         self.adam, self.mul, self.pow, self.sqrt = ops.Adam(), ops.Mul(), ops.Pow(), ops.Sqrt()
         self.square, self.add, self.sub, self.div = ops.Square(), ops.Add(), ops.Sub(), ops.Div()
         self.assign, self.betas = ops.Assign(), Tensor(np.array([self.beta1, self.beta2], np.float32))
+
+    def fused_settings(self) -> tuple[float, ...]:
+        return 0, self.beta1, self.beta2, self.eps, self.decay
 
     @staticmethod
     def moments(shape: Shape) -> dict[str, Shape]:

@@ -51,6 +51,13 @@ class Optimizer(nn.Optimizer):
         """
         raise NotImplementedError
 
+    def fused_settings(self) -> tuple[float, ...]:
+        """Number of the optimizer in the C++ function that updates all weights, and its settings there.
+
+        Empty for an optimizer that the function does not have.
+        """
+        return ()
+
     @staticmethod
     def traffic(shape: Shape) -> int:
         """Bytes of device memory that one step reads and writes to update a weight of this shape."""

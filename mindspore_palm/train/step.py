@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm.model.loss import Loss
-from mindspore_palm.optim import GlobalNorm, clip_factor
+from mindspore_palm.optim import GlobalNorm, clip_factor, fused
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import partition
 from mindspore_palm.parallel.weights import zeros_like
@@ -47,6 +47,11 @@ class StepResult:
 def is_scaled() -> bool:
     """Whether steps of the current layout have a loss scale."""
     return current_layout().compute_dtype in SCALED
+
+
+def make_update(optimizer: nn.Optimizer, clip_norm: float, scaled: bool = False) -> nn.Cell:
+    """``Update``, or the C++ function in its place; arguments are those of ``Update``."""
+    return fused.FusedUpdate(optimizer, clip_norm) if fused.usable(optimizer) else Update(optimizer, clip_norm, scaled)
 
 
 class Update(nn.Cell):
@@ -184,7 +189,7 @@ class TrainStep:
         self.state = state_of(loss, optimizer)
         self._scaled = is_scaled()
         scale_axes, mask_axes = ((),) * self._scaled, (DROPOUT_MASK_AXES,) * dropout
-        update, batch = Update(optimizer, clip_norm, self._scaled), (*BATCH_AXES, *scale_axes, *mask_axes)
+        update, batch = make_update(optimizer, clip_norm, self._scaled), (*BATCH_AXES, *scale_axes, *mask_axes)
         self._single = partition(SingleGraphStep(loss, update).set_train(), *batch)
         if micro_batch:
             sums = zeros_like(optimizer.parameters, "gradient_sum")

@@ -112,6 +112,16 @@ def test_ms_32_a_library_is_unloaded_with_the_last_network_that_calls_it(tmp_pat
     still("MS-32", unloaded.exists())
 
 
+def test_ms_70_an_output_without_axes_of_a_custom_op_is_a_number(tmp_path):
+    source, library = tmp_path / "copy.cc", tmp_path / "copy.so"
+    source.write_text(COPY.replace("UNLOADED", str(tmp_path / "unloaded")))
+    subprocess.run([os.environ.get("CXX", "g++"), "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    net = Copy(library)
+    net.copy = ops.Custom(f"{library}:Copy", ([], []), (ms.float32, ms.float32), func_type="aot")
+    first, _ = net(normal(1))
+    still("MS-70", isinstance(first, float), first)
+
+
 def test_ms_33_mindspore_sets_the_threads_of_openmp_to_one():
     code = "import ctypes, mindspore; get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p"
     code += "; print(get(b'OMP_NUM_THREADS'))"

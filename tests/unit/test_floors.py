@@ -8,7 +8,7 @@ from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 FLOORS = (
     ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables", "version"),
     ("console", "fields", "files", "native", "options", "preflight"),
-    ("cuda", "figures", "graph_cache", "palm_config"),
+    ("cpu", "cuda", "figures", "graph_cache", "palm_config"),
     ("parallel_config",),
     ("config",),
     ("data", "parallel"),

@@ -13,6 +13,7 @@ from unit.graph_cases import BATCH, COUNT, Times, built
 from mindspore_palm.graph_cache import key
 from mindspore_palm.graph_cache.key import NoKeyError, key_of, sources
 from mindspore_palm.model import loss as loss_module
+from mindspore_palm.parallel import fused
 from mindspore_palm.train import step as step_module
 from mindspore_palm.train.evaluate import SummedCrossEntropy
 
@@ -188,6 +189,7 @@ def test_the_content_of_every_source_has_part_in_the_key(device, tmp_path, monke
 
 def test_code_that_was_replaced_has_part_in_the_key(device, monkeypatch):
     """The sources are the same then: a planted error must not load the graph of the network without it."""
+    monkeypatch.setenv(fused.SWITCH, "0")  # the step of MindSpore's ops has more code
     before = key_of_step()
     with monkeypatch.context() as patch:
         patch.setattr(loss_module.Loss, "construct", lambda self, inputs, targets, count: (count, count))
@@ -223,6 +225,17 @@ def test_what_the_walk_does_not_know_has_no_key(device):
         key_of_times(np.array([object()]))
     with pytest.raises(NoKeyError, match="library"):
         key_of_times(ops.Custom("./a.so:f", lambda x: x, lambda x: x, func_type="aot"))
+
+
+def test_a_library_of_this_package_has_part_in_the_key(device, monkeypatch):
+    """Its folder is named by all that it is made of."""
+    in_cpp = key_of_step()
+    built_otherwise = fused.library().parent.with_name("training-0123456789ab") / "training.so"
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "library", lambda: built_otherwise)
+        assert key_of_step() != in_cpp
+    monkeypatch.setenv(fused.SWITCH, "0")
+    assert key_of_step() != in_cpp
 
 
 def test_two_weights_of_one_name_have_no_key(device):

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm import native
+from mindspore_palm.cpu import library as cpu_library
 from mindspore_palm.errors import UserError
 from mindspore_palm.generate.cpu import step as cpu_step
+from mindspore_palm.parallel import fused
 
 
 @pytest.fixture
@@ -133,19 +135,19 @@ def test_what_is_damaged_in_the_cache_is_built_again(library, tmp_path, monkeypa
     compiler = program(tmp_path / "c++", f'for word; do last=$word; done; g++ -shared -fPIC {source} -o "$last"')
     (tmp_path / "cache").mkdir()
 
-    def compile_half(command, work):
+    def compile_half(name, source, command, work):
         (work / "half").write_bytes(b"half a file")
         return work / "half"
 
     with monkeypatch.context() as context:
-        context.setattr(cpu_step, "_compile", compile_half)
+        context.setattr(cpu_library, "_compile", compile_half)
         assert library(CXX=compiler) is None
     (half,) = (tmp_path / "cache").glob("*/*.so")
     assert library(CXX=compiler) == half and half.read_bytes().startswith(b"\x7fELF")
 
 
 def test_the_library_learns_how_many_processors_there_are(library, monkeypatch):
-    monkeypatch.setattr(cpu_step, "processors", lambda: 3)
+    monkeypatch.setattr(cpu_library, "processors", lambda: 3)
     library(CXX="false")
     assert os.environ["MINDSPORE_PALM_PROCESSORS"] == "3"
     code = "import os; print(os.environ['MINDSPORE_PALM_PROCESSORS'])"
@@ -172,16 +174,31 @@ def test_processes_that_need_it_at_once_build_it_once(environment, tmp_path):
     assert (tmp_path / "calls").read_text() == "\n"
 
 
-@pytest.mark.parametrize("name", ["attention.h", "matmul.h", "pool.h", "step.cc", "vector.h"])
-def test_every_source_of_the_decoding_step_is_in_the_name_of_its_library(environment, tmp_path, name):
+PARTS = {"decoding": cpu_step.cpp_part, "training": fused.cpp_part}
+
+
+def sources_of(part):
+    """All that is compiled into a library: of its own folder, and what libraries share."""
+    folders = PARTS[part]().sources, cpu_library.SHARED
+    return [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".cc", ".h")]
+
+
+@pytest.mark.parametrize(("part", "source"), [(part, path) for part in PARTS for path in sources_of(part)])
+def test_every_source_of_a_library_is_in_its_name(environment, tmp_path, monkeypatch, part, source):
     environment(MINDSPORE_PALM_CACHE=tmp_path / "cache")
-    sources = tmp_path / "sources"
-    shutil.copytree(cpu_step.SOURCE.parent, sources)
-    copied = dataclasses.replace(cpu_step.cpp_part(), sources=sources)
-    assert copied.cache_folder() == cpu_step.cpp_part().cache_folder()
-    with open(sources / name, "a") as file:
+    before, copied, is_shared = PARTS[part](), tmp_path / "sources", source.parent == cpu_library.SHARED
+    shutil.copytree(source.parent, copied)
+    if is_shared:
+        monkeypatch.setattr(cpu_library, "SHARED", copied)
+
+    def changed():
+        new = PARTS[part]()
+        return new if is_shared else dataclasses.replace(new, sources=copied)
+
+    assert changed().cache_folder() == before.cache_folder()
+    with open(copied / source.name, "a") as file:
         file.write("\n")
-    assert copied.cache_folder() != cpu_step.cpp_part().cache_folder()
+    assert changed().cache_folder() != before.cache_folder()
 
 
 def test_what_a_killed_build_left_is_removed(library, tmp_path):

@@ -15,11 +15,12 @@ from mindspore_palm.errors import UserError
 from mindspore_palm.graph_cache.store import SWITCH
 from mindspore_palm.launch.process import once_done
 from mindspore_palm.train.log.metrics import read_rows
-from mindspore_palm.train.log.op_times import ALL_PARTS, OpRun, busy_seconds, in_backward, read_op_times
+from mindspore_palm.train.log.op_times import ALL_PARTS, BLOCKS, OpRun, busy_seconds, in_backward, read_op_times
 from mindspore_palm.train.log.step_profile import StepProfile, StepTimes, describe_profile, write_trace
 from mindspore_palm.train.profile_options import ProfileOptions, check_profile, parse_profile
 
-PALM = "Default/objective-Objective/loss-Loss/palm-PaLM"
+LOSS = "Default/objective-Objective/loss-Loss"
+PALM = f"{LOSS}/palm-PaLM"
 BLOCK = f"{PALM}/blocks-CellList/0-Block"
 
 
@@ -45,6 +46,22 @@ def test_an_op_belongs_to_the_part_of_its_cells(name, part):
     run = OpRun(name, 0.0, 1.0)
     assert run.part(vocab=300) == part and part in ALL_PARTS
     assert re.fullmatch(r"[A-Z]\w+", run.type)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "part", "backward"),
+    [
+        (f"{PALM}/blocks-CellList/0-FusedBlock/compute-BlockFunction/Custom-op0", ((64, 32), (32,)), BLOCKS, False),
+        ("Default/Custom-op2", ((64, 32), (32,)), BLOCKS, True),
+        (f"{LOSS}/token_loss-FusedTokenLoss/compute-LossFunction/Custom-op0", ((64, 300), (64,)), "loss", False),
+        (f"{LOSS}/token_loss-FusedTokenLoss/compute-LossFunction/Custom-op1", ((64,), (1,)), "loss", True),
+        ("Default/Custom-op4", ((), (), (1,), (8,), (300, 32)), "optimizer", False),
+    ],
+)
+def test_an_op_in_cpp_belongs_to_a_part_and_a_pass(name, shapes, part, backward):
+    run = OpRun(name, 0.0, 1.0, 0, shapes)
+    assert run.part(vocab=300) == part and part in ALL_PARTS
+    assert in_backward([run]) == [backward]
 
 
 @pytest.mark.parametrize(

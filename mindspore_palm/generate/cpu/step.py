@@ -6,11 +6,7 @@ ablations of the block, dtypes other than float32, several devices, and GPU and 
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,61 +16,28 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm import native
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.errors import UserError
+from mindspore_palm.cpu.library import cpp_part as library_part
+from mindspore_palm.cpu.library import load
 from mindspore_palm.generate.cache import CachedAttention
-from mindspore_palm.machine import processors
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout
 
 SOURCE = Path(__file__).with_suffix(".cc")
 WEIGHTS = ("norm.scale", "q_wi", "kv", "o_wo")  # of a block, in the order of the function's arguments
-FLAGS = ["-O3", "-march=native", "-pthread", "-fno-math-errno"]
-# MS-32: MindSpore unloads the library with the last network that calls it, while its threads are in it.
-FLAGS += ["-Wl,-z,nodelete"]
 SUPPORTED = ("attention", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
 """Departures from PaLM that the function computes."""
 IDLE = -(2**31)  # position of a sequence that has no token in a step; its row of the matmuls is left out
-PROCESSORS = "MINDSPORE_PALM_PROCESSORS"  # tells the library how many processors it may use
 
 
 @functools.cache
 def library() -> Path | None:
     """The built library; None where it cannot be built, kept or loaded."""
-    os.environ[PROCESSORS] = str(processors())  # read once, at the library's first step
-    try:
-        return native.load(cpp_part())
-    except (UserError, OSError):
-        return None
+    return load(cpp_part())
 
 
 def cpp_part() -> native.CppPart:
     """The C++ part, for this processor and the compiler that CXX names."""
-    return native.CppPart(
-        name="decoding",
-        title="the C++ part that decodes on CPU",
-        cache_name="decoding",
-        sources=SOURCE.parent,
-        settings=(_processor(), " ".join(native.compiler()), *FLAGS),
-        compile=_compile,
-        load=_load,
-        rebuild_damaged=True,
-    )
-
-
-def _compile(command: Sequence[str], work: Path) -> Path:
-    built = work / "decoding.so"
-    line = [*command, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(built)]
-    done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")  # noqa: S603 - our own source
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr or f"{command[0]} ended with exit code {done.returncode}")
-    return built
-
-
-def _load(library: Path) -> Path:
-    """The library's own path: MindSpore loads it by that, but ends with a traceback if it is not a library."""
-    if not hasattr(ctypes.CDLL(str(library)), "DecodeStep"):
-        raise OSError(f"{library} has no function DecodeStep")
-    return library
+    return library_part("decoding", "the C++ part that decodes on CPU", SOURCE, "DecodeStep")
 
 
 def wanted(config: PaLMConfig) -> bool:
@@ -124,12 +87,3 @@ class CpuStep(nn.Cell):
     def construct(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """int32 [B, 1] and [B]; always the same B. At least one position is not ``IDLE``."""
         return self.step(token_ids, positions, *self.constants, self.embedding, self.final_scale, *self.blocks)
-
-
-def _processor() -> str:
-    """The processor's model and features, for which -march=native builds the library, as far as Linux lists them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))

@@ -6,7 +6,8 @@ the shapes of the inputs, a line per run in the order of their starts.
 In the forward pass, the full name is the path of Cells in which the op stands, which tells its part. In the backward
 pass it is not: MindSpore differentiates an op once, and all its uses share the path of one. So the part of a gradient
 comes from its type and shapes: batched matmuls are of attention, and what has the size of the vocabulary is of the
-logits or the loss. The graph of a cache has no paths at all, so a profiled process compiles its graphs.
+logits or the loss. A block in C++ is one op; its gradient has no path, and neither has the update of all weights, whose
+first input is the loss. The graph of a cache has no paths at all, so a profiled process compiles its graphs.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ TIMES, SHAPES = "cpu_op_execute_timestamp_*.txt", "cpu_framework_*.txt"
 TYPE = re.compile(r"-op\d+$")
 COLLECTIVE = re.compile(r"All(Reduce|Gather|ToAll)|ReduceScatter|Broadcast$|^_?Mirror|Send$|Receive$")
 MATMULS = ("MatMul", "BatchMatMul")
+CPP = "Custom"  # type of an op in C++
 SHAPE = re.compile(r"input_\d+:\[([\d, ]*)\]")
 
 OPTIMIZER, UPDATE = "optimizer", "gradient norm and clipping"
 UNNAMED = "ops without a Cell"
+BLOCKS = "blocks, in C++"
 COLLECTIVES = "collectives"
 
 PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (part, re.compile(pattern))
     for part, pattern in (
+        (BLOCKS, r"/\d+-FusedBlock/compute-"),
         (OPTIMIZER, r"/optimizer-"),
         (UPDATE, r"/update-"),
         ("embedding", r"/embed-"),
@@ -45,7 +49,18 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 """Parts of a step by the Cells in an op's name; the first that fits. q and the mlp's input are one Cell in PaLM's
 parallel block, and so are o and the mlp's output: they are "projections"."""
 GRADIENTS = "gradients of elementwise ops"
-NETWORK = ("embedding", "norms", "projections", "attention", "mlp", "rest of the blocks", "logits", "loss", GRADIENTS)
+NETWORK = (
+    "embedding",
+    "norms",
+    "projections",
+    "attention",
+    "mlp",
+    "rest of the blocks",
+    BLOCKS,
+    "logits",
+    "loss",
+    GRADIENTS,
+)
 """Parts that have a forward and a backward pass."""
 ALL_PARTS = (*NETWORK, UPDATE, OPTIMIZER, COLLECTIVES, UNNAMED)
 
@@ -77,11 +92,16 @@ class OpRun:
         """Part of the step by the Cells in the op's name; of a gradient, those of another op of its type."""
         if COLLECTIVE.search(self.type):
             return COLLECTIVES
+        if self.type == CPP and self.name.count("/") == 1:
+            return BLOCKS if self.is_gradient else OPTIMIZER
         return next((part for part, pattern in PARTS if pattern.search(self.name)), UNNAMED)
 
     @property
     def is_gradient(self) -> bool:
-        """Whether its name is that of a gradient."""
+        """Whether its name is that of a gradient, or it is one in C++: of a block, or of the loss, which takes targets."""
+        if self.type == CPP:
+            first = self.shapes[0] if self.shapes else ()
+            return len(first) == 1 or (len(first) > 1 and self.name.count("/") == 1)
         return self.name.startswith(("Gradients/", "Expand/_SoftmaxBackward"))
 
     def part(self, vocab: int) -> str:
@@ -90,7 +110,7 @@ class OpRun:
         Args:
             vocab: rows of the embedding on this device, which tell gradients of logits and loss.
         """
-        if not self.is_gradient or self.cell in ("embedding", COLLECTIVES):
+        if not self.is_gradient or self.type == CPP or self.cell in ("embedding", COLLECTIVES):
             return self.cell
         if self.type == "BatchMatMul" or self.name.startswith("Expand/"):
             return "attention"

@@ -1,9 +1,9 @@
-// SIMD vectors of kLanes float32 values, and the few functions of them that a decoding step needs.
+// SIMD vectors of kLanes float32 values, and the few functions of them that decoding and training need.
 //
-// All headers of this folder belong to one translation unit, step.cc. Their unnamed namespace gives every function
+// A library is one translation unit, with all of its headers. Their unnamed namespace gives every function
 // internal linkage: the compiler inlines as within one file, and two builds in one process have nothing in common.
-#ifndef MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
-#define MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
+#ifndef MINDSPORE_PALM_CPU_VECTOR_H_
+#define MINDSPORE_PALM_CPU_VECTOR_H_
 
 #include <cmath>
 #include <cstdint>
@@ -134,4 +134,4 @@ class AlignedBuffer {
 
 }  // namespace
 
-#endif  // MINDSPORE_PALM_GENERATE_CPU_VECTOR_H_
+#endif  // MINDSPORE_PALM_CPU_VECTOR_H_

@@ -1,6 +1,6 @@
 // Threads that share the tasks of one job after another.
-#ifndef MINDSPORE_PALM_GENERATE_CPU_POOL_H_
-#define MINDSPORE_PALM_GENERATE_CPU_POOL_H_
+#ifndef MINDSPORE_PALM_CPU_POOL_H_
+#define MINDSPORE_PALM_CPU_POOL_H_
 
 #include <sched.h>
 
@@ -59,7 +59,7 @@ class ThreadPool {
     for (int i = 1; i < threads_; ++i) std::thread(&ThreadPool::Serve, this).detach();
   }
 
-  // Processors that this process may use: its affinity, and what step.py read from the container's limits. At most 16,
+  // Processors that this process may use: its affinity, and what library.py read from the container's limits. At most 16,
   // as more do not read memory faster. OMP_NUM_THREADS does not count: MindSpore itself sets it to 1 (MS-33).
   static int Processors() {
     cpu_set_t cores;
@@ -99,6 +99,12 @@ class ThreadPool {
   std::shared_ptr<Job> job_;
 };
 
+// Splits `count` into consecutive ranges of `size`, and calls work(first, end) for each as a task.
+template <typename Work>
+void ForRanges(ThreadPool &pool, int64_t count, int64_t size, const Work &work) {
+  pool.Run((count + size - 1) / size, [&](int64_t task) { work(task * size, std::min(count, (task + 1) * size)); });
+}
+
 }  // namespace
 
-#endif  // MINDSPORE_PALM_GENERATE_CPU_POOL_H_
+#endif  // MINDSPORE_PALM_CPU_POOL_H_
