@@ -1,4 +1,4 @@
-"""Libraries of C++ functions for this processor, which MindSpore calls as ops: built by g++ at first use, in seconds."""
+"""Libraries of C++ functions for this processor, which MindSpore calls as ops; g++ builds them at first use."""
 
 from __future__ import annotations
 

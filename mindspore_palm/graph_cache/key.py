@@ -296,7 +296,7 @@ def _member(owner: type, name: str) -> types.FunctionType | None:
 
 
 def _of_this_package(op: ops.Custom) -> bool:
-    """Whether an op is of a library that ``native`` has built: its folder is named by the digest of all it is made of."""
+    """Whether ``native`` has built an op's library: the folder is named by the digest of all it is made of."""
     library = str(op.func).rpartition(":")[0]
     return native.cache_root() in Path(library).parents
 

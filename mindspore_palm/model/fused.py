@@ -6,7 +6,7 @@ and Ascend, the Cells that these are made from compute the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -21,6 +21,7 @@ from mindspore_palm.parallel.fused import custom
 
 SUPPORTED = ("norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
 """Departures from PaLM that the functions compute, or that are outside of the block."""
+Shape = Sequence[int]
 
 
 def usable(config: PaLMConfig) -> bool:
@@ -70,7 +71,20 @@ class BlockFunction(nn.Cell):
     ) -> tuple[Tensor, ...]:
         return self.forward(x, scale, q_wi, kv, o_wo, cos_q, sin_q, cos_k, sin_k, self.switches)
 
-    def bprop(self, x, scale, q_wi, kv, o_wo, cos_q, sin_q, cos_k, sin_k, out, d_out):
+    def bprop(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        q_wi: Tensor,
+        kv: Tensor,
+        o_wo: Tensor,
+        cos_q: Tensor,
+        sin_q: Tensor,
+        cos_k: Tensor,
+        sin_k: Tensor,
+        out: tuple[Tensor, ...],
+        d_out: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
         inputs = x, scale, q_wi, kv, o_wo, cos_q, sin_q, cos_k, sin_k, self.switches
         gradients = self.backward(*inputs, *out[1:], d_out[0])
         tables = cos_q, sin_q, cos_k, sin_k
@@ -80,12 +94,12 @@ class BlockFunction(nn.Cell):
         return (*gradients, *zeros)
 
 
-def _forward(x, scale, q_wi, kv, o_wo, cos_q, *_):
+def _forward(x: Shape, scale: Shape, q_wi: Shape, kv: Shape, o_wo: Shape, cos_q: Shape, *_: Shape) -> tuple[Shape, ...]:
     tokens, heads = x[0], (2 * o_wo[0] - q_wi[1]) // (2 * cos_q[-1])
     return (x, x, [tokens], [tokens, q_wi[1]], [tokens, kv[1]], [tokens, o_wo[0]], [tokens, heads])
 
 
-def _backward(x, scale, q_wi, kv, o_wo, *_):
+def _backward(x: Shape, scale: Shape, q_wi: Shape, kv: Shape, o_wo: Shape, *_: Shape) -> tuple[Shape, ...]:
     return (x, scale, q_wi, kv, o_wo)
 
 
@@ -119,9 +133,9 @@ class LossFunction(nn.Cell):
         return d_logits_TV, self.zeros_like(targets_T)
 
 
-def _losses(logits, targets, *_):
+def _losses(logits: Shape, targets: Shape, *_: Shape) -> tuple[Shape, ...]:
     return targets, targets, logits, targets
 
 
-def _of_logits(targets, vocabulary, powers, *_):
+def _of_logits(targets: Shape, vocabulary: Shape, powers: Shape, *_: Shape) -> Shape:
     return powers

@@ -98,7 +98,7 @@ class OpRun:
 
     @property
     def is_gradient(self) -> bool:
-        """Whether its name is that of a gradient, or it is one in C++: of a block, or of the loss, which takes targets."""
+        """Whether it is a gradient, by its name; in C++ by its inputs: that of the loss begins with targets."""
         if self.type == CPP:
             first = self.shapes[0] if self.shapes else ()
             return len(first) == 1 or (len(first) > 1 and self.name.count("/") == 1)
