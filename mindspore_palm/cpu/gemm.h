@@ -23,18 +23,18 @@ int64_t RoundUp(int64_t count, int64_t multiple) { return (count + multiple - 1)
 
 // A matrix in memory: element (i, j) is data[i * row + j * column], and one of the two strides is 1.
 struct Matrix {
-  const float *data;
+  const float* data;
   int64_t row, column;
   Matrix At(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
   Matrix Transposed() const { return {data, column, row}; }
 };
 
-inline Matrix RowMajor(const float *data, int64_t width) { return {data, width, 1}; }
+inline Matrix RowMajor(const float* data, int64_t width) { return {data, width, 1}; }
 
 // c [kTileRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
 // of b begins at b + k * kTileColumns.
-inline __attribute__((always_inline)) void Tile(int64_t depth, const float *a, int64_t a_row, int64_t a_step,
-                                                const float *b, float *c, int64_t ldc, bool add) {
+inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step,
+                                                const float* b, float* c, int64_t ldc, bool add) {
   for (int i = 0; i < kTileRows; ++i) {
     __builtin_prefetch(c + i * ldc);
     __builtin_prefetch(c + i * ldc + kTileColumns - 1);
@@ -52,28 +52,28 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float *a, i
   }
 #pragma GCC unroll 12
   for (int i = 0; i < kTileRows; ++i) {
-    float *to = c + i * ldc;
+    float* to = c + i * ldc;
     Store(to, add ? Load(to) + sums[i][0] : sums[i][0]);
     Store(to + kLanes, add ? Load(to + kLanes) + sums[i][1] : sums[i][1]);
   }
 }
 
 // The three ways in which a lies: packed, by rows, and by columns.
-__attribute__((noinline)) void TilePacked(int64_t depth, const float *a, const float *b, float *c, int64_t ldc,
+__attribute__((noinline)) void TilePacked(int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
                                           bool add) {
   Tile(depth, a, 1, kTileRows, b, c, ldc, add);
 }
-__attribute__((noinline)) void TileByRows(int64_t depth, const float *a, int64_t lda, const float *b, float *c,
+__attribute__((noinline)) void TileByRows(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                           int64_t ldc, bool add) {
   Tile(depth, a, lda, 1, b, c, ldc, add);
 }
-__attribute__((noinline)) void TileByColumns(int64_t depth, const float *a, int64_t lda, const float *b, float *c,
+__attribute__((noinline)) void TileByColumns(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                              int64_t ldc, bool add) {
   Tile(depth, a, 1, lda, b, c, ldc, add);
 }
 
 // Transposes a square of kLanes vectors, in steps that swap what is 1, 2, 4 ... lanes apart.
-inline __attribute__((always_inline)) void Transpose(Vector *v) {
+inline __attribute__((always_inline)) void Transpose(Vector* v) {
 #pragma GCC unroll 4
   for (int distance = 1; distance < kLanes; distance *= 2) {
     IntVector low, high;
@@ -93,7 +93,7 @@ inline __attribute__((always_inline)) void Transpose(Vector *v) {
 
 // Copies kPanel floats, without a call.
 template <int kPanel>
-inline void CopyPanel(const float *from, float *to) {
+inline void CopyPanel(const float* from, float* to) {
   constexpr int kVectors = kPanel / kLanes * kLanes;
   for (int i = 0; i < kVectors; i += kLanes) Store(to + i, Load(from + i));
   float rest[kPanel - kVectors + 1];
@@ -104,8 +104,8 @@ inline void CopyPanel(const float *from, float *to) {
 // Packs terms first .. end of the kPanel lines of a panel, of which element (k, i) is from[k * step + i * line]; of the
 // lines, `count` exist, and the others become zeros.
 template <int kPanel>
-inline void PackPanel(const float *from, int64_t step, int64_t line, int64_t count, int64_t first, int64_t end,
-                      float *panel) {
+inline void PackPanel(const float* from, int64_t step, int64_t line, int64_t count, int64_t first, int64_t end,
+                      float* panel) {
   if (count < kPanel) {
     for (int64_t k = first; k < end; ++k) {
       for (int64_t i = 0; i < kPanel; ++i) panel[k * kPanel + i] = i < count ? from[k * step + i * line] : 0;
@@ -140,7 +140,7 @@ inline void PackPanel(const float *from, int64_t step, int64_t line, int64_t cou
 // time. Otherwise a line of the cache would be read once for each panel that has a part of it, and lines whose
 // addresses differ by a power of two push each other out.
 template <int kPanel>
-void Pack(const float *from, int64_t step, int64_t line, int64_t count, int64_t depth, float *to) {
+void Pack(const float* from, int64_t step, int64_t line, int64_t count, int64_t depth, float* to) {
   const int64_t terms = line == 1 ? 8 : depth;
   for (int64_t first = 0; first < depth; first += terms) {
     for (int64_t n = 0; n < count; n += kPanel) {
@@ -153,21 +153,21 @@ void Pack(const float *from, int64_t step, int64_t line, int64_t count, int64_t 
 int64_t PackedSize(int64_t depth, int64_t columns) { return depth * RoundUp(columns, kTileColumns); }
 
 // Packs b [depth, columns].
-void PackColumns(const Matrix &b, int64_t depth, int64_t columns, float *to) {
+void PackColumns(const Matrix& b, int64_t depth, int64_t columns, float* to) {
   Pack<kTileColumns>(b.data, b.row, b.column, columns, depth, to);
 }
 
 // Packs a [rows, depth].
-void PackRows(const Matrix &a, int64_t rows, int64_t depth, float *to) {
+void PackRows(const Matrix& a, int64_t rows, int64_t depth, float* to) {
   Pack<kTileRows>(a.data, a.column, a.row, rows, depth, to);
 }
 
 // One block: c [rows, columns of ldc] = or += a b. b is packed; its panels lie `panel_stride` floats apart. Strips of a
 // are packed, or are rows of `lda` floats.
-void MultiplyBlock(const float *a, int64_t lda, bool packed, const float *b, int64_t panel_stride, float *c, int64_t ldc,
-                   int64_t rows, int64_t columns, int64_t depth, bool add) {
+void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int64_t panel_stride, float* c,
+                   int64_t ldc, int64_t rows, int64_t columns, int64_t depth, bool add) {
   alignas(64) float edge[kTileRows * kTileColumns];
-  const auto tile = [&](int64_t m, const float *panel, float *to, int64_t width, bool more) {
+  const auto tile = [&](int64_t m, const float* panel, float* to, int64_t width, bool more) {
     if (packed) {
       TilePacked(depth, a + m * depth, panel, to, width, more);
     } else {
@@ -175,10 +175,11 @@ void MultiplyBlock(const float *a, int64_t lda, bool packed, const float *b, int
     }
   };
   for (int64_t n = 0; n < columns; n += kTileColumns) {
-    const float *panel = b + n / kTileColumns * panel_stride;
+    const float* panel = b + n / kTileColumns * panel_stride;
     for (int64_t m = 0; m < rows; m += kTileRows) {
-      const int64_t height = std::min<int64_t>(kTileRows, rows - m), width = std::min<int64_t>(kTileColumns, columns - n);
-      float *to = c + m * ldc + n;
+      const int64_t height = std::min<int64_t>(kTileRows, rows - m),
+                    width = std::min<int64_t>(kTileColumns, columns - n);
+      float* to = c + m * ldc + n;
       if (height == kTileRows && width == kTileColumns) {
         tile(m, panel, to, ldc, add);
         continue;
@@ -194,17 +195,17 @@ void MultiplyBlock(const float *a, int64_t lda, bool packed, const float *b, int
 // Buffers of a thread.
 struct GemmBuffers {
   AlignedBuffer a, b;
-  static GemmBuffers &Get() {
+  static GemmBuffers& Get() {
     static thread_local GemmBuffers buffers;
     return buffers;
   }
 };
 
 // c [rows, columns of ldc] = a [rows, depth] b [depth, columns], or += with `add`; b is packed in full.
-void MultiplyPacked(const Matrix &a, const float *b, float *c, int64_t ldc, int64_t rows, int64_t columns,
+void MultiplyPacked(const Matrix& a, const float* b, float* c, int64_t ldc, int64_t rows, int64_t columns,
                     int64_t depth, bool add) {
   constexpr int64_t kFewColumns = 8 * kTileColumns;  // for which packing rows takes longer than it saves
-  AlignedBuffer &packed = GemmBuffers::Get().a;
+  AlignedBuffer& packed = GemmBuffers::Get().a;
   packed.Resize(RoundUp(kBlockRows, kTileRows) * kDepth);
   for (int64_t m = 0; m < rows; m += kBlockRows) {
     const int64_t height = std::min(kBlockRows, rows - m);
@@ -220,7 +221,7 @@ void MultiplyPacked(const Matrix &a, const float *b, float *c, int64_t ldc, int6
 }
 
 // The same for a b that is not packed.
-void Multiply(const Matrix &a, const Matrix &b, float *c, int64_t ldc, int64_t rows, int64_t columns, int64_t depth,
+void Multiply(const Matrix& a, const Matrix& b, float* c, int64_t ldc, int64_t rows, int64_t columns, int64_t depth,
               bool add) {
   AlignedBuffer &packed_a = GemmBuffers::Get().a, &packed_b = GemmBuffers::Get().b;
   packed_a.Resize(RoundUp(kBlockRows, kTileRows) * kDepth);

@@ -22,15 +22,15 @@ namespace {
 // which waits for every one of its threads.
 class ThreadPool {
  public:
-  static ThreadPool &Get() {
-    static ThreadPool *pool = new ThreadPool();  // its threads live as long as the process
+  static ThreadPool& Get() {
+    static ThreadPool* pool = new ThreadPool();  // its threads live as long as the process
     return *pool;
   }
 
   int threads() const { return threads_; }
 
   // Calls work(0) ... work(tasks - 1), on any threads and in any order; returns when all are done.
-  void Run(int64_t tasks, const std::function<void(int64_t)> &work) {
+  void Run(int64_t tasks, const std::function<void(int64_t)>& work) {
     if (threads_ == 1 || tasks == 1) {
       for (int64_t task = 0; task < tasks; ++task) work(task);
       return;
@@ -48,9 +48,9 @@ class ThreadPool {
 
  private:
   struct Job {
-    Job(int64_t tasks, const std::function<void(int64_t)> *work) : tasks(tasks), work(work) {}
+    Job(int64_t tasks, const std::function<void(int64_t)>* work) : tasks(tasks), work(work) {}
     const int64_t tasks;
-    const std::function<void(int64_t)> *work;  // dangles once all tasks are done; by then nobody calls it
+    const std::function<void(int64_t)>* work;  // dangles once all tasks are done; by then nobody calls it
     std::atomic<int64_t> next{0}, done{0};
   };
 
@@ -59,16 +59,16 @@ class ThreadPool {
     for (int i = 1; i < threads_; ++i) std::thread(&ThreadPool::Serve, this).detach();
   }
 
-  // Processors that this process may use: its affinity, and what library.py read from the container's limits. At most 16,
-  // as more do not read memory faster. OMP_NUM_THREADS does not count: MindSpore itself sets it to 1 (MS-33).
+  // Processors that this process may use: its affinity, and what library.py read from the container's limits. At most
+  // 16, as more do not read memory faster. OMP_NUM_THREADS does not count: MindSpore itself sets it to 1 (MS-33).
   static int Processors() {
     cpu_set_t cores;
     int count = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
-    if (const char *set = std::getenv("MINDSPORE_PALM_PROCESSORS")) count = std::min(count, std::atoi(set));
+    if (const char* set = std::getenv("MINDSPORE_PALM_PROCESSORS")) count = std::min(count, std::atoi(set));
     return std::clamp(count, 1, 16);
   }
 
-  static void TakeTasks(Job *job) {
+  static void TakeTasks(Job* job) {
     for (int64_t task; (task = job->next.fetch_add(1)) < job->tasks;) {
       (*job->work)(task);
       job->done.fetch_add(1, std::memory_order_release);
@@ -101,7 +101,7 @@ class ThreadPool {
 
 // Splits `count` into consecutive ranges of `size`, and calls work(first, end) for each as a task.
 template <typename Work>
-void ForRanges(ThreadPool &pool, int64_t count, int64_t size, const Work &work) {
+void ForRanges(ThreadPool& pool, int64_t count, int64_t size, const Work& work) {
   pool.Run((count + size - 1) / size, [&](int64_t task) { work(task * size, std::min(count, (task + 1) * size)); });
 }
 

@@ -27,23 +27,23 @@ constexpr int kLanes = 4;
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t IntVector __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
 
-inline Vector Load(const float *from) { return *reinterpret_cast<const Vector *>(from); }
-inline void Store(float *to, Vector v) { *reinterpret_cast<Vector *>(to) = v; }
+inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
 // x in all lanes. x - 0 compiles to a bare broadcast; x + 0 would stay an addition, because -0 + 0 is 0.
 inline Vector Broadcast(float x) { return x - Vector{}; }
 
-// a b + c, rounded once where the processor can. Left to the compiler, that would differ from loop to loop: GCC does not
-// fuse long chains of additions for some processors, and a sequence had other bits beside others than alone.
+// a b + c, rounded once where the processor can. Left to the compiler, that would differ from loop to loop: GCC does
+// not fuse long chains of additions for some processors, and a sequence had other bits beside others than alone.
 inline Vector MulAdd(Vector a, Vector b, Vector c) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Vector>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
-                                                  reinterpret_cast<__m512>(c)));
+  return reinterpret_cast<Vector>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
 #elif defined(__FMA__)
-  return reinterpret_cast<Vector>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
-                                                  reinterpret_cast<__m256>(c)));
+  return reinterpret_cast<Vector>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
 #elif defined(__ARM_NEON)
-  return reinterpret_cast<Vector>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
-                                            reinterpret_cast<float32x4_t>(b)));
+  return reinterpret_cast<Vector>(
+      vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif
@@ -57,7 +57,7 @@ inline float MulAdd(float a, float b, float c) {
 }
 
 // Horizontal sums of four vectors. Each step packs the halves of two vectors into one.
-inline void SumFour(const Vector *v, float *sums) {
+inline void SumFour(const Vector* v, float* sums) {
   IntVector even, odd, low, high, lane;
   for (int i = 0; i < kLanes; ++i) {
     even[i] = i / 2 * 2 + i % 2 * kLanes;
@@ -100,7 +100,7 @@ inline Vector Exp(Vector x) {
 
 float Exp(float x) { return Exp(Broadcast(x))[0]; }
 
-float Dot(const float *a, const float *b, int64_t count) {
+float Dot(const float* a, const float* b, int64_t count) {
   Vector sums = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) sums = MulAdd(Load(a + i), Load(b + i), sums);
@@ -116,19 +116,19 @@ int64_t Padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 class AlignedBuffer {
  public:
   ~AlignedBuffer() { std::free(data_); }
-  float *data() { return data_; }
+  float* data() { return data_; }
   // Grows to `size` floats, and loses its contents then; never shrinks.
   void Resize(int64_t size) {
     if (size <= size_) return;
     std::free(data_);
     size_ = 0;
-    data_ = static_cast<float *>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64));
+    data_ = static_cast<float*>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64));
     if (data_ == nullptr) throw std::bad_alloc();
     size_ = size;
   }
 
  private:
-  float *data_ = nullptr;
+  float* data_ = nullptr;
   int64_t size_ = 0;
 };
 

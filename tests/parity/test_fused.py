@@ -1,7 +1,6 @@
 """The C++ functions of a training step, against MindSpore's own ops and against JAX; and where they are not used.
 
-The other tests of this folder take whatever path the layout gives: C++ for PaLM's block in float32, else MindSpore's
-ops.
+The other tests of this folder take MindSpore's ops, or with MINDSPORE_PALM_FUSED=1 whatever path the layout gives.
 """
 
 from __future__ import annotations
@@ -35,6 +34,11 @@ from mindspore_palm.train.step import TrainStep, Update, make_update
 
 TOLERANCE = 2e-6  # both sides round each of some hundred sums to 6e-8; measured 3e-7
 PATHS = {"C++": "1", "MindSpore": "0"}
+
+
+@pytest.fixture(autouse=True)
+def in_cpp(monkeypatch):
+    monkeypatch.setenv(fused.SWITCH, "1")
 
 
 @pytest.fixture(params=PATHS)

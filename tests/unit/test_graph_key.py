@@ -229,6 +229,7 @@ def test_what_the_walk_does_not_know_has_no_key(device):
 
 def test_a_library_of_this_package_has_part_in_the_key(device, monkeypatch):
     """Its folder is named by all that it is made of."""
+    monkeypatch.setenv(fused.SWITCH, "1")
     in_cpp = key_of_step()
     built_otherwise = fused.library().parent.with_name("training-0123456789ab") / "training.so"
     with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspore_palm import native
+from mindspore_palm.cpu import library
 from mindspore_palm.generate.cpu import step
 
 SOURCE = Path(__file__).with_name("same_bits.cc")
@@ -17,8 +18,8 @@ SPLIT_CHAINS = "--param=avoid-fma-max-bits=512"  # GCC's tuning for some of AMD'
 @pytest.mark.parametrize("flags", [(), (SPLIT_CHAINS,), ("-fno-tree-vectorize",)])
 def test_a_row_has_the_same_bits_beside_any_others(flags, tmp_path):
     program = tmp_path / "same_bits"
-    includes = f"-I{step.SOURCE.parent}"
-    command = [*native.compiler(), *step.FLAGS, *flags, includes, str(SOURCE), "-o", str(program)]
+    includes = [f"-I{folder}" for folder in (step.SOURCE.parent, library.SHARED)]
+    command = [*native.compiler(), *library.FLAGS, *flags, *includes, str(SOURCE), "-o", str(program)]
     built = subprocess.run(command, capture_output=True, text=True)
     if SPLIT_CHAINS in flags and built.returncode != 0:
         pytest.skip("a compiler without this tuning")

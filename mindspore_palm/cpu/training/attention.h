@@ -25,12 +25,12 @@ struct AttentionSizes {
 struct PackedKv {
   const float *keys_by_column, *values_by_column;  // panels of positions, each [head_dim, kTileColumns]
   const float *keys, *values;                      // panels of head_dim, each [length, kTileColumns]
-  static int64_t Size(const AttentionSizes &s) { return s.context() * s.head_dim + s.length * s.columns(); }
+  static int64_t Size(const AttentionSizes& s) { return s.context() * s.head_dim + s.length * s.columns(); }
 };
 
 // scores [kTileRows, context] of a packed strip of queries [K, kTileRows] with positions 0 .. end; returns the columns
 // that were written.
-int64_t Scores(const float *strip, const float *by_column, int64_t end, const AttentionSizes &s, float *scores) {
+int64_t Scores(const float* strip, const float* by_column, int64_t end, const AttentionSizes& s, float* scores) {
   const int64_t written = RoundUp(end, kTileColumns);
   for (int64_t c = 0; c < written; c += kTileColumns) {
     TilePacked(s.head_dim, strip, by_column + c * s.head_dim, scores + c, s.context(), false);
@@ -40,14 +40,14 @@ int64_t Scores(const float *strip, const float *by_column, int64_t end, const At
 
 // out [rows, K of width] = softmax(q k^T) v for queries first .. first + rows of a head; log_z [rows of log_z_width].
 // q [rows, K of q_width] is scaled already. `scratch` holds AttentionScratch floats.
-void AttendStrip(const float *q, int64_t q_width, const PackedKv &kv, float *out, int64_t width, float *log_z,
-                 int64_t log_z_width, int64_t first, int64_t rows, const AttentionSizes &s, float *scratch) {
+void AttendStrip(const float* q, int64_t q_width, const PackedKv& kv, float* out, int64_t width, float* log_z,
+                 int64_t log_z_width, int64_t first, int64_t rows, const AttentionSizes& s, float* scratch) {
   float *strip = scratch, *sums = strip + kTileRows * s.head_dim, *scores = sums + kTileRows * s.columns();
   PackRows(RowMajor(q, q_width), rows, s.head_dim, strip);
   const int64_t end = first + rows, written = Scores(strip, kv.keys_by_column, end, s, scores);
   float factors[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
-    float *row = scores + r * s.context();
+    float* row = scores + r * s.context();
     std::fill(row + first + r + 1, row + written, -INFINITY);
     Vector most = Load(row);
     for (int64_t c = kLanes; c < written; c += kLanes) {
@@ -76,23 +76,21 @@ void AttendStrip(const float *q, int64_t q_width, const PackedKv &kv, float *out
 }
 
 // Floats of scratch of AttendStrip.
-int64_t AttentionScratch(const AttentionSizes &s) {
-  return kTileRows * (s.head_dim + s.columns() + s.context());
-}
+int64_t AttentionScratch(const AttentionSizes& s) { return kTileRows * (s.head_dim + s.columns() + s.context()); }
 
 // One head's inputs of the backward pass, each of `length` rows.
 struct HeadGradient {
-  const float *q;      // [K of q_width], rotated and scaled
-  const float *out;    // [K of width], the head's result
-  const float *d_out;  // [K of width]
-  const float *log_z;  // [1 of log_z_width]
-  float *d_q;          // [K of q_width]
+  const float* q;            // [K of q_width], rotated and scaled
+  const float* out;          // [K of width], the head's result
+  const float* d_out;        // [K of width]
+  const float* log_z;        // [1 of log_z_width]
+  float* d_q;                // [K of q_width]
   float *d_keys, *d_values;  // [context, columns], to which is added
   int64_t q_width, width, log_z_width;
 };
 
 // The gradient of AttendStrip over all strips of a head. `scratch` holds AttentionGradientScratch floats.
-void AttendGradient(const HeadGradient &head, const PackedKv &kv, const AttentionSizes &s, float *scratch) {
+void AttendGradient(const HeadGradient& head, const PackedKv& kv, const AttentionSizes& s, float* scratch) {
   const int64_t K = s.head_dim, columns = s.columns(), context = s.context();
   float *q_strip = scratch, *d_strip = q_strip + kTileRows * K, *sums = d_strip + kTileRows * K;
   float *q_panels = sums + kTileRows * columns, *d_panels = q_panels + kQueries * columns;
@@ -141,7 +139,7 @@ void AttendGradient(const HeadGradient &head, const PackedKv &kv, const Attentio
 }
 
 // Floats of scratch of AttendGradient.
-int64_t AttentionGradientScratch(const AttentionSizes &s) {
+int64_t AttentionGradientScratch(const AttentionSizes& s) {
   return kTileRows * (2 * s.head_dim + s.columns()) + 2 * kQueries * (s.columns() + s.context());
 }
 

@@ -38,8 +38,8 @@ struct BlockWeights {
 struct BlockActivations {
   float *y, *inverse;  // norm(x) [T, D], and its factor [T]
   float *q_wi, *kv;    // y q_wi [T, q_wi] and y kv [T, 2K], with q and k rotated
-  float *joined;       // by head, attention and mlp [T, o_wo]
-  float *log_z;        // of attention's softmax [T, H]
+  float* joined;       // by head, attention and mlp [T, o_wo]
+  float* log_z;        // of attention's softmax [T, H]
 };
 
 // Rows of a task, of `rows` rows in all: enough tasks for the threads, whole strips, and at most kBlockRows.
@@ -50,13 +50,13 @@ int64_t TaskRows(int64_t rows, int threads) {
 // A list of panels of several matrices to be packed, each task some of them.
 class Packing {
  public:
-  void Add(const Matrix &b, int64_t depth, int64_t columns, float *to) {
+  void Add(const Matrix& b, int64_t depth, int64_t columns, float* to) {
     parts_.push_back({b, depth, columns, to});
     panels_ += Panels(columns);
   }
-  void Run(ThreadPool &pool) const {
+  void Run(ThreadPool& pool) const {
     ForRanges(pool, panels_, std::max<int64_t>(1, panels_ / (8 * pool.threads())), [&](int64_t first, int64_t end) {
-      for (const Part &part : parts_) {
+      for (const Part& part : parts_) {
         const int64_t panels = Panels(part.columns);
         if (first < panels && end > 0) {
           const int64_t n = std::max<int64_t>(0, first) * kTileColumns, to = std::min(panels, end) * kTileColumns;
@@ -72,7 +72,7 @@ class Packing {
   struct Part {
     Matrix b;
     int64_t depth, columns;
-    float *to;
+    float* to;
   };
   static int64_t Panels(int64_t columns) { return RoundUp(columns, kTileColumns) / kTileColumns; }
   std::vector<Part> parts_;
@@ -81,18 +81,18 @@ class Packing {
 
 // Buffers of a pass, kept from pass to pass: allocating them takes longer than computing with them.
 struct BlockBuffers {
-  AlignedBuffer q_wi, kv, o_wo;                      // packed kernels
-  AlignedBuffer keys;                                // PackedKv of each sequence
-  AlignedBuffer d_q_wi, d_kv, d_joined, d_scale;     // gradients of activations
-  AlignedBuffer d_keys;                              // of keys and values, by sequence and head
-  static BlockBuffers &Get() {
+  AlignedBuffer q_wi, kv, o_wo;                   // packed kernels
+  AlignedBuffer keys;                             // PackedKv of each sequence
+  AlignedBuffer d_q_wi, d_kv, d_joined, d_scale;  // gradients of activations
+  AlignedBuffer d_keys;                           // of keys and values, by sequence and head
+  static BlockBuffers& Get() {
     static BlockBuffers buffers;
     return buffers;
   }
 };
 
 // A scratch of this thread of at least `size` floats.
-float *Scratch(int64_t size) {
+float* Scratch(int64_t size) {
   static thread_local AlignedBuffer buffer;
   buffer.Resize(size);
   return buffer.data();
@@ -100,7 +100,7 @@ float *Scratch(int64_t size) {
 
 class Block {
  public:
-  Block(const BlockSizes &sizes, const BlockWeights &weights, const BlockActivations &activations)
+  Block(const BlockSizes& sizes, const BlockWeights& weights, const BlockActivations& activations)
       : s_(sizes), w_(weights), a_(activations), pool_(ThreadPool::Get()), to_(BlockBuffers::Get()) {
     to_.q_wi.Resize(std::max(PackedSize(s_.d_model, s_.q_wi()), PackedSize(s_.q_wi(), s_.d_model)));
     to_.kv.Resize(std::max(PackedSize(s_.d_model, s_.kv()), PackedSize(s_.kv(), s_.d_model)));
@@ -110,7 +110,7 @@ class Block {
   }
 
   // x [T, D] to out [T, D]; writes the activations.
-  void Forward(const float *x, float *out) {
+  void Forward(const float* x, float* out) {
     const int64_t D = s_.d_model, W = s_.q_wi(), K = s_.K(), J = s_.o_wo();
     Packing packing;
     packing.Add(RowMajor(w_.q_wi, W), D, W, to_.q_wi.data());
@@ -129,7 +129,7 @@ class Block {
         const int64_t table = t % s_.attention.length * K / 2;
         Rotate(a_.kv + t * s_.kv(), w_.cos_k + table, w_.sin_k + table, K);
         for (int64_t h = 0; h < s_.heads; ++h) {
-          float *q = Q(a_.q_wi, t, h);
+          float* q = Q(a_.q_wi, t, h);
           Rotate(q, w_.cos_q + table, w_.sin_q + table, K);
           SwiGLU(q + K, q + K + s_.mlp, Joined(a_.joined, t, h) + K, s_.mlp);
         }
@@ -137,11 +137,12 @@ class Block {
     });
     PackKv();
     const int64_t strips = RoundUp(s_.attention.length, kTileRows) / kTileRows;
-    const int64_t heads = s_.sequences() * s_.heads, pieces = heads >= 4 * pool_.threads() ? 1 : std::min<int64_t>(strips, 8);
+    const int64_t heads = s_.sequences() * s_.heads,
+                  pieces = heads >= 4 * pool_.threads() ? 1 : std::min<int64_t>(strips, 8);
     pool_.Run(heads * pieces, [&](int64_t task) {  // the last strips of a sequence, which take longest, come first
       const int64_t piece = pieces - 1 - task / heads, b = task % heads / s_.heads, h = task % s_.heads;
       const int64_t length = s_.attention.length;
-      float *scratch = Scratch(AttentionScratch(s_.attention));
+      float* scratch = Scratch(AttentionScratch(s_.attention));
       for (int64_t strip = piece * strips / pieces; strip < (piece + 1) * strips / pieces; ++strip) {
         const int64_t position = strip * kTileRows, t = b * length + position;
         AttendStrip(Q(a_.q_wi, t, h), W, Kv(b), Joined(a_.joined, t, h), J, a_.log_z + t * s_.heads + h, s_.heads,
@@ -159,7 +160,7 @@ class Block {
   };
 
   // The gradients of x and the weights for d_out [T, D], that of Forward's result.
-  void Backward(const float *x, const float *d_out, const Gradients &d) {
+  void Backward(const float* x, const float* d_out, const Gradients& d) {
     const int64_t D = s_.d_model, W = s_.q_wi(), K = s_.K(), J = s_.o_wo(), T = s_.tokens;
     to_.d_q_wi.Resize(T * W);
     to_.d_kv.Resize(T * s_.kv());
@@ -173,11 +174,12 @@ class Block {
     const int64_t rows = TaskRows(T, pool_.threads());
     float *d_joined = to_.d_joined.data(), *d_q_wi = to_.d_q_wi.data(), *d_kv = to_.d_kv.data();
     ForRanges(pool_, T, rows, [&](int64_t first, int64_t end) {
-      MultiplyPacked(RowMajor(d_out + first * D, D), to_.o_wo.data(), d_joined + first * J, J, end - first, J, D, false);
+      MultiplyPacked(RowMajor(d_out + first * D, D), to_.o_wo.data(), d_joined + first * J, J, end - first, J, D,
+                     false);
       for (int64_t t = first; t < end; ++t) {
         for (int64_t h = 0; h < s_.heads; ++h) {
-          const float *gate = Q(a_.q_wi, t, h) + K;
-          float *d_gate = Q(d_q_wi, t, h) + K;
+          const float* gate = Q(a_.q_wi, t, h) + K;
+          float* d_gate = Q(d_q_wi, t, h) + K;
           SwiGLUGradient(gate, gate + s_.mlp, Joined(d_joined, t, h) + K, d_gate, d_gate + s_.mlp, s_.mlp);
         }
       }
@@ -186,11 +188,18 @@ class Block {
     to_.d_keys.Resize(s_.sequences() * s_.heads * 2 * head_size);
     pool_.Run(s_.sequences() * s_.heads, [&](int64_t task) {
       const int64_t t = task / s_.heads * s_.attention.length, h = task % s_.heads;
-      float *d_keys = to_.d_keys.data() + task * 2 * head_size;
+      float* d_keys = to_.d_keys.data() + task * 2 * head_size;
       std::fill_n(d_keys, 2 * head_size, 0.0f);
-      const HeadGradient head = {Q(a_.q_wi, t, h), Joined(a_.joined, t, h), Joined(d_joined, t, h),
-                                 a_.log_z + t * s_.heads + h, Q(d_q_wi, t, h), d_keys, d_keys + head_size,
-                                 W, J, s_.heads};
+      const HeadGradient head = {Q(a_.q_wi, t, h),
+                                 Joined(a_.joined, t, h),
+                                 Joined(d_joined, t, h),
+                                 a_.log_z + t * s_.heads + h,
+                                 Q(d_q_wi, t, h),
+                                 d_keys,
+                                 d_keys + head_size,
+                                 W,
+                                 J,
+                                 s_.heads};
       AttendGradient(head, Kv(task / s_.heads), s_.attention, Scratch(AttentionGradientScratch(s_.attention)));
     });
     const int64_t ranges = (T + kScaleRows - 1) / kScaleRows;
@@ -199,25 +208,25 @@ class Block {
       for (int64_t t = first; t < end; ++t) {
         const int64_t b = t / s_.attention.length, position = t % s_.attention.length, table = position * K / 2;
         for (int64_t h = 0; h < s_.heads; ++h) RotateGradient(Q(d_q_wi, t, h), w_.cos_q + table, w_.sin_q + table, K);
-        const float *d_keys = to_.d_keys.data() + b * s_.heads * 2 * head_size + position * s_.attention.columns();
+        const float* d_keys = to_.d_keys.data() + b * s_.heads * 2 * head_size + position * s_.attention.columns();
         float *dk = d_kv + t * s_.kv(), *dv = dk + K;
         std::copy_n(d_keys, K, dk);
         std::copy_n(d_keys + head_size, K, dv);
         for (int64_t h = 1; h < s_.heads; ++h) {
-          const float *from = d_keys + h * 2 * head_size;
+          const float* from = d_keys + h * 2 * head_size;
           for (int64_t k = 0; k < K; ++k) dk[k] += from[k];
           for (int64_t k = 0; k < K; ++k) dv[k] += from[head_size + k];
         }
         RotateGradient(dk, w_.cos_k + table, w_.sin_k + table, K);
       }
-      float *dy = Scratch((end - first) * D);
+      float* dy = Scratch((end - first) * D);
       MultiplyPacked(RowMajor(d_q_wi + first * W, W), to_.q_wi.data(), dy, D, end - first, D, W, false);
       MultiplyPacked(RowMajor(d_kv + first * s_.kv(), s_.kv()), to_.kv.data(), dy, D, end - first, D, s_.kv(), true);
       for (int64_t t = first; t < end; ++t) {
-        float *d_scale = to_.d_scale.data() + t / kScaleRows * D;
+        float* d_scale = to_.d_scale.data() + t / kScaleRows * D;
         if (t % kScaleRows == 0) std::fill_n(d_scale, D, 0.0f);
-        RmsNormGradient(x + t * D, w_.scale, dy + (t - first) * D, d_out + t * D, a_.inverse[t], d.x + t * D, d_scale, D,
-                        w_.scale_offset);
+        RmsNormGradient(x + t * D, w_.scale, dy + (t - first) * D, d_out + t * D, a_.inverse[t], d.x + t * D, d_scale,
+                        D, w_.scale_offset);
       }
     });
     std::copy_n(to_.d_scale.data(), D, d.scale);
@@ -230,11 +239,11 @@ class Block {
  private:
   static constexpr int64_t kScaleRows = 4 * kTileRows;  // whose gradients of the scale are summed one after another
 
-  float *Q(float *q_wi, int64_t t, int64_t h) const { return q_wi + t * s_.q_wi() + h * (s_.K() + 2 * s_.mlp); }
-  float *Joined(float *joined, int64_t t, int64_t h) const { return joined + t * s_.o_wo() + h * (s_.K() + s_.mlp); }
+  float* Q(float* q_wi, int64_t t, int64_t h) const { return q_wi + t * s_.q_wi() + h * (s_.K() + 2 * s_.mlp); }
+  float* Joined(float* joined, int64_t t, int64_t h) const { return joined + t * s_.o_wo() + h * (s_.K() + s_.mlp); }
 
   PackedKv Kv(int64_t sequence) const {
-    float *at = to_.keys.data() + sequence * kv_size_;
+    float* at = to_.keys.data() + sequence * kv_size_;
     const int64_t by_column = s_.attention.context() * s_.K(), by_row = s_.attention.length * s_.attention.columns();
     return {at, at + by_column, at + 2 * by_column, at + 2 * by_column + by_row};
   }
@@ -245,18 +254,17 @@ class Block {
       const PackedKv to = Kv(task / 2);
       const bool values = task % 2;
       const Matrix from = RowMajor(a_.kv + task / 2 * length * s_.kv() + values * K, s_.kv());
-      PackColumns(from.Transposed(), K, length,
-                  const_cast<float *>(values ? to.values_by_column : to.keys_by_column));
-      PackColumns(from, length, K, const_cast<float *>(values ? to.values : to.keys));
+      PackColumns(from.Transposed(), K, length, const_cast<float*>(values ? to.values_by_column : to.keys_by_column));
+      PackColumns(from, length, K, const_cast<float*>(values ? to.values : to.keys));
     });
   }
 
   // Each task takes some rows or columns of one weight's gradient, whichever are more, and all tokens.
-  void WeightGradients(const float *d_out, const Gradients &d) {
+  void WeightGradients(const float* d_out, const Gradients& d) {
     const int64_t T = s_.tokens, D = s_.d_model, W = s_.q_wi(), J = s_.o_wo();
     struct Part {
       Matrix a, b;
-      float *c;
+      float* c;
       int64_t rows, columns, height, width;
       int64_t Across() const { return (columns + width - 1) / width; }
       int64_t Tasks() const { return (rows + height - 1) / height * Across(); }
@@ -267,9 +275,9 @@ class Block {
         {RowMajor(a_.y, D).Transposed(), RowMajor(to_.d_kv.data(), s_.kv()), d.kv, D, s_.kv(), 0, 0},
     };
     int64_t all = 0, tasks = 0;
-    for (const Part &part : parts) all += part.rows * part.columns;
+    for (const Part& part : parts) all += part.rows * part.columns;
     const int64_t share = std::max<int64_t>(1, all / (8 * pool_.threads()));
-    for (Part &part : parts) {
+    for (Part& part : parts) {
       const bool by_rows = part.rows > part.columns;
       part.height = by_rows ? RoundUp(share / part.columns + 1, kTileRows) : part.rows;
       part.width = by_rows ? part.columns : RoundUp(share / part.rows + 1, kTileColumns);
@@ -277,7 +285,7 @@ class Block {
       tasks += part.Tasks();
     }
     pool_.Run(tasks, [&](int64_t task) {
-      for (const Part &part : parts) {
+      for (const Part& part : parts) {
         if (task < part.Tasks()) {
           const int64_t m = task / part.Across() * part.height, n = task % part.Across() * part.width;
           Multiply(part.a.At(m, 0), part.b.At(0, n), part.c + m * part.columns + n, part.columns,
@@ -293,8 +301,8 @@ class Block {
   const BlockSizes s_;
   const BlockWeights w_;
   const BlockActivations a_;
-  ThreadPool &pool_;
-  BlockBuffers &to_;
+  ThreadPool& pool_;
+  BlockBuffers& to_;
   int64_t kv_size_;
 };
 

@@ -15,7 +15,7 @@ namespace {
 constexpr int kSums = 4;
 
 // e^(x - largest) of x [count] to y, and their sum.
-float ShiftedExp(const float *x, float largest, float *y, int64_t count) {
+float ShiftedExp(const float* x, float largest, float* y, int64_t count) {
   Vector sums[kSums] = {};
   int64_t i = 0;
   for (; i + kSums * kLanes <= count; i += kSums * kLanes) {
@@ -30,7 +30,7 @@ float ShiftedExp(const float *x, float largest, float *y, int64_t count) {
   return sum;
 }
 
-float Largest(const float *x, int64_t count) {
+float Largest(const float* x, int64_t count) {
   if (count < kLanes) return *std::max_element(x, x + count);
   Vector most = Load(x);
   for (int64_t i = kLanes; i + kLanes <= count; i += kLanes) {
@@ -49,10 +49,10 @@ struct TokenLoss {
 
   // logits [T, padded] and targets [T] to cross_entropy and log_z [T], zero where the target is negative. What the
   // gradient needs: powers [T, padded], e^(logit - largest), and the inverse of their sum [T].
-  void Forward(const float *logits, const int32_t *targets, float *cross_entropy, float *log_z, float *powers,
-               float *inverse) const {
+  void Forward(const float* logits, const int32_t* targets, float* cross_entropy, float* log_z, float* powers,
+               float* inverse) const {
     Rows([=, this](int64_t t) {
-      const float *row = logits + t * padded;
+      const float* row = logits + t * padded;
       const float largest = Largest(row, vocabulary);
       const float sum = ShiftedExp(row, largest, powers + t * padded, vocabulary);
       std::fill(powers + t * padded + vocabulary, powers + (t + 1) * padded, 0.0f);
@@ -65,12 +65,12 @@ struct TokenLoss {
   }
 
   // The gradient of the logits for those of cross-entropy and log(Z).
-  void Backward(const int32_t *targets, const float *powers, const float *inverse, const float *d_cross_entropy,
-                const float *d_log_z, float *d_logits) const {
+  void Backward(const int32_t* targets, const float* powers, const float* inverse, const float* d_cross_entropy,
+                const float* d_log_z, float* d_logits) const {
     Rows([=, this](int64_t t) {
       const float factor = (d_cross_entropy[t] + d_log_z[t]) * inverse[t];
-      const float *from = powers + t * padded;
-      float *to = d_logits + t * padded;
+      const float* from = powers + t * padded;
+      float* to = d_logits + t * padded;
       if (targets[t] < 0) {
         std::fill_n(to, padded, 0.0f);
         return;
@@ -82,9 +82,9 @@ struct TokenLoss {
 
  private:
   template <typename Row>
-  void Rows(const Row &row) const {
+  void Rows(const Row& row) const {
     constexpr int64_t kElements = 32768;  // of a task, at least
-    ThreadPool &pool = ThreadPool::Get();
+    ThreadPool& pool = ThreadPool::Get();
     ForRanges(pool, tokens, std::max<int64_t>(1, kElements / padded), [&](int64_t first, int64_t end) {
       for (int64_t t = first; t < end; ++t) row(t);
     });

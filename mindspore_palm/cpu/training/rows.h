@@ -10,15 +10,15 @@
 namespace {
 
 // y [D] = x / sqrt(mean(x^2) + epsilon) * (offset + scale). Returns 1 / sqrt(mean(x^2) + epsilon).
-float RmsNorm(const float *x, const float *scale, float *y, int64_t D, float epsilon, float offset) {
+float RmsNorm(const float* x, const float* scale, float* y, int64_t D, float epsilon, float offset) {
   const float inverse = 1.0f / std::sqrt(Dot(x, x, D) / static_cast<float>(D) + epsilon);
   for (int64_t d = 0; d < D; ++d) y[d] = x[d] * inverse * (offset + scale[d]);
   return inverse;
 }
 
 // dx [D] = residual + the gradient of RmsNorm at x for dy; `inverse` is what RmsNorm returned. Adds to d_scale [D].
-void RmsNormGradient(const float *x, const float *scale, const float *dy, const float *residual, float inverse,
-                     float *dx, float *d_scale, int64_t D, float offset) {
+void RmsNormGradient(const float* x, const float* scale, const float* dy, const float* residual, float inverse,
+                     float* dx, float* d_scale, int64_t D, float offset) {
   Vector sums = {};
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes) {
@@ -36,7 +36,7 @@ void RmsNormGradient(const float *x, const float *scale, const float *dy, const 
 }
 
 // Rotates x [K] in place: element i of the first half is paired with element i of the second.
-void Rotate(float *x, const float *cos, const float *sin, int64_t K) {
+void Rotate(float* x, const float* cos, const float* sin, int64_t K) {
   const int64_t half = K / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float first = x[i], second = x[half + i];
@@ -46,7 +46,7 @@ void Rotate(float *x, const float *cos, const float *sin, int64_t K) {
 }
 
 // The gradient of Rotate, from that of its result, in place.
-void RotateGradient(float *x, const float *cos, const float *sin, int64_t K) {
+void RotateGradient(float* x, const float* cos, const float* sin, int64_t K) {
   const int64_t half = K / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float first = x[i], second = x[half + i];
@@ -56,7 +56,7 @@ void RotateGradient(float *x, const float *cos, const float *sin, int64_t K) {
 }
 
 // y [F] = swish(gate) * up.
-void SwiGLU(const float *gate, const float *up, float *y, int64_t F) {
+void SwiGLU(const float* gate, const float* up, float* y, int64_t F) {
   int64_t i = 0;
   for (; i + kLanes <= F; i += kLanes) {
     const Vector g = Load(gate + i);
@@ -66,7 +66,7 @@ void SwiGLU(const float *gate, const float *up, float *y, int64_t F) {
 }
 
 // Gradients of gate and up [F] for that of SwiGLU's result.
-void SwiGLUGradient(const float *gate, const float *up, const float *dy, float *d_gate, float *d_up, int64_t F) {
+void SwiGLUGradient(const float* gate, const float* up, const float* dy, float* d_gate, float* d_up, int64_t F) {
   int64_t i = 0;
   for (; i + kLanes <= F; i += kLanes) {
     const Vector g = Load(gate + i), sigmoid = 1.0f / (1.0f + Exp(-g)), d = Load(dy + i) * sigmoid;

@@ -16,7 +16,7 @@ std::mutex in_use;  // guards the buffers: one part at a time
 // [epsilon, offset of the scale].
 constexpr int kBlockInputs = 10;
 
-BlockSizes SizesOfBlock(int64_t **shapes, const int *ranks) {
+BlockSizes SizesOfBlock(int64_t** shapes, const int* ranks) {
   BlockSizes s;
   s.tokens = shapes[0][0];
   s.d_model = shapes[0][1];
@@ -27,23 +27,23 @@ BlockSizes SizesOfBlock(int64_t **shapes, const int *ranks) {
   return s;
 }
 
-BlockWeights WeightsOfBlock(void **params) {
-  const auto floats = [&](int i) { return static_cast<const float *>(params[i]); };
-  return {floats(1), floats(2), floats(3), floats(4), floats(5), floats(6), floats(7), floats(8), floats(9)[0],
-          floats(9)[1]};
+BlockWeights WeightsOfBlock(void** params) {
+  const auto floats = [&](int i) { return static_cast<const float*>(params[i]); };
+  return {floats(1), floats(2), floats(3), floats(4),    floats(5),
+          floats(6), floats(7), floats(8), floats(9)[0], floats(9)[1]};
 }
 
-BlockActivations ActivationsOfBlock(void **params) {
-  const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
+BlockActivations ActivationsOfBlock(void** params) {
+  const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
   return {floats(0), floats(1), floats(2), floats(3), floats(4), floats(5)};
 }
 
 template <typename Work>
-int Guarded(const Work &work) {
+int Guarded(const Work& work) {
   std::lock_guard<std::mutex> lock(in_use);
   try {
     work();
-  } catch (const std::exception &) {
+  } catch (const std::exception&) {
     return 1;
   }
   return 0;
@@ -51,63 +51,67 @@ int Guarded(const Work &work) {
 
 }  // namespace
 
-// Outputs: the block's result [T, D], and what the backward pass needs: y [T, D], inverse [T], q_wi [T, ..], kv [T, 2K],
-// joined [T, ..] and log_z [T, H]; see BlockActivations. Returns 0; or 1 if memory does not suffice, as all functions.
-extern "C" int BlockForward(int, void **params, int *ranks, int64_t **shapes, const char **, void *, void *) {
+// Outputs: the block's result [T, D], and what the backward pass needs: y [T, D], inverse [T], q_wi [T, ..], kv [T,
+// 2K], joined [T, ..] and log_z [T, H]; see BlockActivations. Returns 0; or 1 if memory does not suffice, as all
+// functions.
+extern "C" int BlockForward(int, void** params, int* ranks, int64_t** shapes, const char**, void*, void*) {
   return Guarded([&] {
     Block(SizesOfBlock(shapes, ranks), WeightsOfBlock(params), ActivationsOfBlock(params + kBlockInputs + 1))
-        .Forward(static_cast<const float *>(params[0]), static_cast<float *>(params[kBlockInputs]));
+        .Forward(static_cast<const float*>(params[0]), static_cast<float*>(params[kBlockInputs]));
   });
 }
 
 // Inputs: those of BlockForward, its outputs after the first, and the gradient of the first [T, D]. Outputs: gradients
 // of x, scale, q_wi, kv and o_wo.
-extern "C" int BlockBackward(int, void **params, int *ranks, int64_t **shapes, const char **, void *, void *) {
+extern "C" int BlockBackward(int, void** params, int* ranks, int64_t** shapes, const char**, void*, void*) {
   constexpr int kGradient = kBlockInputs + 6;
-  const auto floats = [&](int i) { return static_cast<float *>(params[kGradient + i]); };
+  const auto floats = [&](int i) { return static_cast<float*>(params[kGradient + i]); };
   return Guarded([&] {
     Block(SizesOfBlock(shapes, ranks), WeightsOfBlock(params), ActivationsOfBlock(params + kBlockInputs))
-        .Backward(static_cast<const float *>(params[0]), floats(0), {floats(1), floats(2), floats(3), floats(4), floats(5)});
+        .Backward(static_cast<const float*>(params[0]), floats(0),
+                  {floats(1), floats(2), floats(3), floats(4), floats(5)});
   });
 }
 
-// Inputs: logits [T, V with padding], targets int32 [T], and the number of tokens in the vocabulary int32 [1]. Outputs: cross-entropy and log(Z) [T]; and what the gradient needs, as in TokenLoss.
-extern "C" int LossForward(int, void **params, int *, int64_t **shapes, const char **, void *, void *) {
-  const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
+// Inputs: logits [T, V with padding], targets int32 [T], and the number of tokens in the vocabulary int32 [1]. Outputs:
+// cross-entropy and log(Z) [T]; and what the gradient needs, as in TokenLoss.
+extern "C" int LossForward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+  const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
   return Guarded([&] {
-    TokenLoss{shapes[0][0], static_cast<int32_t *>(params[2])[0], shapes[0][1]}.Forward(floats(0), static_cast<int32_t *>(params[1]), floats(3),
-                                                                floats(4), floats(5), floats(6));
+    TokenLoss{shapes[0][0], static_cast<int32_t*>(params[2])[0], shapes[0][1]}.Forward(
+        floats(0), static_cast<int32_t*>(params[1]), floats(3), floats(4), floats(5), floats(6));
   });
 }
 
 // Inputs: targets int32 [T], the vocabulary as above, powers and inverse as LossForward wrote them, and gradients of
 // cross-entropy and log(Z) [T]. Output: the gradient of the logits.
-extern "C" int LossBackward(int, void **params, int *, int64_t **shapes, const char **, void *, void *) {
-  const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
+extern "C" int LossBackward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+  const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
   return Guarded([&] {
-    TokenLoss{shapes[2][0], static_cast<int32_t *>(params[1])[0], shapes[2][1]}.Backward(static_cast<int32_t *>(params[0]), floats(2), floats(3),
-                                                                 floats(4), floats(5), floats(6));
+    TokenLoss{shapes[2][0], static_cast<int32_t*>(params[1])[0], shapes[2][1]}.Backward(
+        static_cast<int32_t*>(params[0]), floats(2), floats(3), floats(4), floats(5), floats(6));
   });
 }
 
 // Inputs: loss [], learning rate [] of the update, number of updates int32 [1], settings: the optimizer's
-// number, the clip of the norm (0 for none) and the optimizer's own; then gradients, weights and moments m and v, of each as many. Outputs: norm, learning rate and whether the
-// update was applied, float32 [] each. If loss or norm is not finite, nothing is changed.
-extern "C" int UpdateWeights(int count, void **params, int *ranks, int64_t **shapes, const char **, void *, void *) {
+// number, the clip of the norm (0 for none) and the optimizer's own; then gradients, weights and moments m and v, of
+// each as many. Outputs: norm, learning rate and whether the update was applied, float32 [] each. If loss or norm is
+// not finite, nothing is changed.
+extern "C" int UpdateWeights(int count, void** params, int* ranks, int64_t** shapes, const char**, void*, void*) {
   constexpr int kFirst = 4, kOutputs = 3, kOwn = 2;
-  const auto floats = [&](int i) { return static_cast<float *>(params[i]); };
+  const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
   return Guarded([&] {
     const int number = (count - kFirst - kOutputs) / 4;
     std::vector<Weight> weights;
     for (int i = kFirst; i < kFirst + number; ++i) {
       int64_t size = 1;
       for (int d = 0; d < ranks[i]; ++d) size *= shapes[i][d];
-      weights.push_back({floats(i), floats(i + number), floats(i + 2 * number), floats(i + 3 * number), size,
-                         ranks[i] > 1});
+      weights.push_back(
+          {floats(i), floats(i + number), floats(i + 2 * number), floats(i + 3 * number), size, ranks[i] > 1});
     }
     const float *settings = floats(3), *own = settings + kOwn, clip_norm = settings[1];
     const float lr = floats(1)[0];
-    auto *updates = static_cast<int32_t *>(params[2]);
+    auto* updates = static_cast<int32_t*>(params[2]);
     Update update(std::move(weights));
     const float norm = update.Norm();
     const bool finite = std::isfinite(norm) && std::isfinite(floats(0)[0]);

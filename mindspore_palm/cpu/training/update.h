@@ -16,7 +16,7 @@
 namespace {
 
 struct Weight {
-  const float *g;
+  const float* g;
   float *p, *m, *v;
   int64_t size;
   bool matrix;
@@ -35,7 +35,7 @@ class Update {
   // sqrt(sum of g^2 over all weights).
   float Norm() {
     std::vector<double> sums(chunks_.size());
-    Chunks([&](size_t c, const Weight &w, int64_t first, int64_t count) {
+    Chunks([&](size_t c, const Weight& w, int64_t first, int64_t count) {
       sums[c] = Dot(w.g + first, w.g + first, count);
     });
     double sum = 0;
@@ -48,10 +48,10 @@ class Update {
   };
 
   // AdamW.construct of optim/adamw.py at step k with gradients times `clip`.
-  void AdamW(float k, float lr, float clip, const AdamWSettings &s) {
+  void AdamW(float k, float lr, float clip, const AdamWSettings& s) {
     const float rate = lr / (1.0f - std::pow(s.beta1, k)), correction = 1.0f / (1.0f - std::pow(s.beta2, k));
-    Chunks([&](size_t, const Weight &w, int64_t first, int64_t count) {
-      const float *g = w.g + first;
+    Chunks([&](size_t, const Weight& w, int64_t first, int64_t count) {
+      const float* g = w.g + first;
       float *p = w.p + first, *m = w.m + first, *v = w.v + first;
       const float keep = w.matrix ? 1.0f - lr * s.decay : 1.0f;
       for (int64_t i = 0; i < count; ++i) {
@@ -69,12 +69,12 @@ class Update {
   };
 
   // Adafactor.construct of optim/adafactor.py at step k with gradients times `clip`.
-  void Adafactor(float k, float lr, float clip, const AdafactorSettings &s) {
+  void Adafactor(float k, float lr, float clip, const AdafactorSettings& s) {
     const float fresh = std::pow(k, s.decay_exponent), old = 1.0f - fresh;
     std::vector<double> p_squares(chunks_.size()), u_squares(chunks_.size());
-    Chunks([&](size_t c, const Weight &w, int64_t first, int64_t count) {
-      const float *g = w.g + first;
-      float *v = w.v + first;
+    Chunks([&](size_t c, const Weight& w, int64_t first, int64_t count) {
+      const float* g = w.g + first;
+      float* v = w.v + first;
       Vector sums = {};
       int64_t i = 0;
       for (; i + kLanes <= count; i += kLanes) {
@@ -94,7 +94,7 @@ class Update {
     });
     const std::vector<float> rms_p = Rms(p_squares), rms_u = Rms(u_squares);
     const float decay = s.decay_by_square != 0 ? 1.0f - lr * lr : 1.0f;
-    Chunks([&](size_t c, const Weight &w, int64_t first, int64_t count) {
+    Chunks([&](size_t c, const Weight& w, int64_t first, int64_t count) {
       const size_t index = chunks_[c].weight;
       float size = lr * std::max(rms_p[index], s.smallest_scale);
       if (s.update_clip > 0) size /= std::max(rms_u[index] / s.update_clip, 1.0f);
@@ -116,17 +116,17 @@ class Update {
   };
 
   template <typename Work>
-  void Chunks(const Work &work) {
+  void Chunks(const Work& work) {
     const int64_t count = static_cast<int64_t>(chunks_.size()), shares = std::min<int64_t>(count, 8 * pool_.threads());
     pool_.Run(shares, [&](int64_t share) {
       for (int64_t c = share * count / shares; c < (share + 1) * count / shares; ++c) {
-        const Chunk &chunk = chunks_[c];
+        const Chunk& chunk = chunks_[c];
         work(static_cast<size_t>(c), weights_[chunk.weight], chunk.first, chunk.count);
       }
     });
   }
 
-  std::vector<float> Rms(const std::vector<double> &sums) const {
+  std::vector<float> Rms(const std::vector<double>& sums) const {
     std::vector<double> squares(weights_.size());
     for (size_t c = 0; c < chunks_.size(); ++c) squares[chunks_[c].weight] += sums[c];
     std::vector<float> rms;
@@ -137,7 +137,7 @@ class Update {
   }
 
   const std::vector<Weight> weights_;
-  ThreadPool &pool_;
+  ThreadPool& pool_;
   std::vector<Chunk> chunks_;
 };
 
