@@ -5,6 +5,7 @@
 #ifndef MINDSPORE_PALM_CPU_VECTOR_H_
 #define MINDSPORE_PALM_CPU_VECTOR_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -107,6 +108,21 @@ float Dot(const float* a, const float* b, int64_t count) {
   float sum = Sum(sums);
   for (; i < count; ++i) sum = MulAdd(a[i], b[i], sum);
   return sum;
+}
+
+// The largest of x [count].
+float Largest(const float* x, int64_t count) {
+  if (count < kLanes) return *std::max_element(x, x + count);
+  Vector most = Load(x);
+  for (int64_t i = kLanes; i + kLanes <= count; i += kLanes) {
+    const Vector next = Load(x + i);
+    most = next > most ? next : most;
+  }
+  const Vector last = Load(x + count - kLanes);
+  most = last > most ? last : most;
+  float largest = most[0];
+  for (int i = 1; i < kLanes; ++i) largest = std::max(largest, most[i]);
+  return largest;
 }
 
 // The size of a row that is padded to whole vectors.

@@ -23,7 +23,7 @@ LANGUAGES = {
     "text": "what a command prints, files and folders",
     "yaml": "a part of a configuration",
 }
-"""What a fence may begin with: a fence without a language could hide a command from the tests."""
+"""Languages of a fence, and their content. A fence without one could hide a command from the tests."""
 PROGRAMS = ("cat", "curl", "docker", "mkdocs", "msrun", "palm", "pip", "python", "python3", "sbatch")
 """Programs that make a command of the code within a sentence."""
 FENCE = re.compile(r"^ *(```+)([^\n`]*)\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
@@ -37,7 +37,7 @@ class Command:
     """As a reader types it, its lines joined, without a comment."""
     comment: str = ""
     answer: str = ""
-    """What the page shows that it prints; empty if it shows nothing."""
+    """Its output, as the page shows it; empty if the page shows none."""
     inline: bool = False
     """Whether it is code within a sentence or a table."""
 

@@ -162,7 +162,7 @@ def free_port() -> int:
 
 
 def _own_files(folder: Path) -> None:
-    """What pages say that the reader has: texts, questions, a machine, lines for the chat."""
+    """Files that pages take for granted: texts, questions, a machine, lines for the chat."""
     sources = sorted(Path(json.__file__).parents[1].glob("email/*.py"))
     for name in ("my_texts", "notes"):
         (folder / name).mkdir()

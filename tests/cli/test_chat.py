@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli.signals import blocks_interrupts
+from cli.signals import interrupted_at_start
 
 from mindspore_palm import Generator, PaLM, Sampling, Tokenizer, load
 from mindspore_palm.checkpoint.model_folder import save_model, weights_of
@@ -146,13 +146,7 @@ def command(*words, given=b""):
 def test_ctrl_c_before_the_chat_ends_the_command(base):
     """While the model is loaded."""
     line = [sys.executable, COMMAND, base]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while not blocks_interrupts(process.pid):
-            assert time.monotonic() < deadline
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"\nstopped\n")
+    assert interrupted_at_start(line, stdin=subprocess.PIPE) == (130, b"", b"\nstopped\n")
 
 
 def test_the_style_follows_from_the_training(finetuned, base, generator):

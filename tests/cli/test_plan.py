@@ -31,7 +31,7 @@ def plan(*arguments, **options):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """What plan.py prints on standard error when it refuses; in this process, as a start takes seconds."""
+    """Runs plan.py in this process, as a start takes seconds; returns the refusal on standard error."""
 
     def run(*arguments):
         monkeypatch.chdir(ROOT)

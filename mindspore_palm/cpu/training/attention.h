@@ -49,13 +49,7 @@ void AttendStrip(const float* q, int64_t q_width, const PackedKv& kv, float* out
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * s.context();
     std::fill(row + first + r + 1, row + written, -INFINITY);
-    Vector most = Load(row);
-    for (int64_t c = kLanes; c < written; c += kLanes) {
-      const Vector next = Load(row + c);
-      most = next > most ? next : most;
-    }
-    float largest = most[0];
-    for (int i = 1; i < kLanes; ++i) largest = std::max(largest, most[i]);
+    const float largest = Largest(row, written);
     Vector total = {};
     for (int64_t c = 0; c < written; c += kLanes) {
       const Vector power = Exp(Load(row + c) - largest);

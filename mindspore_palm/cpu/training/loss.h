@@ -30,20 +30,6 @@ float ShiftedExp(const float* x, float largest, float* y, int64_t count) {
   return sum;
 }
 
-float Largest(const float* x, int64_t count) {
-  if (count < kLanes) return *std::max_element(x, x + count);
-  Vector most = Load(x);
-  for (int64_t i = kLanes; i + kLanes <= count; i += kLanes) {
-    const Vector next = Load(x + i);
-    most = next > most ? next : most;
-  }
-  const Vector last = Load(x + count - kLanes);
-  most = last > most ? last : most;
-  float largest = most[0];
-  for (int i = 1; i < kLanes; ++i) largest = std::max(largest, most[i]);
-  return largest;
-}
-
 struct TokenLoss {
   int64_t tokens, vocabulary, padded;  // columns beyond the vocabulary are no tokens
 

@@ -1,10 +1,11 @@
-// What a block and the loss do row by row: norm, rotation and SwiGLU, each with its gradient.
+// Norm of a row with its gradient, and the gradients of rotation and SwiGLU.
 #ifndef MINDSPORE_PALM_CPU_TRAINING_ROWS_H_
 #define MINDSPORE_PALM_CPU_TRAINING_ROWS_H_
 
 #include <cmath>
 #include <cstdint>
 
+#include "elementwise.h"
 #include "vector.h"
 
 namespace {
@@ -35,16 +36,6 @@ void RmsNormGradient(const float* x, const float* scale, const float* dy, const 
   for (d = 0; d < D; ++d) dx[d] = residual[d] + inverse * (dy[d] * (offset + scale[d]) - x[d] * factor);
 }
 
-// Rotates x [K] in place: element i of the first half is paired with element i of the second.
-void Rotate(float* x, const float* cos, const float* sin, int64_t K) {
-  const int64_t half = K / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float first = x[i], second = x[half + i];
-    x[i] = first * cos[i] - second * sin[i];
-    x[half + i] = second * cos[i] + first * sin[i];
-  }
-}
-
 // The gradient of Rotate, from that of its result, in place.
 void RotateGradient(float* x, const float* cos, const float* sin, int64_t K) {
   const int64_t half = K / 2;
@@ -53,16 +44,6 @@ void RotateGradient(float* x, const float* cos, const float* sin, int64_t K) {
     x[i] = first * cos[i] + second * sin[i];
     x[half + i] = second * cos[i] - first * sin[i];
   }
-}
-
-// y [F] = swish(gate) * up.
-void SwiGLU(const float* gate, const float* up, float* y, int64_t F) {
-  int64_t i = 0;
-  for (; i + kLanes <= F; i += kLanes) {
-    const Vector g = Load(gate + i);
-    Store(y + i, g / (1.0f + Exp(-g)) * Load(up + i));
-  }
-  for (; i < F; ++i) y[i] = gate[i] / (1.0f + Exp(-gate[i])) * up[i];
 }
 
 // Gradients of gate and up [F] for that of SwiGLU's result.

@@ -10,16 +10,6 @@
 
 namespace {
 
-// Rotates x [K] in place: element i of the first half is paired with element i of the second.
-void RotatePairs(float *x, const float *cos, const float *sin, int64_t dim) {
-  const int64_t half = dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float first = x[i], second = x[half + i];
-    x[i] = first * cos[i] - second * sin[i];
-    x[half + i] = second * cos[i] + first * sin[i];
-  }
-}
-
 // softmax(q k^T) v of kHeads <= 4 query heads over the first `seen` positions of keys and values [C, K].
 //
 // q [kHeads, K] is scaled already. Head h writes K floats at out + h * width. `weights` is scratch of

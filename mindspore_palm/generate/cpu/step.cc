@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "elementwise.h"
 #include "matmul.h"
 #include "pool.h"
 #include "vector.h"
@@ -50,16 +51,6 @@ void Norm(const float *x, const float *scale, float *y, int64_t D, const Switche
   for (int64_t d = 0; d < D; ++d) y[d] = x[d] - mean;
   const float factor = 1.0f / std::sqrt(Dot(y, y, D) / static_cast<float>(D) + switches.epsilon);
   for (int64_t d = 0; d < D; ++d) y[d] = y[d] * factor * (switches.scale_offset + scale[d]);
-}
-
-// swish(gate) * up, each [F].
-void SwiGLU(const float *gate, const float *up, float *y, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const Vector g = Load(gate + i);
-    Store(y + i, g / (1.0f + Exp(-g)) * Load(up + i));
-  }
-  for (; i < count; ++i) y[i] = gate[i] / (1.0f + Exp(-gate[i])) * up[i];
 }
 
 // log(sum(e^x)) of x [count].
@@ -171,7 +162,7 @@ class Network {
     for (int64_t g = 0; g < s_.kv_heads; ++g) {
       const int64_t slot = ((rows_[b] * s_.kv_heads + g) * s_.context + position) * K, column = b * s_.kv() + g * K;
       ReducePartials(kv_, s_.kv(), column, block.keys + slot, K);
-      RotatePairs(block.keys + slot, rotation_.cos_k + position * K / 2, rotation_.sin_k + position * K / 2, K);
+      Rotate(block.keys + slot, rotation_.cos_k + position * K / 2, rotation_.sin_k + position * K / 2, K);
       ReducePartials(kv_, s_.kv(), column + s_.kv_heads * K, block.values + slot, K);
     }
   }
@@ -183,7 +174,7 @@ class Network {
     for (int64_t h = 0; h < count; ++h) {
       const int64_t column = b * s_.q_wi() + (first + h) * (K + 2 * F);
       ReducePartials(q_wi_, s_.q_wi(), column, q + h * K, K);
-      RotatePairs(q + h * K, rotation_.cos_q + position * K / 2, rotation_.sin_q + position * K / 2, K);
+      Rotate(q + h * K, rotation_.cos_q + position * K / 2, rotation_.sin_q + position * K / 2, K);
       ReducePartials(q_wi_, s_.q_wi(), column + K, mlp, 2 * F);
       SwiGLU(mlp, mlp + F, attended_.data() + b * s_.o_wo() + (first + h) * (K + F) + K, F);
     }
