@@ -8,8 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from parity.twins import EVEN, randomise_scales, relative, shape_of, tokens, weights_of
-from reference import ablations as reference
+from parity.twins import EVEN, logits_of, randomise_scales, relative, tokens, weights_of
 from switches import SWITCHES, name_of
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -21,7 +20,7 @@ def test_logits(device, rng, switches):
     palm = PaLM(config, seed=2)
     randomise_scales(palm, rng)
     inputs, _ = tokens(rng, config, 2, 12)
-    expected = reference.logits(weights_of(palm), inputs, shape_of(config), **switches)
+    expected = logits_of(weights_of(palm), inputs, config, **switches)
     assert relative(palm(Tensor(inputs)).asnumpy(), expected) < 2e-6
     drawn = sum(p.size for p in palm.trainable_params() if not p.name.endswith("norm.scale"))
     assert drawn == config.parameter_count()

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 from mindspore import Tensor
-from parity.twins import EVEN, ODD, randomise_scales, relative, shape_of, weights_of
-from reference import ablations
+from parity.twins import EVEN, ODD, logits_of, randomise_scales, relative, shape_of, weights_of
+from reference import compiled
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -45,14 +45,14 @@ def count_compilations(monkeypatch):
     """A list to which each compilation adds the name of its Cell."""
     from mindspore._c_expression import GraphExecutor_
 
-    compiled, original = [], GraphExecutor_.compile
+    compilations, original = [], GraphExecutor_.compile
 
     def compile_and_count(*args):
-        compiled.append(type(args[1]).__name__)
+        compilations.append(type(args[1]).__name__)
         return original(*args)
 
     monkeypatch.setattr(GraphExecutor_, "compile", compile_and_count)
-    return compiled
+    return compilations
 
 
 def test_200_greedy_steps_are_those_of_full_forward_passes(device, rng, steps, monkeypatch):
@@ -60,13 +60,13 @@ def test_200_greedy_steps_are_those_of_full_forward_passes(device, rng, steps, m
     palm = network(rng, **ODD)
     config = palm.config
     weights = weights_of(palm)
-    in_jax = jax.jit(lambda ids: reference.logits(weights, ids, shape_of(config))[..., : config.vocab_size])
+    in_jax = compiled(lambda ids: reference.logits(weights, ids, shape_of(config))[..., : config.vocab_size])
     ids = np.zeros((3, LENGTH), np.int32)
     for row, length in zip(ids, PROMPTS, strict=True):
         row[:length] = rng.integers(0, config.vocab_size, length)
     lengths, rows = np.array(PROMPTS), np.arange(3)
     palm(Tensor(ids)).asnumpy()
-    compiled = count_compilations(monkeypatch)
+    compilations = count_compilations(monkeypatch)
     decoder = Decoder(palm, 3, LENGTH)
     logits, log_z = decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
     for _ in range(STEPS[steps]):
@@ -79,7 +79,8 @@ def test_200_greedy_steps_are_those_of_full_forward_passes(device, rng, steps, m
         ids[rows, lengths] = logits.argmax(-1)
         logits, log_z = decoder.write(ids[rows, lengths], lengths)
         lengths = lengths + 1
-    assert compiled.count("DecodeStep") + compiled.count("CpuStep") == 2 and ("CpuStep" in compiled) == (steps == "C++")
+    assert compilations.count("DecodeStep") + compilations.count("CpuStep") == 2
+    assert ("CpuStep" in compilations) == (steps == "C++")
     assert len({tuple(row[n - 20 : n]) for row, n in zip(ids, lengths, strict=True)}) == 3  # not all in one loop
 
 
@@ -96,7 +97,7 @@ def test_ablations_decode_as_well(device, rng, switches):
     palm = network(rng, **{**EVEN, "layers": 1}, **switches)
     full = {"block": "parallel", "attention": "multi_query", "mlp": "swiglu", **switches}
     ids = rng.integers(0, palm.config.vocab_size, (2, 90)).astype(np.int32)
-    expected = np.asarray(ablations.logits(weights_of(palm), ids, shape_of(palm.config), **full))
+    expected = logits_of(weights_of(palm), ids, palm.config, **full)
     decoder, lengths = Decoder(palm, 2, 90), np.array([80, 3])
     logits, _ = decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
     for _ in range(10):
@@ -158,9 +159,7 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
     palm = network(rng, **sizes, layers=2)
     vocabulary = palm.config.vocab_size
     ids = rng.integers(0, vocabulary, (sequences, 80)).astype(np.int32)
-    expected = np.asarray(
-        ablations.logits(weights_of(palm), ids, shape_of(palm.config), attention=sizes.get("attention", "multi_query"))
-    )
+    expected = logits_of(weights_of(palm), ids, palm.config, attention=sizes.get("attention", "multi_query"))
     decoder, rows, lengths = Decoder(palm, sequences, 80), np.arange(sequences), rng.integers(1, 70, sequences)
     assert decoder._cpu_step is not None
     decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
@@ -181,7 +180,7 @@ def test_gates_of_any_size_in_cpp(device, rng):
     kernels[..., gate] *= 200
     q_wi.set_data(Tensor(kernels.reshape(q_wi.shape)))
     ids = rng.integers(0, config.vocab_size, (1, 30)).astype(np.int32)
-    expected = np.asarray(reference.logits(weights_of(palm), ids, shape_of(config)))[0]
+    expected = logits_of(weights_of(palm), ids, config)[0]
     decoder = Decoder(palm, 1, 64)
     assert decoder._cpu_step is not None
     decoder.read([[int(ids[0, 0])]])

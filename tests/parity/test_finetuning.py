@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from parity.twins import EVEN, reference_loss, relative, weights_of
+from reference import compiled
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -74,7 +75,8 @@ def test_only_targets_have_a_loss(device, batch):
     palm = PaLM(CONFIG, seed=3)
     inputs, targets = batch
     assert (targets >= 0).sum() == 3 + 2 + 3 + 1
-    expected, gradients = jax.value_and_grad(lambda w: reference_loss(w, inputs, targets, CONFIG)[0])(weights_of(palm))
+    in_jax = jax.value_and_grad(lambda w: reference_loss(w, inputs, targets, CONFIG)[0])
+    expected, gradients = compiled(in_jax)(weights_of(palm))
     result = trainer(palm, 1e-12)(inputs, targets)
     assert result.loss == pytest.approx(float(expected), rel=2e-6)
     assert result.gradient_norm == pytest.approx(norm_of(gradients), rel=1e-5)
@@ -82,10 +84,10 @@ def test_only_targets_have_a_loss(device, batch):
 
 def test_dropout_is_that_of_jax_with_the_same_mask(dropped, batch, mask_of):
     weights, step = dropped
-    losses = []
+    in_jax, losses = compiled(jax.value_and_grad(loss_with, has_aux=True)), []
     for k in (1, 2, 1):
         mask = mask_of(k)
-        (expected, _), gradients = jax.value_and_grad(loss_with, has_aux=True)(weights, *batch, jnp.asarray(mask))
+        (expected, _), gradients = in_jax(weights, *batch, jnp.asarray(mask))
         result = step(*batch, None, mask)
         assert result.loss == pytest.approx(float(expected), rel=2e-6)
         assert result.gradient_norm == pytest.approx(norm_of(gradients), rel=1e-5)

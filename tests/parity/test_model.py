@@ -12,7 +12,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from parity.twins import EVEN, ODD, randomise_scales, reference_loss, relative, shape_of, tokens, weights_of
+from parity.twins import EVEN, ODD, logits_of, randomise_scales, reference_loss, relative, shape_of, tokens, weights_of
+from reference import compiled
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -41,7 +42,8 @@ def case(request, device):
     inputs, targets = tokens(rng, config, 3, length)
     count = Tensor(np.float32((targets >= 0).sum()))
     ours = ms.value_and_grad(loss, None, palm.trainable_params(), has_aux=True)(Tensor(inputs), Tensor(targets), count)
-    theirs = jax.value_and_grad(lambda w: reference_loss(w, inputs, targets, config), has_aux=True)(weights)
+    in_jax = jax.value_and_grad(lambda w: reference_loss(w, inputs, targets, config), has_aux=True)
+    theirs = compiled(in_jax)(weights)
     return palm, weights, inputs, ours, theirs
 
 
@@ -49,7 +51,7 @@ def test_logits(case):
     palm, weights, inputs, _, _ = case
     logits = palm(Tensor(inputs))
     assert logits.shape == (*inputs.shape, palm.config.vocab_size) and logits.dtype == ms.float32
-    expected = reference.logits(weights, inputs, shape_of(palm.config))[..., : palm.config.vocab_size]
+    expected = logits_of(weights, inputs, palm.config)[..., : palm.config.vocab_size]
     assert relative(logits.asnumpy(), expected) < TOLERANCE
 
 
@@ -85,7 +87,7 @@ def test_from_a_checkpoint_file(device, tmp_path, rng):
     palm = PaLM(config)
     set_weights(palm, read_weights(tmp_path / "model.safetensors"))
     inputs, _ = tokens(rng, config, 2, 16)
-    expected = reference.logits(load_file(tmp_path / "model.safetensors"), inputs, shape_of(config))
+    expected = logits_of(load_file(tmp_path / "model.safetensors"), inputs, config)
     assert relative(palm(Tensor(inputs)).asnumpy(), expected[..., : config.vocab_size]) < TOLERANCE
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity.twins import relative
-from reference import adafactor, palm, pods
+from reference import adafactor, compiled, palm, pods
 
 SHAPE = palm.Shape(layers=2, d_model=36, heads=3, head_dim=8, d_ff=144, vocab=61, padded_vocab=64)
 TOLERANCE = 2e-6  # as in test_model.py
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # in half the time
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity.twins import EVEN, shape_of, tokens, weights_of
-from reference import ablations, adamw
+from reference import ablations, adamw, compiled
 from reference import palm as reference
 from switches import SWITCHES, name_of
 
@@ -33,7 +33,7 @@ def batches():
 def in_jax(weights, batches, shape, switches) -> list[float]:
     """Losses of the same training in JAX, in float32."""
 
-    @jax.jit
+    @compiled
     def step(weights, state, k, inputs, targets):
         def objective(w):
             z = ablations.logits(w, inputs, shape, **switches)

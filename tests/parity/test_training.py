@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from mindspore import Parameter, Tensor, mutable
 from parity.twins import ODD, reference_loss, relative, tokens, weights_of
 from reference import adafactor as reference
-from reference import adamw, lion
+from reference import adamw, compiled, lion
 
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.config import OptimizerConfig
@@ -36,12 +38,12 @@ def test_twenty_steps_of_adafactor_from_the_same_gradients(device, rng):
     optimizer = make_optimizer(parameters, OptimizerConfig(), steps=20)
     update = Update(optimizer, clip_norm=1.0)
     params, state = {n: jnp.asarray(v) for n, v in start.items()}, None
-    state = reference.init(params)
+    state, in_jax = reference.init(params), compiled(reference.update)
     for k in range(1, 21):
         spread = 10.0 ** rng.uniform(-4, 1)  # some steps are clipped, some are not
         grads = {n: (spread * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
         norm, rate, finite = update(Tensor(np.float32(1.0)), gradients_of(grads))
-        params, state, expected_norm = reference.update(params, grads, state, k)
+        params, state, expected_norm = in_jax(params, grads, state, k)
         assert bool(finite) and float(rate) == pytest.approx(0.01)
         assert float(norm) == pytest.approx(float(expected_norm), rel=1e-6)
         for i, name in enumerate(shapes):
@@ -69,11 +71,12 @@ def test_twenty_steps_of_the_others_from_the_same_gradients(device, rng, name, t
     params = {n: jnp.asarray(v) for n, v in start.items()}
     state = twin.init(params)
     words = {key.removeprefix(f"{name}_").removeprefix("weight_"): value for key, value in settings.items()}
+    in_jax = compiled(partial(twin.update, peak=1e-3, **words))
     for k in range(1, 21):
         spread = 10.0 ** rng.uniform(-4, 1)  # some steps are clipped, some are not
         grads = {n: (spread * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
         norm, rate, finite = update(Tensor(np.float32(1.0)), gradients_of(grads))
-        params, state, expected_norm = twin.update(params, grads, state, k, peak=1e-3, **words)
+        params, state, expected_norm = in_jax(params, grads, state, k)
         assert bool(finite) and float(rate) == pytest.approx(1e-3)
         assert float(norm) == pytest.approx(float(expected_norm), rel=1e-6)
         for i, weight in enumerate(shapes):
@@ -91,7 +94,7 @@ def test_fifty_steps_of_training_follow_the_same_curve(device, rng):
     step = TrainStep(Loss(palm), make_optimizer(palm.trainable_params(), OptimizerConfig(), 50), clip_norm=1.0)
     batches = [tokens(rng, config, 4, 16) for _ in range(2)]
 
-    @jax.jit
+    @compiled
     def train(weights, state, inputs, targets, k):
         objective = lambda w: reference_loss(w, inputs, targets, config)  # noqa: E731
         (loss, _), grads = jax.value_and_grad(objective, has_aux=True)(weights)

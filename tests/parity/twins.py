@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
+from reference import ablations, compiled
 from reference import palm as reference
 
 from mindspore_palm import PaLM, PaLMConfig
@@ -43,6 +46,12 @@ def tokens(rng: np.random.Generator, config: PaLMConfig, batch: int, length: int
     inputs, targets = rng.integers(0, config.vocab_size, (2, batch, length)).astype(np.int32)
     targets[0, :3] = -1
     return inputs, targets
+
+
+def logits_of(weights, ids: np.ndarray, config: PaLMConfig, **departures) -> np.ndarray:
+    """The reference's logits [B, S, padded_vocab] of ids int32 [B, S], with ``departures`` from PaLM."""
+    of = partial(ablations.logits, **departures) if departures else reference.logits
+    return np.asarray(compiled(lambda w: of(w, ids, shape_of(config)))(weights))
 
 
 def reference_loss(weights, inputs, targets, config, z_weight=1e-4):

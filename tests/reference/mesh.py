@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reference import ablations, adafactor, adamw, lion, palm
+from reference import ablations, adafactor, adamw, compiled, lion, palm
 
 OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw, "lion": lion}
 
@@ -51,7 +51,7 @@ def train(
     state_sharding = sharding and dict.fromkeys(state, sharding)
     state = jax.device_put(state, state_sharding)
     out = sharding and (sharding, state_sharding, sharding, NamedSharding(mesh, PartitionSpec()))
-    step = jax.jit(step, out_shardings=out)
+    step = compiled(step, out_shardings=out)
     curve, first = [], None
     for k in range(len(inputs)):
         batch = (jax.device_put(part[k], batch_sharding) for part in (inputs, targets))

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from parity.twins import ODD, relative, shape_of, weights_of
-from reference import ablations as reference
+from parity.twins import ODD, logits_of, relative, weights_of
 from reference.palm import HIGHEST, rms_norm, rope
 from safetensors.numpy import load_file, save_file
 
@@ -116,7 +115,7 @@ def test_the_check_itself_against_the_reference(folders, name, rng):
     blocks = [(weights[f"blocks.{i}.norm.scale"], split_kernels(config, weights, i)) for i in range(config.layers)]
     names = ("norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits")
     switches = {name: getattr(config, name) for name in names}
-    expected = reference.logits(weights, tokens, shape_of(config), **switches)[..., : config.vocab_size]
+    expected = logits_of(weights, tokens, config, **switches)[..., : config.vocab_size]
     found = logits(config, tokens, weights["embedding"], blocks, weights.get("final_norm.scale"))
     assert relative(found, expected) < 2e-6
 

@@ -116,9 +116,8 @@ def test_trained_here_and_used_there(torch, convert, device, tmp_path, name):
 
 def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
     """PaLM's norms and logits as lucidrains' layer norms: the package computes the same as the JAX reference."""
-    from parity.twins import randomise_scales, shape_of
+    from parity.twins import logits_of, randomise_scales
     from parity.twins import weights_of as twin
-    from reference import palm as reference
 
     from mindspore_palm import PaLM, PaLMConfig
     from mindspore_palm.checkpoint.model_folder import weights_of
@@ -138,7 +137,7 @@ def test_a_palm_in_twice_the_width(torch, convert, device, tmp_path, rng):
     network = Theirs(num_tokens=50, dim=32, depth=2, dim_head=6, heads=2, ff_mult=2).eval()
     network.load_state_dict(torch.load(tmp_path / "palm.pt", weights_only=True))
     tokens = rng.integers(0, 50, (2, 20)).astype(np.int32)
-    expected = reference.logits(twin(palm), tokens, shape_of(palm.config))
+    expected = logits_of(twin(palm), tokens, palm.config)
     with torch.no_grad():
         found = network(torch.from_numpy(tokens.astype(np.int64))).numpy()
     np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from parity.twins import shape_of, weights_of
+from reference import compiled
 from reference import palm as reference
 
 from mindspore_palm.data.corpus import Document
@@ -38,7 +39,7 @@ def scorer(palm, tokenizer):
 def expected_nats(palm, tokenizer):
     """Nats of tokens[first:] after [eod] and tokens[:first], by the JAX reference, one sequence at a time."""
     weights, shape = weights_of(palm), shape_of(palm.config)
-    logits = jax.jit(lambda ids: reference.logits(weights, ids, shape)[..., : palm.config.vocab_size])
+    logits = compiled(lambda ids: reference.logits(weights, ids, shape)[..., : palm.config.vocab_size])
 
     def nats(tokens, first):
         assert 0 < len(tokens) <= WINDOW
