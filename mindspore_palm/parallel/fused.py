@@ -18,7 +18,7 @@ from mindspore_palm.parallel.axes import current_layout
 
 SOURCE = cpu.SHARED / "training" / "training.cc"
 SWITCH = "MINDSPORE_PALM_FUSED"
-"""An environment variable; 1 has a training step computed in C++, where that is possible."""
+"""An environment variable; 0 leaves a training step to MindSpore's own ops."""
 _portable = False
 
 Shapes = Callable[..., Any] | Sequence[Sequence[int]]
@@ -41,9 +41,8 @@ def wanted() -> bool:
     on_cpu = here.target == "CPU" and ms.get_context("device_target") == "CPU"
     one_in_float32 = here.devices == 1 and here.compute_dtype == "float32"
     at_once = here.recompute == "none" and not here.unrolled
-    return (
-        on_cpu and one_in_float32 and at_once and not here.planned and not _portable and os.environ.get(SWITCH) == "1"
-    )
+    off = os.environ.get(SWITCH) == "0"
+    return on_cpu and one_in_float32 and at_once and not here.planned and not _portable and not off
 
 
 def usable() -> bool:

@@ -1,6 +1,6 @@
 """The C++ functions of a training step, against MindSpore's own ops and against JAX; and where they are not used.
 
-The other tests of this folder take MindSpore's ops, or with MINDSPORE_PALM_FUSED=1 whatever path the layout gives.
+The other tests of this folder take C++ where a layout has it, or with MINDSPORE_PALM_FUSED=0 MindSpore's ops.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PATHS = {"C++": "1", "MindSpore": "0"}
 
 @pytest.fixture(autouse=True)
 def in_cpp(monkeypatch):
-    monkeypatch.setenv(fused.SWITCH, "1")
+    monkeypatch.delenv(fused.SWITCH, raising=False)
 
 
 @pytest.fixture(params=PATHS)
