@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mindspore_palm.data.train_tokenizer import EOD
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import TOKENIZER_JSON
@@ -78,9 +80,11 @@ class ByteLevelModel:
             raise UserError(f"{name}: the tokenizer has no special token {', '.join(ENDS)} that ends a document")
         self.eod: int = tokens[ends[0]]
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text, computed on all cores."""
-        return [encoding.ids for encoding in self._model.encode_batch(texts, add_special_tokens=False)]
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of each text, int32 [tokens], computed on all cores."""
+        return [
+            np.array(encoding.ids, np.int32) for encoding in self._model.encode_batch(texts, add_special_tokens=False)
+        ]
 
 
 def losses(described: dict[str, Any]) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 TRAINER, NORMALIZER = 2, 3  # fields of ModelProto
-BYTE_FALLBACK = 35  # of TrainerSpec
+MODEL_TYPE, BYTE_FALLBACK = 3, 35  # of TrainerSpec
+UNIGRAM, BPE = 1, 2  # model types; the first is the default
 NAME, CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES = 1, 2, 3, 4  # of NormalizerSpec
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 
@@ -27,6 +28,8 @@ class Properties:
     """Whether spaces at both ends, and all but one of several in a row, are dropped."""
     byte_fallback: bool
     """Whether characters outside the vocabulary become their UTF-8 bytes."""
+    model_type: int
+    """How pieces are found: ``BPE``, or another of the format's numbers."""
 
     def losses(self) -> list[str]:
         """Reasons why the model is not lossless, as phrases; empty if it is, given all 256 byte pieces."""
@@ -61,6 +64,7 @@ def read_properties(model: bytes) -> Properties:
         adds_dummy_prefix=bool(normalizer.get(DUMMY_PREFIX, 1)),
         removes_extra_whitespaces=bool(normalizer.get(EXTRA_WHITESPACES, 1)),
         byte_fallback=bool(trainer.get(BYTE_FALLBACK, 0)),
+        model_type=int(trainer.get(MODEL_TYPE, UNIGRAM)),
     )
 
 

@@ -65,5 +65,5 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list
     for prompt, text in pairs:
         before, white_space = split_prompt(prompt)
         texts += [before, white_space + text]
-    tokens = [np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
+    tokens = tokenizer.encode_batch(texts)
     return list(zip(tokens[::2], tokens[1::2], strict=True))

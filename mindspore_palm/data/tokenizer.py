@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
 from mindspore_palm.data.byte_level import ByteLevelModel, is_tokenizer_json
+from mindspore_palm.data.cuts import Cuts
 from mindspore_palm.data.files import printable, read_bytes
-from mindspore_palm.data.model_proto import read_properties
+from mindspore_palm.data.model_proto import BPE, read_properties
 from mindspore_palm.data.train_tokenizer import EOD, SPACE, train_model
 from mindspore_palm.errors import UserError
 from mindspore_palm.file_names import TOKENIZER_JSON
@@ -71,6 +73,9 @@ class Tokenizer:
             raise UserError(f"{self._name}: this is not a SentencePiece model or a {TOKENIZER_JSON}") from None
         self.eod = self._find_eod()
         self._check_lossless(properties.losses())
+        names = [self._model.id_to_piece(token) for token in range(len(self._bytes))]
+        self._cuts = Cuts(names) if properties.model_type == BPE else None
+        self._space_is_piece = self._cuts is not None and not self._model.is_unknown(self._model.piece_to_id(SPACE))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, model_file: str | Path) -> Tokenizer:
@@ -104,27 +109,47 @@ class Tokenizer:
         Raises:
             UserError: the text holds a lone surrogate, which UTF-8 cannot encode.
         """
-        return self.encode_batch([text])[0]
+        tokens: list[int] = self.encode_batch([text])[0].tolist()
+        return tokens
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text, the same as from ``encode``, computed on all cores."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of each text, the same as from ``encode``, computed on all cores.
+
+        Returns:
+            int32 [tokens] for each text.
+
+        Raises:
+            UserError: a text holds a lone surrogate.
+        """
         chunks: list[str] = []
-        text_of_chunk: list[int] = []
-        for number, text in enumerate(texts):
+        ends: list[int] = []
+        for text in texts:
             _check_encodable(text)
-            for chunk in _chunks(text) if self._byte_level is None else _runs(text):
-                chunks.append(chunk)
-                text_of_chunk.append(number)
-        result: list[list[int]] = [[] for _ in texts]
+            chunks.extend(self._chunks(text))
+            ends.append(len(chunks))
+        encoded = self._encode_chunks(chunks)
+        return [_joined(encoded[start:end]) for start, end in pairwise([0, *ends])]
+
+    def _chunks(self, text: str) -> Iterator[str]:
+        """Chunks of ``text`` that are encoded separately; a literal U+2581 is one."""
         if self._byte_level is not None:
-            for number, tokens in zip(text_of_chunk, self._byte_level.encode(chunks), strict=True):
-                result[number].extend(tokens)
-            return result
+            yield from _runs(text)
+            return
+        for part in re.split(f"({SPACE})", text) if SPACE in text else [text]:
+            for run in _runs(part):
+                yield from [run] if self._cuts is None else self._cuts.cut(run)
+
+    def _encode_chunks(self, chunks: list[str]) -> list[np.ndarray]:
+        if self._byte_level is not None:
+            return self._byte_level.encode(chunks)
         threads = max(1, min(processors(), len(chunks)))
-        encoded = self._model.encode(chunks, num_threads=threads)
-        for number, chunk, tokens in zip(text_of_chunk, chunks, encoded, strict=True):
-            result[number].extend(self._literal_space if chunk == SPACE else self._with_spaces(tokens))
-        return result
+        encoded: list[np.ndarray] = self._model.encode(chunks, num_threads=threads, return_type="numpy")
+        if self._space_is_piece:
+            return [self._literal_space if c == SPACE else t for c, t in zip(chunks, encoded, strict=True)]
+        return [
+            self._literal_space if chunk == SPACE else self._with_spaces(tokens)
+            for chunk, tokens in zip(chunks, encoded, strict=True)
+        ]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of ``tokens``; control tokens decode to nothing, bytes that are not UTF-8 to U+FFFD.
@@ -179,29 +204,30 @@ class Tokenizer:
                 f"{self._name}: the tokenizer loses text: {'; '.join(losses)}. Train it with byte_fallback=true, "
                 "normalization_rule_name=identity, add_dummy_prefix=false and remove_extra_whitespaces=false"
             )
-        self._literal_space = [byte_tokens[bytes([byte])] for byte in SPACE.encode()]
+        self._literal_space = np.array([byte_tokens[bytes([byte])] for byte in SPACE.encode()], np.int32)
         self._space = byte_tokens[b" "]
 
-    def _with_spaces(self, tokens: list[int]) -> list[int]:
+    def _with_spaces(self, tokens: np.ndarray) -> np.ndarray:
         """The tokens, with a space wherever the model encoded one as the three bytes of U+2581.
 
         A model does that if its vocabulary lacks U+2581, or has only full words. The text given to the model never
         contains U+2581, so these three bytes in a row are always a space.
         """
-        if self._literal_space[0] not in tokens:
+        starts = tokens[:-2] == self._literal_space[0]
+        for offset in (1, 2):
+            starts &= tokens[offset : len(tokens) - 2 + offset] == self._literal_space[offset]
+        first = np.flatnonzero(starts)
+        if not len(first):
             return tokens
-        result: list[int] = []
-        for token in tokens:
-            result.append(token)
-            if result[-3:] == self._literal_space:
-                result[-3:] = [self._space]
-        return result
+        result = tokens.copy()
+        result[first] = self._space
+        return np.delete(result, [*(first + 1), *(first + 2)])
 
 
-def _chunks(text: str) -> Iterator[str]:
-    """Chunks of ``text`` that are encoded separately: each U+2581 alone, and runs of bounded length without it."""
-    for run in re.split(f"({SPACE})", text):
-        yield from _runs(run)
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
 def _runs(text: str) -> Iterator[str]:
@@ -217,6 +243,8 @@ def _runs(text: str) -> Iterator[str]:
 
 
 def _check_encodable(text: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -147,9 +147,11 @@ class TokenWriter:
         ):
             raise ValueError(f"{folder} holds less than its mark")
 
-    def add(self, tokens: Sequence[int], ends: bool) -> None:
+    def add(self, tokens: Sequence[int] | np.ndarray, ends: bool) -> None:
         """Adds tokens of the current document; ``ends`` appends [eod] and completes the document."""
-        piece = np.asarray([*tokens, self.eod] if ends else tokens, self._dtype)
+        piece = np.empty(len(tokens) + ends, self._dtype)
+        piece[: len(tokens)] = tokens
+        piece[len(tokens) :] = self.eod
         self._pending.append(piece)
         self._pending_tokens += len(piece)
         if ends:

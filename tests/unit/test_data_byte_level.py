@@ -151,7 +151,7 @@ def test_any_text_round_trips_and_its_bytes_are_counted(tokenizer, parts):
     assert tokenizer.decode(tokens) == text
     assert tokenizer.piece_bytes[tokens].sum() == len(text.encode())
     assert tokenizer.eod not in tokens
-    assert tokenizer.encode_batch([text, "th"]) == [tokens, [256]]
+    assert [encoded.tolist() for encoded in tokenizer.encode_batch([text, "th"])] == [tokens, [256]]
 
 
 def test_a_long_text_round_trips(tokenizer):
