@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mindspore_palm.config import DataConfig
+from mindspore_palm.data.bars import counted
 from mindspore_palm.data.batches import Sequences
 from mindspore_palm.data.content import content_of
 from mindspore_palm.data.corpus import Document, documents
@@ -126,7 +127,7 @@ def prepare(data: DataConfig, vocab_size: int, progress: bool = True, pinned: Pi
         )
     files, root = find_files(data.path), Path(data.prepared).expanduser()
     any_share = pinned is not None and pinned.any_share
-    work = _Work(data, vocab_size, given, files, any_share, content_of(files.read, root))
+    work = _Work(data, vocab_size, given, files, any_share, content_of(files.read, root, progress))
     if given is None and pinned is not None:
         finished = work.finished_folder(root)
         if finished is None or (finished / TOKENIZER).read_bytes() != pinned.tokenizer:
@@ -221,7 +222,7 @@ class _Preparation:
         survey = self._survey()
         tokenizer = self._tokenizer(survey)
         marks = self._encode(survey, tokenizer)
-        content = content_of(find_files(self.data.path).read, self.folder.parent)
+        content = content_of(find_files(self.data.path).read, self.folder.parent, self.progress)
         if content != self.work.content:
             self._text_changed()
         size, tokens = survey.size, {name: marks[name].tokens for name in SPLITS}
@@ -268,19 +269,21 @@ class _Preparation:
         if str(digest) != survey.digest:
             self._text_changed()
         try:
-            return Tokenizer.train(texts, self.vocab_size, file)
+            return Tokenizer.train(texts, self.vocab_size, file, self.progress)
         except UserError as error:
             raise UserError(f"data.path = {printable(self.data.path)}: {error}") from None
 
     def _encode(self, survey: Survey, tokenizer: Tokenizer) -> dict[str, Mark]:
         done, writers = self._writers(tokenizer)
         digest = Digest()
-        for shard in _shards(self._split(survey, digest.hashing(self._documents("encoding"))), done):
-            for piece, tokens in zip(shard, tokenizer.encode_batch([p.text for p in shard]), strict=True):
-                writers[piece.split].add(tokens, piece.ends)
-            done += len(shard)
-            marks = {name: dataclasses.asdict(writer.flush()) for name, writer in writers.items()}
-            write_json(self.folder / PROGRESS, {"pieces": done, "tokenizer": _hash(tokenizer), **marks})
+        pieces = self._split(survey, digest.hashing(self._documents("encoding")))
+        with closing(_ahead(_shards(pieces, done))) as shards:
+            for shard in shards:
+                for piece, tokens in zip(shard, tokenizer.encode_batch([p.text for p in shard]), strict=True):
+                    writers[piece.split].add(tokens, piece.ends)
+                done += len(shard)
+                marks = {name: dataclasses.asdict(writer.flush()) for name, writer in writers.items()}
+                write_json(self.folder / PROGRESS, {"pieces": done, "tokenizer": _hash(tokenizer), **marks})
         if str(digest) != survey.digest:
             self._text_changed()
         for writer in writers.values():
@@ -310,17 +313,20 @@ class _Preparation:
         raise UserError(f"data.path = {printable(self.data.path)}: the text changed while it was prepared; start again")
 
     def _documents(self, stage: str) -> Iterator[Document]:
-        total = sum(file.size for file in self.work.files.read)
-        hide = None if self.progress else True  # None: only on a terminal
-        # Compressed text is larger than its file, so the bar may pass its total: tqdm then shows only the count.
-        with tqdm(total=total, desc=stage, unit="B", unit_scale=True, leave=False, disable=hide) as bar:
-            for document in documents(self.data.path, self.data.text_field):
-                yield document
-                bar.update(document.part_size)
+        return counted(documents(self.data.path, self.data.text_field), self.work.files.read, stage, self.progress)
 
 
 def _hash(tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(tokenizer.serialized, digest_size=16).hexdigest()
+
+
+def _ahead(shards: Iterator[list[Piece]]) -> Generator[list[Piece]]:
+    """Yields the shards; while the caller works on one, a thread reads the next."""
+    with ThreadPoolExecutor(1, "reading") as pool:
+        following = pool.submit(next, shards, None)
+        while (shard := following.result()) is not None:
+            following = pool.submit(next, shards, None)
+            yield shard
 
 
 def _shards(pieces: Iterable[Piece], done: int) -> Iterator[list[Piece]]:

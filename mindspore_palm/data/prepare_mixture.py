@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mindspore_palm.config import DataConfig
+from mindspore_palm.data.bars import counted
 from mindspore_palm.data.content import content_of
-from mindspore_palm.data.corpus import documents
+from mindspore_palm.data.corpus import Document, documents
 from mindspore_palm.data.files import PYTHON_STDLIB, find_files, printable
 from mindspore_palm.data.hub import fetch, is_hub_path
 from mindspore_palm.data.mixture import Mixture, tokens_by_weight
@@ -82,7 +83,7 @@ def prepare_text(
     single = [_fetched(one, SETTING) for one in given]
     weights = [source.weight for source in data.mixture]
     if pinned is None and not data.tokenizer:
-        pinned = Pinned(_tokenizer(data, single, weights, vocab_size))
+        pinned = Pinned(_tokenizer(data, single, weights, vocab_size, progress))
     parts = []
     for number, one in enumerate(single):
         try:
@@ -147,7 +148,9 @@ def mixed(parts: list[Prepared], weights: list[float]) -> PreparedMixture:
     )
 
 
-def _tokenizer(data: DataConfig, single: list[DataConfig], weights: list[float], vocab_size: int) -> bytes:
+def _tokenizer(
+    data: DataConfig, single: list[DataConfig], weights: list[float], vocab_size: int, progress: bool
+) -> bytes:
     """A tokenizer that is trained on a sample of each source, in proportion to the weights; kept under data.prepared.
 
     Raises:
@@ -157,7 +160,7 @@ def _tokenizer(data: DataConfig, single: list[DataConfig], weights: list[float],
     inputs = {
         "format": PREPARED_FORMAT,
         "stdlib": [one.path == PYTHON_STDLIB for one in single],
-        "sources": [content_of(find_files(one.path, SETTING).read, root) for one in single],
+        "sources": [content_of(find_files(one.path, SETTING).read, root, progress) for one in single],
         "weights": [weight / sum(weights) for weight in weights],
         "text_field": data.text_field,
         "validation_fraction": data.validation_fraction,
@@ -170,9 +173,9 @@ def _tokenizer(data: DataConfig, single: list[DataConfig], weights: list[float],
     try:
         with locked(folder / LOCK):
             if not file.exists():
-                texts = list(_samples(data, single, weights))
+                texts = list(_samples(data, single, weights, progress))
                 try:
-                    Tokenizer.train(texts, vocab_size, file)
+                    Tokenizer.train(texts, vocab_size, file, progress)
                 except UserError as error:
                     raise UserError(f"data.mixture: {error}") from None
     except KeyboardInterrupt:
@@ -180,14 +183,15 @@ def _tokenizer(data: DataConfig, single: list[DataConfig], weights: list[float],
     return file.read_bytes()
 
 
-def _samples(data: DataConfig, single: list[DataConfig], weights: list[float]) -> Iterator[str]:
+def _samples(data: DataConfig, single: list[DataConfig], weights: list[float], progress: bool) -> Iterator[str]:
     """Text to train a tokenizer on: of every source's train split, its share of ``data.tokenizer_megabytes``."""
     for one, weight in zip(single, weights, strict=True):
 
-        def read(one: DataConfig = one) -> Iterator[Any]:
-            return documents(one.path, one.text_field, SETTING)
+        def read(stage: str = "reading", one: DataConfig = one) -> Iterator[Document]:
+            texts = documents(one.path, one.text_field, SETTING)
+            return counted(texts, find_files(one.path, SETTING).read, stage, progress)
 
         survey = survey_corpus(read, one.validation_fraction, f"data.mixture: {printable(one.path)}")
-        pieces = split(read(), survey.mode, one.validation_fraction, survey.long)
+        pieces = split(read("tokenizer"), survey.mode, one.validation_fraction, survey.long)
         most = max(1, int(data.tokenizer_megabytes * 1e6 * weight / sum(weights)))
         yield from sample(pieces, survey.size["train"], most)

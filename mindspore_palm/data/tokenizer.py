@@ -78,19 +78,20 @@ class Tokenizer:
         self._space_is_piece = self._cuts is not None and not self._model.is_unknown(self._model.piece_to_id(SPACE))
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, model_file: str | Path) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, model_file: str | Path, progress: bool = False) -> Tokenizer:
         """Learns a vocabulary, checks that it is lossless, and only then writes it. Deterministic.
 
         Args:
             texts: training text; read once, and kept in memory.
             vocab_size: tokens of the vocabulary: 3 control tokens, 256 bytes, characters and pieces.
             model_file: path to write to.
+            progress: show a progress bar on standard error, if that is a terminal.
 
         Raises:
             UserError: the texts are too small for this vocabulary size, or the size is too small for any vocabulary;
                 the message names the size that is possible.
         """
-        tokenizer = cls(model_file, train_model(texts, vocab_size))
+        tokenizer = cls(model_file, train_model(texts, vocab_size, progress))
         tokenizer.write(model_file)
         return tokenizer
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import sentencepiece
 
+from mindspore_palm.data.bars import bar
 from mindspore_palm.errors import UserError
 
 EOD = "[eod]"
@@ -25,7 +28,7 @@ LINE_ENDS = "\r\n"
 BYTE_NAME = re.compile(r"(?<=<0x[0-9A-F]{2})(?=>)")  # the trainer would treat the name of a byte piece as the byte
 
 
-def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_model(texts: Iterable[str], vocab_size: int, progress: bool = False) -> bytes:
     """Learns a vocabulary; the same texts give the same bytes.
 
     It uses byte-pair encoding and not the unigram model: on 4 MB of Python, BPE trains in 2 s instead of 25 s and gives
@@ -38,6 +41,7 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
         vocab_size: tokens of the vocabulary: 3 control tokens, 256 bytes, characters and pieces. If the characters of
             the text would take more than half of the rest, only the most frequent ones get a token, and the others are
             encoded as bytes.
+        progress: show a progress bar on standard error, if that is a terminal.
 
     Returns:
         The serialized model.
@@ -57,7 +61,7 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
     sizes = [len(wanted)] if len(wanted) <= room else [max(1, room // 2), room]  # the second leaves no room for pieces
     for number, size in enumerate(sizes, 1):
         try:
-            return _train(texts, set(wanted[:size]), counts, vocab_size)
+            return _train(texts, set(wanted[:size]), counts, vocab_size, progress)
         except RuntimeError as error:
             if number == len(sizes):
                 raise UserError(_explain(str(error), vocab_size)) from None
@@ -65,9 +69,11 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _count_characters(texts: Sequence[str]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
+    total = np.zeros(sys.maxunicode + 1, np.int64)
+    for text in texts:  # 20 times as fast as Counter
+        of_text = np.bincount(np.frombuffer(text.encode("utf-32-le"), "<u4"))
+        total[: len(of_text)] += of_text
+    counts = Counter({chr(code): int(total[code]) for code in np.flatnonzero(total)})
     for character in ("\0", SPACE, RESERVED):
         counts.pop(character, None)
     for end in LINE_ENDS:
@@ -88,11 +94,11 @@ def _alphabet(counts: Counter[str]) -> list[str]:
     return [" ", *digits, *(c for c in frequent if c != " " and not c.isdecimal())]
 
 
-def _train(texts: Sequence[str], alphabet: set[str], counts: Counter[str], vocab_size: int) -> bytes:
+def _train(texts: Sequence[str], alphabet: set[str], counts: Counter[str], vocab_size: int, progress: bool) -> bytes:
     left_out = {ord(character): RESERVED for character in counts if character not in alphabet}
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_units(texts, left_out),
+        sentence_iterator=_units(_counted(texts, progress), left_out),
         model_writer=model,
         vocab_size=vocab_size,
         model_type="bpe",
@@ -120,12 +126,24 @@ def _train(texts: Sequence[str], alphabet: set[str], counts: Counter[str], vocab
     return model.getvalue()
 
 
+def _counted(texts: Sequence[str], progress: bool) -> Iterator[str]:
+    """Yields the texts, and shows how much of them the trainer has read: about two thirds of its time."""
+    with bar("training the tokenizer", sum(map(len, texts)), progress, "char") as shown:
+        for text in texts:
+            yield text
+            shown.update(len(text))
+
+
 def _units(texts: Iterable[str], left_out: dict[int, str]) -> Iterator[str]:
     """Units for the trainer: words with the whitespace before them, and digits."""
     for text in texts:
         for clean in UNTRAINABLE.split(text.translate(left_out) if left_out else text):
             for part in BYTE_NAME.split(clean):
-                for unit in UNIT.findall(part):
+                units = UNIT.findall(part)
+                if max(map(len, units), default=0) <= UNIT_CHARACTERS:
+                    yield from units
+                    continue
+                for unit in units:
                     for start in range(0, len(unit), UNIT_CHARACTERS):
                         yield unit[start : start + UNIT_CHARACTERS]
 
