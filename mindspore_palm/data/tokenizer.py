@@ -145,12 +145,10 @@ class Tokenizer:
             return self._byte_level.encode(chunks)
         threads = max(1, min(processors(), len(chunks)))
         encoded: list[np.ndarray] = self._model.encode(chunks, num_threads=threads, return_type="numpy")
-        if self._space_is_piece:
-            return [self._literal_space if c == SPACE else t for c, t in zip(chunks, encoded, strict=True)]
-        return [
-            self._literal_space if chunk == SPACE else self._with_spaces(tokens)
-            for chunk, tokens in zip(chunks, encoded, strict=True)
-        ]
+        if not self._space_is_piece:
+            encoded = [self._with_spaces(tokens) for tokens in encoded]
+        literal = self._literal_space
+        return [literal if chunk == SPACE else tokens for chunk, tokens in zip(chunks, encoded, strict=True)]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of ``tokens``; control tokens decode to nothing, bytes that are not UTF-8 to U+FFFD.
@@ -226,8 +224,7 @@ class Tokenizer:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    if len(parts) == 1:
-        return parts[0]
+    """A copy of all parts as one array, int32."""
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
