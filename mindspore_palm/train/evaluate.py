@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.errors import not_finite
-from mindspore_palm.model.loss import TokenLoss
+from mindspore_palm.model.loss import make_token_loss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition, this_rank
@@ -47,7 +47,7 @@ class SummedCrossEntropy(nn.Cell):
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
-        self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
+        self.palm, self.token_loss, self.reshape = palm, make_token_loss(palm.config), ops.Reshape()
         self.sum = shard(ops.ReduceSum(), ("tokens",))
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:

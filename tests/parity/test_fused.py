@@ -31,6 +31,7 @@ from mindspore_palm.optim.fused import FusedUpdate
 from mindspore_palm.parallel import fused
 from mindspore_palm.parallel.axes import Layout, layout
 from mindspore_palm.parallel.mesh import Mesh
+from mindspore_palm.train.evaluate import SummedCrossEntropy
 from mindspore_palm.train.step import TrainStep, Update, make_update
 
 TOLERANCE = 2e-6  # both sides round each of some hundred sums to 6e-8; measured 3e-7
@@ -305,6 +306,18 @@ def test_without_a_compiler_mindspores_ops_compute_the_step(device, rng, monkeyp
         fused.library.cache_clear()
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+
+
+def test_an_evaluation_takes_the_loss_in_cpp(device, rng, monkeypatch):
+    """MindSpore's ops would keep tables of four times the logits for it."""
+    config = PaLMConfig(**EVEN)
+    inputs, targets, nats = *tokens(rng, config, 4, 64), {}
+    for path, kind in (("C++", FusedTokenLoss), ("MindSpore", TokenLoss)):
+        monkeypatch.setenv(fused.SWITCH, PATHS[path])
+        network = SummedCrossEntropy(PaLM(config, seed=3))
+        assert type(network.token_loss) is kind
+        nats[path] = float(network(Tensor(inputs), Tensor(targets)).asnumpy())
+    assert nats["C++"] == pytest.approx(nats["MindSpore"], rel=TOLERANCE)
 
 
 def test_a_decoder_has_blocks_of_its_own(device):
