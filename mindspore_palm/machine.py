@@ -7,6 +7,7 @@ limits of a process are those of its own group and of every group above it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -17,6 +18,7 @@ import psutil
 
 SELF = Path("proc/self/cgroup")
 MOUNT = Path("sys/fs/cgroup")
+KIB = 1024  # bytes; Linux writes kB
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -59,6 +61,25 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min(free))
 
 
+def return_free_memory() -> None:
+    """Gives the system back what this process has freed, which glibc keeps between blocks that are in use.
+
+    Compiling a graph and preparing text leave 50 to 160 MB so. Takes milliseconds; does nothing with another C library.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held at once, so far; 0 where the system does not say."""
+    return _of_process("VmHWM")
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    return _of_process("VmRSS")
+
+
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Folders of this process's control groups for a controller, from its own group up to the root.
 
@@ -90,6 +111,15 @@ def _number(file: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_text(encoding="utf-8", errors="replace"))
     return None
+
+
+def _of_process(name: str) -> int:
+    """A number of bytes that Linux lists for this process, in kB; 0 where it does not."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * KIB
+    return 0
 
 
 def _statistic(file: Path, name: str) -> int:

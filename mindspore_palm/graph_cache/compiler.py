@@ -14,6 +14,7 @@ import mindspore as ms
 
 from mindspore_palm.graph_cache.key import PACKAGE, key_of
 from mindspore_palm.graph_cache.store import GraphStore, graphs_folder
+from mindspore_palm.machine import return_free_memory
 
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 FORCE = "MS_DEV_FORCE_USE_COMPILE_CACHE"  # MindSpore's own check is of source files, and gives up after one miss
@@ -38,7 +39,9 @@ def _with_cache(compiler: Callable[..., Any]) -> Callable[..., Any]:
         executor: Any, network: Any, inputs: tuple[object, ...], keywords: dict[str, object], phase: str, *more: Any
     ) -> Any:
         with CACHE.compiling(executor, network, (inputs, keywords), more):
-            return compiler(executor, network, inputs, keywords, phase, *more)
+            result = compiler(executor, network, inputs, keywords, phase, *more)
+        return_free_memory()  # what compiling took; the first call of the graph takes more than any later one
+        return result
 
     compile_or_load.graph_cache = CACHE  # type: ignore[attr-defined]
     return compile_or_load

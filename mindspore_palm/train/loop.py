@@ -19,6 +19,7 @@ from mindspore_palm.errors import Interrupted
 from mindspore_palm.file_names import CHECKPOINTS
 from mindspore_palm.launch import stop
 from mindspore_palm.launch.supervisor import LAUNCHER
+from mindspore_palm.machine import return_free_memory
 from mindspore_palm.parallel.axes import current_layout, layout
 from mindspore_palm.parallel.context import Device, join_workers, lost_workers, open_device, out_of_memory, this_rank
 from mindspore_palm.parallel.votes import Votes
@@ -88,6 +89,7 @@ def _train(
         say(finished_message(settings))
         return None
     prepared = open_data(settings, start.overwrite)
+    return_free_memory()  # of preparing the text
     step = votes.broadcast(resume_step(folder, start.overwrite, start.rewind_to) if is_first else 0)
     batches_of(with_remaining_ramp(settings, step), prepared)  # these two raise if there is too little text
     list(held_out_batches(settings, prepared, limit=1))

@@ -243,3 +243,12 @@ def test_install_may_be_called_again(device):
     before = GraphExecutor_.compile
     compiler.install()
     assert GraphExecutor_.compile is before
+
+
+def test_memory_of_a_compilation_is_returned(device, monkeypatch):
+    calls = []
+    monkeypatch.setattr(compiler, "return_free_memory", lambda: calls.append("returned"))
+    network = Times(ms.Tensor(2.0))
+    network(ms.Tensor([1.0, 2.0]))
+    network(ms.Tensor([3.0, 4.0]))
+    assert calls == ["returned"]
