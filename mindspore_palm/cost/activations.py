@@ -31,6 +31,8 @@ class Activations:
     """Whether attention keeps its scores out of memory; None for what the layout's target does."""
     sequence_parallel: bool = False
     """Whether norms and residuals are sharded over model."""
+    in_cpp: bool = False
+    """Whether a block is one C++ function, as on one CPU."""
 
     @property
     def item(self) -> int:
@@ -45,6 +47,8 @@ class Activations:
     @property
     def holds_scores(self) -> bool:
         """Whether attention scores are in memory."""
+        if self.in_cpp:
+            return False
         if self.fused_attention is not None:
             return not self.fused_attention
         fuses = DEVICES[self.layout.target].fuses_attention(self.layout.compute_dtype, self.model.head_dim)
@@ -71,9 +75,14 @@ class Activations:
         Serial blocks: T*c*(4D + (4*H*K + 2F)/m), the inputs of two norms and of the matmuls after them; q, k, v, the
         input of the output projection, and the inputs of gelu and of the matmul after it. These are the terms of arXiv
         2205.05198, equations 1 to 4, without its dropout.
+
+        In C++: 4*T*(2D + 2K + 2*H*K + 3F + H + 1), what ``BlockForward`` writes: the residual, the norm and its factor,
+        k and v, q with gate and up, the input of o_wo, and log(Z) of each head.
         """
         model, m = self.model, self.model_ranks
         attention, mlp = model.heads * model.head_dim, model.d_ff
+        if self.in_cpp:
+            return FLOAT * self.tokens * (2 * model.d_model + self.rows() + model.heads + 1)
         width = model.d_model / (m if self.sequence_parallel else 1)
         if model.block == "serial":
             return self.tokens * self.item * (4 * width + (4 * attention + 2 * mlp) / m)
@@ -83,6 +92,24 @@ class Activations:
         row = 4 * width + (8 * attention + 6 * mlp) / m
         cast = FLOAT * width if self.item != FLOAT else 0
         return self.tokens * (self.item * row + cast)
+
+    def rows(self) -> int:
+        """Columns of a token's projections in C++: k and v; q, gate and up; the input of o_wo."""
+        model = self.model
+        return 2 * model.head_dim + 2 * model.heads * model.head_dim + 3 * model.d_ff
+
+    def buffers(self) -> float:
+        """Bytes that C++ keeps from pass to pass, once for all layers; zero if blocks are not in C++.
+
+        The packed kernels of a layer; gradients of its projections, 4*T*(2K + 2*H*K + 3F); and packed keys and values
+        with their gradients by head, 4*T*(4 + 2H)*K.
+        """
+        if not self.in_cpp:
+            return 0.0
+        model = self.model
+        kernels = model.d_model * self.rows()  # of the same columns
+        keys = self.tokens * (4 + 2 * model.heads) * model.head_dim
+        return FLOAT * (kernels + self.tokens * self.rows() + keys)
 
     def scores(self) -> float:
         """Attention scores of a layer: T*S*H/m elements.

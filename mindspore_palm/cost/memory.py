@@ -6,8 +6,9 @@ from math import prod
 
 from mindspore_palm.config import Settings
 from mindspore_palm.cost.activations import FLOAT, Activations
+from mindspore_palm.cost.process import InCpp, in_cpp, process_by_kind
 from mindspore_palm.errors import UserError
-from mindspore_palm.machine import available_memory
+from mindspore_palm.machine import available_memory, resident_memory
 from mindspore_palm.model.lora import adapter_shapes
 from mindspore_palm.model.weights import KERNELS, placements
 from mindspore_palm.optim import optimizer_class
@@ -24,6 +25,7 @@ def memory_by_kind(
     fused: bool = False,
     fused_attention: bool | None = None,
     sequence_parallel: bool = False,
+    parts: InCpp = InCpp(),  # noqa: B008 - frozen
 ) -> dict[str, int]:
     """Bytes on one device, by kind. Each kind is a method of ``_Device`` with its formula.
 
@@ -37,10 +39,12 @@ def memory_by_kind(
             inputs of every op for the backward pass.
         fused_attention: whether attention keeps its scores out of memory; None for what the layout's target does.
         sequence_parallel: whether norms and residuals are sharded over model.
+        parts: of the step, that are C++ functions.
     """
     layout = layout or Layout()
     ends = {0, layout.mesh.stages - 1}  # the first stage holds the most activations, and the last one the logits
-    devices = [_Device(settings, layout, fused, fused_attention, sequence_parallel, stage) for stage in sorted(ends)]
+    more = fused, fused_attention, sequence_parallel, parts
+    devices = [_Device(settings, layout, *more, stage) for stage in sorted(ends)]
     return max((device.kinds() for device in devices), key=lambda kinds: sum(kinds.values()))
 
 
@@ -53,19 +57,20 @@ class _Device:
         layout: Layout,
         fused: bool,
         fused_attention: bool | None,
-        sequence_parallel: bool = False,
-        stage: int = 0,
+        sequence_parallel: bool,
+        parts: InCpp,
+        stage: int,
     ) -> None:
         model, stages = settings.model, layout.mesh.stages
         self.settings, self.layout, self.model, self.fused = settings, layout, model, fused
+        self.parts = parts
         own = [i for i in range(model.layers) if layout.stage(i) == stage] or [0]
         self.is_first, self.is_last = stage == 0, layout.stage(model.layers - 1) == stage
         self.layers, self.block = len(own), f"blocks.{own[0]}."
         most = max(size // settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
         self.in_flight = min(stages - stage, most)  # micro-batches between their two passes; 1F1B starts so many
         self.recompute = settings.parallel.recompute
-        batch = max(settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
-        self.tokens = batch * settings.data.seq_len // layout.shards("batch")
+        self.tokens = largest_micro_batch(settings) // layout.shards("batch")
         self.layer = Activations(
             model,
             layout,
@@ -75,6 +80,7 @@ class _Device:
             fused,
             fused_attention,
             sequence_parallel,
+            parts.blocks,
         )
         self.compute_bytes, self.model_ranks = self.layer.item, self.layer.model_ranks
         self.placements = [p for p in placements(model, layout) if p.stage == stage]
@@ -148,12 +154,12 @@ class _Device:
         return self.compute_bytes * self._gathered(self.block)
 
     def temporaries(self) -> float:
-        """The peak of the loss, of a block's backward pass and of the update."""
-        return max(self.loss(), self.block_backward(), self.update())
+        """The peak of the loss, of a block's backward pass and of the update; and what C++ keeps from pass to pass."""
+        return max(self.loss(), self.block_backward(), self.update()) + self.layer.buffers()
 
     def update(self) -> float:
-        """Temporaries of the update, as the optimizer declares them."""
-        return sum(map(self.optimizer.temporaries, self.trained_shapes()))
+        """Temporaries of the update, as the optimizer declares them; none in C++."""
+        return 0.0 if self.parts.update else sum(map(self.optimizer.temporaries, self.trained_shapes()))
 
     def loss(self) -> float:
         """Logits T*V/m and embedding table V/m*D, in float32, gathered over data; on the stage of the last layer.
@@ -173,12 +179,16 @@ class _Device:
         The buffer is inferred: table and gradient are never live at once, but XLA's heap exceeds the live bytes by 0 to
         1.5 tables. For 62B it has no such buffer with 4 sequences, and fragments as well with 2. So this estimate is
         20 % above and 24 % below what XLA takes beside the state.
+
+        In C++: two times the logits: with their powers, and then these with the gradient of the logits.
         """
         if not self.is_last:
             return 0.0
         vocab = self.model.padded_vocab / self.layout.shards("vocab")
         logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
         gradient = FLOAT * vocab * self.model.d_model  # if the table is not sharded over data
+        if self.parts.loss:
+            return 2 * logits
         if not self.is_first:  # the table comes from the first stage, and its gradient goes back
             return (1.5 if self.fused else 4) * logits + 2 * gradient
         if not self.fused:
@@ -215,6 +225,21 @@ class _Device:
         return sum(prod(p.shard_shape) * p.data_shards for p in gathered)
 
 
+def largest_micro_batch(settings: Settings) -> int:
+    """Tokens of the largest micro-batch, on all devices."""
+    sizes = (settings.train.micro_batch_of(size) for _, size in settings.train.batch_ramp())
+    return max(sizes) * settings.data.seq_len
+
+
+def run_memory(settings: Settings, layout: Layout) -> dict[str, int]:
+    """Bytes of one device of a run, by kind; on one CPU, all that the process takes at its peak."""
+    if layout.target != "CPU" or layout.devices > 1:
+        return memory_by_kind(settings, layout)
+    parts = in_cpp(settings, layout)
+    network = memory_by_kind(settings, layout, parts=parts)
+    return {**network, **process_by_kind(settings, largest_micro_batch(settings), parts)}
+
+
 def check_memory(settings: Settings, layout: Layout | None = None) -> dict[str, int]:
     """Checks that this machine has the memory for all devices on it, and returns the estimate for one device.
 
@@ -222,15 +247,16 @@ def check_memory(settings: Settings, layout: Layout | None = None) -> dict[str, 
         UserError: it does not; names both sizes and what to change.
     """
     layout = layout or Layout()
-    kinds = memory_by_kind(settings, layout)
+    kinds = run_memory(settings, layout)
     if layout.target != "CPU":  # an accelerator's memory is not this machine's
         return kinds
     needed, available = sum(kinds.values()) * layout.devices, available_memory()
     if layout.devices > 1:
         needed += PROCESS * layout.devices  # each worker is a process with its own MindSpore
-    if needed > available:
+    held = resident_memory() if layout.devices == 1 else 0  # by this process, whose MindSpore is part of the estimate
+    if needed > available + held:
         largest = max(kinds, key=kinds.__getitem__)
-        batch_bytes = kinds["activations"] + kinds["temporaries"]
+        batch_bytes = sum(kinds.get(kind, 0) for kind in ("activations", "temporaries", "index tables"))
         fits_without_batch = needed - batch_bytes * layout.devices < available
         fix = "train.micro_batch, train.batch_size or data.seq_len" if fits_without_batch else "the model"
         if layout.devices > 1 and PROCESS * layout.devices > available:

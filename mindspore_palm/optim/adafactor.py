@@ -133,8 +133,7 @@ class FactoredAdafactor(Adafactor):
         self.along_sides = SumAlongSides([self.parameters[i] for i in matrices])
         self.v_column, self.mean, self.expand = self.zeros("v_column"), ops.ReduceMean(), ops.ExpandDims()
 
-    def fused_settings(self) -> tuple[float, ...]:
-        return ()
+    fused_settings = Optimizer.fused_settings  # the function does not have it
 
     @staticmethod
     def moments(shape: Shape) -> dict[str, Shape]:

@@ -12,7 +12,12 @@ from mindspore_palm.parallel import fused
 
 def usable(optimizer: Optimizer) -> bool:
     """Whether the function updates the weights of this optimizer on this machine."""
-    return bool(optimizer.fused_settings()) and fused.usable()
+    return has_function(type(optimizer)) and fused.usable()
+
+
+def has_function(optimizer: type[Optimizer]) -> bool:
+    """Whether the function has the update of an optimizer."""
+    return optimizer.fused_settings is not Optimizer.fused_settings
 
 
 class FusedUpdate(nn.Cell):

@@ -10,11 +10,14 @@ from mindspore_palm.checkpoint.format import steps_in
 from mindspore_palm.checkpoint.model_folder import export
 from mindspore_palm.checkpoint.training import HeldOut
 from mindspore_palm.console import say
+from mindspore_palm.cost.memory import readable, run_memory
 from mindspore_palm.data.mixture import reached
 from mindspore_palm.data.prepare_mixture import PreparedMixture
 from mindspore_palm.errors import Interrupted, UserError, same_command
 from mindspore_palm.file_names import ADAPTER, CHECKPOINTS, FINAL, LOSS_CHART, METRICS, REWINDS, TENSORBOARD
 from mindspore_palm.launch import stop
+from mindspore_palm.machine import peak_memory
+from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import this_rank
 from mindspore_palm.train.divergence import recovery_advice
 from mindspore_palm.train.evaluate import Evaluation
@@ -70,11 +73,21 @@ def report(evaluation: Evaluation, run: Run) -> str:
         f"{evaluation.bits_per_byte:.4f} bits/byte\n"
         + (f"gzip -9 on the same text: {gzip9:.4f} bits/byte\n" if gzip9 is not None else "")
         + mixture_reached(run)
+        + memory_taken(run)
         + f"skipped steps: {sum(int(row.skipped) for row in rows)}\n"
         + (f"decisions to go back or to skip batches: {rewinds}, in {REWINDS}\n" if rewinds else "")
         + f"the run is in {run.folder}: {FINAL}/ opens alone, {LOSS_CHART} shows it, "
         f"{METRICS} and {TENSORBOARD}/ hold every step"
     )
+
+
+def memory_taken(run: Run) -> str:
+    """A line on this process's peak of memory beside the estimate; empty unless it is all that trained, on a CPU."""
+    here, peak = current_layout(), peak_memory()
+    if here.target != "CPU" or here.devices > 1 or not peak:
+        return ""
+    estimate = sum(run_memory(run.settings, here).values())
+    return f"memory: {readable(peak)} at the peak, estimated at {readable(estimate)}\n"
 
 
 def mixture_reached(run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 
 import psutil
@@ -11,7 +12,13 @@ import pytest
 from mindspore_palm.config import Settings
 from mindspore_palm.cost import memory
 from mindspore_palm.errors import UserError
-from mindspore_palm.machine import available_memory, processors
+from mindspore_palm.machine import (
+    available_memory,
+    peak_memory,
+    processors,
+    resident_memory,
+    return_free_memory,
+)
 
 CORES = len(os.sched_getaffinity(0))
 MB = 2**20
@@ -131,10 +138,31 @@ def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):
     assert 0 < available_memory(tmp_path) <= 64 * MB
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_memory_that_was_freed_between_blocks_in_use_is_returned():
+    blocks = [bytes([i % 256]) * 2**16 for i in range(2000)]  # smaller than those that glibc maps one by one
+    kept, held = blocks[::50], resident_memory()
+    del blocks
+    return_free_memory()
+    assert resident_memory() < held - 100 * 10**6 and len(kept) == 40
+
+
+def test_the_peak_stays_when_memory_is_freed():
+    before = peak_memory()
+    block = bytes([1]) * max(2**26, before - resident_memory() + 2**26)
+    during = peak_memory()
+    assert during > before and len(block) >= 2**26
+    del block
+    assert peak_memory() > during - 10**7  # Linux counts each processor's pages in batches
+
+
 def test_a_run_that_is_larger_than_its_container_is_refused(tmp_path, monkeypatch):
     root = files(tmp_path, {**V2, "sys/fs/cgroup/memory.max": 90 * MB, "sys/fs/cgroup/memory.current": 0})
     monkeypatch.setattr(memory, "available_memory", lambda: available_memory(root))
-    with pytest.raises(UserError, match=r"this run needs about 4\d\d MB on one device .*94\.4 MB of memory are free"):
+    monkeypatch.setattr(memory, "resident_memory", lambda: 0)
+    with pytest.raises(
+        UserError, match=r"this run needs about [\d.]+ [MG]B on one device .*94\.4 MB of memory are free"
+    ):
         memory.check_memory(Settings.model_validate({"train": {"batch_size": 8}}))
 
 
