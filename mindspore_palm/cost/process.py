@@ -15,7 +15,7 @@ from mindspore_palm.parallel import axes
 from mindspore_palm.parallel import fused as cpp
 from mindspore_palm.parallel.axes import Layout
 
-MINDSPORE = 360_000_000  # resident: Python, the parts of MindSpore that are used, its threads, and drawing the chart
+MINDSPORE = 560_000_000  # resident: Python, what is mapped of MindSpore's libraries, compiling, drawing the chart
 GRAPHS = 60_000_000  # more, of a step and an evaluation that are compiled from MindSpore's ops alone
 PER_LAYER = 3_000_000  # more, for the graph of each layer
 INDEX = 16  # bytes for each element of a broadcast op's result: the positions of its two operands, int64 each
@@ -59,11 +59,12 @@ def broadcast_elements(settings: Settings, tokens: int, parts: InCpp) -> int:
 
     On CPU, an op of MindSpore that broadcasts keeps ``INDEX`` bytes per element from its first call until its graph is
     deleted. In a block these are, forward and backward: the mask on the scores, 3/4*T*S*H elements, forward alone; the
-    rotation of q and k, 4 of T*(H+1)*K/2 elements each way; the norm, 2 of T*D. In the loss: T*V, each way. An
-    evaluation has those of the forward pass once more.
+    rotation of q and k, 4 of T*(H+1)*K/2 elements each way; the norm, 2 of T*D. In the loss: T*V, each way, and forward
+    alone T*V for the mask of a padded vocabulary. An evaluation has those of the forward pass once more.
     """
     model, length = settings.model, settings.data.seq_len
-    loss = 0 if parts.loss else 3 * tokens * model.padded_vocab
+    of_padding = 2 if model.padded_vocab > model.vocab_size else 0
+    loss = 0 if parts.loss else (3 + of_padding) * tokens * model.padded_vocab
     if parts.blocks:
         return loss
     mask = tokens * length * model.heads * 3 // 4
