@@ -58,9 +58,9 @@ def broadcast_elements(settings: Settings, tokens: int, parts: InCpp) -> int:
     """Elements of the results of broadcast ops, in the graphs of a step and of an evaluation.
 
     On CPU, an op of MindSpore that broadcasts keeps ``INDEX`` bytes per element from its first call until its graph is
-    deleted. In a block these are, forward and backward: the mask on the scores, 3/4*T*S*H elements, forward alone; the
-    rotation of q and k, 4 of T*(H+1)*K/2 elements each way; the norm, 2 of T*D. In the loss: T*V, each way, and forward
-    alone T*V for the mask of a padded vocabulary. An evaluation has those of the forward pass once more.
+    deleted (MS-71). In a block these are, forward and backward: the mask on the scores, 3/4*T*S*H elements, forward
+    alone; the rotation of q and k, 4 of T*(H+1)*K/2 elements each way; the norm, 2 of T*D. In the loss: T*V, each way,
+    and forward alone T*V for the mask of a padded vocabulary. An evaluation has those of the forward pass once more.
     """
     model, length = settings.model, settings.data.seq_len
     of_padding = 2 if model.padded_vocab > model.vocab_size else 0

@@ -47,7 +47,8 @@ class SummedCrossEntropy(nn.Cell):
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
-        self.palm, self.token_loss, self.reshape = palm, make_token_loss(palm.config), ops.Reshape()
+        self.palm, self.reshape = palm, ops.Reshape()
+        self.token_loss = make_token_loss(palm.config)  # MS-71: in C++, it keeps nothing
         self.sum = shard(ops.ReduceSum(), ("tokens",))
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from canaries.register import still
 from mindspore import Tensor, nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
 
+from mindspore_palm.machine import resident_memory
+
 pytestmark = pytest.mark.usefixtures("device")
 HERE = Path(__file__).parent
 REPEATS = 7
@@ -146,6 +148,17 @@ def test_ms_34_an_error_waits_three_seconds_and_tells_its_kind_in_words_alone():
         kind = type(error)
     seconds = time.monotonic() - start
     still("MS-34", kind is RuntimeError and seconds > 2, f"{kind} after {seconds:.1f} s")
+
+
+def test_ms_71_an_op_that_broadcasts_keeps_sixteen_bytes_an_element():
+    rows, columns = 2048, 2048
+    x, kept = normal(rows, columns), {}
+    for width in (columns, 1):
+        y, subtract = normal(rows, width), Op(ops.Sub())
+        before = resident_memory()
+        subtract(x, y).asnumpy()
+        kept[width] = (resident_memory() - before) / (rows * columns)
+    still("MS-71", kept[1] > kept[columns] + 10, kept)
 
 
 @pytest.mark.slow
