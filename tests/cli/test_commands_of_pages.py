@@ -31,7 +31,7 @@ NOT_RUN = {
     "python run/generate.py --checkpoint runs/palm_tiny --device GPU": "a GPU",
     "python run/harness.py": "EleutherAI's harness; tests/unit/test_evaluate.py and `-m harness` run it",
     "python run/convert.py --from lucidrains palm.pt": "PyTorch; test_the_conversion_that_needs_pytorch runs it",
-    "palm train --config palm_tiny train.trackers=": "wandb and trackio; `-m trackers` trains with them",
+    "palm train --config palm_tiny 'train.trackers=": "wandb and trackio; `-m trackers` trains with them",
     "palm prepare --config palm_tiny data.path='hf://": "a network; tests/unit/test_data_hub.py reads a local folder",
     "palm train --config palm_tiny data.path='hf://": "a network; tests/unit/test_data_hub.py reads a local folder",
     "python run/train.py --config yaml/palm_tiny.yaml model.mlp=relu2": "the ablation that the reader adds",
