@@ -164,22 +164,17 @@ def write_corpus(file, megabytes):
 def prepare_all(file, folder, vocab):
     """Seconds, processor seconds, peak resident memory before and after in MiB, and tokens of a full preparation."""
     import mindspore_palm.data  # noqa: F401 - its memory is not the preparation's
+    from mindspore_palm.machine import peak_memory
 
     before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     found = prepared(file, folder, vocab)
     return {
         "seconds": time.perf_counter() - start,
         "processor_seconds": time.process_time() - cpu,
-        "imports_mib": before,
-        "peak_mib": peak_memory(),
+        "imports_mib": before / 2**20,
+        "peak_mib": peak_memory() / 2**20,
         "tokens": len(found.train) + len(found.validation),
     }
-
-
-def peak_memory():
-    """Peak resident memory of this process in MiB; Linux only."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def sizes(arguments):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mindspore_palm.config import DataConfig
 from mindspore_palm.data.bars import counted
 from mindspore_palm.data.content import content_of
 from mindspore_palm.data.corpus import Document, documents
-from mindspore_palm.data.files import PYTHON_STDLIB, find_files, printable
+from mindspore_palm.data.files import PYTHON_STDLIB, CorpusFile, find_files, printable
 from mindspore_palm.data.hub import fetch, is_hub_path
 from mindspore_palm.data.mixture import Mixture, tokens_by_weight
 from mindspore_palm.data.prepare import PREPARED_FORMAT, Pinned, Prepared, prepare
@@ -186,12 +187,15 @@ def _tokenizer(
 def _samples(data: DataConfig, single: list[DataConfig], weights: list[float], progress: bool) -> Iterator[str]:
     """Text to train a tokenizer on: of every source's train split, its share of ``data.tokenizer_megabytes``."""
     for one, weight in zip(single, weights, strict=True):
-
-        def read(stage: str = "reading", one: DataConfig = one) -> Iterator[Document]:
-            texts = documents(one.path, one.text_field, SETTING)
-            return counted(texts, find_files(one.path, SETTING).read, stage, progress)
-
+        read = partial(_documents, one, find_files(one.path, SETTING).read, progress)
         survey = survey_corpus(read, one.validation_fraction, f"data.mixture: {printable(one.path)}")
         pieces = split(read("tokenizer"), survey.mode, one.validation_fraction, survey.long)
         most = max(1, int(data.tokenizer_megabytes * 1e6 * weight / sum(weights)))
         yield from sample(pieces, survey.size["train"], most)
+
+
+def _documents(
+    one: DataConfig, files: Sequence[CorpusFile], progress: bool, stage: str = "reading"
+) -> Iterator[Document]:
+    """The documents of a source, with the bar of a stage over its files."""
+    return counted(documents(one.path, one.text_field, SETTING), files, stage, progress)

@@ -126,7 +126,7 @@ def test_the_library_is_named_if_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_no_token_ends_a_document(tmp_path):
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="the library tokenizers, an extra, reads a tokenizer.json")
     (tmp_path / "x.json").write_text(json.dumps(changed(added_tokens=[{**END, "content": "<pad>"}])))
     with pytest.raises(UserError, match=r"x\.json: the tokenizer has no special token .* that ends a document"):
         Tokenizer(tmp_path / "x.json")
@@ -161,7 +161,7 @@ def test_a_long_text_round_trips(tokenizer):
 
 def test_added_tokens_are_text(tmp_path):
     """As GPT-NeoX's runs of spaces: not special, so that texts hold them."""
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="the library tokenizers, an extra, reads a tokenizer.json")
     spaces = {**END, "id": 259, "content": "    ", "special": False}
     (tmp_path / "x.json").write_text(json.dumps(changed(added_tokens=[END, spaces])))
     tokenizer = Tokenizer(tmp_path / "x.json")

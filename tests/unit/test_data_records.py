@@ -54,7 +54,7 @@ def test_a_duplicate_field_that_is_not_read_does_not_matter(tmp_path):
 
 def test_a_duplicate_column_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
-    parquet_files = pytest.importorskip("pyarrow.parquet")
+    parquet_files = pytest.importorskip("pyarrow.parquet", reason="pyarrow, an extra, reads .parquet")
     file = tmp_path / "a.parquet"
     columns = [pyarrow.array(["one"]), pyarrow.array(["other"])]
     parquet_files.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), file)
@@ -73,7 +73,7 @@ def test_names_of_fields_and_columns_are_one_line_of_a_message(tmp_path):
     assert len(refusal(lambda: read_questions(file))) < 500
 
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
-    parquet_files = pytest.importorskip("pyarrow.parquet")
+    parquet_files = pytest.importorskip("pyarrow.parquet", reason="pyarrow, an extra, reads .parquet")
     file = tmp_path / "a.parquet"
     parquet_files.write_table(pyarrow.table({"a\nb": ["x"]}), file)
     assert r"(a\nb)" in refusal(lambda: list(documents(str(file), "text")))
@@ -82,7 +82,7 @@ def test_names_of_fields_and_columns_are_one_line_of_a_message(tmp_path):
 def test_a_damaged_parquet_is_refused_in_one_line(tmp_path):
     """pyarrow raises many types of errors, some with several lines."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, an extra, reads .parquet")
-    parquet_files = pytest.importorskip("pyarrow.parquet")
+    parquet_files = pytest.importorskip("pyarrow.parquet", reason="pyarrow, an extra, reads .parquet")
     file = tmp_path / "a.parquet"
     parquet_files.write_table(pyarrow.table({"text": [f"some text {n}" for n in range(300)]}), file)
     intact = file.read_bytes()

@@ -19,10 +19,11 @@ MEASURED = """
 import sys
 from mindspore_palm.config import DataConfig
 from mindspore_palm.data import prepare
+from mindspore_palm.machine import peak_memory
 sys.modules["mindspore_palm.data.prepare"].SHARD_BYTES = 2**18
 data = DataConfig(path=sys.argv[1], prepared=sys.argv[2], tokenizer=sys.argv[3], validation_fraction=0.2)
 prepare(data, 320, progress=False)
-print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+print(peak_memory())
 """
 
 
@@ -35,7 +36,7 @@ def test_the_memory_of_a_preparation_does_not_grow_with_the_text(tmp_path, token
         file.write_text("".join(json.dumps({"text": f"{i}{code * 20}"}) + "\n" for i in range(count)))
         command = [sys.executable, "-c", MEASURED, file, tmp_path / "p", tokenizer.model_file]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        peaks.append(int(done.stdout) / 1024)
+        peaks.append(int(done.stdout) / 2**20)
     assert peaks[1] - peaks[0] < MOST_GROWTH, f"peak of resident memory in MiB: {peaks}"
 
 

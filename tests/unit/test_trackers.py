@@ -356,7 +356,7 @@ def wandb_records(file):
 
 @pytest.mark.trackers
 def test_real_wandb_writes_every_row_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="tests/requirements-trackers.txt has it")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -378,7 +378,7 @@ def test_real_wandb_writes_every_row_offline(tmp_path, monkeypatch):
 @pytest.mark.trackers
 def test_real_trackio_writes_every_row_to_its_database(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
-    pytest.importorskip("trackio")
+    pytest.importorskip("trackio", reason="tests/requirements-trackers.txt has it")
     assert importlib.metadata.version("trackio") == SERVICES["trackio"].version
     for until, steps in ((None, (1, 2, 3)), (2, (3, 4))):
         with opened(tmp_path, until, names=["trackio"]) as records:
