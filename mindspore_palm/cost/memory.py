@@ -16,6 +16,7 @@ from mindspore_palm.parallel.axes import PER_STEP, Layout
 
 PROCESS = 300_000_000  # private bytes of a worker before it has a network: Python and MindSpore
 LANES = 128  # of a TPU's vector register
+UNEMBED_PART = 4096  # kPart of cpu/training/unembed.h
 UNROLLED_RANKS = 4  # XLA unrolls a matmul's ring up to this many: seen with 2 and 4; with 8, 12 and 16 it loops
 
 
@@ -155,7 +156,8 @@ class _Device:
 
     def temporaries(self) -> float:
         """The peak of the loss, of a block's backward pass and of the update; and what C++ keeps from pass to pass."""
-        return max(self.loss(), self.block_backward(), self.update()) + self.layer.buffers()
+        kept = self.layer.buffers() + self.unembed_buffers()
+        return max(self.loss(), self.block_backward(), self.update()) + kept
 
     def update(self) -> float:
         """Temporaries of the update, as the optimizer declares them; none in C++."""
@@ -180,7 +182,7 @@ class _Device:
         1.5 tables. For 62B it has no such buffer with 4 sequences, and fragments as well with 2. So this estimate is
         20 % above and 24 % below what XLA takes beside the state.
 
-        In C++: two times the logits: with their powers, and then these with the gradient of the logits.
+        In C++: the logits, which become what their gradient needs.
         """
         if not self.is_last:
             return 0.0
@@ -188,7 +190,7 @@ class _Device:
         logits, table = FLOAT * self.tokens * vocab, FLOAT * self._gathered("embedding")
         gradient = FLOAT * vocab * self.model.d_model  # if the table is not sharded over data
         if self.parts.loss:
-            return 2 * logits
+            return logits
         if not self.is_first:  # the table comes from the first stage, and its gradient goes back
             return (1.5 if self.fused else 4) * logits + 2 * gradient
         if not self.fused:
@@ -196,6 +198,16 @@ class _Device:
         ring = 1.5 if self.model_ranks > UNROLLED_RANKS else 1
         copied = self.model.d_model % (LANES * self._data_slices("embedding")) > 0
         return ring * logits + ((3 if copied else 2) * table or gradient) + self.cast_shards() - self.weights()
+
+    def unembed_buffers(self) -> float:
+        """Buffers of the logits' gradient in C++, kept from pass to pass: 4*(T*P + P*D + 2*T*D).
+
+        The gradient is computed for a part of the table at a time, of P rows.
+        """
+        if not self.parts.loss:
+            return 0.0
+        part = min(UNEMBED_PART, self.model.padded_vocab)
+        return FLOAT * (self.tokens * part + part * self.model.d_model + 2 * self.tokens * self.model.d_model)
 
     def block_backward(self) -> float:
         """Gathered weights of the layer, and what it recomputes, with gradients of the widest tensors.

@@ -32,11 +32,12 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.rope import tables
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition
+from mindspore_palm.parallel.top_cell import TopCell
 
 CHUNK = 64  # tokens of a prompt that are read in one call
 
 
-class DecodeStep(nn.Cell):
+class DecodeStep(TopCell):
     """Q new tokens of b of the B sequences, to logits float32 [b, vocab_size] of one token each and log(Z) [b].
 
     The blocks share the network's weights, and have cached attention in place of the network's.
@@ -57,17 +58,6 @@ class DecodeStep(nn.Cell):
         self.token_loss = TokenLoss(vocabulary or palm.config)
         self.targets, self.one_target = (Tensor(np.zeros(n, np.int32)) for n in (sequences, 1))
         self.sequences = sequences
-
-    @property
-    def compile_phase(self) -> str:
-        """The compilation to use; MindSpore asks for it."""
-        return self._compile_phase
-
-    @compile_phase.setter
-    def compile_phase(self, phase: str) -> None:
-        # MS-23: MindSpore sets it in all inner Cells at every call, in 4 ms; they need it only while they are compiled
-        if phase not in self.compile_cache:
-            nn.Cell.compile_phase.fset(self, phase)
 
     def construct(
         self,

@@ -1,4 +1,4 @@
-"""PaLM's block and its loss on one CPU (MS-69): each as one C++ function, with its gradient as another.
+"""PaLM's block, and its logits with their loss, on one CPU (MS-69): C++ functions, whose gradients are others.
 
 MindSpore calls them as ops. Without g++, for the block's ablations, in dtypes other than float32, on meshes, and on GPU
 and Ascend, the Cells that these are made from compute the same.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -52,8 +51,7 @@ class BlockFunction(nn.Cell):
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
-        offset = 1.0 if config.norm_scale == "around_zero" else 0.0
-        self.switches = Tensor(np.array([config.norm_epsilon, offset], np.float32))
+        self.switches = Tensor(np.array([config.norm_epsilon, _offset(config)], np.float32))
         self.forward, self.backward = custom("BlockForward", _forward, 7), custom("BlockBackward", _backward, 5)
         self.zeros_like = ops.ZerosLike()
 
@@ -103,39 +101,59 @@ def _backward(x: Shape, scale: Shape, q_wi: Shape, kv: Shape, o_wo: Shape, *_: S
     return (x, scale, q_wi, kv, o_wo)
 
 
-class FusedTokenLoss(nn.Cell):
-    """``TokenLoss`` as one C++ function: logits float32 [T, V] and targets int32 [T] to two float32 [T]."""
+class FusedUnembedLoss(nn.Cell):
+    """``UnembedLoss`` as one C++ function: the last norm, the logits, and their loss.
 
-    def __init__(self, config: PaLMConfig) -> None:
+    Args:
+        config: of the network.
+        scale: of the last norm, float32 [D]; None for a norm without one.
+        logit_scale: factor of the logits.
+    """
+
+    def __init__(self, config: PaLMConfig, scale: Parameter | None, logit_scale: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.scale = Tensor(np.full(config.d_model, 1.0 - _offset(config), np.float32)) if scale is None else scale
+        self.compute = UnembedFunction(config, logit_scale)
+
+    def construct(self, x_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+        results = self.compute(x_TD, self.scale, table_VD, targets_T)
+        return results[0], results[1]
+
+
+class UnembedFunction(nn.Cell):
+    """Cross-entropy and log(Z) of every token, and what their gradient needs: four more tensors."""
+
+    def __init__(self, config: PaLMConfig, logit_scale: float) -> None:
         super().__init__()
-        self.compute = LossFunction(config.vocab_size)
+        switches = config.norm_epsilon, _offset(config), logit_scale, config.norm == "layer_norm"
+        self.settings = Tensor(np.array([config.vocab_size, *switches], np.float32))
+        self.forward, self.backward = custom("UnembedForward", _losses, 6), custom("UnembedBackward", _of_losses, 3)
+        self.zeros_like = ops.ZerosLike()
 
-    def construct(self, logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
-        cross_entropy_T, log_z_T, _, _ = self.compute(logits_TV, targets_T)
-        return cross_entropy_T, log_z_T
-
-
-class LossFunction(nn.Cell):
-    """Cross-entropy and log(Z) of every token, and what their gradient needs."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.vocabulary, self.zeros_like = Tensor([vocab_size], ms.int32), ops.ZerosLike()
-        self.forward, self.backward = custom("LossForward", _losses, 4), custom("LossBackward", _of_logits, 1)
-
-    def construct(self, logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.forward(logits_TV, targets_T, self.vocabulary)
+    def construct(self, x_TD: Tensor, scale: Tensor, table_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, ...]:
+        return self.forward(x_TD, scale, table_VD, targets_T, self.settings)
 
     def bprop(
-        self, logits_TV: Tensor, targets_T: Tensor, out: tuple[Tensor, ...], d_out: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
-        d_logits_TV = self.backward(targets_T, self.vocabulary, out[2], out[3], d_out[0], d_out[1])
-        return d_logits_TV, self.zeros_like(targets_T)
+        self,
+        x_TD: Tensor,
+        scale: Tensor,
+        table_VD: Tensor,
+        targets_T: Tensor,
+        out: tuple[Tensor, ...],
+        d_out: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        gradients = self.backward(targets_T, x_TD, scale, table_VD, self.settings, *out[2:], d_out[0], d_out[1])
+        return (*gradients, self.zeros_like(targets_T))
 
 
-def _losses(logits: Shape, targets: Shape, *_: Shape) -> tuple[Shape, ...]:
-    return targets, targets, logits, targets
+def _losses(x: Shape, scale: Shape, table: Shape, targets: Shape, _: Shape) -> tuple[Shape, ...]:
+    return (targets, targets, x, targets, [x[0], table[0]], targets)
 
 
-def _of_logits(targets: Shape, vocabulary: Shape, powers: Shape, *_: Shape) -> Shape:
-    return powers
+def _of_losses(targets: Shape, x: Shape, scale: Shape, table: Shape, *_: Shape) -> tuple[Shape, ...]:
+    return (x, scale, table)
+
+
+def _offset(config: PaLMConfig) -> float:
+    """Added to the scale of a norm."""
+    return 1.0 if config.norm_scale == "around_zero" else 0.0

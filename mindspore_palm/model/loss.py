@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindspore_palm.config import PaLMConfig
-from mindspore_palm.model.fused import FusedTokenLoss
+from mindspore_palm.model.fused import FusedUnembedLoss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel import fused
 from mindspore_palm.parallel.axes import shard
@@ -17,9 +17,23 @@ from mindspore_palm.parallel.stages import on_stage_of
 PADDING_LOGIT = -1e9  # logit of rows that only pad the table: they are not tokens and get zero probability
 
 
-def make_token_loss(config: PaLMConfig) -> nn.Cell:
-    """``TokenLoss``, or the C++ function in its place."""
-    return (FusedTokenLoss if fused.usable() else TokenLoss)(config)
+def make_unembed_loss(palm: PaLM) -> nn.Cell:
+    """``UnembedLoss`` of a network, or the C++ function in its place."""
+    if not fused.usable():
+        return UnembedLoss(palm)
+    norm = palm.unembed.norm
+    return FusedUnembedLoss(palm.config, norm.scale if norm.has_scale else None, palm.unembed.logit_scale)
+
+
+class UnembedLoss(nn.Cell):
+    """``TokenLoss`` of the logits: residual stream, table [V, D] and targets int32 [T] to two float32 [T]."""
+
+    def __init__(self, palm: PaLM) -> None:
+        super().__init__(auto_prefix=False)
+        self.unembed, self.token_loss = palm.unembed, TokenLoss(palm.config)
+
+    def construct(self, x: Tensor, table_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+        return self.token_loss(self.unembed(x, table_VD), targets_T)
 
 
 class TokenLoss(nn.Cell):
@@ -87,7 +101,7 @@ class Loss(nn.Cell):
     def __init__(self, palm: PaLM, z_weight: float = 1e-4) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.z_weight = palm, z_weight
-        self.token_loss = on_stage_of(palm.config.layers - 1, make_token_loss(palm.config))
+        self.unembed_loss = on_stage_of(palm.config.layers - 1, make_unembed_loss(palm))
         self.square = shard(ops.Square(), ("tokens",))
         self.sum = shard(ops.ReduceSum(), ("tokens",))
         self.reshape = ops.Reshape()
@@ -99,6 +113,6 @@ class Loss(nn.Cell):
 
     def sums(self, inputs: Tensor, targets: Tensor, *dropout_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over tokens of cross-entropy and of log(Z)^2: two float32 []."""
-        logits_TV = self.palm.logits(inputs, *dropout_mask)
-        cross_entropy_T, log_z_T = self.token_loss(logits_TV, self.reshape(targets, (-1,)))
+        x, table_VD = self.palm.stream(inputs, *dropout_mask)
+        cross_entropy_T, log_z_T = self.unembed_loss(x, table_VD, self.reshape(targets, (-1,)))
         return self.sum(cross_entropy_T), self.sum(self.square(log_z_T))

@@ -53,11 +53,15 @@ class PaLM(nn.Cell):
 
         ``dropout_mask`` [B, 1 + layers, D] is applied after the embedding and after each block; None for no dropout.
         """
+        return self.unembed(*self.stream(token_ids, dropout_mask))
+
+    def stream(self, token_ids: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream after the last block, and the table: the arguments of ``unembed``."""
         masks = self.split_mask(dropout_mask)
         x, table_VD = self.embed(token_ids, masks[0])
         for i in range(len(self.blocks)):
             x = self.blocks[i](x, token_ids.shape[0], masks[i + 1])
-        return self.unembed(x, table_VD)
+        return x, table_VD
 
     @property
     def embedding(self) -> Parameter:

@@ -12,7 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, mutable, nn, ops
 from mindspore_palm.config import Settings
 from mindspore_palm.data import Batches, Prepared, prepare_text, validation_batches
 from mindspore_palm.model.initial import initial_values
-from mindspore_palm.model.loss import Loss, TokenLoss
+from mindspore_palm.model.loss import Loss, make_unembed_loss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.weights import weights
 from mindspore_palm.optim import make_optimizer
@@ -69,10 +69,10 @@ class LossByPosition(nn.Cell):
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
-        self.palm, self.token_loss, self.reshape = palm, TokenLoss(palm.config), ops.Reshape()
+        self.palm, self.unembed_loss, self.reshape = palm, make_unembed_loss(palm), ops.Reshape()
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        loss_T = self.token_loss(self.palm.logits(inputs), self.reshape(targets, (-1,)))[0]
+        loss_T = self.unembed_loss(*self.palm.stream(inputs), self.reshape(targets, (-1,)))[0]
         return self.reshape(loss_T, targets.shape)
 
 

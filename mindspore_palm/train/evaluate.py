@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from mindspore_palm.errors import not_finite
-from mindspore_palm.model.loss import make_token_loss
+from mindspore_palm.model.loss import make_unembed_loss
 from mindspore_palm.model.palm import PaLM
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.context import partition, this_rank
+from mindspore_palm.parallel.top_cell import TopCell
 
 HELD_OUT_AXES = (("batch", "length"), ("batch", "length"))  # logical axes of inputs and targets
 
@@ -42,17 +43,17 @@ class Evaluation:
         return self
 
 
-class SummedCrossEntropy(nn.Cell):
+class SummedCrossEntropy(TopCell):
     """Two int32 [B, S] to float32 []: nats of all tokens whose target is not negative."""
 
     def __init__(self, palm: PaLM) -> None:
         super().__init__(auto_prefix=False)
         self.palm, self.reshape = palm, ops.Reshape()
-        self.token_loss = make_token_loss(palm.config)  # MS-71: in C++, it keeps nothing
+        self.unembed_loss = make_unembed_loss(palm)  # MS-71: in C++, it keeps nothing
         self.sum = shard(ops.ReduceSum(), ("tokens",))
 
     def construct(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.sum(self.token_loss(self.palm.logits(inputs), self.reshape(targets, (-1,)))[0])
+        return self.sum(self.unembed_loss(*self.palm.stream(inputs), self.reshape(targets, (-1,)))[0])
 
 
 class Evaluator:

@@ -14,6 +14,7 @@ from mindspore_palm.model.loss import Loss
 from mindspore_palm.optim import GlobalNorm, clip_factor, fused
 from mindspore_palm.parallel.axes import current_layout
 from mindspore_palm.parallel.context import partition
+from mindspore_palm.parallel.top_cell import TopCell
 from mindspore_palm.parallel.weights import zeros_like
 
 BATCH_AXES = (("batch", "length"), ("batch", "length"), ())  # logical axes of inputs, targets and their count
@@ -116,7 +117,7 @@ class Objective(nn.Cell):
         return objective, loss, cross_entropy
 
 
-class SingleGraphStep(nn.Cell):
+class SingleGraphStep(TopCell):
     """A step without gradient accumulation, as one graph."""
 
     def __init__(self, loss: Loss, update: Update) -> None:
@@ -131,7 +132,7 @@ class SingleGraphStep(nn.Cell):
         return loss, cross_entropy, norm, rate, finite
 
 
-class Accumulate(nn.Cell):
+class Accumulate(TopCell):
     """Adds the gradients of a micro-batch to ``sums``."""
 
     def __init__(self, loss: Loss, parameters: ParameterTuple, sums: ParameterTuple) -> None:
@@ -148,7 +149,7 @@ class Accumulate(nn.Cell):
         return self.depend(loss, added), cross_entropy
 
 
-class UpdateFromSums(nn.Cell):
+class UpdateFromSums(TopCell):
     """Updates weights from accumulated gradients, and resets those to zero."""
 
     def __init__(self, update: Update, sums: ParameterTuple) -> None:

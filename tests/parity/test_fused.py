@@ -24,8 +24,8 @@ from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.model.block import Block
 from mindspore_palm.model.factory import make_attention, make_block
-from mindspore_palm.model.fused import FusedBlock, FusedTokenLoss
-from mindspore_palm.model.loss import Loss, TokenLoss, make_token_loss
+from mindspore_palm.model.fused import FusedBlock, FusedUnembedLoss
+from mindspore_palm.model.loss import Loss, UnembedLoss, make_unembed_loss
 from mindspore_palm.optim import make_optimizer
 from mindspore_palm.optim.fused import FusedUpdate
 from mindspore_palm.parallel import fused
@@ -100,21 +100,48 @@ def test_a_block_and_its_gradients_are_those_of_mindspores_ops(device, rng, size
         assert relative(ours, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("spread", [1.0, 300.0], ids=["small", "large"])
-def test_the_loss_of_tokens_and_its_gradient_are_those_of_mindspores_ops(device, rng, spread):
-    config = PaLMConfig(vocab_size=61, vocab_multiple=8)
-    logits = Tensor((spread * rng.standard_normal((40, 64))).astype(np.float32))
-    targets = rng.integers(0, 61, 40).astype(np.int32)
+UNEMBEDS = {
+    "odd": {"d_model": 37, "vocab_size": 61, "vocab_multiple": 8},  # nothing is a multiple of a tile
+    "large logits": {"d_model": 32, "vocab_size": 64, "scaled_logits": False},
+    "layer norm": {"d_model": 24, "vocab_size": 50, "norm": "layer_norm", "norm_scale": "around_one"},
+    "no scale": {"d_model": 300, "vocab_size": 17, "final_norm_scale": False, "norm_epsilon": 1e-3},
+    "parts": {"d_model": 16, "vocab_size": 9000, "vocab_multiple": 16},  # of the table; sums over 4,096 rows and more
+}
+
+
+@pytest.mark.parametrize("sizes", UNEMBEDS.values(), ids=UNEMBEDS)
+def test_the_logits_loss_and_its_gradients_are_those_of_mindspores_ops(device, rng, sizes):
+    config = PaLMConfig(layers=1, heads=1, head_dim=4, d_ff=4, **sizes)
+    palm = PaLM(config)
+    randomise_scales(palm, rng)
+    draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))  # noqa: E731
+    palm.embedding.set_data(draw(config.padded_vocab, config.d_model))
+    x, directions, targets = draw(40, config.d_model), [draw(40), draw(40)], rng.integers(0, config.vocab_size, 40)
     targets[3:6] = -1
-    directions = [Tensor(rng.standard_normal(40).astype(np.float32)) for _ in range(2)]
-    plain, cpp = (
-        results_and_gradients(kind(config), logits, Tensor(targets), directions) for kind in (TokenLoss, FusedTokenLoss)
-    )
-    for ours, expected in zip(cpp, plain, strict=True):
+    norm = palm.unembed.norm
+    weights = [palm.embedding] + ([norm.scale] if norm.has_scale else [])
+    cells = UnembedLoss(palm), make_unembed_loss(palm)
+    assert isinstance(cells[1], FusedUnembedLoss)
+    results = [
+        results_and_gradients(WithTable(cell, palm.embedding), x, Tensor(targets.astype(np.int32)), directions, weights)
+        for cell in cells
+    ]
+    for ours, expected in zip(*results[::-1], strict=True):
         assert relative(ours, expected) < TOLERANCE
-    cross_entropy, log_z, gradient = cpp
-    assert not cross_entropy[3:6].any() and not log_z[3:6].any() and not gradient[3:6].any()
-    assert not gradient[:, 61:].any()
+    cross_entropy, log_z, of_x, of_table, *_ = results[1]
+    assert not cross_entropy[3:6].any() and not log_z[3:6].any() and not of_x[3:6].any()
+    assert not of_table[config.vocab_size :].any()
+
+
+class WithTable(nn.Cell):
+    """A loss of the residual stream and targets, with its table."""
+
+    def __init__(self, loss: nn.Cell, table: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss, self.table = loss, table
+
+    def construct(self, x, targets):
+        return self.loss(x, self.table, targets)
 
 
 @pytest.mark.parametrize(("sizes", "length"), [(ODD, 19), (EVEN, 128)], ids=["odd", "even"])
@@ -122,7 +149,7 @@ def test_loss_and_every_gradient_are_those_of_jax_on_both_paths(path, rng, sizes
     palm = PaLM(PaLMConfig(**sizes), seed=3)
     randomise_scales(palm, rng)
     loss = Loss(palm)
-    assert isinstance(palm.blocks[0], FusedBlock) == isinstance(loss.token_loss, FusedTokenLoss) == (path == "C++")
+    assert isinstance(palm.blocks[0], FusedBlock) == isinstance(loss.unembed_loss, FusedUnembedLoss) == (path == "C++")
     weights = weights_of(palm)
     inputs, targets = tokens(rng, palm.config, 3, length)
     count = Tensor(np.float32((targets >= 0).sum()))
@@ -237,11 +264,13 @@ import numpy as np
 from mindspore import Tensor
 from mindspore_palm import PaLM, PaLMConfig
 from mindspore_palm.parallel import fused
-from parity.test_fused import SHAPES, results_and_gradients, updater, FusedUpdate, mutable
-palm = PaLM(PaLMConfig(layers=1, d_model=48, heads=3, head_dim=16, d_ff=96, vocab_size=8))
+from parity.test_fused import SHAPES, WithTable, make_unembed_loss, results_and_gradients, updater, FusedUpdate, mutable
+palm = PaLM(PaLMConfig(layers=1, d_model=48, heads=3, head_dim=16, d_ff=96, vocab_size=500))
 rng = np.random.default_rng(0)
 draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
 found = results_and_gradients(palm.blocks[0], draw(150, 48), 3, [draw(150, 48)], list(palm.block_weights(0).values()))
+head, targets = WithTable(make_unembed_loss(palm), palm.embedding), Tensor(rng.integers(0, 500, 150).astype(np.int32))
+found += results_and_gradients(head, draw(150, 48), targets, [draw(150), draw(150)], [palm.embedding])
 start = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 parameters, _, update = updater(start, {"name": "adafactor"}, FusedUpdate, 1.0)
 update(Tensor(np.float32(1.0)), mutable(tuple(draw(*shape) for shape in SHAPES.values())))
@@ -299,7 +328,7 @@ def test_without_a_compiler_mindspores_ops_compute_the_step(device, rng, monkeyp
     try:
         assert fused.wanted() and not fused.usable()
         palm = PaLM(PaLMConfig(**EVEN))
-        assert type(palm.blocks[0]) is Block and type(make_token_loss(palm.config)) is TokenLoss
+        assert type(palm.blocks[0]) is Block and type(make_unembed_loss(palm)) is UnembedLoss
         assert type(make_update(make_optimizer(palm.trainable_params(), OptimizerConfig(), 2), 1.0)) is Update
         found = trainer()(*tokens(np.random.default_rng(5), PaLMConfig(**EVEN), 4, 64))
     finally:
@@ -312,10 +341,10 @@ def test_an_evaluation_takes_the_loss_in_cpp(device, rng, monkeypatch):
     """MindSpore's ops would keep tables of four times the logits for it."""
     config = PaLMConfig(**EVEN)
     inputs, targets, nats = *tokens(rng, config, 4, 64), {}
-    for path, kind in (("C++", FusedTokenLoss), ("MindSpore", TokenLoss)):
+    for path, kind in (("C++", FusedUnembedLoss), ("MindSpore", UnembedLoss)):
         monkeypatch.setenv(fused.SWITCH, PATHS[path])
         network = SummedCrossEntropy(PaLM(config, seed=3))
-        assert type(network.token_loss) is kind
+        assert type(network.unembed_loss) is kind
         nats[path] = float(network(Tensor(inputs), Tensor(targets)).asnumpy())
     assert nats["C++"] == pytest.approx(nats["MindSpore"], rel=TOLERANCE)
 

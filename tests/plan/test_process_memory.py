@@ -37,11 +37,15 @@ def test_a_block_in_cpp_saves_what_its_function_writes():
     assert memory_by_kind(settings_with(), parts=ALL)["activations"] == 3 * 4 * sum(map(prod, shapes))
 
 
-def test_temporaries_in_cpp_are_two_logits_and_the_functions_buffers():
+@pytest.mark.parametrize(("table", "part"), [(50, 50), (6000, 4096)])
+def test_temporaries_in_cpp_are_the_logits_and_the_functions_buffers(table, part):
+    """Of a large table, the gradient of the logits is computed in parts."""
     columns = (2 * 6 + 2 * 40) + 2 * 6 + (2 * 6 + 40)
     packed, gradients, keys = 20 * columns, TOKENS * columns, TOKENS * 6 * (4 + 2 * 2)
-    expected = 4 * (2 * TOKENS * 50 + packed + gradients + keys)
-    assert memory_by_kind(settings_with(), parts=ALL)["temporaries"] == expected
+    of_part = TOKENS * part + 20 * part + 2 * TOKENS * 20
+    expected = 4 * (TOKENS * table + of_part + packed + gradients + keys)
+    network = {**SIZES, "vocab_size": table}
+    assert memory_by_kind(settings_with(model=network), parts=ALL)["temporaries"] == expected
 
 
 def test_adafactors_update_takes_nothing_in_cpp():

@@ -16,7 +16,15 @@ from mindspore_palm.graph_cache.store import SWITCH
 from mindspore_palm.launch.process import once_done
 from mindspore_palm.parallel import fused
 from mindspore_palm.train.log.metrics import read_rows
-from mindspore_palm.train.log.op_times import ALL_PARTS, BLOCKS, OpRun, busy_seconds, in_backward, read_op_times
+from mindspore_palm.train.log.op_times import (
+    ALL_PARTS,
+    BLOCKS,
+    UNEMBED,
+    OpRun,
+    busy_seconds,
+    in_backward,
+    read_op_times,
+)
 from mindspore_palm.train.log.step_profile import StepProfile, StepTimes, describe_profile, write_trace
 from mindspore_palm.train.profile_options import ProfileOptions, check_profile, parse_profile
 
@@ -35,8 +43,8 @@ BLOCK = f"{PALM}/blocks-CellList/0-Block"
         ("Expand/_SoftmaxBackward/Mul-op3", "attention"),
         (f"{BLOCK}/swiglu-SwiGLU/Sigmoid-op0", "mlp"),
         (f"{BLOCK}/residual-Residual/Add-op3", "rest of the blocks"),
-        (f"{PALM}/unembed-Unembed/norm-RMSNorm/Mul-op3", "logits"),
-        ("Default/objective-Objective/loss-Loss/token_loss-TokenLoss/Mul-op1", "loss"),
+        (f"{LOSS}/unembed_loss-UnembedLoss/unembed-Unembed/norm-RMSNorm/Mul-op3", "logits"),
+        ("Default/objective-Objective/loss-Loss/unembed_loss-UnembedLoss/token_loss-TokenLoss/Mul-op1", "loss"),
         ("Default/update-Update/norm-GlobalNorm/ReduceSum-op2", "gradient norm and clipping"),
         ("Default/update-Update/optimizer-Adafactor/Assign-op9", "optimizer"),
         ("Expand/_SplitWithSize/Slice-op3", "ops without a Cell"),
@@ -54,8 +62,8 @@ def test_an_op_belongs_to_the_part_of_its_cells(name, part):
     [
         (f"{PALM}/blocks-CellList/0-FusedBlock/compute-BlockFunction/Custom-op0", ((64, 32), (32,)), BLOCKS, False),
         ("Default/Custom-op2", ((64, 32), (32,)), BLOCKS, True),
-        (f"{LOSS}/token_loss-FusedTokenLoss/compute-LossFunction/Custom-op0", ((64, 300), (64,)), "loss", False),
-        (f"{LOSS}/token_loss-FusedTokenLoss/compute-LossFunction/Custom-op1", ((64,), (1,)), "loss", True),
+        (f"{LOSS}/unembed_loss-FusedUnembedLoss/compute-UnembedFunction/Custom-op0", ((64, 32), (32,)), UNEMBED, False),
+        (f"{LOSS}/unembed_loss-FusedUnembedLoss/compute-UnembedFunction/Custom-op1", ((64,), (64, 32)), UNEMBED, True),
         ("Default/Custom-op4", ((), (), (1,), (8,), (300, 32)), "optimizer", False),
     ],
 )
@@ -276,14 +284,14 @@ def test_a_profiled_run_has_the_bits_of_one_that_is_not(tmp_path, monkeypatch, c
     ops = [e for e in spans if "cat" in e]
     parts = {e["cat"] for e in ops}
     if in_cpp:
-        assert parts >= {BLOCKS, "embedding", "logits", "loss", "optimizer"}
-        assert not parts & {"projections", "attention", "mlp", "rest of the blocks"}
+        assert parts >= {BLOCKS, UNEMBED, "embedding", "optimizer"}
+        assert not parts & {"projections", "attention", "mlp", "rest of the blocks", "logits", "norms"}
     else:
-        assert parts == set(ALL_PARTS) - {"collectives", BLOCKS}
+        assert parts == set(ALL_PARTS) - {"collectives", BLOCKS, UNEMBED}
     assert sum(e["cat"] == "ops without a Cell" for e in ops) < 0.2 * len(ops)
     # two for the logits, and two for each of q, k with v, o, gate, up and the mlp's output, in each of three steps
     backward = [e for e in ops if e["name"] == "MatMul" and e["args"]["op"].startswith("Gradients/")]
-    assert sum(e["cat"] == "logits" for e in backward) == 3 * 2
+    assert sum(e["cat"] == "logits" for e in backward) == (0 if in_cpp else 3 * 2)
     assert sum(e["cat"] == "projections" for e in backward) == (0 if in_cpp else 3 * 2 * 6)
     # each op is inside a step, and the table's parts with the time between ops are the step
     steps = [(e["ts"], e["ts"] + e["dur"]) for e in spans if e["name"] == "graph"]

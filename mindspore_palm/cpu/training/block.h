@@ -12,6 +12,7 @@
 #include "gemm.h"
 #include "pool.h"
 #include "rows.h"
+#include "tasks.h"
 #include "vector.h"
 
 namespace {
@@ -42,61 +43,18 @@ struct BlockActivations {
   float* log_z;        // of attention's softmax [T, H]
 };
 
-// Rows of a task, of `rows` rows in all: enough tasks for the threads, whole strips, and at most kBlockRows.
-int64_t TaskRows(int64_t rows, int threads) {
-  return std::clamp<int64_t>(RoundUp(rows / (4 * threads), kTileRows), 2 * kTileRows, kBlockRows);
-}
-
-// A list of panels of several matrices to be packed, each task some of them.
-class Packing {
- public:
-  void Add(const Matrix& b, int64_t depth, int64_t columns, float* to) {
-    parts_.push_back({b, depth, columns, to});
-    panels_ += Panels(columns);
-  }
-  void Run(ThreadPool& pool) const {
-    ForRanges(pool, panels_, std::max<int64_t>(1, panels_ / (8 * pool.threads())), [&](int64_t first, int64_t end) {
-      for (const Part& part : parts_) {
-        const int64_t panels = Panels(part.columns);
-        if (first < panels && end > 0) {
-          const int64_t n = std::max<int64_t>(0, first) * kTileColumns, to = std::min(panels, end) * kTileColumns;
-          PackColumns(part.b.At(0, n), part.depth, std::min(part.columns, to) - n, part.to + n * part.depth);
-        }
-        first -= panels;
-        end -= panels;
-      }
-    });
-  }
-
- private:
-  struct Part {
-    Matrix b;
-    int64_t depth, columns;
-    float* to;
-  };
-  static int64_t Panels(int64_t columns) { return RoundUp(columns, kTileColumns) / kTileColumns; }
-  std::vector<Part> parts_;
-  int64_t panels_ = 0;
-};
-
 // Buffers of a pass, kept from pass to pass: allocating them takes longer than computing with them.
 struct BlockBuffers {
   AlignedBuffer q_wi, kv, o_wo;                   // packed kernels
   AlignedBuffer keys;                             // PackedKv of each sequence
-  AlignedBuffer d_q_wi, d_kv, d_joined, d_scale;  // gradients of activations
+  AlignedBuffer d_q_wi, d_kv, d_joined;           // gradients of activations
+  RowSums d_scale;
   AlignedBuffer d_keys;                           // of keys and values, by sequence and head
   static BlockBuffers& Get() {
     static BlockBuffers buffers;
     return buffers;
   }
 };
-
-// A scratch of this thread of at least `size` floats.
-float* Scratch(int64_t size) {
-  static thread_local AlignedBuffer buffer;
-  buffer.Resize(size);
-  return buffer.data();
-}
 
 class Block {
  public:
@@ -202,9 +160,8 @@ class Block {
                                  s_.heads};
       AttendGradient(head, Kv(task / s_.heads), s_.attention, Scratch(AttentionGradientScratch(s_.attention)));
     });
-    const int64_t ranges = (T + kScaleRows - 1) / kScaleRows;
-    to_.d_scale.Resize(ranges * D);
-    ForRanges(pool_, T, RoundUp(rows, kScaleRows), [&](int64_t first, int64_t end) {
+    to_.d_scale.Resize(T, D);
+    ForRanges(pool_, T, RoundUp(rows, RowSums::kRows), [&](int64_t first, int64_t end) {
       for (int64_t t = first; t < end; ++t) {
         const int64_t b = t / s_.attention.length, position = t % s_.attention.length, table = position * K / 2;
         for (int64_t h = 0; h < s_.heads; ++h) RotateGradient(Q(d_q_wi, t, h), w_.cos_q + table, w_.sin_q + table, K);
@@ -223,22 +180,15 @@ class Block {
       MultiplyPacked(RowMajor(d_q_wi + first * W, W), to_.q_wi.data(), dy, D, end - first, D, W, false);
       MultiplyPacked(RowMajor(d_kv + first * s_.kv(), s_.kv()), to_.kv.data(), dy, D, end - first, D, s_.kv(), true);
       for (int64_t t = first; t < end; ++t) {
-        float* d_scale = to_.d_scale.data() + t / kScaleRows * D;
-        if (t % kScaleRows == 0) std::fill_n(d_scale, D, 0.0f);
-        RmsNormGradient(x + t * D, w_.scale, dy + (t - first) * D, d_out + t * D, a_.inverse[t], d.x + t * D, d_scale,
-                        D, w_.scale_offset);
+        RmsNormGradient(x + t * D, w_.scale, dy + (t - first) * D, d_out + t * D, a_.inverse[t], d.x + t * D,
+                        to_.d_scale.Row(t), D, w_.scale_offset);
       }
     });
-    std::copy_n(to_.d_scale.data(), D, d.scale);
-    for (int64_t i = 1; i < ranges; ++i) {
-      for (int64_t k = 0; k < D; ++k) d.scale[k] += to_.d_scale.data()[i * D + k];
-    }
+    to_.d_scale.Sum(d.scale);
     WeightGradients(d_out, d);
   }
 
  private:
-  static constexpr int64_t kScaleRows = 4 * kTileRows;  // whose gradients of the scale are summed one after another
-
   float* Q(float* q_wi, int64_t t, int64_t h) const { return q_wi + t * s_.q_wi() + h * (s_.K() + 2 * s_.mlp); }
   float* Joined(float* joined, int64_t t, int64_t h) const { return joined + t * s_.o_wo() + h * (s_.K() + s_.mlp); }
 

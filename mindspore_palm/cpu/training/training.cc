@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "block.h"
-#include "loss.h"
+#include "unembed.h"
 #include "update.h"
 
 namespace {
@@ -36,6 +36,26 @@ BlockWeights WeightsOfBlock(void** params) {
 BlockActivations ActivationsOfBlock(void** params) {
   const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
   return {floats(0), floats(1), floats(2), floats(3), floats(4), floats(5)};
+}
+
+constexpr int kUnembedInputs = 5;  // x, scale, table, targets and settings
+
+// The settings are UnembedFunction.settings of model/fused.py, in this order. `x` is the number of that input, with scale
+// and table after it, and `targets` that of the targets; `saved` are the activations.
+Unembed UnembedOf(void** params, int64_t** shapes, int x, int targets, void** saved) {
+  const auto floats = [](void* from) { return static_cast<float*>(from); };
+  const float* settings = floats(params[kUnembedInputs - 1]);
+  UnembedSizes s;
+  s.tokens = shapes[x][0];
+  s.d_model = shapes[x][1];
+  s.padded = shapes[x + 2][0];
+  s.vocabulary = static_cast<int64_t>(settings[0]);
+  s.epsilon = settings[1];
+  s.scale_offset = settings[2];
+  s.logit_scale = settings[3];
+  s.subtract_mean = settings[4] != 0;
+  const UnembedActivations activations = {floats(saved[0]), floats(saved[1]), floats(saved[2]), floats(saved[3])};
+  return {s, floats(params[x + 1]), floats(params[x + 2]), static_cast<int32_t*>(params[targets]), activations};
 }
 
 template <typename Work>
@@ -73,23 +93,24 @@ extern "C" int BlockBackward(int, void** params, int* ranks, int64_t** shapes, c
   });
 }
 
-// Inputs: logits [T, V with padding], targets int32 [T], and the number of tokens in the vocabulary int32 [1]. Outputs:
-// cross-entropy and log(Z) [T]; and what the gradient needs, as in TokenLoss.
-extern "C" int LossForward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+// Inputs: x [T, D], scale [D], table [V with padding, D], targets int32 [T], and the settings of UnembedOf. Outputs:
+// cross-entropy and log(Z) [T], zero where a target is negative; and what the gradient needs, as UnembedActivations.
+extern "C" int UnembedForward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
   const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
   return Guarded([&] {
-    TokenLoss{shapes[0][0], static_cast<int32_t*>(params[2])[0], shapes[0][1]}.Forward(
-        floats(0), static_cast<int32_t*>(params[1]), floats(3), floats(4), floats(5), floats(6));
+    UnembedOf(params, shapes, 0, 3, params + kUnembedInputs + 2)
+        .Forward(floats(0), floats(kUnembedInputs), floats(kUnembedInputs + 1));
   });
 }
 
-// Inputs: targets int32 [T], the vocabulary as above, powers and inverse as LossForward wrote them, and gradients of
-// cross-entropy and log(Z) [T]. Output: the gradient of the logits.
-extern "C" int LossBackward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
-  const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
+// Inputs: those of UnembedForward, targets first; its outputs after the first two, and the gradients of these two [T].
+// Outputs: gradients of x, scale and table.
+extern "C" int UnembedBackward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+  constexpr int kGradients = kUnembedInputs + 4;
+  const auto floats = [&](int i) { return static_cast<float*>(params[kGradients + i]); };
   return Guarded([&] {
-    TokenLoss{shapes[2][0], static_cast<int32_t*>(params[1])[0], shapes[2][1]}.Backward(
-        static_cast<int32_t*>(params[0]), floats(2), floats(3), floats(4), floats(5), floats(6));
+    UnembedOf(params, shapes, 1, 0, params + kUnembedInputs)
+        .Backward(static_cast<const float*>(params[1]), floats(0), floats(1), floats(2), floats(3), floats(4));
   });
 }
 

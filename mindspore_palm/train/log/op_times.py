@@ -26,13 +26,14 @@ SHAPE = re.compile(r"input_\d+:\[([\d, ]*)\]")
 
 OPTIMIZER, UPDATE = "optimizer", "gradient norm and clipping"
 UNNAMED = "ops without a Cell"
-BLOCKS = "blocks, in C++"
+BLOCKS, UNEMBED = "blocks, in C++", "logits and loss, in C++"
 COLLECTIVES = "collectives"
 
 PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (part, re.compile(pattern))
     for part, pattern in (
         (BLOCKS, r"/\d+-FusedBlock/compute-"),
+        (UNEMBED, r"-FusedUnembedLoss/compute-"),
         (OPTIMIZER, r"/optimizer-"),
         (UPDATE, r"/update-"),
         ("embedding", r"/embed-"),
@@ -59,6 +60,7 @@ NETWORK = (
     BLOCKS,
     "logits",
     "loss",
+    UNEMBED,
     GRADIENTS,
 )
 """Parts that have a forward and a backward pass."""
