@@ -72,7 +72,7 @@ class Unembed {
                 float* d_table) {
     const int64_t D = s_.d_model, T = s_.tokens;
     Buffers& to = Buffers::Get();
-    to.d_logits.Resize(T * std::min(kPart, s_.padded));
+    to.d_logits.Resize(T * (std::min(kPart, s_.padded) + kGap));
     to.d_y.Resize(T * D);
     to.y.Resize(PackedSize(T, D));
     Packing packing;
@@ -81,16 +81,17 @@ class Unembed {
     Parts([&](int64_t v, int64_t width) {
       float *d_logits = to.d_logits.data(), *d_y = to.d_y.data();
       const float* packed = Pack(RowMajor(table_ + v * D, D), width, D);
+      const int64_t row = width + kGap;
       ForRanges(pool_, T, rows_, [&](int64_t first, int64_t end) {
         for (int64_t t = first; t < end; ++t) {
           LossGradient(a_.powers + t * s_.padded, targets_[t], a_.inverse_sum[t], d_cross_entropy[t], d_log_z[t], v,
-                       v + width, d_logits + t * width);
+                       v + width, d_logits + t * row);
         }
-        MultiplyPacked(RowMajor(d_logits + first * width, width), packed, d_y + first * D, D, end - first, D, width,
+        MultiplyPacked(RowMajor(d_logits + first * row, row), packed, d_y + first * D, D, end - first, D, width,
                        v > 0);
       });
       ForRanges(pool_, width, TaskRows(width, pool_.threads()), [&](int64_t first, int64_t end) {
-        MultiplyPacked(RowMajor(d_logits + first, width).Transposed(), to.y.data(), d_table + (v + first) * D, D,
+        MultiplyPacked(RowMajor(d_logits + first, row).Transposed(), to.y.data(), d_table + (v + first) * D, D,
                        end - first, D, T, false);
       });
     });
@@ -109,6 +110,7 @@ class Unembed {
 
  private:
   static constexpr int64_t kPart = 16 * kDepth;  // a multiple of kDepth: sums over parts have the order of one sum
+  static constexpr int64_t kGap = 16;  // between rows: at powers of two, they push each other out of the cache
 
   // Buffers of a pass, kept from pass to pass.
   struct Buffers {

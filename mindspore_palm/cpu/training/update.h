@@ -47,18 +47,21 @@ class Update {
     float beta1, beta2, epsilon, decay;  // decay of matrices
   };
 
-  // AdamW.construct of optim/adamw.py at step k with gradients times `clip`.
+  // AdamW.construct of optim/adamw.py at step k with gradients times `clip`. The loops over elements have constants of
+  // their own: a value that a lambda refers to might lie among the weights, as far as the compiler knows, and then it
+  // would not use vectors.
   void AdamW(float k, float lr, float clip, const AdamWSettings& s) {
     const float rate = lr / (1.0f - std::pow(s.beta1, k)), correction = 1.0f / (1.0f - std::pow(s.beta2, k));
     Chunks([&](size_t, const Weight& w, int64_t first, int64_t count) {
       const float* g = w.g + first;
       float *p = w.p + first, *m = w.m + first, *v = w.v + first;
-      const float keep = w.matrix ? 1.0f - lr * s.decay : 1.0f;
+      const float keep = w.matrix ? 1.0f - lr * s.decay : 1.0f, factor = clip, step = rate, unbiased = correction;
+      const float beta1 = s.beta1, beta2 = s.beta2, epsilon = s.epsilon;
       for (int64_t i = 0; i < count; ++i) {
-        const float gradient = g[i] * clip;
-        m[i] = m[i] * s.beta1 + gradient * (1.0f - s.beta1);
-        v[i] = v[i] * s.beta2 + gradient * gradient * (1.0f - s.beta2);
-        p[i] = p[i] * keep - m[i] * rate / (std::sqrt(v[i] * correction) + s.epsilon);
+        const float gradient = g[i] * factor;
+        m[i] = m[i] * beta1 + gradient * (1.0f - beta1);
+        v[i] = v[i] * beta2 + gradient * gradient * (1.0f - beta2);
+        p[i] = p[i] * keep - m[i] * step / (std::sqrt(v[i] * unbiased) + epsilon);
       }
     });
   }
@@ -101,9 +104,10 @@ class Update {
       const float step = size * (1.0f - s.momentum) * clip;
       const float *g = w.g + first, *v = w.v + first;
       float *p = w.p + first, *m = w.m + first;
+      const float momentum = s.momentum, keep = decay;
       for (int64_t i = 0; i < count; ++i) {
-        m[i] = m[i] * s.momentum + g[i] / std::sqrt(v[i]) * step;
-        p[i] = p[i] * decay - m[i];
+        m[i] = m[i] * momentum + g[i] / std::sqrt(v[i]) * step;
+        p[i] = p[i] * keep - m[i];
       }
     });
   }
