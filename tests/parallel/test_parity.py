@@ -63,8 +63,15 @@ SHOWS |= {"local means": "loss", "values with other heads": "loss"}
 
 
 @pytest.fixture(scope="module")
-def default(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("default"), [*DEFAULT, *DEFAULT_MUTANTS])
+def default(request, tmp_path_factory):
+    """Of these cases, some have all of their tests in tests/extended.txt; no process runs what no test will ask for."""
+    asked = {value for item in request.session.items if hasattr(item, "callspec") for value in cases_of(item)}
+    healthy = {replace(case, mutation="", gradients=True) for case in asked}
+    return Runs(tmp_path_factory.mktemp("default"), [c for c in [*DEFAULT, *DEFAULT_MUTANTS] if c in asked | healthy])
+
+
+def cases_of(item):
+    return [value for value in item.callspec.params.values() if isinstance(value, Case)]
 
 
 @pytest.fixture(scope="module")
