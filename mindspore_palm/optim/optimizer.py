@@ -10,12 +10,11 @@ from __future__ import annotations
 from math import prod
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindspore_palm.config import OptimizerConfig
 from mindspore_palm.optim.schedule import Schedule
-from mindspore_palm.parallel.weights import zeros_like
+from mindspore_palm.parallel.weights import zeros_beside, zeros_like
 
 Shape = tuple[int, ...]
 FLOAT = 4  # bytes; weights, gradients and moments are float32
@@ -83,15 +82,12 @@ class Optimizer(nn.Optimizer):
     def zeros(self, moment: str) -> ParameterTuple:
         """A moment of each weight, filled with zeros. A weight that does not have it gets a scalar that nobody reads.
 
-        Moments with the shapes of their weights are sharded as these are.
+        Moments with the shapes of their weights are sharded as these are. Others are replicated, on the weight's stage.
         """
         shapes = [self.moments(tuple(p.shape)).get(moment, ()) for p in self.parameters]
         if shapes == [tuple(p.shape) for p in self.parameters]:
             return zeros_like(self.parameters, moment)
-        return ParameterTuple(
-            Parameter(Tensor(np.zeros(shape, np.float32)), name=f"{moment}.{p.name}")
-            for p, shape in zip(self.parameters, shapes, strict=True)
-        )
+        return ParameterTuple(zeros_beside(p, moment, shape) for p, shape in zip(self.parameters, shapes, strict=True))
 
     def next_step(self) -> Tensor:
         """k, float32 []: the result of the increment; a separate read may give the old count if partitioned (MS-16)."""

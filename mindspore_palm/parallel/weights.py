@@ -77,8 +77,18 @@ def zeros_like(weights: Sequence[Parameter], prefix: str) -> ParameterTuple:
     return zeros
 
 
+def zeros_beside(weight: Parameter, prefix: str, shape: tuple[int, ...]) -> Parameter:
+    """Zeros of another shape than the weight's, named as above: replicated, on the devices of the weight's stage."""
+    zero = Parameter(Tensor(np.zeros(shape, np.float32)), name=f"{prefix}.{weight.name}")
+    zero.placement = dataclasses.replace(placement_of(zero), stage=placement_of(weight).stage)
+    return zero
+
+
 def placement_of(weight: Parameter) -> Placement:
-    """The placement of a weight, or of a tensor sharded like one; anything else is replicated on all devices."""
+    """The placement of a weight, or of a tensor sharded like one.
+
+    Anything else is replicated on all devices, and the first stage saves it.
+    """
     if hasattr(weight, "placement"):
         return weight.placement
     return Placement(

@@ -51,6 +51,7 @@ def go_around(home, ring, *departures):
     ("ring", "departures"),
     [
         pytest.param([(2, 1, 1, 2), (1, 1, 1, 1)], [], id="sample"),
+        pytest.param([(2, 1, 1, 2), (1, 1, 1, 1)], GPT3, id="sample, another network"),
         pytest.param([*RING, (1, 1, 1, 1)], [], id="8 meshes"),
         pytest.param([*RING, (1, 1, 1, 1)], GPT3, id="8 meshes, another network"),
     ],

@@ -6,13 +6,17 @@ from itertools import product
 
 import pytest
 
-from mindspore_palm.config import PaLMConfig, ParallelConfig, Settings
+from mindspore_palm import PaLM
+from mindspore_palm.config import OptimizerConfig, PaLMConfig, ParallelConfig, Settings
 from mindspore_palm.cost.memory import memory_by_kind
 from mindspore_palm.model.weights import placements
+from mindspore_palm.optim import OPTIMIZERS, make_optimizer
+from mindspore_palm.parallel import axes
 from mindspore_palm.parallel.axes import Layout
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.parallel.mesh import Mesh
 from mindspore_palm.parallel.stages import balanced, logits_in_layers, stage_layers
+from mindspore_palm.parallel.weights import placement_of
 from mindspore_palm.plan.sharding import describe_layout
 
 SIZES = dict(layers=6, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=64)
@@ -72,6 +76,21 @@ def test_a_weight_is_held_by_the_devices_of_its_stage_alone():
             assert placement.window(4 * stage + rank) == one.window(rank)
             assert placement.is_first(4 * stage + rank) == one.is_first(rank)
             assert not placement.is_first(4 * (1 - stage) + rank)
+
+
+@pytest.mark.parametrize("settings", [{"name": name} for name in OPTIMIZERS] + [{"factored": True}], ids=str)
+def test_every_moment_is_saved_by_the_stage_that_updates_it(device, settings):
+    """The vectors of a factored v as well; those of the first stage stay zero for weights of the others."""
+    layout = Layout(Mesh(model=2, stages=2), stage_layers=(4, 2), planned=True)
+    with axes.layout(layout):
+        palm = PaLM(PaLMConfig(**SIZES))
+        optimizer = make_optimizer(palm.trainable_params(), OptimizerConfig(**settings), steps=2)
+    moments = [p for p in optimizer.get_parameters() if p.name.startswith(("m.", "v.", "v_column.")) and p.ndim]
+    stages = {
+        name: [placement_of(p).stage for p in moments if f".{name}." in p.name] for name in ("blocks.3", "blocks.4")
+    }
+    assert len(stages["blocks.3"]) == len(stages["blocks.4"]) >= 4
+    assert set(stages["blocks.3"]) == {0} and set(stages["blocks.4"]) == {1}
 
 
 def test_the_table_of_shards_names_the_stage():
