@@ -1,47 +1,48 @@
-"""Decoding compared with the memory-bandwidth limit and with alternatives: tokens/s, greedy, float32.
+"""Decoding and reading prompts, compared with the machine's limits and with alternatives: greedy, float32.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/decode.py [--batches 1,8,32] [--contexts 128,1024] [--rounds 5] [--steps 10] [--json FILE]
+    python benchmarks/decode.py [--batches 1,8,64] [--contexts 128] [--prompts 64,512] [--rounds 5] [--json FILE]
 
-The limit is the memory bandwidth of this machine (bandwidth.cc) over the bytes of a step: every weight, key and value
-of the context is read once. Bandwidth varies with other load on the host. So it is measured before and after each turn
-of a contender, in blocks of 64 MB, and the turn is compared with their median and with the fastest of them.
+The limit of a decoding step is the roofline (Williams et al., 2009): the longer of two times. Memory: the bytes of
+every weight, key and value of the context, each read once, at the bandwidth of this machine (bandwidth.cc). Arithmetic:
+the FLOPs of all matmuls, at the rate of a matmul of 2048 x 2048. A prompt reads each weight for many tokens: its limit
+is arithmetic alone. Both rates vary with other load on the host. So they are measured before and after each turn of a
+contender; the turn is compared with the fastest matmul of both, and with the median of the blocks of 64 MB that were
+read, and with the fastest of them.
 
 Contenders have the same 102 M parameters: this package; this package with multi-head attention and a smaller d_ff;
 PaLM-pytorch with a cache, eager and under torch.compile; and PaLM-pytorch as published, which has no cache and computes
 the full context for every token. The cached version consists of its blocks and functions, around a cache that is
-allocated once. In its favour, attention reads only the part of the cache that is filled.
+allocated once. In its favour, attention reads only the part of the cache that is filled, and logits of a prompt are
+those of the last token.
 
-Each contender runs in its own process, and they take turns. Every step decodes the last position of a filled cache. The
-output has medians of times, of ratios to this package by round, and of shares of the limit by turn; last, the share of
-the limit with the fastest block.
+Each contender runs in its own process, and they take turns. Every step decodes the last position of a filled cache, or
+reads a prompt. The output has medians of times, of ratios to this package by round, and of shares of the limit by turn;
+last, the share of the limit with the fastest block. ``benchmarks/page.py`` makes the table of docs/benchmarks.md of the
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from turns import Contender  # noqa: E402 - found by the path above
+from machine import Machine, Rates, measured_on  # noqa: E402 - found by the path above
+from turns import Contender  # noqa: E402
 
 SIZES = dict(layers=10, d_model=768, heads=12, head_dim=64, d_ff=3072, vocab_size=24576)
 MULTI_HEAD = dict(attention="multi_head", d_ff=2592)
 MAX_FLOPS = 20e12  # per step; PaLM-pytorch without a cache is left out where it takes more
 WARM_UP = 3
-BLOCK = 4 * (2**24 - 64 * 128)  # bytes that a step of `reading` reads at least, with up to 128 cores
-BLOCKS = 60  # blocks read before and after a turn
 
 
 def config_of(**changes):
@@ -68,6 +69,17 @@ def decoding(batch, context, **changes):
         logits, _ = decoder.write(logits.argmax(-1), last)
 
     return step
+
+
+def reading(length, **changes):
+    """A step of this package that reads a prompt."""
+    from mindspore_palm import PaLM
+    from mindspore_palm.generate.decoder import Decoder
+    from mindspore_palm.parallel.context import open_device
+
+    open_device("CPU")
+    decoder = Decoder(PaLM(config_of(**changes)), 1, length)
+    return lambda: decoder.read([[1] * length])
 
 
 def torch_palm():
@@ -126,6 +138,28 @@ def torch_cached(batch, context, compiled):
     return step
 
 
+def torch_reading(length, compiled):
+    """A step of PaLM-pytorch that reads a prompt."""
+    import torch
+
+    *body, unembed = torch_palm()
+    ids = torch.ones((1, length), dtype=torch.long)
+
+    def read(ids):
+        x = ids
+        for part in body:
+            x = part(x)
+        return unembed(x[:, -1])
+
+    read = torch.compile(read) if compiled else read
+
+    @torch.inference_mode()
+    def step():
+        return read(ids)
+
+    return step
+
+
 CONTENDERS = {
     "mindspore_palm": decoding,
     "multi-head": partial(decoding, **MULTI_HEAD),
@@ -133,21 +167,17 @@ CONTENDERS = {
     "torch.compile, cache": partial(torch_cached, compiled=True),
     "torch, no cache": torch_uncached,
 }
+READERS = {
+    "mindspore_palm": reading,
+    "multi-head": partial(reading, **MULTI_HEAD),
+    "torch, cache": partial(torch_reading, compiled=False),
+    "torch.compile, cache": partial(torch_reading, compiled=True),
+}
 
 
-def reading(folder):
-    """A step that reads the next block of memory."""
-    library = Path(folder) / "bandwidth.so"
-    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
-    subprocess.run(["g++", *flags, ROOT / "benchmarks" / "bandwidth.cc", "-o", library], check=True)
-    read_block, number = ctypes.CDLL(str(library)).ReadBlock, itertools.count()
-    read_block.restype = ctypes.c_int64
-
-    def step():
-        if read_block(ctypes.c_int64(next(number))) < BLOCK:
-            raise RuntimeError("ReadBlock read less than a block")
-
-    return step
+def config_for(name):
+    """The configuration of a contender."""
+    return config_of(**(MULTI_HEAD if name == "multi-head" else {}))
 
 
 def bytes_per_step(config, batch, context):
@@ -156,73 +186,151 @@ def bytes_per_step(config, batch, context):
     return 4 * (config.parameter_count() + cache)
 
 
-def race(batch, context, names, rounds, steps):
-    """Memory bandwidth, and for each contender tokens/s, time over the first one's, and shares of the limit."""
-    contenders, times, shares, strict, speeds = {}, {}, {}, {}, []
-    for name in names:
-        if name == "torch, no cache" and 2 * config_of().parameter_count() * batch * context > MAX_FLOPS:
-            continue
-        contenders[name] = Contender(CONTENDERS[name], batch, context, warm_up=WARM_UP).wait()
-        times[name], shares[name], strict[name] = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        memory = Contender(reading, folder).wait()
+def flops_per_step(config, batch, context):
+    """FLOPs of a token of each sequence at the end of the context: 2 per weight, and 4*L*H*K*C of attention."""
+    return batch * (2 * config.parameter_count() + config.score_flops_per_token(context) // 3)
+
+
+def flops_of_prompt(config, length):
+    """FLOPs of a prompt: a token sees itself and those before it, and only the last one has logits."""
+    unembed = config.vocab_size * config.d_model
+    attention = config.score_flops_per_token(1) // 3 * length * (length + 1) // 2
+    return 2 * (config.parameter_count() - unembed) * length + 2 * unembed + attention
+
+
+class Turn(NamedTuple):
+    """A turn of a contender: seconds of its median step, and the machine's rates."""
+
+    seconds: float
+    rates: Rates
+
+
+def take_turns(steps, rounds):
+    """The turns of each contender.
+
+    Args:
+        steps: for each name, what makes its step, and how many steps a turn has.
+        rounds: turns of each.
+    """
+    contenders = {name: Contender(make, warm_up=min(WARM_UP, count)).wait() for name, (make, count) in steps.items()}
+    machine, turns = Machine(), {name: [] for name in steps}
     for _ in range(rounds):
-        before = memory.steps(BLOCKS)
+        machine.measure()
         for name, contender in contenders.items():
-            count = 1 if name == "torch, no cache" else steps
-            seconds = statistics.median(contender.steps(count))
-            after = memory.steps(BLOCKS)
-            speed, fastest = (BLOCK / reduced(before + after) for reduced in (statistics.median, min))
-            config = config_of(**(MULTI_HEAD if name == "multi-head" else {}))
-            needed = bytes_per_step(config, batch, context) / seconds
-            times[name].append(seconds)
-            shares[name].append(needed / speed)
-            strict[name].append(needed / fastest)
-            speeds.append(speed)
-            before = after
-    for contender in (memory, *contenders.values()):
+            seconds = statistics.median(contender.steps(steps[name][1]))
+            turns[name].append(Turn(seconds, machine.measure()))
+    for contender in (machine, *contenders.values()):
         contender.close()
-    results = {}
-    for name, seconds in times.items():
-        ratios = [theirs / ours for theirs, ours in zip(seconds, next(iter(times.values())), strict=True)]
-        results[name] = {
-            "tokens_per_second": batch / statistics.median(seconds),
-            "times_ours": statistics.median(ratios),
-            "of_limit": statistics.median(shares[name]),
-            "of_fastest": statistics.median(strict[name]),
-        }
-    return {"bandwidth": statistics.median(speeds)} | results
+    return turns
+
+
+def row_of(turns, tokens, first, limit):
+    """Medians of a contender's turns: tokens/s, time over the first one's, and shares of the limit.
+
+    Args:
+        turns: its turns.
+        tokens: per step.
+        first: the turns of the first contender.
+        limit: the least seconds of a step, for bytes/s and FLOP/s.
+    """
+    median = statistics.median
+    return {
+        "tokens_per_second": tokens / median(turn.seconds for turn in turns),
+        "times_ours": median(turn.seconds / ours.seconds for turn, ours in zip(turns, first, strict=True)),
+        "of_limit": median(limit(rates.memory, rates.arithmetic) / seconds for seconds, rates in turns),
+        "of_fastest": median(limit(rates.fastest_memory, rates.arithmetic) / seconds for seconds, rates in turns),
+    }
+
+
+def rates_of(turns):
+    """Medians of all turns, in 10^9 per second."""
+    rates = [turn.rates for of_one in turns.values() for turn in of_one]
+    memory, _, arithmetic = (statistics.median(rate) / 1e9 for rate in zip(*rates, strict=True))
+    return {"gigabytes_per_second": memory, "peak_gflops": arithmetic}
+
+
+def decode(batch, context, names, rounds, steps):
+    """Results of decoding: the machine's rates, the limit, and a row of each contender."""
+    makers = {name: (partial(CONTENDERS[name], batch, context), steps) for name in names}
+    if "torch, no cache" in names:
+        makers["torch, no cache"] = makers["torch, no cache"][0], 1
+        if flops_per_step(config_of(), batch, context) * context > MAX_FLOPS:
+            del makers["torch, no cache"]
+    turns, rows = take_turns(makers, rounds), {}
+
+    def limit(name, memory, arithmetic):
+        sizes = config_for(name), batch, context
+        return max(bytes_per_step(*sizes) / memory, flops_per_step(*sizes) / arithmetic)
+
+    for name, of_one in turns.items():
+        rows[name] = row_of(of_one, batch, turns[names[0]], partial(limit, name))
+    rates = rates_of(turns)
+    memory, arithmetic = (1e9 * rate for rate in rates.values())
+    seconds = limit(names[0], memory, arithmetic)
+    by_memory = seconds == bytes_per_step(config_for(names[0]), batch, context) / memory
+    limits = {"limit": batch / seconds, "limited_by": "memory" if by_memory else "arithmetic"}
+    return {"batch": batch, "context": context, **rates, **limits, "figures": rows}
+
+
+def read(length, names, rounds, steps):
+    """Results of reading a prompt, as those of decoding."""
+    count = max(1, 64 * steps // length)
+    turns = take_turns({name: (partial(READERS[name], length), count) for name in names if name in READERS}, rounds)
+
+    def limit(name, _, arithmetic):
+        return flops_of_prompt(config_for(name), length) / arithmetic
+
+    rows = {name: row_of(of_one, length, turns[names[0]], partial(limit, name)) for name, of_one in turns.items()}
+    peak = rates_of(turns)["peak_gflops"]
+    return {"prompt": length, "peak_gflops": peak, "limit": length / limit(names[0], 0, 1e9 * peak), "figures": rows}
+
+
+def show(result):
+    """Prints a result."""
+    peak, limit = f"{result['peak_gflops']:.1f} GFLOP/s", f"{result['limit']:,.0f} tokens/s"
+    if "prompt" in result:
+        print(f"prompt of {result['prompt']}: limit {limit} at {peak}")
+    else:
+        rates = f"{result['gigabytes_per_second']:.1f} GB/s and {peak}"
+        where = f"batch {result['batch']}, context {result['context']}"
+        print(f"{where}: limit {limit} by {result['limited_by']}, at {rates}")
+    for name, row in result["figures"].items():
+        shares = f"{row['of_limit']:8.1%}{row['of_fastest']:8.1%}"
+        print(f"  {name:<22}{row['tokens_per_second']:10,.1f}{row['times_ours']:8.2f}x{shares}", flush=True)
+
+
+def numbers(text):
+    """The numbers of a list with commas."""
+    return [int(number) for number in text.split(",") if number]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--contexts", default="128,1024")
+    parser.add_argument("--batches", type=numbers, default="1,2,4,8,16,32,64", help="sequences; '' for none")
+    parser.add_argument("--contexts", type=numbers, default="128")
+    parser.add_argument("--prompts", type=numbers, default="64,512,2048", help="lengths of prompts; '' for none")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="tokens per turn")
+    parser.add_argument("--steps", type=int, default=10, help="tokens per turn; fewer of long prompts")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    for name, changes in (("multi-query", {}), ("multi-head", MULTI_HEAD)):
-        config = config_of(**changes)
+    names, rounds, steps = arguments.contenders, arguments.rounds, arguments.steps
+    for name in ("mindspore_palm", "multi-head"):
+        config = config_for(name)
         cache = bytes_per_step(config, 1, 1) - bytes_per_step(config, 1, 0)
         print(f"{name}: {config.parameter_count():,} parameters, {cache:,} bytes of cache per token")
     print("contender, tokens/s, time over the first one's, share of its limit, share with the fastest block")
-    results = []
-    for context in map(int, arguments.contexts.split(",")):
-        for batch in map(int, arguments.batches.split(",")):
-            measured = race(batch, context, arguments.contenders, arguments.rounds, arguments.steps)
-            results.append({"batch": batch, "context": context} | measured)
-            speed = measured.pop("bandwidth")
-            limit = batch * speed / bytes_per_step(config_of(), batch, context)
-            print(
-                f"batch {batch}, context {context}: limit {limit:,.0f} tokens/s at {speed / 1e9:.1f} GB/s", flush=True
-            )
-            for name, row in measured.items():
-                shares = f"{row['of_limit']:8.1%}{row['of_fastest']:8.1%}"
-                print(f"  {name:<22}{row['tokens_per_second']:10,.1f}{row['times_ours']:8.2f}x{shares}", flush=True)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+    results = {**measured_on(), "rounds": rounds, "steps": steps, "decoding": [], "prompts": []}
+    runs = [
+        ("decoding", partial(decode, batch, context)) for context in arguments.contexts for batch in arguments.batches
+    ]
+    runs += [("prompts", partial(read, length)) for length in arguments.prompts]
+    for kind, run in runs:
+        result = run(names, rounds, steps)
+        results[kind].append(result)
+        show(result)
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def main():
             speed = f"{row['tokens_per_second'] / 1e6:8.2f} M tokens/s{row['megabytes_per_second']:8.1f} MB/s"
             print(f"  {name:<16}{time_used}{speed}{row['times_ours']:8.2f}x")
     if arguments.json:
-        from train_step import measured_on
+        from machine import measured_on
 
         Path(arguments.json).write_text(json.dumps({**measured_on(), **results}, indent=2) + "\n")
 

@@ -20,14 +20,14 @@ import json
 import os
 import statistics
 import sys
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from turns import Contender  # noqa: E402 - found by the path above
+from machine import MATMUL_FLOPS, MATMULS, matmul_step, measured_on  # noqa: E402 - found by the path above
+from turns import Contender  # noqa: E402
 
 SCALE = 1024.0  # of the loss, in float16
 SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
@@ -38,7 +38,6 @@ SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (64, 2, 4, 16, 512, 64, 16),
     (768, 12, 12, 64, 32768, 512, 2),
 )
-MATMUL, MATMULS = 2048, 4  # size, and how many before and after a turn
 
 
 def model_config(shape):
@@ -149,19 +148,6 @@ def torch_step(shape, compiled, device="cpu", dtype="float32"):
     return run
 
 
-def matmul_step():
-    """A matmul of this package's backend."""
-    import numpy as np
-
-    from mindspore_palm.parallel.context import open_device
-
-    open_device("CPU")
-    from mindspore import Tensor, ops
-
-    a, matmul = Tensor(np.random.default_rng(0).standard_normal((MATMUL, MATMUL), np.float32)), ops.MatMul()
-    return lambda: matmul(a, a).asnumpy()
-
-
 CONTENDERS = {
     "mindspore_palm": mindspore_step,
     "jax": jax_step,
@@ -180,7 +166,7 @@ def race(shape, names, rounds, steps):
         for name, contender in contenders.items():
             times[name].append(statistics.median(contender.steps(steps)))
             after = matmul.steps(MATMULS)
-            peaks[name].append(2 * MATMUL**3 / min(before + after))
+            peaks[name].append(MATMUL_FLOPS / min(before + after))
             before = after
     for contender in (matmul, *contenders.values()):
         contender.close()
@@ -195,28 +181,6 @@ def race(shape, names, rounds, steps):
         for name in names
     }
     return statistics.median(peak for one in peaks.values() for peak in one), figures
-
-
-def measured_on():
-    """Host, date, commit and versions, for the JSON."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from mindspore_palm.machine import processor_name, processors
-    from mindspore_palm.version import commit
-
-    def version_of(package):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "processor": processor_name(),
-        "processors": processors(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit()[:7] or None,
-        "versions": {name: version_of(name) for name in ("mindspore", "jax", "torch")},
-    }
 
 
 def main():

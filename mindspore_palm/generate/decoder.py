@@ -1,14 +1,15 @@
 """Cached decoding: logits of the next token, from chunks of a prompt and from one token at a time.
 
 Reading a prompt (prefill) takes chunks of CHUNK tokens of one sequence; writing (decoding) takes one token of every
-sequence. Both shapes are fixed, so a new prompt never compiles anything.
+sequence. Both shapes are fixed, so a new prompt never compiles anything. On one CPU, a C++ function each does the same
+(``cpu/step.py``); its prompts are as many tokens of as many sequences as fit in a call.
 
 On CPU, a sequence has the same bits alone and in any batch. MindSpore's matmuls there add in an order that depends on
-the number of rows, so they get the rows of one sequence at a time. The C++ step adds in one order for every batch. GPU
-and Ascend write all sequences at once; otherwise batches would be no faster.
+the number of rows, so they get the rows of one sequence at a time. The C++ functions add in one order for every batch,
+and for any chunks of a prompt. GPU and Ascend write all sequences at once; otherwise batches would be no faster.
 
-Cache slots after a sequence's last token may hold anything, because chunks are padded. No token sees a slot after its
-own position, and each slot is overwritten before it becomes visible.
+Cache slots after a sequence's last token may hold anything, because MindSpore's ops read padded chunks. No token sees a
+slot after its own position, and each slot is overwritten before it becomes visible.
 """
 
 from __future__ import annotations
@@ -122,16 +123,20 @@ class Decoder:
         self._query_axis = step.query_axis
         self._step = partition(step, *INPUTS)
         self._one_by_one = current_layout().target == "CPU" and ms.get_context("device_target") == "CPU"
-        self._cpu_step = None
+        self._cpu_step = self._cpu_prompts = None
         if cpu_step.usable(palm.config):
             caches = [block.attention for block in step.blocks]
             self._cpu_step = cpu_step.CpuStep(palm, caches, rotation, self._vocab_size)
+            self._cpu_prompts = cpu_step.CpuPrompts(palm, caches, rotation, self._vocab_size)
 
     def read(self, contexts: Sequence[Sequence[int] | None]) -> tuple[np.ndarray, np.ndarray]:
         """Starts sequences over; returns float32 [B, vocab_size] and [B]: logits after each last token, and log(Z).
 
         Sequences without a context, or with None, stay as they are; their results are zero.
         """
+        if self._cpu_prompts is not None:
+            parts = [(i, tokens, 0) for i, tokens in enumerate(contexts) if tokens is not None]
+            return self._read_in_cpp(self._cpu_prompts, parts)
         results: list[tuple[Tensor, Tensor] | None] = [None] * self.sequences
         for sequence, tokens in enumerate(contexts):
             if tokens is None:
@@ -151,8 +156,37 @@ class Decoder:
         Returns:
             float32 [vocab_size] and log(Z): the logits after the chunk's last token.
         """
+        if self._cpu_prompts is not None:
+            part = sequence, tokens[start : start + CHUNK], start
+            all_logits, all_log_z = self._read_in_cpp(self._cpu_prompts, [part])
+            return all_logits[sequence], float(all_log_z[sequence])
         logits, log_z = self._run_chunk(sequence, tokens, start)
         return logits.asnumpy()[0, : self._vocab_size], float(log_z.asnumpy()[0])
+
+    def _read_in_cpp(
+        self, read: cpu_step.CpuPrompts, parts: Sequence[tuple[int, Sequence[int], int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Reads tokens of sequences in C++; returns logits and log(Z) as ``read`` does.
+
+        Args:
+            read: the C++ function.
+            parts: of each sequence its number, tokens, and the position of the first.
+        """
+        logits, log_z = self._stack([])
+        columns = [np.zeros((4, 0), np.int32)]
+        for sequence, tokens, start in parts:
+            rows = np.zeros((4, len(tokens)), np.int32)
+            rows[0], rows[1], rows[2] = tokens, sequence, start + np.arange(len(tokens))
+            rows[3, -1:] = 1  # logits after the last token alone
+            columns.append(rows)
+        all_rows, size = np.concatenate(columns, 1), read.ROWS
+        for first in range(0, all_rows.shape[1], size):
+            rows = all_rows[:, first : first + size]
+            padding = np.repeat(np.array([[0], [0], [IDLE], [0]], np.int32), size - rows.shape[1], 1)
+            found = read(Tensor(np.concatenate([rows, padding], 1)))
+            ended = rows[1, rows[3] == 1]
+            logits[ended], log_z[ended] = found[0].asnumpy()[ended], found[1].asnumpy()[ended]
+        return logits, log_z
 
     def _run_chunk(self, sequence: int, tokens: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
         padded = np.zeros((1, CHUNK), np.int32)

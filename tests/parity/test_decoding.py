@@ -41,6 +41,14 @@ def steps(request, monkeypatch):
     return request.param
 
 
+def caches_of(decoder):
+    """Keys and values of every block."""
+    parameters = sorted(decoder._step.parameters_and_names(), key=lambda named: named[1].name)
+    caches = [parameter.asnumpy() for _, parameter in parameters if parameter.name.startswith("cache.")]
+    assert len(caches) >= 2
+    return caches
+
+
 def count_compilations(monkeypatch):
     """A list to which each compilation adds the name of its Cell."""
     from mindspore._c_expression import GraphExecutor_
@@ -79,8 +87,8 @@ def test_200_greedy_steps_are_those_of_full_forward_passes(device, rng, steps, m
         ids[rows, lengths] = logits.argmax(-1)
         logits, log_z = decoder.write(ids[rows, lengths], lengths)
         lengths = lengths + 1
-    assert compilations.count("DecodeStep") + compilations.count("CpuStep") == 2
-    assert ("CpuStep" in compilations) == (steps == "C++")
+    expected = ["CpuPrompts", "CpuStep"] if steps == "C++" else ["DecodeStep", "DecodeStep"]
+    assert sorted(name for name in compilations if name in {*expected, "CpuStep", "DecodeStep"}) == expected
     assert len({tuple(row[n - 20 : n]) for row, n in zip(ids, lengths, strict=True)}) == 3  # not all in one loop
 
 
@@ -153,7 +161,7 @@ def test_a_sequence_is_started_over(device, rng):
     ],
     ids=lambda sizes: str(sizes["d_model"]),
 )
-@pytest.mark.parametrize("sequences", [1, 5, 13])
+@pytest.mark.parametrize("sequences", [1, 5, 13, 27])
 def test_any_sizes_in_cpp(device, rng, sizes, sequences):
     """Around the widths of vectors, tiles and groups of heads."""
     palm = network(rng, **sizes, layers=2)
@@ -162,12 +170,12 @@ def test_any_sizes_in_cpp(device, rng, sizes, sequences):
     expected = logits_of(weights_of(palm), ids, palm.config, attention=sizes.get("attention", "multi_query"))
     decoder, rows, lengths = Decoder(palm, sequences, 80), np.arange(sequences), rng.integers(1, 70, sequences)
     assert decoder._cpu_step is not None
-    decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
-    for _ in range(5):
-        logits, log_z = decoder.write(ids[rows, lengths], lengths)
-        wanted = expected[rows, lengths, :vocabulary]
+    logits, log_z = decoder.read([list(row[:n]) for row, n in zip(ids, lengths, strict=True)])
+    for _ in range(6):
+        wanted = expected[rows, lengths - 1, :vocabulary]
         assert max(map(relative, logits, wanted)) < TOLERANCE
         np.testing.assert_allclose(log_z, jax.nn.logsumexp(wanted, axis=-1), rtol=TOLERANCE)
+        logits, log_z = decoder.write(ids[rows, lengths], lengths)
         lengths += 1
 
 
@@ -199,6 +207,61 @@ def test_logits_that_are_not_finite_are_seen_in_cpp(device, rng):
     palm.embedding.set_data(Tensor(embedding))
     _, log_z = decoder.write(np.array([1, 7]), np.array([1, 1]))  # with the current weights
     assert not np.isfinite(log_z).any()  # every position has a logit for token 7
+
+
+@pytest.mark.parametrize("attention", ["multi_query", "multi_head"])
+def test_prompts_in_cpp_are_those_of_mindspores_ops(device, rng, attention, monkeypatch):
+    """Of 300 tokens, over a call's 256, and shorter ones in the same call: logits, log(Z), keys and values."""
+    palm = network(rng, **EVEN, attention=attention)
+    prompts = [list(map(int, rng.integers(0, palm.config.vocab_size, n))) for n in (300, 1, 64, 25)]
+    ours = Decoder(palm, 5, 320)
+    monkeypatch.setattr(cpu_step, "library", lambda: None)
+    theirs = Decoder(palm, 5, 320)
+    assert ours._cpu_prompts is not None and theirs._cpu_prompts is None
+    results = ours.read([*prompts, None]), theirs.read([*prompts, None])
+    for (logits, log_z), (expected, expected_log_z) in [results]:
+        assert max(map(relative, logits[:4], expected[:4])) < TOLERANCE
+        np.testing.assert_allclose(log_z, expected_log_z, rtol=TOLERANCE)
+        assert not logits[4].any() and log_z[4] == 0
+    for cached, expected in zip(caches_of(ours), caches_of(theirs), strict=True):
+        for sequence, prompt in enumerate(prompts):
+            assert relative(cached[sequence][..., : len(prompt), :], expected[sequence][..., : len(prompt), :]) < 1e-5
+        assert not cached[4].any()
+
+
+@pytest.mark.parametrize("attention", ["multi_query", "multi_head"])
+def test_a_prompt_leaves_the_same_bits_in_any_calls_in_cpp(device, rng, attention):
+    """In one call beside others, and in chunks of its own: logits, log(Z), keys and values."""
+    palm = network(rng, **ODD, attention=attention)
+    prompts = [list(map(int, rng.integers(0, palm.config.vocab_size, n))) for n in (70, 290, 1, 129)]
+    together, alone = Decoder(palm, 4, 320), Decoder(palm, 4, 320)
+    logits, log_z = together.read(prompts)
+    for sequence, prompt in enumerate(prompts):
+        for start in range(0, len(prompt), CHUNK):
+            found = alone.read_chunk(sequence, prompt, start)
+        np.testing.assert_array_equal(found[0], logits[sequence])
+        assert found[1] == log_z[sequence]
+    for ours, theirs in zip(caches_of(together), caches_of(alone), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+BAD_ROWS = {  # tokens, sequences, positions
+    "token": ([7, 100], [0, 0], [0, 1]),
+    "sequence": ([7, 7], [0, 2], [0, 1]),
+    "position": ([7, 7], [0, 0], [63, 64]),
+    "a sequence twice": ([7, 7, 7], [0, 1, 0], [0, 0, 1]),
+    "nothing": ([7], [0], [cpu_step.IDLE]),
+}
+
+
+@pytest.mark.parametrize("rows", BAD_ROWS.values(), ids=list(BAD_ROWS))
+def test_rows_out_of_range_are_not_read_in_cpp(device, rng, rows):
+    palm = network(rng, d_model=16, heads=2, head_dim=8, d_ff=32, vocab_size=100, layers=1)
+    decoder, padded = Decoder(palm, 2, 64), np.zeros((4, cpu_step.CpuPrompts.ROWS), np.int32)
+    padded[2] = cpu_step.IDLE
+    padded[:3, : len(rows[0])] = rows
+    with pytest.raises(RuntimeError, match="ReadPrompts"):
+        decoder._cpu_prompts(Tensor(padded))
 
 
 @pytest.mark.parametrize(("token", "position"), [(0, 64), (0, -1), (100, 0), (-1, 0)])

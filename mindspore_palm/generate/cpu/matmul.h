@@ -14,57 +14,81 @@ namespace {
 
 constexpr int64_t kPrefetch = 64;  // floats ahead: the hardware prefetcher does not follow this many rows at a time
 
-// y [kM, kColumns * kLanes of N] += x [kM, kRows of x_width] w [kRows, kColumns * kLanes of N].
-template <int kM, int kColumns, int kRows>
-inline void MatmulTile(const float *x, int64_t x_width, const float *w, float *y, int64_t N) {
-  Vector sums[kM][kColumns];
+// sum += a b, rounded once where the processor can, as MulAdd. Of intrinsics, GCC 12 loads all factors of a tile before
+// it uses the first, and runs out of registers: a tile of 6 x 16 sums then has 60 % of the speed.
+inline void AddProduct(Vector& sum, Vector a, Vector b) {
+#if defined(__FMA__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#elif defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = MulAdd(a, b, sum);
+#endif
+}
+
+// y [kM, kColumns * kLanes of N] += x [kM, rows of x_width] w [rows, kColumns * kLanes of w_width].
+template <int kM, int kColumns, bool kFromMemory>
+inline void MatmulTile(int64_t rows, const float *x, int64_t x_width, const float *w, int64_t w_width, float *y,
+                       int64_t N) {
+  Vector sums[kM][kColumns] = {};
+#pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) sums[m][c] = Load(y + m * N + c * kLanes);
   }
 #pragma GCC unroll 1  // unrolled, GCC 12 runs out of registers
-  for (int r = 0; r < kRows; ++r) {
+  for (int64_t r = 0; r < rows; ++r) {
     Vector row[kColumns];
     for (int c = 0; c < kColumns; ++c) {
-      __builtin_prefetch(w + r * N + c * kLanes + kPrefetch);
-      row[c] = Load(w + r * N + c * kLanes);
+      if (kFromMemory) __builtin_prefetch(w + r * w_width + c * kLanes + kPrefetch);
+      row[c] = Load(w + r * w_width + c * kLanes);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < kM; ++m) {
       const Vector factor = Broadcast(x[m * x_width + r]);
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) sums[m][c] = MulAdd(factor, row[c], sums[m][c]);
+      for (int c = 0; c < kColumns; ++c) AddProduct(sums[m][c], factor, row[c]);
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) Store(y + m * N + c * kLanes, sums[m][c]);
   }
 }
 
-// The same for any M >= 2, in tiles of two to eight rows of y.
-template <int kColumns, int kRows>
-void AccumulateTiles(const float *x, int64_t x_width, const float *w, float *y, int64_t M, int64_t N) {
-  constexpr int64_t kMaxRows = 8;
-  constexpr decltype(&MatmulTile<2, kColumns, kRows>) kTiles[] = {
-      MatmulTile<2, kColumns, kRows>, MatmulTile<3, kColumns, kRows>, MatmulTile<4, kColumns, kRows>,
-      MatmulTile<5, kColumns, kRows>, MatmulTile<6, kColumns, kRows>, MatmulTile<7, kColumns, kRows>,
-      MatmulTile<8, kColumns, kRows>};
+// The same for any M, in tiles of several rows of y. `after_tile` is called with the number of the tile, and of tiles.
+template <int kColumns, bool kFromMemory, typename AfterTile>
+void AccumulateTiles(int64_t rows, const float *x, int64_t x_width, const float *w, int64_t w_width, float *y,
+                     int64_t M, int64_t N, const AfterTile &after_tile) {
+  constexpr int64_t kMaxRows = kLanes == 16 ? 8 : 6;  // sums that fit the registers
+  constexpr decltype(&MatmulTile<1, kColumns, kFromMemory>) kTiles[] = {
+      MatmulTile<1, kColumns, kFromMemory>, MatmulTile<2, kColumns, kFromMemory>, MatmulTile<3, kColumns, kFromMemory>,
+      MatmulTile<4, kColumns, kFromMemory>, MatmulTile<5, kColumns, kFromMemory>, MatmulTile<6, kColumns, kFromMemory>,
+      MatmulTile<7, kColumns, kFromMemory>, MatmulTile<8, kColumns, kFromMemory>};
   const int64_t tiles = (M + kMaxRows - 1) / kMaxRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t m = tile * M / tiles, count = (tile + 1) * M / tiles - m;
-    kTiles[count - 2](x + m * x_width, x_width, w, y + m * N, N);
+    kTiles[count - 1](rows, x + m * x_width, x_width, w, w_width, y + m * N, N);
+    after_tile(tile, tiles);
   }
 }
 
-// Columns first .. end of y [M, N] += x [M, kRows of x_width] w [kRows, N].
-template <int kRows>
-void AccumulateRows(const float *x, int64_t x_width, const float *w, float *y, int64_t M, int64_t N, int64_t first,
-                    int64_t end) {
+// Columns first .. end of y [M, y_width] += x [M, rows of x_width] w [rows, w_width], w read from memory.
+void AccumulateRows(int64_t rows, const float *x, int64_t x_width, const float *w, int64_t w_width, float *y,
+                    int64_t y_width, int64_t M, int64_t first, int64_t end) {
+  const auto nothing = [](int64_t, int64_t) {};
   int64_t n = first;
-  for (; n + 2 * kLanes <= end; n += 2 * kLanes) AccumulateTiles<2, kRows>(x, x_width, w + n, y + n, M, N);
-  for (; n + kLanes <= end; n += kLanes) AccumulateTiles<1, kRows>(x, x_width, w + n, y + n, M, N);
+  for (; n + 2 * kLanes <= end; n += 2 * kLanes) {
+    AccumulateTiles<2, true>(rows, x, x_width, w + n, w_width, y + n, M, y_width, nothing);
+  }
+  for (; n + kLanes <= end; n += kLanes) {
+    AccumulateTiles<1, true>(rows, x, x_width, w + n, w_width, y + n, M, y_width, nothing);
+  }
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) {
-      for (int r = 0; r < kRows; ++r) y[m * N + n] = MulAdd(x[m * x_width + r], w[r * N + n], y[m * N + n]);
+      float &sum = y[m * y_width + n];
+      for (int64_t r = 0; r < rows; ++r) sum = MulAdd(x[m * x_width + r], w[r * w_width + n], sum);
     }
   }
 }
@@ -85,12 +109,17 @@ void AccumulateIntoOneRow(const float *x, const float *w, float *y, int64_t N) {
   }
 }
 
-// A partial sum of x [M, D] w over the rows of w [D, N] that belong to share `part` of `parts`: y [M, N].
+// The first of the rows of w [D, N] that belong to share `part` of `parts`.
+int64_t FirstRow(int64_t D, int64_t part, int64_t parts) {
+  constexpr int64_t kRows = 16;
+  return part == parts ? D : part * D / parts / kRows * kRows;
+}
+
+// A partial sum of x [M, D] w over the rows of share `part`: y [M, N].
 void MatmulPartial(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t part,
                    int64_t parts) {
   constexpr int64_t kRows = 16, kElements = 8192;  // of y at a time: as many as a core's caches hold
-  const int64_t first = part * D / parts / kRows * kRows;
-  const int64_t end = part + 1 == parts ? D : (part + 1) * D / parts / kRows * kRows;
+  const int64_t first = FirstRow(D, part, parts), end = FirstRow(D, part + 1, parts);
   std::fill(y, y + M * N, 0.0f);
   if (M == 1) {
     int64_t d = first;
@@ -101,11 +130,67 @@ void MatmulPartial(const float *x, const float *w, float *y, int64_t M, int64_t 
   const int64_t width = std::max<int64_t>(2 * kLanes, kElements / M / (2 * kLanes) * (2 * kLanes));
   for (int64_t n = 0; n < N; n += width) {
     const int64_t to = std::min(N, n + width);
-    int64_t d = first;
-    for (; d + kRows <= end; d += kRows) AccumulateRows<kRows>(x + d, D, w + d * N, y, M, N, n, to);
-    for (; d < end; ++d) AccumulateRows<1>(x + d, D, w + d * N, y, M, N, n, to);
+    for (int64_t d = first; d < end; d += kRows) {
+      AccumulateRows(std::min(kRows, end - d), x + d, D, w + d * N, N, y, N, M, n, to);
+    }
   }
 }
+
+constexpr int64_t kBlockDepth = 192, kBlockWidth = 128;  // of w: half of a core's second cache
+constexpr int64_t kManyRows = 24;  // of x: fewer use an element of w so seldom that copying it takes longer
+
+// Columns first .. end of y [M, N] = x [M, D] w [D, N] for many rows of x, with the bits of the partial sums of all
+// parts, added in order. `first` is a multiple of 2 * kLanes.
+//
+// Many rows use each element of w so often that arithmetic takes longer than memory. A block of w is copied, so that
+// tiles read it in the order in which it lies; meanwhile, the next one comes into the cache.
+void MatmulColumns(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
+                   int64_t end, int64_t parts, float *scratch) {
+  constexpr int64_t kRows = kBlockDepth, kWidth = kBlockWidth, kPanel = 2 * kLanes;
+  constexpr int64_t kMostRows = 96;  // of x at a time, beside the block in the second cache
+  float *block = scratch, *sums = block + kRows * kWidth;
+  for (int64_t n = first; n < end; n += kWidth) {
+    const int64_t width = std::min(kWidth, end - n), panels = width / kPanel * kPanel;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t to = FirstRow(D, part + 1, parts);
+      std::fill_n(sums, M * kWidth, 0.0f);
+      for (int64_t d = FirstRow(D, part, parts); d < to; d += kRows) {
+        const int64_t rows = std::min(kRows, to - d), left = D - d - rows;
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t c = 0; c < panels; c += kPanel) {
+            const float *from = w + (d + r) * N + n + c;
+            float *copy = block + c * rows + r * kPanel;
+            Store(copy, Load(from));
+            Store(copy + kLanes, Load(from + kLanes));
+          }
+        }
+        const float *next = left > 0 ? w + (d + rows) * N + n : w + n + kWidth;
+        const int64_t next_rows = left > 0 ? std::min(kRows, left) : n + kWidth < end ? std::min(kRows, D) : 0;
+        for (int64_t m = 0; m < M; m += kMostRows) {
+          const int64_t height = std::min(kMostRows, M - m), lines = m == 0 ? next_rows : 0;
+          for (int64_t c = 0; c < panels; c += kPanel) {
+            AccumulateTiles<2, false>(rows, x + m * D + d, D, block + c * rows, kPanel, sums + m * kWidth + c, height,
+                                      kWidth, [&](int64_t tile, int64_t tiles) {
+                                        const int64_t last = (tile + 1) * lines / tiles;
+                                        for (int64_t r = tile * lines / tiles; r < last; ++r) {
+                                          __builtin_prefetch(next + r * N + c);
+                                        }
+                                      });
+          }
+        }
+        AccumulateRows(rows, x + d, D, w + d * N + n, N, sums, kWidth, M, panels, width);
+      }
+      for (int64_t m = 0; m < M; ++m) {
+        const float *from = sums + m * kWidth;
+        float *result = y + m * N + n;
+        for (int64_t c = 0; c < width; ++c) result[c] = part == 0 ? from[c] : result[c] + from[c];
+      }
+    }
+  }
+}
+
+// Floats of scratch of MatmulColumns.
+int64_t ColumnsScratch(int64_t M) { return (kBlockDepth + M) * kBlockWidth; }
 
 // y [kM, 4 of N] = x [kM, D] w^T with w [4, D].
 template <int kM>

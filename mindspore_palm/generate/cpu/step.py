@@ -1,4 +1,4 @@
-"""A decoding step on one CPU (MS-41): the whole network as one C++ function, which MindSpore calls as an op.
+"""Decoding and prompts on one CPU (MS-41): the network as one C++ function for each, which MindSpore calls as ops.
 
 g++ builds it at first use, in seconds. Without it, MindSpore's own ops compute the same, slower. They also decode
 ablations of the block, dtypes other than float32, several devices, and GPU and Ascend.
@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_suffix(".cc")
 WEIGHTS = ("norm.scale", "q_wi", "kv", "o_wo")  # of a block, in the order of the function's arguments
 SUPPORTED = ("attention", "norm", "norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
 """Departures from PaLM that the function computes."""
-IDLE = -(2**31)  # position of a sequence that has no token in a step; its row of the matmuls is left out
+IDLE = -(2**31)  # position of a row without a token; it is left out of the matmuls
 
 
 @functools.cache
@@ -53,18 +53,19 @@ def usable(config: PaLMConfig) -> bool:
     return wanted(config) and library() is not None
 
 
-class CpuStep(nn.Cell):
-    """One decoding step: the next token of each of B sequences to logits float32 [B, vocab_size] and log(Z) [B].
+class CpuFunction(nn.Cell):
+    """The network as a C++ function: inputs of its own to logits float32 [B, vocab_size] and log(Z) [B].
 
     Args:
+        name: of the function.
         palm: the network.
-        caches: the caches of its blocks, in order; the step appends the tokens' keys and values.
+        caches: the caches of its blocks, in order; the function appends the tokens' keys and values.
         rotation: cosines and sines of queries, then of keys, for every position: [C, K/2] each.
         vocab_size: rows of the embedding that are tokens; the others are padding.
     """
 
     def __init__(
-        self, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
+        self, name: str, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
     ) -> None:
         super().__init__(auto_prefix=False)
         config = palm.config
@@ -78,12 +79,40 @@ class CpuStep(nn.Cell):
             for i, cache in enumerate(caches)
             for parameter in (*(palm.block_weights(i)[name] for name in WEIGHTS), cache.keys, cache.values)
         )
-        # MS-24: in this phase, MindSpore's name for decoding, calls of a compiled graph skip the check of its inputs
-        self.phase = "increment"
         sequences = caches[0].keys.shape[0]
         shapes = [sequences, vocab_size], [sequences]
-        self.step = ops.Custom(f"{library()}:DecodeStep", shapes, (ms.float32, ms.float32), func_type="aot")
+        self.compute = ops.Custom(f"{library()}:{name}", shapes, (ms.float32, ms.float32), func_type="aot")
+
+
+class CpuStep(CpuFunction):
+    """One decoding step: the next token of each of B sequences."""
+
+    def __init__(
+        self, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
+    ) -> None:
+        super().__init__("DecodeStep", palm, caches, rotation, vocab_size)
+        # MS-24: in this phase, MindSpore's name for decoding, calls of a compiled graph skip the check of its inputs
+        self.phase = "increment"
 
     def construct(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """int32 [B, 1] and [B]; always the same B. At least one position is not ``IDLE``."""
-        return self.step(token_ids, positions, *self.constants, self.embedding, self.final_scale, *self.blocks)
+        return self.compute(token_ids, positions, *self.constants, self.embedding, self.final_scale, *self.blocks)
+
+
+class CpuPrompts(CpuFunction):
+    """Tokens of prompts into the caches, ``ROWS`` in a call; results are those after the rows that are wanted."""
+
+    ROWS = 256
+    """Tokens of a call: with more, weights are read for more of them at a time, and activations leave the caches."""
+
+    def __init__(
+        self, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
+    ) -> None:
+        super().__init__("ReadPrompts", palm, caches, rotation, vocab_size)
+
+    def construct(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """int32 [4, ROWS]: tokens, sequences, positions, wanted or not. Rows at position ``IDLE`` are left out.
+
+        The rows of a sequence lie side by side, at consecutive positions.
+        """
+        return self.compute(rows, *self.constants, self.embedding, self.final_scale, *self.blocks)
