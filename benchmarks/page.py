@@ -20,7 +20,7 @@ def table(found: dict) -> str:
     """Machine and table of training steps, as the page shows them."""
     names = list(found["shapes"][0]["figures"])
     lines = [
-        f"{machine(found)} of {found['steps']} steps:",
+        f"{machine(found)} of {found['steps']} steps or more:",
         "",
         f"| {HEAD} | peak | this package | of the peak | {' | '.join(names[1:])} |",
         "|---|" + "---:|" * (len(names) + 2),

@@ -4,10 +4,11 @@
     python benchmarks/train_step.py [--shapes 0,1,2,3,4,5] [--rounds 5] [--steps 5] [--json FILE]
 
 Contenders are this package, the JAX reference of the tests under jit, and PaLM-pytorch, eager and under torch.compile.
-Each runs in its own process, compiles and warms up. Then they take turns, a few steps each, so that a machine that
-slows down slows all of them. So does a matmul of 2048 x 2048, before and after each turn: its fastest run is the peak
-that this turn is compared with. The output has the median step of each, the median of its ratios by round, and its
-median share of the peak. ``benchmarks/page.py`` makes the table of docs/benchmarks.md of the JSON.
+Each runs in its own process, compiles and warms up. Then they take turns of a few steps, and of half a second at least,
+so that a machine that slows down slows all of them. So does a matmul of 2048 x 2048, before and after each turn: its
+fastest run is the peak that this turn is compared with. The output has the median step of each, the median of its
+ratios by round, and its median share of the peak. ``benchmarks/page.py`` makes the table of docs/benchmarks.md of the
+JSON.
 
 All compute the full step in float32: forward, backward and Adam's update. This package also adds the z-loss and checks
 that loss and gradients are finite, which PaLM-pytorch does not do. No side clips gradients.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -38,6 +40,7 @@ SHAPES = (  # d_model, layers, heads, head_dim, vocab, length, batch
     (64, 2, 4, 16, 512, 64, 16),
     (768, 12, 12, 64, 32768, 512, 2),
 )
+TURN = 0.5  # seconds, at least: the first steps after a pause are slower
 
 
 def model_config(shape):
@@ -161,10 +164,11 @@ def race(shape, names, rounds, steps):
     contenders = {name: Contender(CONTENDERS[name], shape).wait() for name in names}
     matmul = Contender(matmul_step).wait()
     times, peaks = {name: [] for name in names}, {name: [] for name in names}
+    turns = {name: max(steps, math.ceil(TURN / min(one.steps(2)))) for name, one in contenders.items()}
     for _ in range(rounds):
         before = matmul.steps(MATMULS)
         for name, contender in contenders.items():
-            times[name].append(statistics.median(contender.steps(steps)))
+            times[name].append(statistics.median(contender.steps(turns[name])))
             after = matmul.steps(MATMULS)
             peaks[name].append(MATMUL_FLOPS / min(before + after))
             before = after
@@ -188,7 +192,7 @@ def main():
     parser.add_argument("--shapes", default="0,1,2,3,4,5", help="numbers of the shapes")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="the others are compared with the first")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn, at least")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     names = arguments.contenders.split(",")
