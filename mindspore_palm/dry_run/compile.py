@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -28,6 +29,7 @@ from mindspore_palm.dry_run.refusal import explain
 from mindspore_palm.errors import UserError
 from mindspore_palm.graph_cache.key import key_of_dry_run
 from mindspore_palm.graph_cache.store import GraphStore, graphs_folder
+from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.weights import placements
 from mindspore_palm.optim import optimizer_class
 from mindspore_palm.parallel import axes, host
@@ -196,10 +198,6 @@ def partitioned_graph(settings: Settings, target: str, rank: int) -> tuple[str, 
 def _compiled_in_child(settings: Settings, target: str, rank: int) -> tuple[str, int]:
     """``partitioned_graph``, compiled in a process of its own: MindSpore reads only once where to write it (MS-26)."""
     with tempfile.TemporaryDirectory() as folder:
-        variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
-        if allocator := next(filter(None, map(find_library, ALLOCATORS)), None):
-            variables["LD_PRELOAD"] = " ".join([allocator, os.environ.get("LD_PRELOAD", "")]).strip()
-        path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
         child = subprocess.run(  # noqa: S603 - this interpreter and this module
             [sys.executable, "-c", f"from {__name__} import _compile; _compile()", target, str(rank)],
             input=settings_to_yaml(settings),
@@ -207,7 +205,7 @@ def _compiled_in_child(settings: Settings, target: str, rank: int) -> tuple[str,
             encoding="utf-8",
             errors="replace",
             cwd=folder,
-            env={**os.environ, **variables, "PYTHONPATH": path, "GLOG_v": "3"},
+            env=child_environment(folder),
         )
         graphs = list(Path(folder).rglob(f"*_{GRAPH}_*.ir"))
         if child.returncode < 0:
@@ -227,8 +225,18 @@ def _compiled_in_child(settings: Settings, target: str, rank: int) -> tuple[str,
         return graph, peak
 
 
+def child_environment(folder: str) -> dict[str, str]:
+    """Environment variables of a process that compiles, and writes its graph to a folder."""
+    variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": GRAPH}
+    if allocator := next(filter(None, map(find_library, ALLOCATORS)), None):
+        variables["LD_PRELOAD"] = " ".join([allocator, os.environ.get("LD_PRELOAD", "")]).strip()
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, **variables, "PYTHONPATH": path, "GLOG_v": "3"}
+
+
 def _compile() -> None:
     """Compiles in the child process: settings from standard input, target and rank from the command line."""
+    gc.disable()  # MindSpore's parser makes objects by the million, and almost none of them in cycles
     settings = Settings.model_validate(read_yaml(sys.stdin.read(), "the settings of a dry run"))
     use_graphs()
     compile_rank(settings, sys.argv[1], int(sys.argv[2]))
@@ -244,10 +252,22 @@ def compile_rank(settings: Settings, target: str, rank: int) -> None:
         layout = replace(layout, compute_dtype="float16")
     with axes.layout(layout), suppress(host.DryRunComplete):
         batch = settings.train.batch_ramp()[-1][1]
-        _, step = build_step(settings, accumulate=layout.unrolled)
+        palm, step = build_step(settings, accumulate=layout.unrolled)
+        if not layout.unrolled:  # whose network is shared by all micro-batches already
+            share_blocks(palm)
         rows = (batch if layout.unrolled else settings.train.micro_batch_of(batch)) // layout.shards("batch")
         tokens = np.zeros((rows, settings.data.seq_len), np.int32)
         step(tokens, tokens)
+
+
+def share_blocks(palm: PaLM) -> None:
+    """Has MindSpore parse and infer one block for all, which differ in their weights alone; the graph stays the same.
+
+    These are the attributes that ``lazy_inline`` with the policy "front" gives to a Cell. Its own key of a Cell has the
+    names of its weights, and would share nothing. MS-72: the policy inlines the blocks before they are partitioned.
+    """
+    for block in palm.blocks:
+        block.cell_init_args, block.no_inline = f"lazy_inline_{type(block).__name__}", False
 
 
 def _with_runs_of(settings: Settings, layers: int) -> Settings:

@@ -19,7 +19,7 @@ os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=str(GRAPHS), M
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
-from mindspore import Parameter, Tensor, nn, ops  # noqa: E402
+from mindspore import Parameter, Tensor, lazy_inline, nn, ops  # noqa: E402
 from mindspore.ops.auto_generate import Identity, SplitWithSize  # noqa: E402
 from mindspore.parallel import Layout  # noqa: E402
 from mindspore.parallel.auto_parallel import AutoParallel  # noqa: E402
@@ -323,6 +323,38 @@ class PipelineStep(nn.Cell):
         return self.gradients(x)[1]
 
 
+class Shared(nn.Cell):
+    """x w, over data. All such Cells have one graph, until the front end inlines it or for good."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.w = weight(f"w{number}", 8, 8)
+        self.matmul = ops.MatMul().shard(((DEVICES, 1), (1, 1)))
+
+    def construct(self, x):
+        return self.matmul(x, self.w)
+
+
+class SharedInFront(Shared):
+    __init__ = lazy_inline(attrs=[], policy="front")(Shared.__init__)
+
+
+class SharedForGood(Shared):
+    __init__ = lazy_inline(attrs=[])(Shared.__init__)
+
+
+class SumOfThree(nn.Cell):
+    """The sum of x w0 w1 w2."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = nn.CellList([kind(number) for number in range(3)])
+        self.sum, self.results = ops.ReduceSum().shard(((DEVICES, 1),)), 1
+
+    def construct(self, x):
+        return self.sum(self.layers[2](self.layers[1](self.layers[0](x))))
+
+
 def main() -> None:
     use_graphs()
     ms.set_device("CPU")
@@ -336,6 +368,10 @@ def main() -> None:
     partition("slices_norm_first", Gradients(Tower(norm_first=True)), x)
     partition("slices_of_six_rows", Gradients(Tower(norm_first=True)), ones(6, 8))
     partition("rows_that_divide", Step(DataParallel(8)), x, hsdp=all_shards)
+    twice = {**all_shards, "optimizer_level": "level3"}  # gathered again for the backward pass
+    partition("shared_in_front", LossAndGradient(SumOfThree(SharedInFront)), x, hsdp=twice)
+    partition("shared_once_gathered", LossAndGradient(SumOfThree(SharedForGood)), x, hsdp=all_shards)
+    partition("shared_for_good", LossAndGradient(SumOfThree(SharedForGood)), x, hsdp=twice)
     partition("rows_that_do_not", Step(DataParallel(6)), ones(4, 6), hsdp=all_shards)
     partition("default_threshold", Step(DataParallel(8)), x, hsdp={"shard_size": DEVICES, "optimizer_level": "level1"})
     for exact in (False, True):

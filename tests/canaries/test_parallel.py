@@ -202,3 +202,9 @@ def test_ms_67_full_gradients_cross_pods_without_fp32_sync(case):
 def test_ms_62_sums_of_gradients_are_cleared_by_a_product():
     seen = inspect.getsource(grad_reducer)
     still("MS-62", "ops.tensor_mul(accu_grad, 0.0)" in seen, seen[:2000])
+
+
+def test_ms_72_a_graph_of_all_layers_gathers_a_weight_once_for_each_of_them(case):
+    """Weights of 2 x 8 on each of 4 devices: the graph of three layers gathers 2 x 4 x 4 x 4 rows."""
+    assert case("shared_in_front").ops["AllGather"] >= 3 and case("shared_once_gathered").ops["AllGather"] == 3
+    still("MS-72", "'x2_row': 128" in case("shared_for_good").error, case("shared_for_good").error)
