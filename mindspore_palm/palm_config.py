@@ -126,6 +126,11 @@ class PaLMConfig(Section):
         return 1 if self.attention == "multi_query" else self.heads
 
     @property
+    def neutral_scale(self) -> float:
+        """Stored scale of a norm that changes nothing; applied are stored ones plus one minus it."""
+        return 0.0 if self.norm_scale == "around_zero" else 1.0
+
+    @property
     def mlp_inputs(self) -> int:
         """Input kernels of the feed-forward layer: two (gate, up) if gated, else one."""
         return 2 if self.mlp in ("swiglu", "geglu") else 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.data.tokenizer import Tokenizer
@@ -15,6 +15,7 @@ from mindspore_palm.data.vocabulary import fit_vocabulary
 from mindspore_palm.errors import UserError, not_finite
 from mindspore_palm.model.loss import TokenLoss
 from mindspore_palm.model.palm import PaLM
+from mindspore_palm.parallel.top_cell import TopCell
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Score:
     """Whether each of them is the most likely token."""
 
 
-class TokenScores(nn.Cell):
+class TokenScores(TopCell):
     """Inputs and targets int32 [B, S] to float32 [T], nats of each target, and bool [T], whether it is most likely."""
 
     def __init__(self, palm: PaLM, config: PaLMConfig) -> None:

@@ -51,7 +51,7 @@ class BlockFunction(nn.Cell):
 
     def __init__(self, config: PaLMConfig) -> None:
         super().__init__()
-        self.switches = Tensor(np.array([config.norm_epsilon, _offset(config)], np.float32))
+        self.switches = Tensor(np.array([config.norm_epsilon, 1.0 - config.neutral_scale], np.float32))
         self.forward, self.backward = custom("BlockForward", _forward, 7), custom("BlockBackward", _backward, 5)
         self.zeros_like = ops.ZerosLike()
 
@@ -112,7 +112,7 @@ class FusedUnembedLoss(nn.Cell):
 
     def __init__(self, config: PaLMConfig, scale: Parameter | None, logit_scale: float) -> None:
         super().__init__(auto_prefix=False)
-        self.scale = Tensor(np.full(config.d_model, 1.0 - _offset(config), np.float32)) if scale is None else scale
+        self.scale = Tensor(np.full(config.d_model, config.neutral_scale, np.float32)) if scale is None else scale
         self.compute = UnembedFunction(config, logit_scale)
 
     def construct(self, x_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class UnembedFunction(nn.Cell):
 
     def __init__(self, config: PaLMConfig, logit_scale: float) -> None:
         super().__init__()
-        switches = config.norm_epsilon, _offset(config), logit_scale, config.norm == "layer_norm"
+        switches = config.norm_epsilon, 1.0 - config.neutral_scale, logit_scale, config.norm == "layer_norm"
         self.settings = Tensor(np.array([config.vocab_size, *switches], np.float32))
         self.forward, self.backward = custom("UnembedForward", _losses, 6), custom("UnembedBackward", _of_losses, 3)
         self.zeros_like = ops.ZerosLike()
@@ -152,8 +152,3 @@ def _losses(x: Shape, scale: Shape, table: Shape, targets: Shape, _: Shape) -> t
 
 def _of_losses(targets: Shape, x: Shape, scale: Shape, table: Shape, *_: Shape) -> tuple[Shape, ...]:
     return (x, scale, table)
-
-
-def _offset(config: PaLMConfig) -> float:
-    """Added to the scale of a norm."""
-    return 1.0 if config.norm_scale == "around_zero" else 0.0

@@ -84,7 +84,7 @@ def _weights(config: PaLMConfig) -> Iterator[Weight]:
     mlp_rows, attention_rows = config.mlp_per_head, config.head_dim
     from_attention, from_mlp = FanIn(attention_rows, heads * config.head_dim), FanIn(mlp_rows, config.d_ff)
     norms = ("norm",) if config.block == "parallel" else ("norm", "mlp_norm")
-    neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
+    neutral = config.neutral_scale
 
     def scale(name: str, layer: int) -> Weight:
         return Weight(f"{name}.scale", (d,), ("embed",), constant=neutral, fully_sharded=False, layer=layer)

@@ -17,6 +17,7 @@ from mindspore_palm.model.palm import PaLM
 from mindspore_palm.model.weights import weights
 from mindspore_palm.optim import make_optimizer
 from mindspore_palm.optim.schedule import Schedule
+from mindspore_palm.parallel.top_cell import TopCell
 from mindspore_palm.train.evaluate import Evaluator
 from mindspore_palm.train.step import TrainStep
 
@@ -64,7 +65,7 @@ class AssignAll(nn.Cell):
         return assigned[0]
 
 
-class LossByPosition(nn.Cell):
+class LossByPosition(TopCell):
     """Cross-entropy of every token: int32 [B, S] twice to float32 [B, S]."""
 
     def __init__(self, palm: PaLM) -> None:

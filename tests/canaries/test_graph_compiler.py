@@ -14,6 +14,7 @@ from canaries.register import still
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import One, initializer
 from mindspore.nn.utils import no_init_parameters
+from visits import CountsVisits
 
 from mindspore_palm.parallel.context import DEPTH
 
@@ -145,22 +146,10 @@ def test_ms_22_a_weight_that_only_a_branch_uses_does_not_take_new_values():
 
 
 def test_ms_23_every_call_walks_through_all_cells_inside():
-    class Leaf(Double):
-        visits = 0
-
-        @property
-        def compile_phase(self):
-            return self._compile_phase
-
-        @compile_phase.setter
-        def compile_phase(self, phase):
-            self.visits += 1
-            nn.Cell.compile_phase.fset(self, phase)
-
     class Net(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.leaf = Leaf()
+            self.leaf = CountsVisits()
 
         def construct(self, x):
             return self.leaf(x)

@@ -25,8 +25,8 @@ SEEN = 1e-4  # relative difference; a planted error is far beyond rounding
 IN_THE_NETWORK = {
     "a token sees the next one": (
         "attention.h",
-        "row + first + r + 1, row + written, -INFINITY",
-        "row + first + r + 2, row + written, -INFINITY",
+        "s.context(), first + r + 1, written)",
+        "s.context(), std::min(first + r + 2, s.length), written)",
     ),
     "a token sees the next one, backward": ("attention.h", "seen = row + 1;", "seen = std::min(row + 2, s.length);"),
     "keys keep the gradient of one head": ("block.h", "h = 1; h < s_.heads", "h = s_.heads; h < s_.heads"),

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from plan.small import SMALL, small
 
 from mindspore_palm.config import OptimizerConfig, Settings
 from mindspore_palm.cost.memory import memory_by_kind
@@ -30,16 +31,6 @@ from mindspore_palm.plan.search import search
 from mindspore_palm.settings import load_settings
 
 YAML = Path(__file__).resolve().parents[2] / "yaml"
-SMALL = {
-    "model": {"layers": 5, "d_model": 64, "heads": 4, "head_dim": 16, "d_ff": 256, "vocab_size": 128},
-    "data": {"seq_len": 16},
-    "train": {"batch_size": 16, "compute_dtype": "bfloat16"},
-    "parallel": {"pods": 2, "data": 4, "model": 2, "recompute": "block"},
-}
-
-
-def small(layers):
-    return Settings.model_validate({**SMALL, "model": {**SMALL["model"], "layers": layers}})
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-from mindspore_palm.config import Settings
+from plan.small import small
+
+from mindspore_palm.dry_run.compile import child_environment
 from mindspore_palm.dry_run.graph import read_nodes, read_parameters
 from mindspore_palm.dry_run.ledger import read_ledger
 from mindspore_palm.parallel.check import layout_of
 from mindspore_palm.settings import settings_to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {
-    "model": {"layers": 5, "d_model": 64, "heads": 4, "head_dim": 16, "d_ff": 256, "vocab_size": 128},
-    "data": {"seq_len": 16},
-    "train": {"batch_size": 16, "compute_dtype": "bfloat16"},
-    "parallel": {"pods": 2, "data": 4, "model": 2, "recompute": "block"},
-}
-
-
-def small(layers):
-    return Settings.model_validate({**SMALL, "model": {**SMALL["model"], "layers": layers}})
-
-
 COUNTED = """
 import gc, sys
 from mindspore.graph._parse import parser
@@ -44,11 +33,10 @@ print("parsed", len(parsed), "without" if not gc.isenabled() else "with", "colle
 def compiled_by_hand(folder, layers, blocks):
     """Text of a graph, and how many functions were parsed for it; ``blocks``: shared or apart."""
     folder.mkdir()
-    variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": str(folder), "MS_DEV_DUMP_IR_PASSES": "validate"}
     done = subprocess.run(
         [sys.executable, "-c", COUNTED, "GPU", "0", blocks],
         input=settings_to_yaml(small(layers)),
-        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        env=child_environment(str(folder)),
         capture_output=True,
         encoding="utf-8",
     )

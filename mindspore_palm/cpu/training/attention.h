@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "elementwise.h"
 #include "gemm.h"
 #include "vector.h"
 
@@ -47,19 +48,9 @@ void AttendStrip(const float* q, int64_t q_width, const PackedKv& kv, float* out
   const int64_t end = first + rows, written = Scores(strip, kv.keys_by_column, end, s, scores);
   float factors[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
-    float* row = scores + r * s.context();
-    std::fill(row + first + r + 1, row + written, -INFINITY);
-    const float largest = Largest(row, written);
-    Vector total = {};
-    for (int64_t c = 0; c < written; c += kLanes) {
-      const Vector power = Exp(Load(row + c) - largest);
-      Store(row + c, power);
-      total += power;
-    }
-    std::fill(row + first + r + 1, row + written, 0.0f);  // Exp never returns zero
-    const float sum = Sum(total);
-    factors[r] = 1.0f / sum;
-    log_z[r * log_z_width] = std::log(sum) + largest;
+    const Powers powers = TakePowers(scores + r * s.context(), first + r + 1, written);
+    factors[r] = 1.0f / powers.sum;
+    log_z[r * log_z_width] = std::log(powers.sum) + powers.largest;
   }
   for (int64_t column = 0; column < s.columns(); column += kTileColumns) {
     TileByRows(end, scores, s.context(), kv.values + column * s.length, sums + column, s.columns(), false);

@@ -46,18 +46,7 @@ void AttendStrip(const float *q, int64_t q_width, const PackedCache &cache, int6
     AccumulateTiles<2, false>(K, q, q_width, cache.keys + c * K, kTileColumns, weights + c, rows, stride, nothing);
   }
   for (int64_t r = 0; r < rows; ++r) {
-    float *row = weights + r * stride;
-    const int64_t count = first + r + 1, padded = Padded(count);
-    std::fill(row + count, row + padded, -INFINITY);
-    const float largest = Largest(row, count);
-    Vector total = {};
-    for (int64_t c = 0; c < padded; c += kLanes) {
-      const Vector power = Exp(Load(row + c) - largest);
-      Store(row + c, power);
-      total += power;
-    }
-    std::fill(row + count, row + stride, 0.0f);  // Exp never returns zero
-    factors[r] = 1.0f / Sum(total);
+    factors[r] = 1.0f / TakePowers(weights + r * stride, first + r + 1, stride).sum;
   }
   for (int64_t column = 0; column < columns; column += kTileColumns) {
     AccumulateTiles<2, false>(seen, weights, stride, cache.values + column * end, kTileColumns, sums + column, rows,

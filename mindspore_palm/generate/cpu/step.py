@@ -57,19 +57,21 @@ class CpuFunction(nn.Cell):
     """The network as a C++ function: inputs of its own to logits float32 [B, vocab_size] and log(Z) [B].
 
     Args:
-        name: of the function.
         palm: the network.
         caches: the caches of its blocks, in order; the function appends the tokens' keys and values.
         rotation: cosines and sines of queries, then of keys, for every position: [C, K/2] each.
         vocab_size: rows of the embedding that are tokens; the others are padding.
     """
 
+    NAME: str
+    """Of the function in the library."""
+
     def __init__(
-        self, name: str, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
+        self, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
     ) -> None:
         super().__init__(auto_prefix=False)
         config = palm.config
-        neutral = 0.0 if config.norm_scale == "around_zero" else 1.0
+        neutral = config.neutral_scale
         final = palm.unembed.norm.scale if config.final_norm_scale else Tensor(np.full(config.d_model, neutral, "f4"))
         switches = config.norm == "layer_norm", config.norm_epsilon, 1.0 - neutral, palm.unembed.logit_scale
         self.constants = (Tensor(np.array(switches, np.float32)), *map(Tensor, rotation))
@@ -81,16 +83,18 @@ class CpuFunction(nn.Cell):
         )
         sequences = caches[0].keys.shape[0]
         shapes = [sequences, vocab_size], [sequences]
-        self.compute = ops.Custom(f"{library()}:{name}", shapes, (ms.float32, ms.float32), func_type="aot")
+        self.compute = ops.Custom(f"{library()}:{self.NAME}", shapes, (ms.float32, ms.float32), func_type="aot")
 
 
 class CpuStep(CpuFunction):
     """One decoding step: the next token of each of B sequences."""
 
+    NAME = "DecodeStep"
+
     def __init__(
         self, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
     ) -> None:
-        super().__init__("DecodeStep", palm, caches, rotation, vocab_size)
+        super().__init__(palm, caches, rotation, vocab_size)
         # MS-24: in this phase, MindSpore's name for decoding, calls of a compiled graph skip the check of its inputs
         self.phase = "increment"
 
@@ -102,13 +106,9 @@ class CpuStep(CpuFunction):
 class CpuPrompts(CpuFunction):
     """Tokens of prompts into the caches, ``ROWS`` in a call; results are those after the rows that are wanted."""
 
+    NAME = "ReadPrompts"
     ROWS = 256
     """Tokens of a call: with more, weights are read for more of them at a time, and activations leave the caches."""
-
-    def __init__(
-        self, palm: PaLM, caches: Sequence[CachedAttention], rotation: Sequence[np.ndarray], vocab_size: int
-    ) -> None:
-        super().__init__("ReadPrompts", palm, caches, rotation, vocab_size)
 
     def construct(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """int32 [4, ROWS]: tokens, sequences, positions, wanted or not. Rows at position ``IDLE`` are left out.
