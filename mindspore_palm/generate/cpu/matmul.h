@@ -192,37 +192,54 @@ void MatmulColumns(const float *x, const float *w, float *y, int64_t M, int64_t 
 // Floats of scratch of MatmulColumns.
 int64_t ColumnsScratch(int64_t M) { return (kBlockDepth + M) * kBlockWidth; }
 
-// y [kM, 4 of N] = x [kM, D] w^T with w [4, D].
+// SumFour of vectors in registers: an array of sums that is passed on lies in memory, and each product waits for it.
+inline void SumOf(Vector a, Vector b, Vector c, Vector d, float *sums) {
+  const Vector four[4] = {a, b, c, d};
+  SumFour(four, sums);
+}
+
+// y [kM, 4 of N] = x [kM, D] w^T with w [4, D]. kM is at most 3: with 12 sums, 3 of x and one of w fill 16 registers.
 template <int kM>
 inline void TransposedTile(const float *x, const float *w, float *y, int64_t D, int64_t N) {
   Vector sums[kM][4] = {};
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes) {
-    Vector row[4];
-    for (int r = 0; r < 4; ++r) row[r] = Load(w + r * D + d);
+    Vector factors[kM];
+#pragma GCC unroll 3
+    for (int m = 0; m < kM; ++m) factors[m] = Load(x + m * D + d);
 #pragma GCC unroll 4
-    for (int m = 0; m < kM; ++m) {
-      const Vector factor = Load(x + m * D + d);
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) sums[m][r] = MulAdd(factor, row[r], sums[m][r]);
+    for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 3
+      for (int m = 0; m < kM; ++m) AddProduct(sums[m][r], Load(w + r * D + d), factors[m]);
     }
   }
+  SumOf(sums[0][0], sums[0][1], sums[0][2], sums[0][3], y);
+  if constexpr (kM > 1) SumOf(sums[1][0], sums[1][1], sums[1][2], sums[1][3], y + N);
+  if constexpr (kM > 2) SumOf(sums[2][0], sums[2][1], sums[2][2], sums[2][3], y + 2 * N);
+  if (d == D) return;
   for (int m = 0; m < kM; ++m) {
-    SumFour(sums[m], y + m * N);
     for (int r = 0; r < 4; ++r) {
       for (int64_t i = d; i < D; ++i) y[m * N + r] = MulAdd(x[m * D + i], w[r * D + i], y[m * N + r]);
     }
   }
 }
 
-// Columns first .. end of y [M, N] = x [M, D] w^T with w [N, D].
+// Columns first .. end of y [M, N] = x [M, D] w^T with w [N, D]. While tiles use four rows of w, the next four come
+// into the cache; for a few rows of x, the processor fetches them itself.
 void MatmulTransposed(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
                       int64_t end) {
+  constexpr int64_t kMaxRows = 3, kFewRows = 6, kLine = 16;  // floats of a line of the cache
+  constexpr decltype(&TransposedTile<1>) kTiles[] = {TransposedTile<1>, TransposedTile<2>, TransposedTile<3>};
+  const int64_t tiles = (M + kMaxRows - 1) / kMaxRows;
   int64_t n = first;
   for (; n + 4 <= end; n += 4) {
-    int64_t m = 0;
-    for (; m + 4 <= M; m += 4) TransposedTile<4>(x + m * D, w + n * D, y + m * N + n, D, N);
-    for (; m < M; ++m) TransposedTile<1>(x + m * D, w + n * D, y + m * N + n, D, N);
+    const int64_t lines = M < kFewRows || n + 8 > end ? 0 : 4 * D / kLine;
+    const float *next = w + (n + 4) * D;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t m = tile * M / tiles, count = (tile + 1) * M / tiles - m, last = (tile + 1) * lines / tiles;
+      for (int64_t line = tile * lines / tiles; line < last; ++line) __builtin_prefetch(next + line * kLine);
+      kTiles[count - 1](x + m * D, w + n * D, y + m * N + n, D, N);
+    }
   }
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) y[m * N + n] = Dot(x + m * D, w + n * D, D);
