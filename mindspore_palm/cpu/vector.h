@@ -57,8 +57,9 @@ inline float MulAdd(float a, float b, float c) {
 #endif
 }
 
-// Horizontal sums of four vectors. Each step packs the halves of two vectors into one.
-inline void SumFour(const Vector* v, float* sums) {
+// Horizontal sums of four vectors. Each step packs the halves of two vectors into one. The vectors are no array: an
+// array of sums that is passed on lies in memory, and each product waits for it.
+inline void SumFour(Vector v0, Vector v1, Vector v2, Vector v3, float* sums) {
   IntVector even, odd, low, high, lane;
   for (int i = 0; i < kLanes; ++i) {
     even[i] = i / 2 * 2 + i % 2 * kLanes;
@@ -67,8 +68,8 @@ inline void SumFour(const Vector* v, float* sums) {
     high[i] = low[i] + 2;
     lane[i] = i;
   }
-  const Vector first_pair = __builtin_shuffle(v[0], v[1], even) + __builtin_shuffle(v[0], v[1], odd);
-  const Vector second_pair = __builtin_shuffle(v[2], v[3], even) + __builtin_shuffle(v[2], v[3], odd);
+  const Vector first_pair = __builtin_shuffle(v0, v1, even) + __builtin_shuffle(v0, v1, odd);
+  const Vector second_pair = __builtin_shuffle(v2, v3, even) + __builtin_shuffle(v2, v3, odd);
   Vector all = __builtin_shuffle(first_pair, second_pair, low) + __builtin_shuffle(first_pair, second_pair, high);
 #pragma GCC unroll 2
   for (int width = kLanes / 2; width >= 4; width /= 2) all += __builtin_shuffle(all, (lane + width) % kLanes);
@@ -77,9 +78,8 @@ inline void SumFour(const Vector* v, float* sums) {
 
 // Horizontal sum of one vector.
 inline float Sum(Vector v) {
-  const Vector four[4] = {v};
   float sums[4];
-  SumFour(four, sums);
+  SumFour(v, Vector{}, Vector{}, Vector{}, sums);
   return sums[0];
 }
 

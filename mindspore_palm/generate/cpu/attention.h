@@ -27,7 +27,7 @@ void Attend(const float *q, const float *keys, const float *values, float *out, 
       for (int h = 0; h < kHeads; ++h) sums[h] = MulAdd(Load(q + h * dim + i), Load(key + i), sums[h]);
     }
     float scores[4];
-    SumFour(sums, scores);
+    SumFour(sums[0], sums[1], sums[2], sums[3], scores);
     for (int h = 0; h < kHeads; ++h) {
       for (int64_t k = i; k < dim; ++k) scores[h] = MulAdd(q[h * dim + k], key[k], scores[h]);
       weights[h * padded + c] = scores[h];

@@ -192,12 +192,6 @@ void MatmulColumns(const float *x, const float *w, float *y, int64_t M, int64_t 
 // Floats of scratch of MatmulColumns.
 int64_t ColumnsScratch(int64_t M) { return (kBlockDepth + M) * kBlockWidth; }
 
-// SumFour of vectors in registers: an array of sums that is passed on lies in memory, and each product waits for it.
-inline void SumOf(Vector a, Vector b, Vector c, Vector d, float *sums) {
-  const Vector four[4] = {a, b, c, d};
-  SumFour(four, sums);
-}
-
 // y [kM, 4 of N] = x [kM, D] w^T with w [4, D]. kM is at most 3: with 12 sums, 3 of x and one of w fill 16 registers.
 template <int kM>
 inline void TransposedTile(const float *x, const float *w, float *y, int64_t D, int64_t N) {
@@ -213,9 +207,9 @@ inline void TransposedTile(const float *x, const float *w, float *y, int64_t D, 
       for (int m = 0; m < kM; ++m) AddProduct(sums[m][r], Load(w + r * D + d), factors[m]);
     }
   }
-  SumOf(sums[0][0], sums[0][1], sums[0][2], sums[0][3], y);
-  if constexpr (kM > 1) SumOf(sums[1][0], sums[1][1], sums[1][2], sums[1][3], y + N);
-  if constexpr (kM > 2) SumOf(sums[2][0], sums[2][1], sums[2][2], sums[2][3], y + 2 * N);
+  SumFour(sums[0][0], sums[0][1], sums[0][2], sums[0][3], y);
+  if constexpr (kM > 1) SumFour(sums[1][0], sums[1][1], sums[1][2], sums[1][3], y + N);
+  if constexpr (kM > 2) SumFour(sums[2][0], sums[2][1], sums[2][2], sums[2][3], y + 2 * N);
   if (d == D) return;
   for (int m = 0; m < kM; ++m) {
     for (int r = 0; r < 4; ++r) {
