@@ -39,8 +39,9 @@ void Partial(int64_t M, int64_t D, int64_t N, int64_t parts) {
 // Many rows are summed by column, in the order of the partial sums of a single one.
 void Columns(int64_t M, int64_t D, int64_t N, int64_t parts) {
   const auto x = Normal(M * D), w = Normal(D * N);
-  std::vector<float> all(M * N), one(N), partial(N), scratch(ColumnsScratch(M));
-  MatmulColumns(x.data(), w.data(), all.data(), M, D, N, 0, N, parts, scratch.data());
+  std::vector<float> packed(M * D), all(M * N), one(N), partial(N), scratch(ColumnsScratch(M));
+  PackTiles(ThreadPool::Get(), x.data(), M, D, packed.data());
+  MatmulColumns(packed.data(), w.data(), all.data(), M, D, N, 0, N, parts, scratch.data());
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t part = 0; part < parts; ++part) {
       MatmulPartial(x.data() + m * D, w.data(), partial.data(), 1, D, N, part, parts);

@@ -7,7 +7,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "gemm.h"
+#include "pool.h"
 #include "vector.h"
 
 namespace {
@@ -26,10 +29,32 @@ inline void AddProduct(Vector& sum, Vector a, Vector b) {
 #endif
 }
 
+// Calls work(rows) with a constant: `rows` as std::integral_constant.
+template <int kMost, typename Work>
+inline void WithConstant(int64_t rows, const Work &work) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return WithConstant<kMost - 1>(rows, work);
+  }
+  work(std::integral_constant<int, kMost>());
+}
+
+// Shares M rows among tiles of at most kMost, whose heights differ by one at most, and calls work(rows, m, tile, tiles)
+// for each: rows m .. m + rows are tile number `tile` of `tiles`. `rows` is a constant.
+template <int kMost, typename Work>
+inline void ForTiles(int64_t M, const Work &work) {
+  const int64_t tiles = (M + kMost - 1) / kMost;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t m = tile * M / tiles;
+    WithConstant<kMost>((tile + 1) * M / tiles - m, [&](auto rows) { work(rows, m, tile, tiles); });
+  }
+}
+
+constexpr int kMostRows = kLanes == 16 ? 8 : 6;  // of a tile with two vectors a row: its sums fit the registers
+
 // y [kM, kColumns * kLanes of N] += x [kM, rows of x_width] w [rows, kColumns * kLanes of w_width].
 template <int kM, int kColumns, bool kFromMemory>
-inline void MatmulTile(int64_t rows, const float *x, int64_t x_width, const float *w, int64_t w_width, float *y,
-                       int64_t N) {
+__attribute__((noinline)) void MatmulTile(int64_t rows, const float *x, int64_t x_width, const float *w,
+                                          int64_t w_width, float *y, int64_t N) {
   Vector sums[kM][kColumns] = {};
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
@@ -57,33 +82,24 @@ inline void MatmulTile(int64_t rows, const float *x, int64_t x_width, const floa
   }
 }
 
-// The same for any M, in tiles of several rows of y. `after_tile` is called with the number of the tile, and of tiles.
-template <int kColumns, bool kFromMemory, typename AfterTile>
+// The same for any M.
+template <int kColumns, bool kFromMemory>
 void AccumulateTiles(int64_t rows, const float *x, int64_t x_width, const float *w, int64_t w_width, float *y,
-                     int64_t M, int64_t N, const AfterTile &after_tile) {
-  constexpr int64_t kMaxRows = kLanes == 16 ? 8 : 6;  // sums that fit the registers
-  constexpr decltype(&MatmulTile<1, kColumns, kFromMemory>) kTiles[] = {
-      MatmulTile<1, kColumns, kFromMemory>, MatmulTile<2, kColumns, kFromMemory>, MatmulTile<3, kColumns, kFromMemory>,
-      MatmulTile<4, kColumns, kFromMemory>, MatmulTile<5, kColumns, kFromMemory>, MatmulTile<6, kColumns, kFromMemory>,
-      MatmulTile<7, kColumns, kFromMemory>, MatmulTile<8, kColumns, kFromMemory>};
-  const int64_t tiles = (M + kMaxRows - 1) / kMaxRows;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t m = tile * M / tiles, count = (tile + 1) * M / tiles - m;
-    kTiles[count - 1](rows, x + m * x_width, x_width, w, w_width, y + m * N, N);
-    after_tile(tile, tiles);
-  }
+                     int64_t M, int64_t N) {
+  ForTiles<kMostRows>(M, [&](auto height, int64_t m, int64_t, int64_t) {
+    MatmulTile<height(), kColumns, kFromMemory>(rows, x + m * x_width, x_width, w, w_width, y + m * N, N);
+  });
 }
 
 // Columns first .. end of y [M, y_width] += x [M, rows of x_width] w [rows, w_width], w read from memory.
 void AccumulateRows(int64_t rows, const float *x, int64_t x_width, const float *w, int64_t w_width, float *y,
                     int64_t y_width, int64_t M, int64_t first, int64_t end) {
-  const auto nothing = [](int64_t, int64_t) {};
   int64_t n = first;
   for (; n + 2 * kLanes <= end; n += 2 * kLanes) {
-    AccumulateTiles<2, true>(rows, x, x_width, w + n, w_width, y + n, M, y_width, nothing);
+    AccumulateTiles<2, true>(rows, x, x_width, w + n, w_width, y + n, M, y_width);
   }
   for (; n + kLanes <= end; n += kLanes) {
-    AccumulateTiles<1, true>(rows, x, x_width, w + n, w_width, y + n, M, y_width, nothing);
+    AccumulateTiles<1, true>(rows, x, x_width, w + n, w_width, y + n, M, y_width);
   }
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) {
@@ -136,54 +152,96 @@ void MatmulPartial(const float *x, const float *w, float *y, int64_t M, int64_t 
   }
 }
 
-constexpr int64_t kBlockDepth = 192, kBlockWidth = 128;  // of w: half of a core's second cache
+constexpr int64_t kBlockDepth = 256, kBlockWidth = 64;  // of w: 64 KB, so that the second cache holds two
 constexpr int64_t kManyRows = 24;  // of x: fewer use an element of w so seldom that copying it takes longer
 
+// Copies x [M, D] tile by tile, each as [D, its rows]: the order in which PackedTile reads it.
+void PackTiles(ThreadPool &pool, const float *x, int64_t M, int64_t D, float *to) {
+  const int64_t tiles = (M + kMostRows - 1) / kMostRows;
+  pool.Run(tiles, [&](int64_t task) {
+    const int64_t m = task * M / tiles;
+    WithConstant<kMostRows>((task + 1) * M / tiles - m,
+                            [&](auto height) { Pack<height()>(x + m * D, 1, D, height, D, to + m * D); });
+  });
+}
+
+// Lines of memory that come into the cache while a tile is computed: one every `step` floats from `next` to `last`.
+struct Prefetches {
+  const float *next, *last;
+  int64_t step;
+};
+
+// y [kM, 2 kLanes of N] = x w, or += with `add`, with x [rows, kM] and w [rows, 2 kLanes] packed.
+template <int kM>
+__attribute__((noinline)) void PackedTile(int64_t rows, const float *x, const float *w, float *y, int64_t N, bool add,
+                                          Prefetches lines) {
+  constexpr int64_t kEvery = 4, kLine = 16;  // rows for each line; floats of a line
+  Vector sums[kM][2] = {};
+  if (add) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kM; ++m) {
+      sums[m][0] = Load(y + m * N);
+      sums[m][1] = Load(y + m * N + kLanes);
+    }
+  }
+  const auto add_row = [&]() __attribute__((always_inline)) {
+    const Vector left = Load(w), right = Load(w + kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < kM; ++m) {
+      const Vector factor = Broadcast(x[m]);
+      AddProduct(sums[m][0], factor, left);
+      AddProduct(sums[m][1], factor, right);
+    }
+    x += kM;
+    w += 2 * kLanes;
+  };
+  int64_t r = 0;
+#pragma GCC unroll 1
+  for (; r + kEvery <= rows; r += kEvery) {
+    for (int64_t i = 0; i < 2 * kLanes; i += kLine) __builtin_prefetch(lines.next + i);
+    lines.next = lines.next < lines.last ? lines.next + lines.step : lines.next;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kEvery; ++i) add_row();
+  }
+  for (; r < rows; ++r) add_row();
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+    Store(y + m * N, sums[m][0]);
+    Store(y + m * N + kLanes, sums[m][1]);
+  }
+}
+
 // Columns first .. end of y [M, N] = x [M, D] w [D, N] for many rows of x, with the bits of the partial sums of all
-// parts, added in order. `first` is a multiple of 2 * kLanes.
+// parts, added in order. x is packed by PackTiles.
 //
 // Many rows use each element of w so often that arithmetic takes longer than memory. A block of w is copied, so that
-// tiles read it in the order in which it lies; meanwhile, the next one comes into the cache.
+// tiles read it in the order in which it lies; meanwhile, line by line, the next one comes into the cache.
 void MatmulColumns(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
                    int64_t end, int64_t parts, float *scratch) {
   constexpr int64_t kRows = kBlockDepth, kWidth = kBlockWidth, kPanel = 2 * kLanes;
-  constexpr int64_t kMostRows = 96;  // of x at a time, beside the block in the second cache
   float *block = scratch, *sums = block + kRows * kWidth;
   for (int64_t n = first; n < end; n += kWidth) {
-    const int64_t width = std::min(kWidth, end - n), panels = width / kPanel * kPanel;
+    const int64_t width = std::min(kWidth, end - n);
     for (int64_t part = 0; part < parts; ++part) {
-      const int64_t to = FirstRow(D, part + 1, parts);
-      std::fill_n(sums, M * kWidth, 0.0f);
-      for (int64_t d = FirstRow(D, part, parts); d < to; d += kRows) {
+      const int64_t from = FirstRow(D, part, parts), to = FirstRow(D, part + 1, parts);
+      if (from == to) std::fill_n(sums, M * kWidth, 0.0f);
+      for (int64_t d = from; d < to; d += kRows) {
         const int64_t rows = std::min(kRows, to - d), left = D - d - rows;
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t c = 0; c < panels; c += kPanel) {
-            const float *from = w + (d + r) * N + n + c;
-            float *copy = block + c * rows + r * kPanel;
-            Store(copy, Load(from));
-            Store(copy + kLanes, Load(from + kLanes));
-          }
-        }
         const float *next = left > 0 ? w + (d + rows) * N + n : w + n + kWidth;
         const int64_t next_rows = left > 0 ? std::min(kRows, left) : n + kWidth < end ? std::min(kRows, D) : 0;
-        for (int64_t m = 0; m < M; m += kMostRows) {
-          const int64_t height = std::min(kMostRows, M - m), lines = m == 0 ? next_rows : 0;
-          for (int64_t c = 0; c < panels; c += kPanel) {
-            AccumulateTiles<2, false>(rows, x + m * D + d, D, block + c * rows, kPanel, sums + m * kWidth + c, height,
-                                      kWidth, [&](int64_t tile, int64_t tiles) {
-                                        const int64_t last = (tile + 1) * lines / tiles;
-                                        for (int64_t r = tile * lines / tiles; r < last; ++r) {
-                                          __builtin_prefetch(next + r * N + c);
-                                        }
-                                      });
-          }
+        PackColumns(RowMajor(w + d * N + n, N), rows, width, block);
+        for (int64_t c = 0; c < width; c += kPanel) {
+          ForTiles<kMostRows>(M, [&](auto height, int64_t m, int64_t tile, int64_t tiles) {
+            const int64_t line = tile * next_rows / tiles, last = std::max(line, (tile + 1) * next_rows / tiles - 1);
+            PackedTile<height()>(rows, x + m * D + d * height, block + c * rows, sums + m * kWidth + c, kWidth,
+                                 d > from, {next + line * N + c, next + last * N + c, N});
+          });
         }
-        AccumulateRows(rows, x + d, D, w + d * N + n, N, sums, kWidth, M, panels, width);
       }
       for (int64_t m = 0; m < M; ++m) {
-        const float *from = sums + m * kWidth;
+        const float *sum = sums + m * kWidth;
         float *result = y + m * N + n;
-        for (int64_t c = 0; c < width; ++c) result[c] = part == 0 ? from[c] : result[c] + from[c];
+        for (int64_t c = 0; c < width; ++c) result[c] = part == 0 ? sum[c] : result[c] + sum[c];
       }
     }
   }
@@ -194,7 +252,7 @@ int64_t ColumnsScratch(int64_t M) { return (kBlockDepth + M) * kBlockWidth; }
 
 // y [kM, 4 of N] = x [kM, D] w^T with w [4, D]. kM is at most 3: with 12 sums, 3 of x and one of w fill 16 registers.
 template <int kM>
-inline void TransposedTile(const float *x, const float *w, float *y, int64_t D, int64_t N) {
+__attribute__((noinline)) void TransposedTile(const float *x, const float *w, float *y, int64_t D, int64_t N) {
   Vector sums[kM][4] = {};
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes) {
@@ -222,18 +280,16 @@ inline void TransposedTile(const float *x, const float *w, float *y, int64_t D, 
 // into the cache; for a few rows of x, the processor fetches them itself.
 void MatmulTransposed(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
                       int64_t end) {
-  constexpr int64_t kMaxRows = 3, kFewRows = 6, kLine = 16;  // floats of a line of the cache
-  constexpr decltype(&TransposedTile<1>) kTiles[] = {TransposedTile<1>, TransposedTile<2>, TransposedTile<3>};
-  const int64_t tiles = (M + kMaxRows - 1) / kMaxRows;
+  constexpr int64_t kFewRows = 6, kLine = 16;  // floats of a line of the cache
   int64_t n = first;
   for (; n + 4 <= end; n += 4) {
     const int64_t lines = M < kFewRows || n + 8 > end ? 0 : 4 * D / kLine;
     const float *next = w + (n + 4) * D;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t m = tile * M / tiles, count = (tile + 1) * M / tiles - m, last = (tile + 1) * lines / tiles;
+    ForTiles<3>(M, [&](auto height, int64_t m, int64_t tile, int64_t tiles) {
+      const int64_t last = (tile + 1) * lines / tiles;
       for (int64_t line = tile * lines / tiles; line < last; ++line) __builtin_prefetch(next + line * kLine);
-      kTiles[count - 1](x + m * D, w + n * D, y + m * N + n, D, N);
-    }
+      TransposedTile<height()>(x + m * D, w + n * D, y + m * N + n, D, N);
+    });
   }
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) y[m * N + n] = Dot(x + m * D, w + n * D, D);

@@ -109,21 +109,26 @@ bool InRange(const Sizes &sizes, int32_t token, int32_t position) {
 // Parts into which the rows of each matmul's w are shared: each part has a sum of its own.
 int64_t Parts(const ThreadPool &pool) { return pool.threads() == 1 ? 1 : std::min(2 * pool.threads(), 16); }
 
-// Columns of a task of MatmulColumns.
+// Columns of a task of MatmulColumns: whole blocks, or less than one.
 int64_t TaskColumns(const ThreadPool &pool, int64_t N) {
-  constexpr int64_t kPanel = 2 * kLanes;
-  return (N / (4 * pool.threads()) + kPanel) / kPanel * kPanel;
+  const int64_t columns = N / (4 * pool.threads()) + 1;
+  return RoundUp(columns, columns < kBlockWidth ? 2 * kLanes : kBlockWidth);
 }
 
-// Tasks of MatmulColumns, for any N.
-int64_t ColumnTasks(const ThreadPool &pool) { return 4 * pool.threads() + 1; }
+// Floats of scratch of MatmulOfManyRows, for any N.
+int64_t ManyRowsScratch(const ThreadPool &pool, int64_t M, int64_t D) {
+  const int64_t tasks = 4 * pool.threads() + 1;
+  return Padded(M * D) + tasks * ColumnsScratch(M);
+}
 
-// y [M, N] = x [M, D] w [D, N] for many rows of x. `scratch` holds ColumnTasks times ColumnsScratch(M) floats.
+// y [M, N] = x [M, D] w [D, N] for many rows of x.
 void MatmulOfManyRows(ThreadPool &pool, const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N,
                       float *scratch) {
+  float *packed = scratch, *of_tasks = scratch + Padded(M * D);
+  PackTiles(pool, x, M, D, packed);
   const int64_t width = TaskColumns(pool, N);
   ForRanges(pool, N, width, [&](int64_t first, int64_t end) {
-    MatmulColumns(x, w, y, M, D, N, first, end, Parts(pool), scratch + first / width * ColumnsScratch(M));
+    MatmulColumns(packed, w, y, M, D, N, first, end, Parts(pool), of_tasks + first / width * ColumnsScratch(M));
   });
 }
 

@@ -37,20 +37,19 @@ constexpr int64_t kStrip = 24;  // queries of a task
 // scaled already. `scratch` holds StripScratch floats.
 void AttendStrip(const float *q, int64_t q_width, const PackedCache &cache, int64_t end, float *out, int64_t width,
                  int64_t first, int64_t rows, int64_t K, float *scratch) {
-  const auto nothing = [](int64_t, int64_t) {};
   const int64_t seen = first + rows, stride = RoundUp(seen, kTileColumns), columns = RoundUp(K, kTileColumns);
   float *sums = scratch, *weights = sums + kStrip * columns, factors[kStrip];
   std::fill_n(weights, rows * stride, 0.0f);
   std::fill_n(sums, rows * columns, 0.0f);
   for (int64_t c = 0; c < stride; c += kTileColumns) {
-    AccumulateTiles<2, false>(K, q, q_width, cache.keys + c * K, kTileColumns, weights + c, rows, stride, nothing);
+    AccumulateTiles<2, false>(K, q, q_width, cache.keys + c * K, kTileColumns, weights + c, rows, stride);
   }
   for (int64_t r = 0; r < rows; ++r) {
     factors[r] = 1.0f / TakePowers(weights + r * stride, first + r + 1, stride).sum;
   }
   for (int64_t column = 0; column < columns; column += kTileColumns) {
     AccumulateTiles<2, false>(seen, weights, stride, cache.values + column * end, kTileColumns, sums + column, rows,
-                              columns, nothing);
+                              columns);
   }
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < K; ++k) out[r * width + k] = sums[r * columns + k] * factors[r];

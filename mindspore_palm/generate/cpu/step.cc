@@ -45,7 +45,7 @@ class Step {
     scratch_.Resize(s_.batch * groups_ * Scratch());
     attended_.Resize(s_.batch * s_.o_wo());
     o_wo_.Resize(partials_ * s_.batch * s_.d_model);
-    if (many_) columns_.Resize(ColumnTasks(pool_) * ColumnsScratch(s_.batch));
+    if (many_) columns_.Resize(ManyRowsScratch(pool_, s_.batch, std::max(s_.d_model, s_.o_wo())));
   }
 
   // tokens [B] to logits [B, vocabulary] and log_z [B]. Those of idle sequences are zeros.
