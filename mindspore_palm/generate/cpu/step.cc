@@ -21,8 +21,6 @@
 
 namespace {
 
-constexpr int64_t kMaxGroup = 4;  // query heads that share one read of each key and value
-
 // The network at one step.
 class Step {
  public:
@@ -36,7 +34,7 @@ class Step {
     many_ = s_.batch >= kManyRows;
     partials_ = many_ ? 1 : Parts(pool_);
     const int64_t per_key = s_.heads / s_.kv_heads, wanted = std::max<int64_t>(1, 2 * pool_.threads() / s_.batch);
-    group_size_ = std::min({per_key, kMaxGroup, (s_.heads + wanted - 1) / wanted});
+    group_size_ = std::min(per_key, (s_.heads + wanted - 1) / wanted);
     groups_ = (per_key + group_size_ - 1) / group_size_ * s_.kv_heads;
     x_.Resize(s_.batch * s_.d_model);
     y_.Resize(s_.batch * s_.d_model);
@@ -123,8 +121,7 @@ class Step {
     }
     const int64_t cache = (rows_[b] * s_.kv_heads + first / (s_.heads / s_.kv_heads)) * s_.context * K;
     float *out = attended_.data() + b * s_.o_wo() + first * (K + F);
-    constexpr decltype(&Attend<1>) kAttend[] = {Attend<1>, Attend<2>, Attend<3>, Attend<4>};
-    kAttend[count - 1](q, block.keys + cache, block.values + cache, out, K + F, position + 1, K, weights);
+    Attend(count, q, block.keys + cache, block.values + cache, out, K + F, position + 1, K, weights);
   }
 
   // Floats of scratch that a call of AttendHeads needs.
