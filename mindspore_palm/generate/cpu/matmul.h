@@ -134,7 +134,7 @@ int64_t FirstRow(int64_t D, int64_t part, int64_t parts) {
 // A partial sum of x [M, D] w over the rows of share `part`: y [M, N].
 void MatmulPartial(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t part,
                    int64_t parts) {
-  constexpr int64_t kRows = 16, kElements = 8192;  // of y at a time: as many as a core's caches hold
+  constexpr int64_t kRows = 16, kElements = 32768;  // of y at a time: they fit the second cache
   const int64_t first = FirstRow(D, part, parts), end = FirstRow(D, part + 1, parts);
   std::fill(y, y + M * N, 0.0f);
   if (M == 1) {
