@@ -31,7 +31,7 @@ from mindspore_palm.train.finish import finish, where_it_resumes
 from mindspore_palm.train.hooks import Hooks, StepInfo
 from mindspore_palm.train.log.banner import banner
 from mindspore_palm.train.log.metrics import MetricsRow
-from mindspore_palm.train.log.peak import measure_peak
+from mindspore_palm.train.log.peak import peak_of
 from mindspore_palm.train.loss_scale import current_scale, overflowed, update_scale
 from mindspore_palm.train.profile_options import ProfileOptions
 from mindspore_palm.train.profiler import Profiler, compiled_graphs
@@ -94,8 +94,9 @@ def _train(
     batches_of(with_remaining_ramp(settings, step), prepared)  # these two raise if there is too little text
     list(held_out_batches(settings, prepared, limit=1))
     dtype, devices = current_layout().compute_dtype, current_layout().devices
-    peak = (settings.train.peak_tflops * 1e12 or measure_peak(device.name, dtype)) * devices
-    say(banner(settings, device, prepared, memory, peak))
+    of_one = peak_of(device.name, dtype, settings.train.peak_tflops * 1e12, alone=devices == 1)
+    peak = of_one.flops * devices
+    say(banner(settings, device, prepared, memory, peak, of_one.source))
     if state is RunFolderState.STARTED:
         say(f"an earlier run in {folder} ended before its first checkpoint; starting over")
     if is_first:

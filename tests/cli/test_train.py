@@ -97,7 +97,7 @@ def no_work(monkeypatch):
     """Fails the test if text is prepared or a network is built."""
     from mindspore_palm.train import loop, start
 
-    for module, name in ((loop, "open_data"), (start, "build_step"), (loop, "measure_peak")):
+    for module, name in ((loop, "open_data"), (start, "build_step"), (loop, "peak_of")):
         monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} came before the check"))
 
 

@@ -14,7 +14,9 @@ from mindspore_palm.parallel.axes import Layout, current_layout
 from mindspore_palm.parallel.context import Device, parallel_settings
 
 
-def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[str, int], peak: float) -> str:
+def banner(
+    settings: Settings, device: Device, prepared: Prepared, memory: dict[str, int], peak: float, source: str
+) -> str:
     """Device, dtype, sizes, work and text of a run, one line each.
 
     Args:
@@ -23,6 +25,7 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
         prepared: its text.
         memory: bytes by what they hold.
         peak: FLOP/s of all devices.
+        source: of the peak, in words.
     """
     model, train, length = settings.model, settings.train, settings.data.seq_len
     counts = ", ".join(f"{name} {count:,}" for name, count in model.parameters_by_kind().items())
@@ -34,7 +37,7 @@ def banner(settings: Settings, device: Device, prepared: Prepared, memory: dict[
         "device": f"{device.name}, {device.reason}",
         **_mesh(),
         "dtype": _dtype(current_layout()),
-        "peak": f"{peak / 1e12:.3f} TFLOP/s ({'as set' if train.peak_tflops else 'measured on a matmul just now'})",
+        "peak": f"{peak / 1e12:.3f} TFLOP/s ({source})",
         "parameters": f"{model.parameter_count():,} ({counts})",
         "work": f"{_flops(settings)}, {batches} tokens/step",
         "memory": f"about {readable(sum(memory.values()))} ({parts})",
