@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARE = 0.2
 UNITS = {"MB": 1e6, "GB": 1e9}
 LARGER = ["d_model=512", "layers=8", "heads=8", "head_dim=64", "d_ff=2048"]  # 32 million parameters
+LARGEST = ["d_model=1024", "layers=20", "heads=8", "head_dim=128", "d_ff=4096"]  # 303 million
 RUNS = {
     "palm_tiny": ["train.steps=20", "train.eval_every=10", "train.checkpoint_every=10"],
     "larger": ["train.steps=2", "train.batch_size=4", *(f"model.{size}" for size in LARGER)],
+    "largest": ["train.steps=2", "train.batch_size=2", "data.validation_fraction=0.002", *(f"model.{size}" for size in LARGEST)],
 }
 
 
