@@ -1,7 +1,8 @@
 """The sentences of a Markdown text, by section: what a reader may take for a promise.
 
 Code blocks, headings, headers of tables, images, comments, and directives with their options (``::: module``) are no
-sentences. A row of a table is one.
+sentences. A row of a table is one. What benchmarks/page.py writes between its marks is none: its test compares the
+page with the results.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ PROTECTED = re.compile(r"(`+).+?\1|\*\*.+?\*\*|\[[^\]]*\]\([^)\s]*\)|https?://\S
 END = re.compile(r"(?<=[.!?])[\"'”’)\]*_]*(?=\s)")
 ITEM = re.compile(r"(\s*)(?:[-*+]|\d+[.)])\s+(.*)")
 RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$")
+OF_BENCHMARKS = re.compile(r"^<!-- ([\w ]+): benchmarks/page\.py -->$.*?^<!-- end of \1 -->$", re.M | re.S)
 TITLE = "(before the first section)"
 
 
@@ -25,7 +27,7 @@ def normal(text: str) -> str:
 def sentences_of(markdown: str) -> dict[str, list[str]]:
     """Sections (level 2) and their sentences, both in the order of the text."""
     sections: dict[str, list[str]] = {}
-    for section, block in _blocks(markdown):
+    for section, block in _blocks(OF_BENCHMARKS.sub("", markdown)):
         sections.setdefault(section, []).extend(_split(block))
     return sections
 

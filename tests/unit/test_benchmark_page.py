@@ -85,6 +85,14 @@ def test_the_page_shows_the_committed_results(results):
     assert with_table(page, json.loads((ROOT / "docs" / "results" / results).read_bytes())) == page
 
 
+def test_no_other_page_has_the_marks():
+    """Between them, sentences are in no ledger."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert {page: page.read_text(encoding="utf-8").count("benchmarks/page.py -->") for page in pages} == {
+        page: len(RESULTS) if page == PAGE else 0 for page in pages
+    }
+
+
 def test_flops_are_those_of_the_matmuls():
     """Of each token 2 per weight, and of attention 2 for the scores and 2 for the mix, each over H*K per position."""
     config = config_for("mindspore_palm")

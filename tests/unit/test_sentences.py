@@ -47,3 +47,10 @@ def test_sections_are_of_the_second_level():
         "# Title\n\nFirst.\n\n## One\nSecond.\n\n### Below\nThird.\n```\n## no heading\n```\n## Two\nLast."
     )
     assert found == {TITLE: ["First."], "One": ["Second.", "Third."], "Two": ["Last."]}
+
+
+def test_a_table_of_the_benchmarks_is_no_sentence():
+    """Only between marks of one name."""
+    marks = "<!-- steps: benchmarks/page.py -->\n2 cores.\n\n| a |\n|---|\n| 1 |\n\n<!-- end of {} -->\n\nAfter.\n"
+    assert sentences_of(f"Before.\n\n{marks.format('steps')}") == {TITLE: ["Before.", "After."]}
+    assert sentences_of(f"Before.\n\n{marks.format('others')}") == {TITLE: ["Before.", "2 cores.", "| 1 |", "After."]}
