@@ -22,7 +22,12 @@ LARGEST = ["d_model=1024", "layers=20", "heads=8", "head_dim=128", "d_ff=4096"] 
 RUNS = {
     "palm_tiny": ["train.steps=20", "train.eval_every=10", "train.checkpoint_every=10"],
     "larger": ["train.steps=2", "train.batch_size=4", *(f"model.{size}" for size in LARGER)],
-    "largest": ["train.steps=2", "train.batch_size=2", "data.validation_fraction=0.002", *(f"model.{size}" for size in LARGEST)],
+    "largest": [
+        "train.steps=2",
+        "train.batch_size=2",
+        "data.validation_fraction=0.002",
+        *(f"model.{size}" for size in LARGEST),
+    ],
 }
 
 

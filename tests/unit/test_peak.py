@@ -63,7 +63,8 @@ def test_a_given_peak_is_not_measured(measurements):
 
 
 @pytest.mark.parametrize(
-    "damaged", ["", "[]", "{}", '{"flops": 0, "time": 9e9}', '{"flops": NaN, "time": 0}', '{"flops": 1e9, "time": 9e12}']
+    "damaged",
+    ["", "[]", "{}", '{"flops": 0, "time": 9e9}', '{"flops": NaN, "time": 0}', '{"flops": 1e9, "time": 9e12}'],
 )
 def test_a_damaged_file_is_measured_again(damaged, measurements, tmp_path):
     peak.peak_of("CPU", "float32")
