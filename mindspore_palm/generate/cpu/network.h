@@ -109,7 +109,7 @@ bool InRange(const Sizes &sizes, int32_t token, int32_t position) {
 // Parts into which the rows of each matmul's w are shared: each part has a sum of its own.
 int64_t Parts(const ThreadPool &pool) { return pool.threads() == 1 ? 1 : std::min(2 * pool.threads(), 16); }
 
-// Columns of a task of MatmulColumns: whole blocks, or less than one.
+// Columns of a task of MatmulColumns: full blocks, or less than one.
 int64_t TaskColumns(const ThreadPool &pool, int64_t N) {
   const int64_t columns = N / (4 * pool.threads()) + 1;
   return RoundUp(columns, columns < kBlockWidth ? 2 * kLanes : kBlockWidth);
