@@ -173,8 +173,7 @@ class TrainConfig(Section):
     loss_scale_window: Count = 2000
     """float16: steps without overflow after which the loss scale doubles. Default 2000."""
     peak_tflops: NonNegative = 0.0
-    """Peak of the machine in TFLOP/s, for MFU; 0 times a matmul at the start, on a CPU once a day.
-    Default 0."""
+    """Peak of the machine in TFLOP/s, for MFU; 0 times a matmul at the start, on a CPU once a day. Default 0."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
     """Trackers that get every row of metrics.csv. TensorBoard's files are always written, whether or not it is named;
     wandb and trackio are extras to install. Default []."""

@@ -98,7 +98,7 @@ def no_work(monkeypatch):
     from mindspore_palm.train import loop, start
 
     for module, name in ((loop, "open_data"), (start, "build_step"), (loop, "peak_of")):
-        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} came before the check"))
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} came before the check"))
 
 
 def check_refused(result, *said):

@@ -38,16 +38,29 @@ inline void WithConstant(int64_t rows, const Work &work) {
   work(std::integral_constant<int, kMost>());
 }
 
-// Shares M rows among tiles of at most kMost, whose heights differ by one at most, and calls work(rows, m, tile, tiles)
-// for each: rows m .. m + rows are tile number `tile` of `tiles`. `rows` is a constant.
+// Tiles of at most kMost rows that share M rows. Their heights differ by one at most.
+template <int kMost>
+int64_t Tiles(int64_t M) {
+  return (M + kMost - 1) / kMost;
+}
+
+// Calls work(rows, m) for one of them: it has rows m .. m + rows. `rows` is a constant.
+template <int kMost, typename Work>
+inline void WithTile(int64_t M, int64_t tile, const Work &work) {
+  const int64_t tiles = Tiles<kMost>(M), m = tile * M / tiles;
+  WithConstant<kMost>((tile + 1) * M / tiles - m, [&](auto rows) { work(rows, m); });
+}
+
+// Calls work(rows, m, tile, tiles) for each of them in turn.
 template <int kMost, typename Work>
 inline void ForTiles(int64_t M, const Work &work) {
-  const int64_t tiles = (M + kMost - 1) / kMost;
+  const int64_t tiles = Tiles<kMost>(M);
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t m = tile * M / tiles;
-    WithConstant<kMost>((tile + 1) * M / tiles - m, [&](auto rows) { work(rows, m, tile, tiles); });
+    WithTile<kMost>(M, tile, [&](auto rows, int64_t m) { work(rows, m, tile, tiles); });
   }
 }
+
+constexpr int kLine = 16;  // floats of a line of the cache
 
 constexpr int kMostRows = kLanes == 16 ? 8 : 6;  // of a tile with two vectors a row: its sums fit the registers
 
@@ -157,11 +170,10 @@ constexpr int64_t kManyRows = 24;  // of x: fewer use an element of w so seldom 
 
 // Copies x [M, D] tile by tile, each as [D, its rows]: the order in which PackedTile reads it.
 void PackTiles(ThreadPool &pool, const float *x, int64_t M, int64_t D, float *to) {
-  const int64_t tiles = (M + kMostRows - 1) / kMostRows;
-  pool.Run(tiles, [&](int64_t task) {
-    const int64_t m = task * M / tiles;
-    WithConstant<kMostRows>((task + 1) * M / tiles - m,
-                            [&](auto height) { Pack<height()>(x + m * D, 1, D, height, D, to + m * D); });
+  pool.Run(Tiles<kMostRows>(M), [&](int64_t tile) {
+    WithTile<kMostRows>(M, tile, [&](auto height, int64_t m) {
+      Pack<height()>(x + m * D, 1, D, height, D, to + m * D);
+    });
   });
 }
 
@@ -175,7 +187,7 @@ struct Prefetches {
 template <int kM>
 __attribute__((noinline)) void PackedTile(int64_t rows, const float *x, const float *w, float *y, int64_t N, bool add,
                                           Prefetches lines) {
-  constexpr int64_t kEvery = 4, kLine = 16;  // rows for each line; floats of a line
+  constexpr int64_t kEvery = 4;  // rows for each line
   Vector sums[kM][2] = {};
   if (add) {
 #pragma GCC unroll 8
@@ -280,7 +292,7 @@ __attribute__((noinline)) void TransposedTile(const float *x, const float *w, fl
 // into the cache; for a few rows of x, the processor fetches them itself.
 void MatmulTransposed(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
                       int64_t end) {
-  constexpr int64_t kFewRows = 6, kLine = 16;  // floats of a line of the cache
+  constexpr int64_t kFewRows = 6;
   int64_t n = first;
   for (; n + 4 <= end; n += 4) {
     const int64_t lines = M < kFewRows || n + 8 > end ? 0 : 4 * D / kLine;
