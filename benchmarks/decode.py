@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from functools import partial
@@ -86,8 +85,10 @@ def torch_palm():
     import torch
     from palm_pytorch import PaLM
 
+    from mindspore_palm.machine import processors
+
     torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(processors())
     sizes = {"dim": "d_model", "num_tokens": "vocab_size", "depth": "layers", "heads": "heads", "dim_head": "head_dim"}
     return PaLM(**{theirs: SIZES[ours] for theirs, ours in sizes.items()}).eval()
 

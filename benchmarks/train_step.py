@@ -126,9 +126,11 @@ def torch_step(shape, compiled, device="cpu", dtype="float32"):
     from palm_pytorch import PaLM
     from torch.nn import functional
 
+    from mindspore_palm.machine import processors
+
     d_model, layers, heads, head_dim, vocab, _, _ = shape
     torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(processors())
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     model = PaLM(dim=d_model, num_tokens=vocab, depth=layers, heads=heads, dim_head=head_dim).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99), fused=True)
