@@ -16,11 +16,13 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore_palm import console, cuda, graph_cache
 from mindspore_palm.devices import DEVICES
 from mindspore_palm.errors import UserError, same_command
+from mindspore_palm.machine import processors
 from mindspore_palm.parallel.axes import PER_STEP, PODS_PER_STEP, Axes, Layout, current_layout
 from mindspore_palm.parallel.workers import check_workers, is_worker, speaks
 from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
 DEPTH = 100_000  # MS-19: nested calls of a graph; MindSpore's own limit of 1,000 is reached at some 100 layers
+FEWEST_THREADS, MOST_THREADS = 2, 30  # of MindSpore: it warns of one at each start, and has 30 unless told otherwise
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # from host/shared_memory.cc
 
 _rank = 0
@@ -40,9 +42,20 @@ def use_graphs() -> None:
 
     MindSpore starts in eager mode, which fails beside NumPy 2 (MS-18) and ignores sharding strategies.
     """
+    use_processors()
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_recursion_limit(DEPTH)
     graph_cache.install()
+
+
+def use_processors() -> None:
+    """Gives MindSpore as many threads as this process has processors, unless their number has been set.
+
+    MS-73: MindSpore counts the processors of the machine. Where a process may use fewer, as in a container, its threads
+    take those from one another, and some of them wait by spinning: two of 16 processors then do the work of one.
+    """
+    with contextlib.suppress(RuntimeError):  # it can be set once in a process
+        ms.device_context.cpu.op_tuning.threads_num(min(max(processors(), FEWEST_THREADS), MOST_THREADS))
 
 
 def this_rank() -> int:
