@@ -19,7 +19,7 @@ constexpr int64_t kQueries = 24;  // of a tile of the backward pass; whole strip
 struct AttentionSizes {
   int64_t length, head_dim;
   int64_t columns() const { return RoundUp(head_dim, kTileColumns); }
-  int64_t context() const { return RoundUp(RoundUp(length, kTileColumns), kTileRows * kTileColumns); }
+  int64_t context() const { return RoundUp(RoundUp(length, kTileRows), kTileColumns); }
 };
 
 // Keys and values of one sequence, packed: as columns to take scores with, and as rows to be summed.
