@@ -18,6 +18,8 @@ constexpr int kTileRows = kLanes == 16 ? 12 : 6;  // with two vectors a row, as 
 constexpr int kTileColumns = 2 * kLanes;
 constexpr int64_t kDepth = 256;     // terms of a sum that are packed at a time: a panel of b fits the first cache
 constexpr int64_t kBlockRows = 96;  // rows of a that are packed at a time: they fit the second cache
+constexpr int kLine = 16;           // floats of a line of the cache
+constexpr int kTermsOfLine = kLine * kBlockRows / 2 / (kTileRows * kTileColumns);  // computed for each line of `next`
 
 int64_t RoundUp(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
@@ -32,24 +34,32 @@ struct Matrix {
 inline Matrix RowMajor(const float* data, int64_t width) { return {data, width, 1}; }
 
 // c [kTileRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
-// of b begins at b + k * kTileColumns.
+// of b begins at b + k * kTileColumns. Meanwhile, line by line, what begins at `next` comes into the cache: the tiles of
+// half a block take a panel in.
 inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step,
-                                                const float* b, float* c, int64_t ldc, bool add) {
+                                                const float* b, float* c, int64_t ldc, bool add, const float* next) {
   for (int i = 0; i < kTileRows; ++i) {
     __builtin_prefetch(c + i * ldc);
     __builtin_prefetch(c + i * ldc + kTileColumns - 1);
   }
   Vector sums[kTileRows][2] = {};
+  const auto add_terms = [&](int64_t count) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k, a += a_step, b += kTileColumns) {
-    const Vector left = Load(b), right = Load(b + kLanes);
+    for (int64_t k = 0; k < count; ++k, a += a_step, b += kTileColumns) {
+      const Vector left = Load(b), right = Load(b + kLanes);
 #pragma GCC unroll 12
-    for (int i = 0; i < kTileRows; ++i) {
-      const Vector factor = Broadcast(a[i * a_row]);
-      sums[i][0] += factor * left;
-      sums[i][1] += factor * right;
+      for (int i = 0; i < kTileRows; ++i) {
+        const Vector factor = Broadcast(a[i * a_row]);
+        sums[i][0] += factor * left;
+        sums[i][1] += factor * right;
+      }
     }
+  };
+  for (; depth >= kTermsOfLine; depth -= kTermsOfLine, next += kLine) {
+    __builtin_prefetch(next);
+    add_terms(kTermsOfLine);
   }
+  add_terms(depth);
 #pragma GCC unroll 12
   for (int i = 0; i < kTileRows; ++i) {
     float* to = c + i * ldc;
@@ -60,16 +70,16 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
 
 // The three ways in which a lies: packed, by rows, and by columns.
 __attribute__((noinline)) void TilePacked(int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
-                                          bool add) {
-  Tile(depth, a, 1, kTileRows, b, c, ldc, add);
+                                          bool add, const float* next) {
+  Tile(depth, a, 1, kTileRows, b, c, ldc, add, next);
 }
 __attribute__((noinline)) void TileByRows(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
-                                          int64_t ldc, bool add) {
-  Tile(depth, a, lda, 1, b, c, ldc, add);
+                                          int64_t ldc, bool add, const float* next) {
+  Tile(depth, a, lda, 1, b, c, ldc, add, next);
 }
 __attribute__((noinline)) void TileByColumns(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                              int64_t ldc, bool add) {
-  Tile(depth, a, 1, lda, b, c, ldc, add);
+  Tile(depth, a, 1, lda, b, c, ldc, add, b);
 }
 
 // Transposes a square of kLanes vectors, in steps that swap what is 1, 2, 4 ... lanes apart.
@@ -167,11 +177,13 @@ void PackRows(const Matrix& a, int64_t rows, int64_t depth, float* to) {
 void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int64_t panel_stride, float* c,
                    int64_t ldc, int64_t rows, int64_t columns, int64_t depth, bool add) {
   alignas(64) float edge[kTileRows * kTileColumns];
+  const int64_t strips = RoundUp(rows, kTileRows) / kTileRows;
   const auto tile = [&](int64_t m, const float* panel, float* to, int64_t width, bool more) {
+    const float* next = panel + panel_stride + m / kTileRows * depth / strips * kTileColumns;
     if (packed) {
-      TilePacked(depth, a + m * depth, panel, to, width, more);
+      TilePacked(depth, a + m * depth, panel, to, width, more, next);
     } else {
-      TileByRows(depth, a + m * lda, lda, panel, to, width, more);
+      TileByRows(depth, a + m * lda, lda, panel, to, width, more, next);
     }
   };
   for (int64_t n = 0; n < columns; n += kTileColumns) {

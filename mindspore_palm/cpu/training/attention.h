@@ -34,7 +34,8 @@ struct PackedKv {
 int64_t Scores(const float* strip, const float* by_column, int64_t end, const AttentionSizes& s, float* scores) {
   const int64_t written = RoundUp(end, kTileColumns);
   for (int64_t c = 0; c < written; c += kTileColumns) {
-    TilePacked(s.head_dim, strip, by_column + c * s.head_dim, scores + c, s.context(), false);
+    const float* panel = by_column + c * s.head_dim;
+    TilePacked(s.head_dim, strip, panel, scores + c, s.context(), false, panel + s.head_dim * kTileColumns);
   }
   return written;
 }
@@ -53,7 +54,8 @@ void AttendStrip(const float* q, int64_t q_width, const PackedKv& kv, float* out
     log_z[r * log_z_width] = std::log(powers.sum) + powers.largest;
   }
   for (int64_t column = 0; column < s.columns(); column += kTileColumns) {
-    TileByRows(end, scores, s.context(), kv.values + column * s.length, sums + column, s.columns(), false);
+    const float* panel = kv.values + column * s.length;
+    TileByRows(end, scores, s.context(), panel, sums + column, s.columns(), false, panel);
   }
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < s.head_dim; ++k) out[r * width + k] = sums[r * s.columns() + k] * factors[r];
@@ -104,7 +106,8 @@ void AttendGradient(const HeadGradient& head, const PackedKv& kv, const Attentio
         std::fill(d_score + seen, d_score + used, 0.0f);
       }
       for (int64_t column = 0; column < columns; column += kTileColumns) {
-        TileByRows(end, ds, context, kv.keys + column * s.length, sums + column, columns, false);
+        const float* panel = kv.keys + column * s.length;
+        TileByRows(end, ds, context, panel, sums + column, columns, false, panel);
       }
       for (int64_t r = 0; r < rows; ++r) std::copy_n(sums + r * columns, K, head.d_q + (strip + r) * head.q_width);
     }

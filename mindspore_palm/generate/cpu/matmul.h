@@ -60,8 +60,6 @@ inline void ForTiles(int64_t M, const Work &work) {
   }
 }
 
-constexpr int kLine = 16;  // floats of a line of the cache
-
 constexpr int kMostRows = kLanes == 16 ? 8 : 6;  // of a tile with two vectors a row: its sums fit the registers
 
 // y [kM, kColumns * kLanes of N] += x [kM, rows of x_width] w [rows, kColumns * kLanes of w_width].
