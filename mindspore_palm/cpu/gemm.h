@@ -34,10 +34,11 @@ struct Matrix {
 inline Matrix RowMajor(const float* data, int64_t width) { return {data, width, 1}; }
 
 // c [kTileRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
-// of b begins at b + k * kTileColumns. Meanwhile, line by line, what begins at `next` comes into the cache: the tiles of
-// half a block take a panel in.
+// of b begins at b + k * kTileColumns. Meanwhile lines of memory, `step` floats apart, come into the cache from `next`
+// on: the tiles of half a block take a panel in.
 inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step,
-                                                const float* b, float* c, int64_t ldc, bool add, const float* next) {
+                                                const float* b, float* c, int64_t ldc, bool add, const float* next,
+                                                int64_t step) {
   for (int i = 0; i < kTileRows; ++i) {
     __builtin_prefetch(c + i * ldc);
     __builtin_prefetch(c + i * ldc + kTileColumns - 1);
@@ -55,7 +56,7 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
       }
     }
   };
-  for (; depth >= kTermsOfLine; depth -= kTermsOfLine, next += kLine) {
+  for (; depth >= kTermsOfLine; depth -= kTermsOfLine, next += step) {
     __builtin_prefetch(next);
     add_terms(kTermsOfLine);
   }
@@ -70,16 +71,16 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
 
 // The three ways in which a lies: packed, by rows, and by columns.
 __attribute__((noinline)) void TilePacked(int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
-                                          bool add, const float* next) {
-  Tile(depth, a, 1, kTileRows, b, c, ldc, add, next);
+                                          bool add, const float* next, int64_t step) {
+  Tile(depth, a, 1, kTileRows, b, c, ldc, add, next, step);
 }
 __attribute__((noinline)) void TileByRows(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                           int64_t ldc, bool add, const float* next) {
-  Tile(depth, a, lda, 1, b, c, ldc, add, next);
+  Tile(depth, a, lda, 1, b, c, ldc, add, next, kLine);
 }
 __attribute__((noinline)) void TileByColumns(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                              int64_t ldc, bool add) {
-  Tile(depth, a, 1, lda, b, c, ldc, add, b);
+  Tile(depth, a, 1, lda, b, c, ldc, add, b, kLine);
 }
 
 // Transposes a square of kLanes vectors, in steps that swap what is 1, 2, 4 ... lanes apart.
@@ -173,17 +174,22 @@ void PackRows(const Matrix& a, int64_t rows, int64_t depth, float* to) {
 }
 
 // One block: c [rows, columns of ldc] = or += a b. b is packed; its panels lie `panel_stride` floats apart. Strips of a
-// are packed, or are rows of `lda` floats.
+// are packed, or are rows of `lda` floats. `following`: what will be packed next, whose rows are contiguous; else the
+// next panel is what comes into the cache.
 void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int64_t panel_stride, float* c,
-                   int64_t ldc, int64_t rows, int64_t columns, int64_t depth, bool add) {
+                   int64_t ldc, int64_t rows, int64_t columns, int64_t depth, bool add,
+                   Matrix following = {nullptr, 0, 0}) {
   alignas(64) float edge[kTileRows * kTileColumns];
   const int64_t strips = RoundUp(rows, kTileRows) / kTileRows;
-  const auto tile = [&](int64_t m, const float* panel, float* to, int64_t width, bool more) {
-    const float* next = panel + panel_stride + m / kTileRows * depth / strips * kTileColumns;
-    if (packed) {
-      TilePacked(depth, a + m * depth, panel, to, width, more, next);
-    } else {
+  const auto tile = [&](int64_t m, int64_t n, const float* panel, float* to, int64_t width, bool more) {
+    const int64_t first = m / kTileRows * depth / strips;
+    const float* next = panel + panel_stride + first * kTileColumns;
+    if (!packed) {
       TileByRows(depth, a + m * lda, lda, panel, to, width, more, next);
+    } else if (following.data != nullptr) {
+      TilePacked(depth, a + m * depth, panel, to, width, more, following.At(first, n).data, following.row);
+    } else {
+      TilePacked(depth, a + m * depth, panel, to, width, more, next, kLine);
     }
   };
   for (int64_t n = 0; n < columns; n += kTileColumns) {
@@ -193,10 +199,10 @@ void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int
                     width = std::min<int64_t>(kTileColumns, columns - n);
       float* to = c + m * ldc + n;
       if (height == kTileRows && width == kTileColumns) {
-        tile(m, panel, to, ldc, add);
+        tile(m, n, panel, to, ldc, add);
         continue;
       }
-      tile(m, panel, edge, kTileColumns, false);
+      tile(m, n, panel, edge, kTileColumns, false);
       for (int64_t i = 0; i < height; ++i) {
         for (int64_t j = 0; j < width; ++j) to[i * ldc + j] = (add ? to[i * ldc + j] : 0) + edge[i * kTileColumns + j];
       }
@@ -241,11 +247,12 @@ void Multiply(const Matrix& a, const Matrix& b, float* c, int64_t ldc, int64_t r
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t terms = std::min(kDepth, depth - k);
     PackColumns(b.At(k, 0), terms, columns, packed_b.data());
+    const bool follow = b.column == 1 && k + kDepth < depth;
     for (int64_t m = 0; m < rows; m += kBlockRows) {
       const int64_t height = std::min(kBlockRows, rows - m);
       PackRows(a.At(m, k), height, terms, packed_a.data());
       MultiplyBlock(packed_a.data(), 0, true, packed_b.data(), terms * kTileColumns, c + m * ldc, ldc, height, columns,
-                    terms, add || k > 0);
+                    terms, add || k > 0, follow ? b.At(k + kDepth, 0) : Matrix{nullptr, 0, 0});
     }
   }
 }

@@ -35,7 +35,8 @@ int64_t Scores(const float* strip, const float* by_column, int64_t end, const At
   const int64_t written = RoundUp(end, kTileColumns);
   for (int64_t c = 0; c < written; c += kTileColumns) {
     const float* panel = by_column + c * s.head_dim;
-    TilePacked(s.head_dim, strip, panel, scores + c, s.context(), false, panel + s.head_dim * kTileColumns);
+    TilePacked(s.head_dim, strip, panel, scores + c, s.context(), false, panel + s.head_dim * kTileColumns,
+               kLine);
   }
   return written;
 }
