@@ -6,7 +6,19 @@ import pytest
 from unit.imports import PACKAGE, SHIPPED, imported_by, module_of
 
 FLOORS = (
-    ("devices", "errors", "file_names", "invocation", "machine", "presets", "random", "shipped", "tables", "version"),
+    (
+        "devices",
+        "errors",
+        "file_names",
+        "invocation",
+        "machine",
+        "modules",
+        "presets",
+        "random",
+        "shipped",
+        "tables",
+        "version",
+    ),
     ("console", "fields", "files", "native", "options", "preflight"),
     ("cpu", "cuda", "figures", "graph_cache", "palm_config"),
     ("parallel_config",),

@@ -12,14 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 
 from mindspore_palm.checkpoint.cleanup import delete_own_files
 from mindspore_palm.file_names import TEMPORARY, TENSORBOARD
 from mindspore_palm.files import write_atomically
+from mindspore_palm.modules import without
 from mindspore_palm.train.log.clock import SteadyClock
+
+with without("torch"):  # tensorboardX would import it, if it is installed: 280 MB of memory
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import RecordWriter
 
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
 """Names of the files that a run writes into tensorboard/; all others belong to somebody else."""
