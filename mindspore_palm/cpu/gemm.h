@@ -31,6 +31,8 @@ struct Matrix {
   Matrix Transposed() const { return {data, column, row}; }
 };
 
+constexpr Matrix kNothing = {nullptr, 0, 0};
+
 inline Matrix RowMajor(const float* data, int64_t width) { return {data, width, 1}; }
 
 // c [kTileRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
@@ -174,11 +176,11 @@ void PackRows(const Matrix& a, int64_t rows, int64_t depth, float* to) {
 }
 
 // One block: c [rows, columns of ldc] = or += a b. b is packed; its panels lie `panel_stride` floats apart. Strips of a
-// are packed, or are rows of `lda` floats. `following`: what will be packed next, whose rows are contiguous; else the
-// next panel is what comes into the cache.
+// are packed, or are rows of `lda` floats. What comes into the cache meanwhile is the next panel, or else `following`,
+// which will be packed next and has contiguous rows.
 void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int64_t panel_stride, float* c,
                    int64_t ldc, int64_t rows, int64_t columns, int64_t depth, bool add,
-                   Matrix following = {nullptr, 0, 0}) {
+                   Matrix following = kNothing) {
   alignas(64) float edge[kTileRows * kTileColumns];
   const int64_t strips = RoundUp(rows, kTileRows) / kTileRows;
   const auto tile = [&](int64_t m, int64_t n, const float* panel, float* to, int64_t width, bool more) {
@@ -247,12 +249,12 @@ void Multiply(const Matrix& a, const Matrix& b, float* c, int64_t ldc, int64_t r
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t terms = std::min(kDepth, depth - k);
     PackColumns(b.At(k, 0), terms, columns, packed_b.data());
-    const bool follow = b.column == 1 && k + kDepth < depth;
+    const bool follows = b.column == 1 && k + kDepth < depth;
     for (int64_t m = 0; m < rows; m += kBlockRows) {
       const int64_t height = std::min(kBlockRows, rows - m);
       PackRows(a.At(m, k), height, terms, packed_a.data());
       MultiplyBlock(packed_a.data(), 0, true, packed_b.data(), terms * kTileColumns, c + m * ldc, ldc, height, columns,
-                    terms, add || k > 0, follow ? b.At(k + kDepth, 0) : Matrix{nullptr, 0, 0});
+                    terms, add || k > 0, follows && m + kBlockRows >= rows ? b.At(k + kDepth, 0) : kNothing);
     }
   }
 }

@@ -52,7 +52,7 @@ def use_processors() -> None:
     """Gives MindSpore as many threads as this process has processors, unless their number has been set.
 
     MS-73: MindSpore counts the processors of the machine. Where a process may use fewer, as in a container, its threads
-    take those from one another, and some of them wait by spinning: two of 16 processors then do the work of one.
+    take those from one another, and one of them may wait by spinning: two of 16 processors then do the work of one.
     """
     with contextlib.suppress(RuntimeError):  # it can be set once in a process
         ms.device_context.cpu.op_tuning.threads_num(min(max(processors(), FEWEST_THREADS), MOST_THREADS))
