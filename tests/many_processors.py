@@ -1,4 +1,4 @@
-"""A machine that seems to have 16 processors, of which a process may use as few as there are."""
+"""A machine that seems to have 16 processors, of which a process may use two."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from mindspore_palm.parallel.workers import check_workers, is_worker, speaks
 from mindspore_palm.preflight import GRAPH_THREADS, NO_MEMORY, check_threads
 
 DEPTH = 100_000  # MS-19: nested calls of a graph; MindSpore's own limit of 1,000 is reached at some 100 layers
-FEWEST_THREADS, MOST_THREADS = 2, 30  # of MindSpore: it warns of one at each start, and has 30 unless told otherwise
+FEWEST_THREADS, MOST_THREADS = 2, 30  # of MindSpore: it warns of one at each start, and has at most 30 by itself
 LOST = re.compile(r"worker \d+ \(pid \d+\) (is gone|has not come for \d+ s)")  # from host/shared_memory.cc
 
 _rank = 0
