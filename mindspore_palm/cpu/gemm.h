@@ -9,6 +9,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <utility>
 
 #include "vector.h"
 
@@ -31,13 +34,14 @@ struct Matrix {
   Matrix Transposed() const { return {data, column, row}; }
 };
 
-constexpr Matrix kNothing = {nullptr, 0, 0};
-
 inline Matrix RowMajor(const float* data, int64_t width) { return {data, width, 1}; }
 
+enum Cache { kSecond = 2, kFirst = 3 };  // to prefetch into, as __builtin_prefetch numbers them
+
 // c [kTileRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
-// of b begins at b + k * kTileColumns. Meanwhile lines of memory, `step` floats apart, come into the cache from `next`
+// of b begins at b + k * kTileColumns. Meanwhile lines of memory, `step` floats apart, come into a cache from `next`
 // on: the tiles of half a block take a panel in.
+template <Cache kCache>
 inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step,
                                                 const float* b, float* c, int64_t ldc, bool add, const float* next,
                                                 int64_t step) {
@@ -59,7 +63,7 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
     }
   };
   for (; depth >= kTermsOfLine; depth -= kTermsOfLine, next += step) {
-    __builtin_prefetch(next);
+    __builtin_prefetch(next, 0, kCache);
     add_terms(kTermsOfLine);
   }
   add_terms(depth);
@@ -72,46 +76,41 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
 }
 
 // The three ways in which a lies: packed, by rows, and by columns.
+template <Cache kCache = kFirst>
 __attribute__((noinline)) void TilePacked(int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
                                           bool add, const float* next, int64_t step) {
-  Tile(depth, a, 1, kTileRows, b, c, ldc, add, next, step);
+  Tile<kCache>(depth, a, 1, kTileRows, b, c, ldc, add, next, step);
 }
 __attribute__((noinline)) void TileByRows(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                           int64_t ldc, bool add, const float* next) {
-  Tile(depth, a, lda, 1, b, c, ldc, add, next, kLine);
+  Tile<kFirst>(depth, a, lda, 1, b, c, ldc, add, next, kLine);
 }
 __attribute__((noinline)) void TileByColumns(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                              int64_t ldc, bool add) {
-  Tile(depth, a, 1, lda, b, c, ldc, add, b, kLine);
+  Tile<kFirst>(depth, a, 1, lda, b, c, ldc, add, b, kLine);
+}
+
+// The lanes of two vectors, v and w, of which Transpose makes one: those of v without `kDistance` in their number, each
+// followed, `kDistance` later, by w's; or, with `kHigh`, those that have it. Constants: made at run time, they take
+// longer than the transposition.
+template <int kDistance, bool kHigh, int... i>
+constexpr IntVector Swapped(std::integer_sequence<int, i...>) {
+  return IntVector{((i & kDistance) ? kLanes + i - (kHigh ? 0 : kDistance) : i + (kHigh ? kDistance : 0))...};
 }
 
 // Transposes a square of kLanes vectors, in steps that swap what is 1, 2, 4 ... lanes apart.
+template <int kDistance = 1>
 inline __attribute__((always_inline)) void Transpose(Vector* v) {
-#pragma GCC unroll 4
-  for (int distance = 1; distance < kLanes; distance *= 2) {
-    IntVector low, high;
-    for (int i = 0; i < kLanes; ++i) {
-      low[i] = (i & distance) ? kLanes + i - distance : i;
-      high[i] = (i & distance) ? kLanes + i : i + distance;
-    }
+  constexpr auto kAll = std::make_integer_sequence<int, kLanes>();
+  constexpr IntVector kLow = Swapped<kDistance, false>(kAll), kHigh = Swapped<kDistance, true>(kAll);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & distance) continue;
-      const Vector first = v[i], second = v[i + distance];
-      v[i] = __builtin_shuffle(first, second, low);
-      v[i + distance] = __builtin_shuffle(first, second, high);
-    }
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kDistance) continue;
+    const Vector first = v[i], second = v[i + kDistance];
+    v[i] = __builtin_shuffle(first, second, kLow);
+    v[i + kDistance] = __builtin_shuffle(first, second, kHigh);
   }
-}
-
-// Copies kPanel floats, without a call.
-template <int kPanel>
-inline void CopyPanel(const float* from, float* to) {
-  constexpr int kVectors = kPanel / kLanes * kLanes;
-  for (int i = 0; i < kVectors; i += kLanes) Store(to + i, Load(from + i));
-  float rest[kPanel - kVectors + 1];
-  for (int i = kVectors; i < kPanel; ++i) rest[i - kVectors] = from[i];
-  for (int i = kVectors; i < kPanel; ++i) to[i] = rest[i - kVectors];
+  if constexpr (2 * kDistance < kLanes) Transpose<2 * kDistance>(v);
 }
 
 // Packs terms first .. end of the kPanel lines of a panel, of which element (k, i) is from[k * step + i * line]; of the
@@ -126,18 +125,19 @@ inline void PackPanel(const float* from, int64_t step, int64_t line, int64_t cou
     return;
   }
   if (line == 1) {
-    for (int64_t k = first; k < end; ++k) CopyPanel<kPanel>(from + k * step, panel + k * kPanel);
+    for (int64_t k = first; k < end; ++k) std::memcpy(panel + k * kPanel, from + k * step, kPanel * sizeof(float));
     return;
   }
+  // Squares of fewer lines have vectors that are longer than a term: each ends in the next one, which is written later.
+  constexpr int kLines = std::min(kPanel, kLanes), kRest = (kLanes - kLines + kPanel - 1) / kPanel;
   int64_t k = first;
-  if (kPanel % kLanes == 0) {
-    for (; k + kLanes <= end; k += kLanes) {
-      for (int i = 0; i < kPanel; i += kLanes) {
-        Vector square[kLanes];
-        for (int j = 0; j < kLanes; ++j) square[j] = Load(from + k + (i + j) * line);
-        Transpose(square);
-        for (int j = 0; j < kLanes; ++j) Store(panel + (k + j) * kPanel + i, square[j]);
-      }
+  constexpr bool kSquares = kPanel % kLanes == 0 || kPanel < kLanes;
+  for (; kSquares && k + kLanes + kRest <= end; k += kLanes) {
+    for (int i = 0; i < kPanel; i += kLanes) {
+      Vector square[kLanes] = {};
+      for (int j = 0; j < kLines; ++j) square[j] = Load(from + k + (i + j) * line);
+      Transpose(square);
+      for (int j = 0; j < kLanes; ++j) Store(panel + (k + j) * kPanel + i, square[j]);
     }
   }
   for (; k < end; ++k) {
@@ -175,24 +175,42 @@ void PackRows(const Matrix& a, int64_t rows, int64_t depth, float* to) {
   Pack<kTileRows>(a.data, a.column, a.row, rows, depth, to);
 }
 
+// Rows of memory that will be packed next, each of contiguous floats.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  Upcoming(const Matrix& data, int64_t rows, int64_t columns) : data_(data), rows_(rows), lines_(columns / kLine + 1) {}
+  // Moves on by a part of one column of lines, `count` of them at most. Returns whether anything was left.
+  bool Take(int64_t count, const float** next, int64_t* step) {
+    const int64_t row = taken_ / lines_ * count;
+    if (row >= rows_) return false;
+    *next = data_.At(row, taken_++ % lines_ * kLine).data;
+    *step = data_.row;
+    return true;
+  }
+
+ private:
+  Matrix data_ = {nullptr, 0, 0};
+  int64_t rows_ = 0, lines_ = 1, taken_ = 0;
+};
+
 // One block: c [rows, columns of ldc] = or += a b. b is packed; its panels lie `panel_stride` floats apart. Strips of a
-// are packed, or are rows of `lda` floats. What comes into the cache meanwhile is the next panel, or else `following`,
-// which will be packed next and has contiguous rows.
+// are packed, or are rows of `lda` floats. What comes into the cache meanwhile is the next panel, or else, if b is in
+// the second cache already, what is `upcoming`, in its order.
 void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int64_t panel_stride, float* c,
                    int64_t ldc, int64_t rows, int64_t columns, int64_t depth, bool add,
-                   Matrix following = kNothing) {
+                   std::initializer_list<Upcoming*> upcoming = {}) {
   alignas(64) float edge[kTileRows * kTileColumns];
   const int64_t strips = RoundUp(rows, kTileRows) / kTileRows;
-  const auto tile = [&](int64_t m, int64_t n, const float* panel, float* to, int64_t width, bool more) {
-    const int64_t first = m / kTileRows * depth / strips;
-    const float* next = panel + panel_stride + first * kTileColumns;
-    if (!packed) {
-      TileByRows(depth, a + m * lda, lda, panel, to, width, more, next);
-    } else if (following.data != nullptr) {
-      TilePacked(depth, a + m * depth, panel, to, width, more, following.At(first, n).data, following.row);
-    } else {
-      TilePacked(depth, a + m * depth, panel, to, width, more, next, kLine);
+  const auto tile = [&](int64_t m, const float* panel, float* to, int64_t width, bool more) {
+    const float* next = panel + panel_stride + m / kTileRows * depth / strips * kTileColumns;
+    int64_t step = kLine;
+    if (!packed) return TileByRows(depth, a + m * lda, lda, panel, to, width, more, next);
+    for (Upcoming* part : upcoming) {
+      if (!part->Take(depth / kTermsOfLine, &next, &step)) continue;
+      return TilePacked<kSecond>(depth, a + m * depth, panel, to, width, more, next, step);
     }
+    TilePacked(depth, a + m * depth, panel, to, width, more, next, step);
   };
   for (int64_t n = 0; n < columns; n += kTileColumns) {
     const float* panel = b + n / kTileColumns * panel_stride;
@@ -201,10 +219,10 @@ void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int
                     width = std::min<int64_t>(kTileColumns, columns - n);
       float* to = c + m * ldc + n;
       if (height == kTileRows && width == kTileColumns) {
-        tile(m, n, panel, to, ldc, add);
+        tile(m, panel, to, ldc, add);
         continue;
       }
-      tile(m, n, panel, edge, kTileColumns, false);
+      tile(m, panel, edge, kTileColumns, false);
       for (int64_t i = 0; i < height; ++i) {
         for (int64_t j = 0; j < width; ++j) to[i * ldc + j] = (add ? to[i * ldc + j] : 0) + edge[i * kTileColumns + j];
       }
@@ -249,12 +267,19 @@ void Multiply(const Matrix& a, const Matrix& b, float* c, int64_t ldc, int64_t r
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t terms = std::min(kDepth, depth - k);
     PackColumns(b.At(k, 0), terms, columns, packed_b.data());
-    const bool follows = b.column == 1 && k + kDepth < depth;
+    const int64_t next_terms = std::min(kDepth, depth - k - kDepth);
+    Upcoming upcoming_b;
+    if (b.column == 1) upcoming_b = Upcoming(b.At(k + kDepth, 0), next_terms, columns);
     for (int64_t m = 0; m < rows; m += kBlockRows) {
-      const int64_t height = std::min(kBlockRows, rows - m);
+      const int64_t height = std::min(kBlockRows, rows - m), left = rows - m - kBlockRows;
+      Upcoming upcoming_a;
+      if (a.row == 1) {
+        upcoming_a = left > 0 ? Upcoming(a.At(m + kBlockRows, k).Transposed(), terms, std::min(kBlockRows, left))
+                              : Upcoming(a.At(0, k + kDepth).Transposed(), next_terms, std::min(kBlockRows, rows));
+      }
       PackRows(a.At(m, k), height, terms, packed_a.data());
       MultiplyBlock(packed_a.data(), 0, true, packed_b.data(), terms * kTileColumns, c + m * ldc, ldc, height, columns,
-                    terms, add || k > 0, follows && m + kBlockRows >= rows ? b.At(k + kDepth, 0) : kNothing);
+                    terms, add || k > 0, {&upcoming_a, &upcoming_b});
     }
   }
 }

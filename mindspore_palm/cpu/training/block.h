@@ -75,8 +75,7 @@ class Block {
     packing.Add(RowMajor(w_.kv, s_.kv()), D, s_.kv(), to_.kv.data());
     packing.Add(RowMajor(w_.o_wo, D), J, D, to_.o_wo.data());
     packing.Run(pool_);
-    const int64_t rows = TaskRows(s_.tokens, pool_.threads());
-    ForRanges(pool_, s_.tokens, rows, [&](int64_t first, int64_t end) {
+    ForRows(pool_, s_.tokens, [&](int64_t first, int64_t end) {
       for (int64_t t = first; t < end; ++t) {
         a_.inverse[t] = RmsNorm(x + t * D, w_.scale, a_.y + t * D, D, w_.epsilon, w_.scale_offset);
       }
@@ -107,7 +106,7 @@ class Block {
                     position, std::min<int64_t>(kTileRows, length - position), s_.attention, scratch);
       }
     });
-    ForRanges(pool_, s_.tokens, rows, [&](int64_t first, int64_t end) {
+    ForRows(pool_, s_.tokens, [&](int64_t first, int64_t end) {
       std::copy_n(x + first * D, (end - first) * D, out + first * D);
       MultiplyPacked(RowMajor(a_.joined + first * J, J), to_.o_wo.data(), out + first * D, D, end - first, D, J, true);
     });
@@ -129,9 +128,8 @@ class Block {
     packing.Add(RowMajor(w_.o_wo, D).Transposed(), D, J, to_.o_wo.data());
     packing.Run(pool_);
     PackKv();
-    const int64_t rows = TaskRows(T, pool_.threads());
     float *d_joined = to_.d_joined.data(), *d_q_wi = to_.d_q_wi.data(), *d_kv = to_.d_kv.data();
-    ForRanges(pool_, T, rows, [&](int64_t first, int64_t end) {
+    ForRows(pool_, T, [&](int64_t first, int64_t end) {
       MultiplyPacked(RowMajor(d_out + first * D, D), to_.o_wo.data(), d_joined + first * J, J, end - first, J, D,
                      false);
       for (int64_t t = first; t < end; ++t) {
@@ -161,7 +159,7 @@ class Block {
       AttendGradient(head, Kv(task / s_.heads), s_.attention, Scratch(AttentionGradientScratch(s_.attention)));
     });
     to_.d_scale.Resize(T, D);
-    ForRanges(pool_, T, RoundUp(rows, RowSums::kRows), [&](int64_t first, int64_t end) {
+    ForRows(pool_, T, [&](int64_t first, int64_t end) {
       for (int64_t t = first; t < end; ++t) {
         const int64_t b = t / s_.attention.length, position = t % s_.attention.length, table = position * K / 2;
         for (int64_t h = 0; h < s_.heads; ++h) RotateGradient(Q(d_q_wi, t, h), w_.cos_q + table, w_.sin_q + table, K);

@@ -12,9 +12,17 @@
 
 namespace {
 
-// Rows of a task, of `rows` rows in all: enough tasks for the threads, whole strips, and at most kBlockRows.
-int64_t TaskRows(int64_t rows, int threads) {
-  return std::clamp<int64_t>(RoundUp(rows / (4 * threads), kTileRows), 2 * kTileRows, kBlockRows);
+// Calls work(first, end) for ranges of rows, each as a task. Ranges are whole strips, at most kBlockRows, and become
+// shorter towards the end: threads are done at about the same time, though some may be slower.
+template <typename Work>
+void ForRows(ThreadPool& pool, int64_t rows, const Work& work) {
+  std::vector<int64_t> starts;
+  for (int64_t row = 0; row < rows;) {
+    starts.push_back(row);
+    row += std::clamp<int64_t>(RoundUp((rows - row) / (2 * pool.threads()), kTileRows), 2 * kTileRows, kBlockRows);
+  }
+  starts.push_back(rows);
+  pool.Run(static_cast<int64_t>(starts.size()) - 1, [&](int64_t task) { work(starts[task], starts[task + 1]); });
 }
 
 // A list of panels of several matrices to be packed, each task some of them.
@@ -56,22 +64,20 @@ float* Scratch(int64_t size) {
   return buffer.data();
 }
 
-// Sums over rows that several tasks add to: of kRows rows one after another, then of these sums in order. So the bits
-// do not depend on the tasks, each of which takes a multiple of kRows rows.
+// Sums over rows that several tasks add to: of kTileRows rows one after another, then of these sums in order. So the
+// bits do not depend on the tasks of ForRows.
 class RowSums {
  public:
-  static constexpr int64_t kRows = 4 * kTileRows;
-
   void Resize(int64_t rows, int64_t width) {
-    ranges_ = (rows + kRows - 1) / kRows;
+    ranges_ = (rows + kTileRows - 1) / kTileRows;
     width_ = width;
     sums_.Resize(ranges_ * width);
   }
 
   // Where row t is added, cleared at the first row of its range.
   float* Row(int64_t t) {
-    float* sums = sums_.data() + t / kRows * width_;
-    if (t % kRows == 0) std::fill_n(sums, width_, 0.0f);
+    float* sums = sums_.data() + t / kTileRows * width_;
+    if (t % kTileRows == 0) std::fill_n(sums, width_, 0.0f);
     return sums;
   }
 

@@ -38,13 +38,12 @@ class Unembed {
         table_(table),
         targets_(targets),
         a_(activations),
-        pool_(ThreadPool::Get()),
-        rows_(TaskRows(sizes.tokens, pool_.threads())) {}
+        pool_(ThreadPool::Get()) {}
 
   // x [T, D] to cross_entropy and log_z [T]; writes the activations.
   void Forward(const float* x, float* cross_entropy, float* log_z) {
     const int64_t D = s_.d_model, V = s_.padded;
-    ForRanges(pool_, s_.tokens, rows_, [&](int64_t first, int64_t end) {
+    ForRows(pool_, s_.tokens, [&](int64_t first, int64_t end) {
       for (int64_t t = first; t < end; ++t) {
         float* y = a_.y + t * D;
         a_.inverse_norm[t] = RmsNorm(Centred(x, t), scale_, y, D, s_.epsilon, s_.scale_offset);
@@ -53,7 +52,7 @@ class Unembed {
     });
     Parts([&](int64_t v, int64_t width) {
       const float* packed = Pack(RowMajor(table_ + v * D, D).Transposed(), D, width);
-      ForRanges(pool_, s_.tokens, rows_, [&](int64_t first, int64_t end) {
+      ForRows(pool_, s_.tokens, [&](int64_t first, int64_t end) {
         MultiplyPacked(RowMajor(a_.y + first * D, D), packed, a_.powers + first * V + v, V, end - first, width, D,
                        false);
         if (v + width < V) return;
@@ -82,7 +81,7 @@ class Unembed {
       float *d_logits = to.d_logits.data(), *d_y = to.d_y.data();
       const float* packed = Pack(RowMajor(table_ + v * D, D), width, D);
       const int64_t row = width + kGap;
-      ForRanges(pool_, T, rows_, [&](int64_t first, int64_t end) {
+      ForRows(pool_, T, [&](int64_t first, int64_t end) {
         for (int64_t t = first; t < end; ++t) {
           LossGradient(a_.powers + t * s_.padded, targets_[t], a_.inverse_sum[t], d_cross_entropy[t], d_log_z[t], v,
                        v + width, d_logits + t * row);
@@ -90,13 +89,13 @@ class Unembed {
         MultiplyPacked(RowMajor(d_logits + first * row, row), packed, d_y + first * D, D, end - first, D, width,
                        v > 0);
       });
-      ForRanges(pool_, width, TaskRows(width, pool_.threads()), [&](int64_t first, int64_t end) {
+      ForRows(pool_, width, [&](int64_t first, int64_t end) {
         MultiplyPacked(RowMajor(d_logits + first, row).Transposed(), to.y.data(), d_table + (v + first) * D, D,
                        end - first, D, T, false);
       });
     });
     to.d_scale.Resize(T, D);
-    ForRanges(pool_, T, RoundUp(rows_, RowSums::kRows), [&](int64_t first, int64_t end) {
+    ForRows(pool_, T, [&](int64_t first, int64_t end) {
       for (int64_t t = first; t < end; ++t) {
         float *d_y = to.d_y.data() + t * D, *dx = d_x + t * D;
         for (int64_t d = 0; d < D; ++d) d_y[d] *= s_.logit_scale;
@@ -156,7 +155,6 @@ class Unembed {
   const int32_t* targets_;
   const UnembedActivations a_;
   ThreadPool& pool_;
-  const int64_t rows_;
 };
 
 }  // namespace
