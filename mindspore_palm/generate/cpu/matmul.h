@@ -145,7 +145,7 @@ int64_t FirstRow(int64_t D, int64_t part, int64_t parts) {
 // A partial sum of x [M, D] w over the rows of share `part`: y [M, N].
 void MatmulPartial(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t part,
                    int64_t parts) {
-  constexpr int64_t kRows = 16, kElements = 32768;  // of y at a time: they fit the second cache
+  constexpr int64_t kRows = 2 * kLanes, kElements = 32768;  // of y at a time: they fit the second cache
   const int64_t first = FirstRow(D, part, parts), end = FirstRow(D, part + 1, parts);
   std::fill(y, y + M * N, 0.0f);
   if (M == 1) {
@@ -164,7 +164,7 @@ void MatmulPartial(const float *x, const float *w, float *y, int64_t M, int64_t 
 }
 
 constexpr int64_t kBlockDepth = 256, kBlockWidth = 64;  // of w: 64 KB, so that the second cache holds two
-constexpr int64_t kManyRows = 24;  // of x: fewer use an element of w so seldom that copying it takes longer
+constexpr int64_t kManyRows = kLanes == 16 ? 48 : 24;  // of x: fewer use an element of w too seldom to copy it
 
 // Copies x [M, D] tile by tile, each as [D, its rows]: the order in which PackedTile reads it.
 void PackTiles(ThreadPool &pool, const float *x, int64_t M, int64_t D, float *to) {
@@ -260,17 +260,23 @@ void MatmulColumns(const float *x, const float *w, float *y, int64_t M, int64_t 
 // Floats of scratch of MatmulColumns.
 int64_t ColumnsScratch(int64_t M) { return (kBlockDepth + M) * kBlockWidth; }
 
-// y [kM, 4 of N] = x [kM, D] w^T with w [4, D]. kM is at most 3: with 12 sums, 3 of x and one of w fill 16 registers.
-template <int kM>
-__attribute__((noinline)) void TransposedTile(const float *x, const float *w, float *y, int64_t D, int64_t N) {
-  Vector sums[kM][4] = {};
+constexpr int kMostTransposed = kLanes == 16 ? 8 : 4;  // rows of w in a tile: with 3 of x, their sums fit the registers
+
+// y [kM, kRows of N] = x [kM, D] w^T with w [kRows, D]; kM is at most 3. Meanwhile kAhead rows come into the second
+// cache from `next` on.
+template <int kM, int kRows, int kAhead>
+__attribute__((noinline)) void TransposedTile(const float *x, const float *w, float *y, int64_t D, int64_t N,
+                                              const float *next) {
+  Vector sums[kM][kRows] = {};
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kAhead; ++r) __builtin_prefetch(next + r * D + d, 0, kSecond);
     Vector factors[kM];
 #pragma GCC unroll 3
     for (int m = 0; m < kM; ++m) factors[m] = Load(x + m * D + d);
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
       for (int m = 0; m < kM; ++m) AddProduct(sums[m][r], Load(w + r * D + d), factors[m]);
     }
@@ -278,29 +284,52 @@ __attribute__((noinline)) void TransposedTile(const float *x, const float *w, fl
   SumFour(sums[0][0], sums[0][1], sums[0][2], sums[0][3], y);
   if constexpr (kM > 1) SumFour(sums[1][0], sums[1][1], sums[1][2], sums[1][3], y + N);
   if constexpr (kM > 2) SumFour(sums[2][0], sums[2][1], sums[2][2], sums[2][3], y + 2 * N);
+  if constexpr (kRows > 4) {
+    SumFour(sums[0][4], sums[0][5], sums[0][6], sums[0][7], y + 4);
+    if constexpr (kM > 1) SumFour(sums[1][4], sums[1][5], sums[1][6], sums[1][7], y + N + 4);
+    if constexpr (kM > 2) SumFour(sums[2][4], sums[2][5], sums[2][6], sums[2][7], y + 2 * N + 4);
+  }
   if (d == D) return;
   for (int m = 0; m < kM; ++m) {
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       for (int64_t i = d; i < D; ++i) y[m * N + r] = MulAdd(x[m * D + i], w[r * D + i], y[m * N + r]);
     }
   }
 }
 
-// Columns first .. end of y [M, N] = x [M, D] w^T with w [N, D]. While tiles use four rows of w, the next four come
-// into the cache; for a few rows of x, the processor fetches them itself.
-void MatmulTransposed(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
-                      int64_t end) {
-  constexpr int64_t kFewRows = 6;
+// Columns `first` to `end` of y [M, N] = x [M, D] w^T with w [N, D], kRows at a time, as far as they go; returns the
+// first column that is left. The first tiles fetch the rows of w that come next, each some of them.
+template <int kRows>
+int64_t TransposedTiles(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
+                        int64_t end) {
+  const int64_t tiles = Tiles<3>(M), ahead = M == 1 ? 0 : tiles == 1 ? kRows : tiles < 4 ? kRows / 2 : kRows / 4;
   int64_t n = first;
-  for (; n + 4 <= end; n += 4) {
-    const int64_t lines = M < kFewRows || n + 8 > end ? 0 : 4 * D / kLine;
-    const float *next = w + (n + 4) * D;
-    ForTiles<3>(M, [&](auto height, int64_t m, int64_t tile, int64_t tiles) {
-      const int64_t last = (tile + 1) * lines / tiles;
-      for (int64_t line = tile * lines / tiles; line < last; ++line) __builtin_prefetch(next + line * kLine);
-      TransposedTile<height()>(x + m * D, w + n * D, y + m * N + n, D, N);
+  for (; n + kRows <= end; n += kRows) {
+    const int64_t fetched = n + 2 * kRows <= end ? kRows : 0;
+    ForTiles<3>(M, [&](auto height, int64_t m, int64_t tile, int64_t) {
+      const auto compute = [&](auto rows) {
+        TransposedTile<height(), kRows, rows()>(x + m * D, w + n * D, y + m * N + n, D, N,
+                                                w + (n + kRows + tile * ahead) * D);
+      };
+      if (ahead == 0 || tile * ahead >= fetched) {
+        compute(std::integral_constant<int, 0>());
+      } else if (ahead == kRows) {
+        compute(std::integral_constant<int, kRows>());
+      } else if (ahead == kRows / 2) {
+        compute(std::integral_constant<int, kRows / 2>());
+      } else {
+        compute(std::integral_constant<int, kRows / 4>());
+      }
     });
   }
+  return n;
+}
+
+// Columns first .. end of y [M, N] = x [M, D] w^T with w [N, D].
+void MatmulTransposed(const float *x, const float *w, float *y, int64_t M, int64_t D, int64_t N, int64_t first,
+                      int64_t end) {
+  int64_t n = TransposedTiles<kMostTransposed>(x, w, y, M, D, N, first, end);
+  if (kMostTransposed > 4) n = TransposedTiles<4>(x, w, y, M, D, N, n, end);
   for (; n < end; ++n) {
     for (int64_t m = 0; m < M; ++m) y[m * N + n] = Dot(x + m * D, w + n * D, D);
   }
