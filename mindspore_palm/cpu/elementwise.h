@@ -2,7 +2,6 @@
 #ifndef MINDSPORE_PALM_CPU_ELEMENTWISE_H_
 #define MINDSPORE_PALM_CPU_ELEMENTWISE_H_
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -14,19 +13,23 @@ struct Powers {
   float sum, largest;
 };
 
-// The first `count` of x [end] become e^(x - largest), and the others zeros; `end` is at least Padded(count).
+// The first `count` of x [end] become e^(x - largest), and the others zeros. `end` is a multiple of kLanes.
 Powers TakePowers(float* x, int64_t count, int64_t end) {
-  const int64_t padded = Padded(count);
-  std::fill(x + count, x + padded, -INFINITY);
-  const float largest = Largest(x, count);
+  const int64_t last = (count - 1) / kLanes * kLanes, in_last = count - last;  // of the vector with the last one
+  const Vector cut = FirstLanes(Load(x + last), in_last, Broadcast(-INFINITY));
+  Vector most = cut;
+  for (int64_t c = 0; c < last; c += kLanes) most = Larger(Load(x + c), most);
+  const float largest = Largest(most);
   Vector sums = {};
-  for (int64_t c = 0; c < padded; c += kLanes) {
+  for (int64_t c = 0; c < last; c += kLanes) {
     const Vector power = Exp(Load(x + c) - largest);
     Store(x + c, power);
     sums += power;
   }
-  std::fill(x + count, x + end, 0.0f);  // Exp never returns zero
-  return {Sum(sums), largest};
+  const Vector power = FirstLanes(Exp(cut - largest), in_last, Vector{});  // Exp never returns zero
+  Store(x + last, power);
+  for (int64_t c = last + kLanes; c < end; c += kLanes) Store(x + c, Vector{});
+  return {Sum(sums + power), largest};
 }
 
 // Rotates x [K] in place: element i of the first half is paired with element i of the second.

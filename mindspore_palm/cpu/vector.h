@@ -30,6 +30,12 @@ typedef int32_t IntVector __attribute__((vector_size(kLanes * sizeof(float)), ma
 
 inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
+// The first `count` lanes of v, and those of `rest` after them.
+inline Vector FirstLanes(Vector v, int64_t count, Vector rest) {
+  IntVector lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < static_cast<int32_t>(count) ? v : rest;
+}
 // x in all lanes. x - 0 compiles to a bare broadcast; x + 0 would stay an addition, because -0 + 0 is 0.
 inline Vector Broadcast(float x) { return x - Vector{}; }
 
@@ -110,19 +116,24 @@ float Dot(const float* a, const float* b, int64_t count) {
   return sum;
 }
 
+// The larger lane of a and b each; b where one is NaN.
+inline Vector Larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// The largest lane.
+inline float Largest(Vector v) {
+  IntVector lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+#pragma GCC unroll 4
+  for (int width = kLanes / 2; width > 0; width /= 2) v = Larger(v, __builtin_shuffle(v, (lane + width) % kLanes));
+  return v[0];
+}
+
 // The largest of x [count].
 float Largest(const float* x, int64_t count) {
   if (count < kLanes) return *std::max_element(x, x + count);
   Vector most = Load(x);
-  for (int64_t i = kLanes; i + kLanes <= count; i += kLanes) {
-    const Vector next = Load(x + i);
-    most = next > most ? next : most;
-  }
-  const Vector last = Load(x + count - kLanes);
-  most = last > most ? last : most;
-  float largest = most[0];
-  for (int i = 1; i < kLanes; ++i) largest = std::max(largest, most[i]);
-  return largest;
+  for (int64_t i = kLanes; i + kLanes <= count; i += kLanes) most = Larger(Load(x + i), most);
+  return Largest(Larger(Load(x + count - kLanes), most));
 }
 
 // The size of a row that is padded to whole vectors.

@@ -1,4 +1,4 @@
-"""PaLM's block, and its logits with their loss, on one CPU (MS-69): C++ functions, whose gradients are others.
+"""PaLM's block, its table, and its logits with their loss, on one CPU (MS-69): C++ functions, also of gradients.
 
 MindSpore calls them as ops. Without g++, for the block's ablations, in dtypes other than float32, on meshes, and on GPU
 and Ascend, the Cells that these are made from compute the same.
@@ -16,6 +16,7 @@ from mindspore_palm.model.attention import Positions
 from mindspore_palm.model.block import Block
 from mindspore_palm.model.rope import rotation
 from mindspore_palm.parallel import fused
+from mindspore_palm.parallel.cells import Lookup
 from mindspore_palm.parallel.fused import custom
 
 SUPPORTED = ("norm_epsilon", "norm_scale", "final_norm_scale", "scaled_logits", "xpos_base")
@@ -99,6 +100,27 @@ def _forward(x: Shape, scale: Shape, q_wi: Shape, kv: Shape, o_wo: Shape, cos_q:
 
 def _backward(x: Shape, scale: Shape, q_wi: Shape, kv: Shape, o_wo: Shape, *_: Shape) -> tuple[Shape, ...]:
     return (x, scale, q_wi, kv, o_wo)
+
+
+class FusedLookup(nn.Cell):
+    """``TableLookup``, of which a C++ function adds both gradients of the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookup, self.backward = Lookup(), custom("EmbedBackward", _of_table, 1)
+        self.zeros_like = ops.ZerosLike()
+
+    def construct(self, table_VD: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lookup(table_VD, ids_T), table_VD
+
+    def bprop(
+        self, table_VD: Tensor, ids_T: Tensor, out: tuple[Tensor, ...], d_out: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        return self.backward(d_out[0], ids_T, d_out[1]), self.zeros_like(ids_T)
+
+
+def _of_table(rows: Shape, ids: Shape, table: Shape) -> Shape:
+    return table
 
 
 class FusedUnembedLoss(nn.Cell):

@@ -7,12 +7,14 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore_palm.config import PaLMConfig
 from mindspore_palm.model.dropout import Dropout, SplitMask
 from mindspore_palm.model.factory import make_block
+from mindspore_palm.model.fused import FusedLookup
 from mindspore_palm.model.initial import initial_parameter
 from mindspore_palm.model.norm import make_norm
 from mindspore_palm.model.position import LearnedPositions
 from mindspore_palm.model.precision import ToCompute
 from mindspore_palm.model.residual import Residual
 from mindspore_palm.model.weights import POSITIONS, weights
+from mindspore_palm.parallel import fused
 from mindspore_palm.parallel.axes import current_layout, shard
 from mindspore_palm.parallel.cells import make_lookup
 from mindspore_palm.parallel.context import use_graphs
@@ -82,7 +84,7 @@ class Embed(nn.Cell):
 
     def __init__(self, config: PaLMConfig, embedding: Parameter, positions: Parameter | None = None) -> None:
         super().__init__(auto_prefix=False)
-        self.table, self.lookup = embedding, make_lookup()
+        self.table, self.lookup = embedding, FusedLookup() if fused.usable() else TableLookup()
         self.add_positions = None if positions is None else LearnedPositions(positions)
         self.to_compute, self.dropout = ToCompute(("tokens", "embed")), Dropout()
         self.residual, self.reshape = Residual(config.d_model), ops.Reshape()
@@ -90,10 +92,21 @@ class Embed(nn.Cell):
     def construct(
         self, token_ids: Tensor, dropout_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        x_TD = self.lookup(self.table, self.reshape(token_ids, (-1,)))
+        x_TD, table_VD = self.lookup(self.table, self.reshape(token_ids, (-1,)))
         if self.add_positions is not None:
             x_TD = self.add_positions(x_TD, token_ids.shape[0], position_ids)
-        return self.residual.write(self.dropout(self.to_compute(x_TD), dropout_mask)), self.table
+        return self.residual.write(self.dropout(self.to_compute(x_TD), dropout_mask)), table_VD
+
+
+class TableLookup(nn.Cell):
+    """Rows of a table, and the table: [V, D] and int32 [T] to [T, D] and [V, D]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookup = make_lookup()
+
+    def construct(self, table_VD: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lookup(table_VD, ids_T), table_VD
 
 
 class Unembed(nn.Cell):

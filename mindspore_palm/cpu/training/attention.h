@@ -48,18 +48,16 @@ void AttendStrip(const float* q, int64_t q_width, const PackedKv& kv, float* out
   float *strip = scratch, *sums = strip + kTileRows * s.head_dim, *scores = sums + kTileRows * s.columns();
   PackRows(RowMajor(q, q_width), rows, s.head_dim, strip);
   const int64_t end = first + rows, written = Scores(strip, kv.keys_by_column, end, s, scores);
-  float factors[kTileRows];
-  for (int64_t r = 0; r < rows; ++r) {
-    const Powers powers = TakePowers(scores + r * s.context(), first + r + 1, written);
-    factors[r] = 1.0f / powers.sum;
-    log_z[r * log_z_width] = std::log(powers.sum) + powers.largest;
-  }
+  Powers powers[kTileRows];
+  for (int64_t r = 0; r < rows; ++r) powers[r] = TakePowers(scores + r * s.context(), first + r + 1, written);
+  for (int64_t r = 0; r < rows; ++r) log_z[r * log_z_width] = std::log(powers[r].sum) + powers[r].largest;
   for (int64_t column = 0; column < s.columns(); column += kTileColumns) {
     const float* panel = kv.values + column * s.length;
     TileByRows(end, scores, s.context(), panel, sums + column, s.columns(), false, panel);
   }
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < s.head_dim; ++k) out[r * width + k] = sums[r * s.columns() + k] * factors[r];
+    const float factor = 1.0f / powers[r].sum;
+    for (int64_t k = 0; k < s.head_dim; ++k) out[r * width + k] = sums[r * s.columns() + k] * factor;
   }
 }
 
@@ -98,13 +96,16 @@ void AttendGradient(const HeadGradient& head, const PackedKv& kv, const Attentio
         const float log_z = head.log_z[row * head.log_z_width];
         const float mean = Dot(head.out + row * head.width, head.d_out + row * head.width, K);
         float *weight = p + r * context, *d_score = ds + r * context;
-        for (int64_t c = 0; c < RoundUp(seen, kLanes); c += kLanes) {
-          const Vector power = Exp(Load(weight + c) - log_z);
+        int64_t c = 0;
+        for (; c < seen; c += kLanes) {
+          const Vector power = FirstLanes(Exp(Load(weight + c) - log_z), seen - c, Vector{});
           Store(weight + c, power);
-          Store(d_score + c, power * (Load(d_score + c) - mean));
+          Store(d_score + c, FirstLanes(power * (Load(d_score + c) - mean), seen - c, Vector{}));
         }
-        std::fill(weight + seen, weight + used, 0.0f);
-        std::fill(d_score + seen, d_score + used, 0.0f);
+        for (; c < used; c += kLanes) {
+          Store(weight + c, Vector{});
+          Store(d_score + c, Vector{});
+        }
       }
       for (int64_t column = 0; column < columns; column += kTileColumns) {
         const float* panel = kv.keys + column * s.length;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "block.h"
+#include "embed.h"
 #include "unembed.h"
 #include "update.h"
 
@@ -111,6 +112,15 @@ extern "C" int UnembedBackward(int, void** params, int*, int64_t** shapes, const
   return Guarded([&] {
     UnembedOf(params, shapes, 1, 0, params + kUnembedInputs)
         .Backward(static_cast<const float*>(params[1]), floats(0), floats(1), floats(2), floats(3), floats(4));
+  });
+}
+
+// Inputs: the gradient of the rows of the table [T, D], tokens int32 [T], and the gradient of the table from the logits
+// [V, D]. Output: the table's gradient [V, D].
+extern "C" int EmbedBackward(int, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+  const auto floats = [&](int i) { return static_cast<float*>(params[i]); };
+  return Guarded([&] {
+    AddRows(floats(0), static_cast<int32_t*>(params[1]), floats(2), floats(3), shapes[0][0], shapes[0][1], shapes[2][0]);
   });
 }
 
