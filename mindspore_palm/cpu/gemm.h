@@ -18,6 +18,7 @@
 namespace {
 
 constexpr int kTileRows = kLanes == 16 ? 12 : 6;  // with two vectors a row, as many sums as registers allow
+constexpr int kFewRows = kTileRows / 3;           // of the last strip of a matrix, for which a smaller tile does
 constexpr int kTileColumns = 2 * kLanes;
 constexpr int64_t kDepth = 256;     // terms of a sum that are packed at a time: a panel of b fits the first cache
 constexpr int64_t kBlockRows = 96;  // rows of a that are packed at a time: they fit the second cache
@@ -38,24 +39,24 @@ inline Matrix RowMajor(const float* data, int64_t width) { return {data, width, 
 
 enum Cache { kSecond = 2, kFirst = 3 };  // to prefetch into, as __builtin_prefetch numbers them
 
-// c [kTileRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
+// c [kRows, kTileColumns of ldc] = a b, or += with `add`. Element (i, k) of a is a[i * a_row + k * a_step]; row k
 // of b begins at b + k * kTileColumns. Meanwhile lines of memory, `step` floats apart, come into a cache from `next`
 // on: the tiles of half a block take a panel in.
-template <Cache kCache>
+template <Cache kCache, int kRows = kTileRows>
 inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step,
                                                 const float* b, float* c, int64_t ldc, bool add, const float* next,
                                                 int64_t step) {
-  for (int i = 0; i < kTileRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     __builtin_prefetch(c + i * ldc);
     __builtin_prefetch(c + i * ldc + kTileColumns - 1);
   }
-  Vector sums[kTileRows][2] = {};
+  Vector sums[kRows][2] = {};
   const auto add_terms = [&](int64_t count) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int64_t k = 0; k < count; ++k, a += a_step, b += kTileColumns) {
       const Vector left = Load(b), right = Load(b + kLanes);
 #pragma GCC unroll 12
-      for (int i = 0; i < kTileRows; ++i) {
+      for (int i = 0; i < kRows; ++i) {
         const Vector factor = Broadcast(a[i * a_row]);
         sums[i][0] += factor * left;
         sums[i][1] += factor * right;
@@ -68,7 +69,7 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
   }
   add_terms(depth);
 #pragma GCC unroll 12
-  for (int i = 0; i < kTileRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     float* to = c + i * ldc;
     Store(to, add ? Load(to) + sums[i][0] : sums[i][0]);
     Store(to + kLanes, add ? Load(to + kLanes) + sums[i][1] : sums[i][1]);
@@ -76,10 +77,10 @@ inline __attribute__((always_inline)) void Tile(int64_t depth, const float* a, i
 }
 
 // The three ways in which a lies: packed, by rows, and by columns.
-template <Cache kCache = kFirst>
+template <Cache kCache = kFirst, int kRows = kTileRows>
 __attribute__((noinline)) void TilePacked(int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
                                           bool add, const float* next, int64_t step) {
-  Tile<kCache>(depth, a, 1, kTileRows, b, c, ldc, add, next, step);
+  Tile<kCache, kRows>(depth, a, 1, kTileRows, b, c, ldc, add, next, step);
 }
 __attribute__((noinline)) void TileByRows(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
                                           int64_t ldc, bool add, const float* next) {
@@ -118,13 +119,7 @@ inline __attribute__((always_inline)) void Transpose(Vector* v) {
 template <int kPanel>
 inline void PackPanel(const float* from, int64_t step, int64_t line, int64_t count, int64_t first, int64_t end,
                       float* panel) {
-  if (count < kPanel) {
-    for (int64_t k = first; k < end; ++k) {
-      for (int64_t i = 0; i < kPanel; ++i) panel[k * kPanel + i] = i < count ? from[k * step + i * line] : 0;
-    }
-    return;
-  }
-  if (line == 1) {
+  if (line == 1 && count >= kPanel) {
     for (int64_t k = first; k < end; ++k) std::memcpy(panel + k * kPanel, from + k * step, kPanel * sizeof(float));
     return;
   }
@@ -132,17 +127,17 @@ inline void PackPanel(const float* from, int64_t step, int64_t line, int64_t cou
   constexpr int kLines = std::min(kPanel, kLanes), kRest = (kLanes - kLines + kPanel - 1) / kPanel;
   int64_t k = first;
   constexpr bool kSquares = kPanel % kLanes == 0 || kPanel < kLanes;
-  for (; kSquares && k + kLanes + kRest <= end; k += kLanes) {
+  for (; kSquares && line != 1 && k + kLanes + kRest <= end; k += kLanes) {
     for (int i = 0; i < kPanel; i += kLanes) {
       Vector square[kLanes] = {};
-      for (int j = 0; j < kLines; ++j) square[j] = Load(from + k + (i + j) * line);
+      for (int j = 0; j < kLines; ++j) square[j] = i + j < count ? Load(from + k + (i + j) * line) : Vector{};
       Transpose(square);
       for (int j = 0; j < kLanes; ++j) Store(panel + (k + j) * kPanel + i, square[j]);
     }
   }
   for (; k < end; ++k) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kPanel; ++i) panel[k * kPanel + i] = from[k * step + i * line];
+    for (int i = 0; i < kPanel; ++i) panel[k * kPanel + i] = i < count ? from[k * step + i * line] : 0;
   }
 }
 
@@ -206,6 +201,9 @@ void MultiplyBlock(const float* a, int64_t lda, bool packed, const float* b, int
     const float* next = panel + panel_stride + m / kTileRows * depth / strips * kTileColumns;
     int64_t step = kLine;
     if (!packed) return TileByRows(depth, a + m * lda, lda, panel, to, width, more, next);
+    if (rows - m <= kFewRows) {
+      return TilePacked<kFirst, kFewRows>(depth, a + m * depth, panel, to, width, more, next, step);
+    }
     for (Upcoming* part : upcoming) {
       if (!part->Take(depth / kTermsOfLine, &next, &step)) continue;
       return TilePacked<kSecond>(depth, a + m * depth, panel, to, width, more, next, step);
