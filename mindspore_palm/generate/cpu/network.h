@@ -61,8 +61,8 @@ float LogSumExp(const float *x, int64_t count) {
 }
 
 // What both functions are called with: first come inputs of their own, then switches [4], four rotation tables
-// [C, K/2], embedding [V, D], scale of the final norm [D]; then for each block scale [D], q_wi, kv, o_wo, and the caches
-// of keys and values; last, the outputs logits [B, rows of V without padding] and log(Z) [B].
+// [C, K/2], embedding [V, D], scale of the final norm [D]; then for each block scale [D], q_wi, kv, o_wo, and the
+// caches of keys and values; last, the outputs logits [B, rows of V without padding] and log(Z) [B].
 struct Arguments {
   Sizes sizes;
   Switches switches;
