@@ -30,12 +30,14 @@ typedef int32_t IntVector __attribute__((vector_size(kLanes * sizeof(float)), ma
 
 inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
+
 // The first `count` lanes of v, and those of `rest` after them.
 inline Vector FirstLanes(Vector v, int64_t count, Vector rest) {
   IntVector lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
   return lane < static_cast<int32_t>(count) ? v : rest;
 }
+
 // x in all lanes. x - 0 compiles to a bare broadcast; x + 0 would stay an addition, because -0 + 0 is 0.
 inline Vector Broadcast(float x) { return x - Vector{}; }
 

@@ -1,4 +1,4 @@
-"""PaLM's block, its table, and its logits with their loss, on one CPU (MS-69): C++ functions, also of gradients.
+"""PaLM's table, block, and logits with their loss, on one CPU (MS-69): C++ functions, and so are their gradients.
 
 MindSpore calls them as ops. Without g++, for the block's ablations, in dtypes other than float32, on meshes, and on GPU
 and Ascend, the Cells that these are made from compute the same.
