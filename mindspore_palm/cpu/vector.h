@@ -31,11 +31,16 @@ typedef int32_t IntVector __attribute__((vector_size(kLanes * sizeof(float)), ma
 inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
 
-// The first `count` lanes of v, and those of `rest` after them.
-inline Vector FirstLanes(Vector v, int64_t count, Vector rest) {
+// The numbers of the lanes.
+inline IntVector Lanes() {
   IntVector lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < static_cast<int32_t>(count) ? v : rest;
+  return lane;
+}
+
+// The first `count` lanes of v, and those of `rest` after them.
+inline Vector FirstLanes(Vector v, int64_t count, Vector rest) {
+  return Lanes() < static_cast<int32_t>(count) ? v : rest;
 }
 
 // x in all lanes. x - 0 compiles to a bare broadcast; x + 0 would stay an addition, because -0 + 0 is 0.
@@ -123,8 +128,7 @@ inline Vector Larger(Vector a, Vector b) { return a > b ? a : b; }
 
 // The largest lane.
 inline float Largest(Vector v) {
-  IntVector lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  const IntVector lane = Lanes();
 #pragma GCC unroll 4
   for (int width = kLanes / 2; width > 0; width /= 2) v = Larger(v, __builtin_shuffle(v, (lane + width) % kLanes));
   return v[0];
